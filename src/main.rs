@@ -1,0 +1,2 @@
+//! The command `mixd`.
+fn main() {}

@@ -1,0 +1,241 @@
+//! The words of the domain as types: splits, sizes, element types, places.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Index of a sample in the sorted index of its split.
+pub type SampleId = u32;
+
+/// Position of a class in the vocabulary, the byte-wise sorted set of training classes.
+pub type ClassId = u32;
+
+/// A text that names no value of a closed set of options.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{found}` is not a {what} (use {expected})")]
+pub struct ParseError {
+    /// What was to be named, e.g. «split».
+    pub what: &'static str,
+    /// The text that was given.
+    pub found: String,
+    /// The texts that would have done.
+    pub expected: &'static str,
+}
+
+/// Gives a fieldless enum its names: `Display`, `FromStr`, and a list for help texts.
+macro_rules! named {
+    ($type:ident, $what:literal, $expected:literal, $($variant:ident = $name:literal),+) => {
+        impl $type {
+            /// Every value, in the order of the declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The name users read and write.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+        }
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.name())
+            }
+        }
+        impl FromStr for $type {
+            type Err = ParseError;
+            fn from_str(text: &str) -> Result<Self, ParseError> {
+                Self::ALL.iter().copied().find(|value| value.name() == text).ok_or_else(|| ParseError {
+                    what: $what,
+                    found: text.to_owned(),
+                    expected: $expected,
+                })
+            }
+        }
+    };
+}
+pub(crate) use named;
+
+/// Which half of the data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// Training images.
+    Train,
+    /// Validation images.
+    Val,
+}
+named!(Split, "split", "train or val", Train = "train", Val = "val");
+
+/// Element type of a finished batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32-bit floating point.
+    F32,
+    /// IEEE half precision, rounded from f32 to nearest even.
+    F16,
+    /// bfloat16, rounded from f32 to nearest even.
+    Bf16,
+    /// Raw pixels, mixed and rounded to nearest even, not normalised.
+    U8,
+}
+named!(Dtype, "dtype", "f32, f16, bf16 or u8", F32 = "f32", F16 = "f16", Bf16 = "bf16", U8 = "u8");
+
+impl Dtype {
+    /// Bytes an element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::U8 => 1,
+        }
+    }
+}
+
+/// Order of a batch's axes in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// `[B, 3, H, W]`.
+    Nchw,
+    /// `[B, H, W, 3]`.
+    Nhwc,
+}
+named!(Layout, "layout", "nchw or nhwc", Nchw = "nchw", Nhwc = "nhwc");
+
+/// What becomes of the rows that do not fill an epoch's last batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Last {
+    /// They make a short batch.
+    Keep,
+    /// They are left out of this epoch.
+    Drop,
+}
+named!(Last, "last", "keep or drop", Keep = "keep", Drop = "drop");
+
+/// Height and width of the images of a batch, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ImageSize {
+    /// Rows of pixels, 1 to [`ImageSize::SIDE_MAX`].
+    pub height: u32,
+    /// Pixels a row, 1 to [`ImageSize::SIDE_MAX`].
+    pub width: u32,
+}
+
+impl ImageSize {
+    /// The longest side that a feed may ask for.
+    pub const SIDE_MAX: u32 = 8192;
+
+    /// A square of `side` × `side` pixels.
+    pub const fn square(side: u32) -> Self {
+        Self { height: side, width: side }
+    }
+
+    /// Pixels of one channel: H·W.
+    pub const fn pixels(self) -> usize {
+        self.height as usize * self.width as usize
+    }
+
+    /// Values of one RGB image: 3·H·W, which is also the bytes of a stored sample.
+    pub const fn values(self) -> usize {
+        3 * self.pixels()
+    }
+}
+
+impl fmt::Display for ImageSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.height, self.width)
+    }
+}
+
+impl FromStr for ImageSize {
+    type Err = ParseError;
+
+    /// Reads `128` (a square) or `96x160` (height × width).
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let parse = |part: &str| part.parse().ok().filter(|side| (1..=Self::SIDE_MAX).contains(side));
+        let sides = match text.split_once('x') {
+            Some((height, width)) => parse(height).zip(parse(width)),
+            None => parse(text).map(|side| (side, side)),
+        };
+        sides.map(|(height, width)| Self { height, width }).ok_or_else(|| ParseError {
+            what: "image size",
+            found: text.to_owned(),
+            expected: "a side such as 128, or HEIGHTxWIDTH such as 96x160, each side 1 to 8192",
+        })
+    }
+}
+
+/// A batch's place in the endless sequence of its feed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Place {
+    /// Epoch, from 0.
+    pub epoch: u64,
+    /// Batch within the epoch, from 0.
+    pub index: u64,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "epoch {}, batch {}", self.epoch, self.index)
+    }
+}
+
+/// Where tensors are computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Device {
+    /// Main memory and the processor.
+    #[default]
+    Cpu,
+    /// The CUDA device of this ordinal.
+    Cuda(u32),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = ParseError;
+
+    /// Reads `cpu`, `cuda` (ordinal 0) or `cuda:N`.
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        match text {
+            "cpu" => Some(Self::Cpu),
+            "cuda" => Some(Self::Cuda(0)),
+            other => other.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Self::Cuda),
+        }
+        .ok_or_else(|| ParseError { what: "device", found: text.to_owned(), expected: "cpu, cuda or cuda:N" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_survive_a_round_trip() {
+        for &dtype in Dtype::ALL {
+            assert_eq!(dtype.name().parse(), Ok(dtype));
+        }
+        for text in ["cpu", "cuda:0", "cuda:7"] {
+            assert_eq!(text.parse::<Device>().unwrap().to_string(), text);
+        }
+        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+        assert_eq!("96x160".parse(), Ok(ImageSize { height: 96, width: 160 }));
+    }
+
+    #[test]
+    fn nonsense_is_refused_naming_what_would_do() {
+        for text in ["0", "128x", "x128", "-1", "9000", "1x2x3"] {
+            assert!(text.parse::<ImageSize>().is_err(), "{text}");
+        }
+        let error = "f64".parse::<Dtype>().unwrap_err().to_string();
+        assert_eq!(error, "`f64` is not a dtype (use f32, f16, bf16 or u8)");
+    }
+}

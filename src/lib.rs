@@ -5,6 +5,8 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(test)]
+mod fixtures;
 pub mod types;
 pub mod batch;
 pub mod dataset;

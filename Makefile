@@ -1,0 +1,61 @@
+# mixd: `make` alone prints the targets. Variables: DATA, EPOCHS, ARGS, and
+#   LIBTORCH or LIBTORCH_USE_PYTORCH   your own libtorch 2.11.0 (absolute path): nothing is fetched then
+#   MIXD_LIBTORCH_CUDA=1               fetch libtorch with all its CUDA libraries (several GB)
+
+DATA   ?= sample-data
+# The sample is small: three epochs of it take less than one of the full set, which is the seed's main job.
+EPOCHS ?= $(if $(filter sample-data,$(DATA)),3,1)
+MIXD   := $(or $(CARGO_TARGET_DIR),target)/release/mixd
+CARGO_TEST   := cargo test --release --locked
+CARGO_CLIPPY := cargo clippy --release --locked --all-targets
+CARGO_DOC    := RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps
+
+ifeq ($(LIBTORCH)$(LIBTORCH_USE_PYTORCH),)
+fetch := yes
+unexport LIBTORCH_USE_PYTORCH
+export LIBTORCH := $(CURDIR)/.libtorch/$(if $(filter 1,$(MIXD_LIBTORCH_CUDA)),cuda,cpu)
+export MIXD_LIBTORCH_CUDA
+endif
+
+.PHONY: help build demo test lint bench libtorch clean-libtorch tools
+.NOTPARALLEL:
+
+help: ## Print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+build: libtorch ## Build target/release/mixd with feature torch
+	cargo build --release --locked --features torch
+
+demo: build ## Train on DATA (a folder or archive; default sample-data) for EPOCHS with ARGS, and draw a batch
+	$(MIXD) train --data "$(DATA)" --epochs $(EPOCHS) $(ARGS)
+	@mkdir -p .demo
+	$(MIXD) preview --data "$(DATA)" --out .demo/preview.png
+	@echo "A mixed batch of it: $(CURDIR)/.demo/preview.png"
+
+# Everything is built with --release, so that one compilation of the dependencies, and of libtorch's bindings
+# above all, serves build, lint and test. --all-targets runs each benchmark once.
+test: libtorch ## Run every test and each benchmark once, without libtorch and with it
+	$(CARGO_TEST) --all-targets
+	$(CARGO_TEST) --doc
+	$(CARGO_TEST) --all-targets --features torch
+	$(CARGO_TEST) --doc --features torch
+
+lint: libtorch ## Check the format, clippy and rustdoc, without libtorch and with it
+	cargo fmt --all --check
+	$(CARGO_CLIPPY) -- -D warnings
+	$(CARGO_CLIPPY) --features torch -- -D warnings
+	$(CARGO_DOC)
+	$(CARGO_DOC) --features torch
+
+bench: build ## Run the benchmarks, then measure the daemon on DATA
+	cargo bench --locked --features torch --benches
+	$(MIXD) bench --data "$(DATA)" $(ARGS)
+
+libtorch: tools ## Fetch libtorch into .libtorch, once
+	$(if $(fetch),@scripts/libtorch.sh)
+
+clean-libtorch: ## Delete .libtorch
+	rm -rf .libtorch
+
+tools:
+	@scripts/tools.sh cargo c++ $(if $(fetch),$(if $(wildcard $(LIBTORCH)/build-version),,python3 pip))

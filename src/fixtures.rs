@@ -12,3 +12,16 @@ pub fn reference() -> Option<PathBuf> {
     eprintln!("left out: no reference fixtures at {} (set MIXD_REFERENCE)", path.display());
     None
 }
+
+/// The folder of the full Imagenette (`train/` and `val/` in it): `$MIXD_IMAGENETTE`, a folder or an archive; says so where
+/// the variable is not set.
+pub fn imagenette() -> Option<PathBuf> {
+    let Some(path) = std::env::var_os("MIXD_IMAGENETTE") else {
+        eprintln!("left out: no full Imagenette (set MIXD_IMAGENETTE to its folder or archive)");
+        return None;
+    };
+    let dataset =
+        crate::dataset::Dataset::open(Path::new(&path), None, &mut |_| {}).expect("MIXD_IMAGENETTE is usable");
+    let first = dataset.path_of(crate::types::Split::Train, 0);
+    Some(first.ancestors().nth(3).expect("root/train/class/file").to_owned())
+}

@@ -3,15 +3,30 @@
 //!
 //! Reading order is the order below: words first, then what is computed, then who computes it, then who asks for it.
 
-#![cfg_attr(docsrs, feature(doc_cfg))]
-
-#[cfg(test)]
-mod fixtures;
-pub mod types;
+// The words.
 pub mod batch;
+pub mod config;
+pub mod types;
+// What is computed.
 pub mod dataset;
 pub mod image;
 pub mod mix;
+pub mod rng;
+pub mod sampler;
+// Who computes it.
+pub mod pipeline;
+pub mod ring;
+pub mod stats;
+pub mod store;
+pub mod sync;
+pub mod usage;
+// Who asks for it.
+pub mod cli;
+pub mod client;
+pub mod control;
 #[cfg(feature = "torch")]
 pub mod train;
 pub mod view;
+
+#[cfg(test)]
+mod fixtures;

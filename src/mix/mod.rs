@@ -11,11 +11,12 @@ mod naive;
 #[cfg(feature = "torch")]
 mod torch;
 
-use crate::types::{Device, Dtype, ImageSize, Layout, named};
+use crate::types::{Device, Dtype, ImageSize, Layout, ParseError, named};
 use std::fmt;
 use std::str::FromStr;
 
-use crate::types::ParseError;
+#[cfg(feature = "torch")]
+pub use torch::torch_device;
 
 /// Which implementation mixes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -105,7 +106,12 @@ pub trait Mixer: Send {
 ///
 /// # Errors
 /// When the build or the machine lacks what `kind` and `device` need; never a silent fall-back.
-pub fn mixer(kind: MixerKind, device: Device, format: Format, batch_size_max: usize) -> Result<Box<dyn Mixer>, MixError> {
+pub fn mixer(
+    kind: MixerKind,
+    device: Device,
+    format: Format,
+    batch_size_max: usize,
+) -> Result<Box<dyn Mixer>, MixError> {
     match kind {
         MixerKind::Cpu if device == Device::Cpu => Ok(Box::new(cpu::CpuMixer::new(format))),
         MixerKind::Cpu => Err(MixError::WrongDevice(device)),
@@ -115,6 +121,185 @@ pub fn mixer(kind: MixerKind, device: Device, format: Format, batch_size_max: us
         MixerKind::Torch => {
             let _ = batch_size_max;
             Err(MixError::NoTorch)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use safetensors::SafeTensors;
+    use sha2::{Digest, Sha256};
+
+    /// A batch to mix.
+    #[derive(Debug, Clone)]
+    pub struct Case {
+        pub format: Format,
+        /// Own samples, then samples from elsewhere.
+        pub samples: Vec<Vec<u8>>,
+        /// For each row λ, and its partner: a row, or -1 for a sample from elsewhere.
+        pub plan: Vec<(f32, i32)>,
+    }
+
+    impl Case {
+        pub fn rows(&self) -> Vec<Row<'_>> {
+            let len = self.plan.len();
+            let row = |(at, &(lambda, partner_row)): (usize, &(f32, i32))| {
+                let partner = usize::try_from(partner_row).unwrap_or(len + at);
+                Row { own: &self.samples[at], partner: &self.samples[partner], lambda, partner_row }
+            };
+            self.plan.iter().enumerate().map(row).collect()
+        }
+
+        pub fn out(&self) -> Aligned {
+            Aligned::new(self.plan.len() * self.format.image_bytes())
+        }
+    }
+
+    /// Bytes at an address that fits every element type.
+    pub struct Aligned(Vec<u64>, usize);
+
+    impl Aligned {
+        fn new(len: usize) -> Self {
+            Self(vec![0xAAAA_AAAA_AAAA_AAAA; len.div_ceil(8)], len)
+        }
+    }
+
+    impl std::ops::Deref for Aligned {
+        type Target = [u8];
+        fn deref(&self) -> &[u8] {
+            &bytemuck::cast_slice(&self.0)[..self.1]
+        }
+    }
+
+    impl std::ops::DerefMut for Aligned {
+        fn deref_mut(&mut self) -> &mut [u8] {
+            &mut bytemuck::cast_slice_mut(&mut self.0)[..self.1]
+        }
+    }
+
+    /// Random batches of every type, order and pairing.
+    pub fn case() -> impl Strategy<Value = Case> {
+        let kinds = (prop::sample::select(Dtype::ALL), prop::sample::select(Layout::ALL), any::<bool>());
+        let sizes = (1_u32..40, 1_u32..40, 1_usize..9);
+        // About the values that SPEC §8's tolerances were measured with.
+        let (mean, std) = (prop::array::uniform3(0.4_f32..0.5), prop::array::uniform3(0.28_f32..0.4));
+        (kinds, sizes, mean, std, any::<u64>()).prop_map(
+            |((dtype, layout, elsewhere), (height, width, len), mean, std, seed)| {
+                let format = Format { image_size: ImageSize { height, width }, dtype, layout, mean, std };
+                let mut state = seed | 1;
+                let mut random = move || {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    (state >> 33) as u32
+                };
+                let samples = (0..2 * len).map(|_| (0..format.image_size.values()).map(|_| random() as u8).collect());
+                let samples = samples.collect();
+                let mut plan: Vec<(f32, i32)> = Vec::new();
+                for _ in 0..len {
+                    let lambda = match random() % 5 {
+                        0 => 1.0,
+                        1 => 0.5,
+                        2 => 0.0,
+                        _ => random() as f32 / (1_u64 << 31) as f32,
+                    };
+                    plan.push((lambda.min(1.0), if elsewhere { -1 } else { (random() % len as u32) as i32 }));
+                }
+                Case { format, samples, plan }
+            },
+        )
+    }
+
+    /// Every implementation that this build has.
+    fn mixers(format: Format, batch_size: usize) -> Vec<Box<dyn Mixer>> {
+        let kinds = MixerKind::ALL.iter().filter(|&&kind| kind == MixerKind::Cpu || cfg!(feature = "torch"));
+        kinds.map(|&kind| mixer(kind, Device::Cpu, format, batch_size).unwrap()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn every_mixer_matches_naive(case in case()) {
+            let oracle = naive::mix(&case.format, &case.rows());
+            for mut mixer in mixers(case.format, case.plan.len()) {
+                let mut out = case.out();
+                mixer.mix(&case.rows(), &mut out).unwrap();
+                naive::assert_close(case.format.dtype, &out, &oracle, mixer.name());
+                if mixer.name() == "torch" && case.format.dtype == Dtype::F32 {
+                    // The same operations in the same order.
+                    prop_assert_eq!(&out[..], &oracle[..]);
+                }
+            }
+        }
+    }
+
+    fn numbers<const N: usize, T>(tensors: &SafeTensors<'_>, name: &str, read: fn([u8; N]) -> T) -> Vec<T> {
+        let data = tensors.tensor(name).unwrap().data().to_vec();
+        data.chunks_exact(N).map(|bytes| read(bytes.try_into().unwrap())).collect()
+    }
+
+    #[test]
+    fn every_mixer_and_the_oracle_pass_the_goldens() {
+        let Some(reference) = crate::fixtures::reference() else { return };
+        let bytes = std::fs::read(reference.join("mix_cases.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        for name in ["b1", "b2", "b7", "b64", "ramp"] {
+            let x = tensors.tensor(&format!("{name}.x")).unwrap();
+            let (len, height, width) = (x.shape()[0], x.shape()[2] as u32, x.shape()[3] as u32);
+            let image_size = ImageSize { height, width };
+            let shuffle = numbers(&tensors, &format!("{name}.shuffle"), i64::from_le_bytes);
+            let lambda = numbers(&tensors, &format!("{name}.lam"), f32::from_le_bytes);
+            let samples: Vec<Vec<u8>> = x.data().chunks_exact(image_size.values()).map(<[u8]>::to_vec).collect();
+            let plan = lambda.into_iter().zip(shuffle.into_iter().map(|row| row as i32)).collect();
+            for (dtype, golden) in [(Dtype::F32, "f32"), (Dtype::F16, "f16"), (Dtype::Bf16, "bf16")] {
+                let expected = tensors.tensor(&format!("{name}.mixed_{golden}")).unwrap();
+                let spec = crate::config::FeedSpec { image_size, dtype, ..crate::config::FeedSpec::train() };
+                let case = Case { format: spec.format(), samples: samples.clone(), plan: Vec::clone(&plan) };
+                assert_eq!(naive::mix(&case.format, &case.rows()), expected.data(), "{name} {dtype}");
+                for mut mixer in mixers(case.format, len) {
+                    let mut out = case.out();
+                    mixer.mix(&case.rows(), &mut out).unwrap();
+                    naive::assert_close(dtype, &out, expected.data(), &format!("{} {name} {dtype}", mixer.name()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_mix_of_real_images_has_the_golden_hash() {
+        let Some(reference) = crate::fixtures::reference() else { return };
+        let bytes = std::fs::read(reference.join("mix_cases.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let list: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(reference.join("mix_cases.json")).unwrap()).unwrap();
+        let golden = list.as_array().unwrap().iter().find(|case| case["name"] == "all48").unwrap();
+        let bytes = std::fs::read(reference.join("pixels.safetensors")).unwrap();
+        let pixels = SafeTensors::deserialize(&bytes).unwrap();
+        let format = crate::config::FeedSpec::train().format();
+        let samples = pixels.tensor("pixels").unwrap();
+        let samples = samples.data().chunks_exact(format.image_size.values()).map(<[u8]>::to_vec).collect();
+        let shuffle = numbers(&tensors, "all48.shuffle", i64::from_le_bytes);
+        let lambda = numbers(&tensors, "all48.lam", f32::from_le_bytes);
+        let plan = lambda.into_iter().zip(shuffle.into_iter().map(|row| row as i32)).collect();
+        let case = Case { format, samples, plan };
+        let oracle = naive::mix(&format, &case.rows());
+        let hash: String = Sha256::digest(&oracle).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hash, golden["sha256_f32_le"].as_str().unwrap());
+        for mut mixer in mixers(format, case.plan.len()) {
+            let mut out = case.out();
+            mixer.mix(&case.rows(), &mut out).unwrap();
+            naive::assert_close(Dtype::F32, &out, &oracle, mixer.name());
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused() {
+        let format = crate::config::FeedSpec::train().format();
+        let refused = |kind, device| mixer(kind, device, format, 1).err().expect("refused").to_string();
+        assert!(refused(MixerKind::Cpu, Device::Cuda(0)).contains("use --mixer torch"));
+        if cfg!(feature = "torch") {
+            assert!(refused(MixerKind::Torch, Device::Cuda(99)).contains("cuda:99"));
+        } else {
+            assert!(refused(MixerKind::Torch, Device::Cpu).contains("make build"));
         }
     }
 }

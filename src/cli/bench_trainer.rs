@@ -1,0 +1,121 @@
+//! One trainer of `mixd bench`, a process of its own: reads batches, touches them and counts.
+
+use super::options::FeedArgs;
+use crate::client::{self, Batch, Feed};
+use crate::ring::now_ns;
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// What a trainer reads of each batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Touch {
+    /// The header and one element of every image.
+    Element,
+    /// Every byte.
+    All,
+}
+
+/// Read batches for `mixd bench`.
+#[derive(Debug, Args)]
+pub struct BenchTrainer {
+    #[arg(long)]
+    socket: PathBuf,
+    #[arg(long)]
+    touch: Touch,
+    /// Batches to read before counting.
+    #[arg(long)]
+    warmup: u64,
+    /// Images to count; 0 for as many as the seconds allow.
+    #[arg(long)]
+    images: u64,
+    #[arg(long)]
+    seconds: f64,
+    #[command(flatten)]
+    feed: FeedArgs,
+}
+
+/// What a trainer reports on its standard output, a line each.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// The warm-up is over.
+    Counting {
+        /// When the first batch was there, on the machine's clock.
+        first_batch_ns: u64,
+    },
+    /// All was counted.
+    Done(Counted),
+}
+
+/// A trainer's figures.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Counted {
+    /// Images read.
+    pub images: u64,
+    /// In how many seconds.
+    pub seconds: f64,
+    /// Processor time of the trainer meanwhile.
+    pub cpu_seconds: f64,
+    /// From publishing to the trainer being awake, for each batch that it waited for, in microseconds.
+    pub handoff_us: Vec<f64>,
+    /// Of everything read, so that nothing is left out.
+    pub checksum: u64,
+}
+
+impl BenchTrainer {
+    pub fn run(self) -> anyhow::Result<()> {
+        let mut feed = client::attach(&self.socket, &self.feed.spec()?)?;
+        let mut checksum = 0_u64;
+        let mut first_batch_ns = 0;
+        for nth in 0..self.warmup.max(1) {
+            let batch = feed.next_batch()?;
+            if nth == 0 {
+                first_batch_ns = now_ns();
+            }
+            checksum ^= touch(&batch, self.touch);
+        }
+        say(&Report::Counting { first_batch_ns })?;
+        let (start, usage) = (now_ns(), crate::usage::own());
+        let (mut images, mut handoff_us) = (0, Vec::with_capacity(1 << 20));
+        let seconds = loop {
+            let batch = next(&mut feed, &mut handoff_us)?;
+            checksum ^= touch(&batch, self.touch);
+            images += batch.view().len() as u64;
+            drop(batch);
+            let seconds = (now_ns() - start) as f64 / 1e9;
+            if (self.images > 0 && images >= self.images) || (self.images == 0 && seconds >= self.seconds) {
+                break seconds;
+            }
+        };
+        let cpu_seconds = (crate::usage::own().cpu - usage.cpu).as_secs_f64();
+        say(&Report::Done(Counted { images, seconds, cpu_seconds, handoff_us, checksum }))
+    }
+}
+
+/// The next batch; where it had to be waited for, how long after its publication it was here.
+fn next(feed: &mut Feed, handoff_us: &mut Vec<f64>) -> anyhow::Result<Batch> {
+    let waited = !feed.is_ready();
+    let batch = feed.next_batch()?;
+    if waited {
+        handoff_us.push(now_ns().saturating_sub(batch.header().published_ns) as f64 / 1e3);
+    }
+    Ok(batch)
+}
+
+fn touch(batch: &Batch, touch: Touch) -> u64 {
+    let view = batch.view();
+    let header = view.epoch ^ view.index ^ view.lambda.iter().map(|lambda| u64::from(lambda.to_bits())).sum::<u64>();
+    let x = match touch {
+        Touch::Element => view.x.iter().step_by(view.x.len() / view.len()).map(|&byte| u64::from(byte)).sum(),
+        Touch::All => xxhash_rust::xxh3::xxh3_64(view.x),
+    };
+    header.wrapping_add(x)
+}
+
+fn say(report: &Report) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer(&mut out, report)?;
+    Ok(writeln!(out)?)
+}

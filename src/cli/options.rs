@@ -1,0 +1,286 @@
+//! Groups of options that several commands share, and how they become the domain's types.
+
+use crate::config::{FeedSpec, LambdaPer, Mix, Mixup, Pairing};
+use crate::dataset::{Dataset, Progress};
+use crate::mix::MixerKind;
+use crate::pipeline::{self, OnBadImage};
+use crate::types::{Device, Dtype, ImageSize, Last, Layout, ParseError, Split};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// The data set.
+#[derive(Debug, Args)]
+pub struct DataArgs {
+    /// An image folder with train/ and val/, a folder a class in each; or its .tgz or .tar.
+    #[arg(long, env = "MIXD_DATA")]
+    pub data: PathBuf,
+}
+
+impl DataArgs {
+    /// Opens the data set, unpacking it first if need be.
+    pub fn open(&self) -> anyhow::Result<Dataset> {
+        open_dataset(&self.data)
+    }
+}
+
+/// Opens a data set; an archive is unpacked once, with a progress bar.
+fn open_dataset(path: &Path) -> anyhow::Result<Dataset> {
+    let bar = ProgressBar::new(0).with_style(
+        ProgressStyle::with_template("{prefix} {wide_bar} {bytes}/{total_bytes} {eta}").expect("a valid template"),
+    );
+    bar.set_prefix("unpacking");
+    let mut show = |progress: Progress| {
+        bar.set_length(progress.total_bytes);
+        bar.set_position(progress.read_bytes);
+    };
+    let dataset = Dataset::open(path, None, &mut show);
+    bar.finish_and_clear();
+    Ok(dataset?)
+}
+
+/// How much memory decoded samples may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// Half of what is available at the start.
+    Auto,
+    /// None: every sample is decoded each time.
+    Off,
+    /// This many bytes.
+    Bytes(u64),
+}
+
+impl FromStr for Cache {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let refused = || ParseError {
+            what: "cache size",
+            found: text.to_owned(),
+            expected: "auto, off, or a size such as 512M or 2G",
+        };
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            _ => {
+                let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+                let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+                    "" | "B" => 0,
+                    "K" | "KB" | "KIB" => 10,
+                    "M" | "MB" | "MIB" => 20,
+                    "G" | "GB" | "GIB" => 30,
+                    _ => return Err(refused()),
+                };
+                let number: u64 = digits.parse().map_err(|_| refused())?;
+                number.checked_mul(1 << shift).map(Self::Bytes).ok_or_else(refused)
+            }
+        }
+    }
+}
+
+impl Cache {
+    /// The budget in bytes.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Off => 0,
+            Self::Bytes(bytes) => bytes,
+            Self::Auto => {
+                let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+                let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+                let kib = line.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+                kib.map_or(1 << 30, |kib| kib * 1024 / 2)
+            }
+        }
+    }
+}
+
+/// The pipeline's set-up.
+#[derive(Debug, Args)]
+pub struct PipelineArgs {
+    /// Decode threads; auto is one a core.
+    #[arg(long, env = "MIXD_WORKERS", default_value = "auto", value_parser = workers)]
+    pub workers: usize,
+    /// Memory for decoded samples: auto (half of what is available), off, or a size such as 2G.
+    #[arg(long, env = "MIXD_CACHE", default_value = "auto")]
+    pub cache: Cache,
+    /// What mixes: cpu, or torch (in builds with the feature).
+    #[arg(long, env = "MIXD_MIXER", default_value = "cpu")]
+    pub mixer: MixerKind,
+    /// Where to mix: cpu, cuda or cuda:N (with --mixer torch).
+    #[arg(long, env = "MIXD_DEVICE", default_value = "cpu")]
+    pub device: Device,
+    /// What happens to images that cannot be decoded: substitute (another of the class), or fail.
+    #[arg(long, env = "MIXD_ON_BAD_IMAGE", default_value = "substitute")]
+    pub on_bad_image: OnBadImage,
+}
+
+fn workers(text: &str) -> Result<usize, String> {
+    match text {
+        "auto" => Ok(cores()),
+        _ => text.parse::<NonZeroUsize>().map(usize::from).map_err(|_| "use auto or a number from 1".to_owned()),
+    }
+}
+
+/// Processors that this process may use.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+impl PipelineArgs {
+    /// The options as the pipeline takes them.
+    pub fn options(&self) -> pipeline::Options {
+        pipeline::Options {
+            workers: self.workers,
+            cache_bytes: self.cache.bytes(),
+            mixer: self.mixer,
+            device: self.device,
+            on_bad_image: self.on_bad_image,
+        }
+    }
+
+    /// The same options for a daemon of our own.
+    pub fn arguments(&self) -> Vec<String> {
+        let cache = match self.cache {
+            Cache::Auto => "auto".to_owned(),
+            Cache::Off => "off".to_owned(),
+            Cache::Bytes(bytes) => bytes.to_string(),
+        };
+        let options = [
+            ("workers", self.workers.to_string()),
+            ("cache", cache),
+            ("mixer", self.mixer.to_string()),
+            ("device", self.device.to_string()),
+            ("on-bad-image", self.on_bad_image.to_string()),
+        ];
+        options.into_iter().map(|(key, value)| format!("--{key}={value}")).collect()
+    }
+}
+
+/// The feed spec. What is left out has the default of the split.
+#[derive(Debug, Args)]
+pub struct FeedArgs {
+    /// Which images: train or val.
+    #[arg(long, env = "MIXD_SPLIT", default_value = "train")]
+    pub split: Split,
+    /// Rows a batch [default: 64 for train, 128 for val].
+    #[arg(long, env = "MIXD_BATCH_SIZE")]
+    pub batch_size: Option<u32>,
+    /// Side of the images, or HEIGHTxWIDTH [default: 128].
+    #[arg(long, env = "MIXD_SIZE")]
+    pub size: Option<ImageSize>,
+    /// A new order each epoch: true or false [default: true for train].
+    #[arg(long, env = "MIXD_SHUFFLE")]
+    pub shuffle: Option<bool>,
+    /// Seed of all randomness.
+    #[arg(long, env = "MIXD_SEED", default_value_t = 0)]
+    pub seed: u64,
+    /// Rows that do not fill a batch: keep or drop.
+    #[arg(long, env = "MIXD_LAST", default_value = "keep")]
+    pub last: Last,
+    /// Mixup's α [default: 0.4 for train; val is mixed only if this is given].
+    #[arg(long, env = "MIXD_ALPHA", conflicts_with = "no_mixup")]
+    pub alpha: Option<f64>,
+    /// Do not mix.
+    #[arg(long, env = "MIXD_NO_MIXUP")]
+    pub no_mixup: bool,
+    /// One λ per-image or per-batch.
+    #[arg(long, env = "MIXD_LAMBDA", default_value = "per-image")]
+    pub lambda: LambdaPer,
+    /// Leave λ as drawn, in [0, 1], instead of max(λ, 1−λ).
+    #[arg(long, env = "MIXD_NO_FOLD")]
+    pub no_fold: bool,
+    /// Partners from a shuffle of the batch, or from a second-batch.
+    #[arg(long, env = "MIXD_PAIRING", default_value = "shuffle")]
+    pub pairing: Pairing,
+    /// Element type: f32, f16, bf16, or u8 (raw pixels).
+    #[arg(long, env = "MIXD_DTYPE", default_value = "f32")]
+    pub dtype: Dtype,
+    /// Order of the axes: nchw or nhwc.
+    #[arg(long, env = "MIXD_LAYOUT", default_value = "nchw")]
+    pub layout: Layout,
+    /// Mean of each channel, of values in [0, 1].
+    #[arg(long, env = "MIXD_MEAN", value_delimiter = ',', default_value = "0.47,0.48,0.45")]
+    pub mean: Vec<f32>,
+    /// Standard deviation of each channel.
+    #[arg(long, env = "MIXD_STD", value_delimiter = ',', default_value = "0.29,0.28,0.30")]
+    pub std: Vec<f32>,
+    /// Which of the ranks that share each epoch.
+    #[arg(long, env = "MIXD_RANK", default_value_t = 0)]
+    pub rank: u32,
+    /// How many ranks share each epoch.
+    #[arg(long, env = "MIXD_WORLD_SIZE", default_value_t = 1)]
+    pub world_size: u32,
+    /// Slots of the ring [default: 4].
+    #[arg(long, env = "MIXD_SLOTS")]
+    pub slots: Option<u32>,
+}
+
+impl FeedArgs {
+    /// The feed spec that the options describe.
+    pub fn spec(&self) -> anyhow::Result<FeedSpec> {
+        let base = match self.split {
+            Split::Train => FeedSpec::train(),
+            Split::Val => FeedSpec::val(),
+        };
+        let channels = |name: &str, values: &[f32]| match *values {
+            [r, g, b] => Ok([r, g, b]),
+            _ => anyhow::bail!("--{name} has {} numbers: it must have three, such as 0.47,0.48,0.45", values.len()),
+        };
+        let mixup =
+            |alpha| Mix::Mixup(Mixup { alpha, lambda: self.lambda, fold: !self.no_fold, pairing: self.pairing });
+        let spec = FeedSpec {
+            batch_size: self.batch_size.unwrap_or(base.batch_size),
+            image_size: self.size.unwrap_or(base.image_size),
+            shuffle: self.shuffle.unwrap_or(base.shuffle),
+            seed: self.seed,
+            last: self.last,
+            mix: match (self.no_mixup, self.alpha, base.mix) {
+                (true, ..) | (false, None, Mix::None) => Mix::None,
+                (false, Some(alpha), _) | (false, None, Mix::Mixup(Mixup { alpha, .. })) => mixup(alpha),
+            },
+            dtype: self.dtype,
+            layout: self.layout,
+            mean: channels("mean", &self.mean)?,
+            std: channels("std", &self.std)?,
+            rank: self.rank,
+            world_size: self.world_size,
+            slots: self.slots.unwrap_or(base.slots),
+            ..base
+        };
+        spec.validate()?;
+        Ok(spec)
+    }
+}
+
+/// Which daemon.
+#[derive(Debug, Args)]
+pub struct SocketArgs {
+    /// The daemon's socket [default: $XDG_RUNTIME_DIR/mixd/mixd.sock, else mixd-<uid>/mixd.sock in the temporary folder].
+    #[arg(long, env = "MIXD_SOCKET")]
+    pub socket: Option<PathBuf>,
+}
+
+impl SocketArgs {
+    /// The socket.
+    pub fn path(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(crate::control::default_socket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cache_sizes_are_read() {
+        let sizes = [("512M", Cache::Bytes(512 << 20)), ("2GiB", Cache::Bytes(2 << 30)), ("7", Cache::Bytes(7))];
+        for (text, cache) in sizes.into_iter().chain([("auto", Cache::Auto), ("off", Cache::Off)]) {
+            assert_eq!(text.parse(), Ok(cache));
+        }
+        for text in ["", "2T", "-1", "1.5G", "99999999999G"] {
+            assert!(text.parse::<Cache>().is_err(), "{text}");
+        }
+    }
+}

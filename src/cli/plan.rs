@@ -1,0 +1,54 @@
+//! `mixd plan`: the plans of an epoch, without a pixel.
+
+use super::options::{DataArgs, FeedArgs};
+use crate::sampler::Sampler;
+use clap::Args;
+use serde_json::json;
+use std::io::Write;
+
+/// Print which samples, partners and λ make each batch of an epoch.
+#[derive(Debug, Args)]
+pub struct Plan {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Which epoch.
+    #[arg(long, env = "MIXD_EPOCH")]
+    epoch: u64,
+    #[command(flatten)]
+    feed: FeedArgs,
+    /// Print one line of JSON a batch.
+    #[arg(long, env = "MIXD_JSON")]
+    json: bool,
+}
+
+impl Plan {
+    pub fn run(self) -> anyhow::Result<()> {
+        let (dataset, spec) = (self.data.open()?, self.feed.spec()?);
+        let samples = dataset.samples(spec.split);
+        let labels = |ids: &[u32]| ids.iter().map(|&id| samples[id as usize].label).collect::<Vec<_>>();
+        let sampler = Sampler::new(spec, samples.len() as u32)?;
+        anyhow::ensure!(self.epoch >> crate::rng::EPOCH_BITS == 0, "--epoch is {}: it must be below 2^56", self.epoch);
+        let epoch = sampler.epoch(self.epoch);
+        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+        for index in 0..sampler.batches() {
+            let plan = epoch.plan(index);
+            if self.json {
+                let line = json!({
+                    "epoch": plan.place.epoch, "index": index, "len": plan.own.len(), "sample_id": plan.own,
+                    "label_a": labels(&plan.own), "partner": plan.partner_row, "partner_id": plan.partner,
+                    "label_b": labels(&plan.partner), "lambda": plan.lambda,
+                });
+                writeln!(out, "{line}")?;
+                continue;
+            }
+            writeln!(out, "epoch {}, batch {index} of {}", self.epoch, plan.batches)?;
+            for (row, &own) in plan.own.iter().enumerate() {
+                let lambda = plan.lambda[row];
+                let path = |id: u32| samples[id as usize].path.display();
+                let (own, partner) = (path(own), path(plan.partner[row]));
+                writeln!(out, "  {row:>4}  {lambda:.4} {own}  +  {:.4} {partner}", 1.0 - lambda)?;
+            }
+        }
+        Ok(out.flush()?)
+    }
+}

@@ -1,0 +1,94 @@
+//! `mixd serve`: the daemon.
+
+use super::options::{DataArgs, PipelineArgs, SocketArgs};
+use crate::control::{Daemon, Home, serve};
+use crate::pipeline::Pipeline;
+use crate::types::Split;
+use anyhow::Context;
+use clap::Args;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+/// Serve a data set to trainers on this machine.
+#[derive(Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    socket: SocketArgs,
+    #[command(flatten)]
+    pipeline: PipelineArgs,
+    /// The tmpfs for batches.
+    #[arg(long, env = "MIXD_SHM_DIR", default_value = "/dev/shm")]
+    shm_dir: PathBuf,
+    /// End when standard input ends: for a daemon that belongs to one process.
+    #[arg(long, hide = true)]
+    until_eof: bool,
+}
+
+impl Serve {
+    pub fn run(self) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the control plane")?;
+        let home = Home::take(&self.socket.path(), &self.shm_dir)?;
+        let served = runtime.block_on(async {
+            // From here on signals wait for their turn, so that whatever was made is removed again.
+            let mut stop = std::pin::pin!(stop_signal(self.until_eof)?);
+            let start = tokio::task::spawn_blocking(move || {
+                let dataset = self.data.open()?;
+                Pipeline::start(dataset, self.pipeline.options()).context("cannot start the decoders")
+            });
+            let pipeline = tokio::select! {
+                pipeline = start => pipeline.context("the start failed")??,
+                _ = &mut stop => return Ok(()),
+            };
+            let dataset = pipeline.dataset();
+            let (train, val) = (dataset.samples(Split::Train).len(), dataset.samples(Split::Val).len());
+            let what =
+                format!("{} ({train} train, {val} val, {} classes)", dataset.root.display(), dataset.classes.len());
+            let daemon = Arc::new(Daemon::new(pipeline, home.shm_dir().to_owned()));
+            let listener = UnixListener::bind(home.socket())
+                .with_context(|| format!("cannot listen on {}", home.socket().display()))?;
+            std::fs::set_permissions(home.socket(), PermissionsExt::from_mode(0o600))?;
+            // The one line on standard output: who started us may wait for it, or may have closed it.
+            let line = format!("mixd: serving {what} on {} (pid {})", home.socket().display(), std::process::id());
+            let _ = writeln!(std::io::stdout(), "{line}");
+            serve(listener, daemon, stop).await.context("the control plane failed")
+        });
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        drop(home);
+        served
+    }
+}
+
+/// Resolves to the reason for which the daemon is to stop.
+fn stop_signal(until_eof: bool) -> anyhow::Result<impl Future<Output = &'static str>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (ended, end) = oneshot::channel::<()>();
+    if until_eof {
+        // A plain thread, since a blocked read of standard input would hold up the runtime's end.
+        std::thread::spawn(move || {
+            let mut sink = [0; 64];
+            while std::io::stdin().read(&mut sink).is_ok_and(|bytes| bytes > 0) {}
+            drop(ended);
+        });
+    } else {
+        std::mem::forget(ended);
+    }
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => "the daemon was stopped (SIGTERM)",
+            _ = interrupt.recv() => "the daemon was stopped (Ctrl-C)",
+            _ = end => "the process that the daemon belongs to has ended",
+        }
+    })
+}

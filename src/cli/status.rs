@@ -1,0 +1,99 @@
+//! `mixd status`: what a daemon is doing.
+
+use super::options::SocketArgs;
+use crate::client;
+use crate::control::proto;
+use clap::Args;
+use serde_json::json;
+use std::fmt::Write;
+
+/// Show what a daemon is doing.
+#[derive(Debug, Args)]
+pub struct Status {
+    #[command(flatten)]
+    socket: SocketArgs,
+    /// Print one line of JSON.
+    #[arg(long, env = "MIXD_JSON")]
+    json: bool,
+}
+
+impl Status {
+    pub fn run(self) -> anyhow::Result<()> {
+        let status = client::status(&self.socket.path())?;
+        if self.json {
+            println!("{}", to_json(&status));
+        } else {
+            let mut text = String::new();
+            to_text(&status, &mut text)?;
+            print!("{text}");
+        }
+        Ok(())
+    }
+}
+
+fn to_text(s: &proto::Status, out: &mut String) -> std::fmt::Result {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    writeln!(out, "mixd {} (pid {}){}", s.version, s.pid, if s.draining { ", draining" } else { "" })?;
+    writeln!(out, "data     {} ({} train, {} val)", s.data, s.train_samples, s.val_samples)?;
+    writeln!(
+        out,
+        "process  up {:.0} s, {:.2} s of CPU, at most {:.0} MiB resident, {} decode threads, mixer {}",
+        s.uptime_s,
+        s.cpu_s,
+        mib(s.peak_rss_bytes),
+        s.decode_workers,
+        s.mixer
+    )?;
+    for x in &s.stores {
+        let (size, mib) = (format!("{}x{}", x.height, x.width), mib(x.bytes));
+        writeln!(
+            out,
+            "store    {} {size}: {} of {} samples decoded, room for {} ({mib:.0} MiB)",
+            x.split, x.decoded, x.samples, x.capacity
+        )?;
+    }
+    for x in &s.stages {
+        writeln!(
+            out,
+            "stage    {:<7} {:>9} items, {} threads, busy {:.2} s, waiting for input {:.2} s, for output {:.2} s",
+            x.name, x.items, x.threads, x.busy_s, x.waiting_in_s, x.waiting_out_s
+        )?;
+    }
+    for x in &s.feeds {
+        let (spec, mib) = (x.spec.clone().unwrap_or_default(), mib(x.ring_bytes));
+        let what = format!("{} in batches of {} {}", spec.split(), spec.batch_size(), spec.dtype());
+        writeln!(
+            out,
+            "feed     {} for pid {}: {what}, {} published, {} released, {mib:.0} MiB",
+            x.feed_id, x.pid, x.published, x.released
+        )?;
+    }
+    for x in &s.bad_samples {
+        writeln!(out, "bad      {} {}: {}: {}", x.split, x.sample_id, x.path, x.cause)?;
+    }
+    Ok(())
+}
+
+fn to_json(s: &proto::Status) -> serde_json::Value {
+    json!({
+        "pid": s.pid, "version": s.version, "data": s.data, "uptime_s": s.uptime_s, "cpu_s": s.cpu_s,
+        "peak_rss_bytes": s.peak_rss_bytes, "decode_workers": s.decode_workers, "mixer": s.mixer,
+        "train_samples": s.train_samples, "val_samples": s.val_samples, "draining": s.draining,
+        "stores": s.stores.iter().map(|x| json!({
+            "split": x.split, "height": x.height, "width": x.width, "samples": x.samples, "capacity": x.capacity,
+            "decoded": x.decoded, "bytes": x.bytes,
+        })).collect::<Vec<_>>(),
+        "feeds": s.feeds.iter().map(|x| json!({
+            "feed_id": x.feed_id, "pid": x.pid, "published": x.published, "released": x.released,
+            "ring_bytes": x.ring_bytes, "split": x.spec.as_ref().map(|spec| spec.split().to_owned()),
+            "batch_size": x.spec.as_ref().map(proto::FeedSpec::batch_size),
+        })).collect::<Vec<_>>(),
+        "bad_samples": s.bad_samples.iter().map(|x| json!({
+            "split": x.split, "sample_id": x.sample_id, "path": x.path, "cause": x.cause,
+        })).collect::<Vec<_>>(),
+        "stages": s.stages.iter().map(|x| json!({
+            "name": x.name, "items": x.items, "busy_s": x.busy_s, "waiting_in_s": x.waiting_in_s,
+            "waiting_out_s": x.waiting_out_s, "threads": x.threads,
+        })).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,62 @@
+//! The client: what a trainer uses to read feeds. Blocking, without a runtime of the trainer's own.
+//!
+//! ```no_run
+//! use mixd::{client, config::FeedSpec};
+//!
+//! let mut feed = client::attach(&client::default_socket(), &FeedSpec::train())?;
+//! for batch in feed.epoch() {
+//!     let batch = batch?; // leased until it is dropped
+//!     println!("{}: {} images, λ = {:?}", batch.view().index, batch.view().len(), batch.view().lambda);
+//! }
+//! # Ok::<(), client::ClientError>(())
+//! ```
+
+mod attach;
+mod call;
+
+pub use crate::control::default_socket;
+pub use crate::ring::Lease as Batch;
+pub use attach::{Feed, attach};
+pub use call::{shutdown, status};
+
+use crate::ring::RingError;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What can go wrong between a trainer and its daemon.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody answers on the socket.
+    #[error("no daemon answers on {}: {cause} (start one with `mixd serve --data …`, or name its --socket)", socket.display())]
+    NoDaemon {
+        /// The socket.
+        socket: PathBuf,
+        /// The system's answer.
+        cause: String,
+    },
+    /// The daemon will not serve this feed or this client.
+    #[error("refused by the daemon: {0}")]
+    Refused(String),
+    /// The daemon went away without ending the feed.
+    #[error("the daemon on {} is gone (see its log; start it again)", .0.display())]
+    DaemonGone(PathBuf),
+    /// The feed ended.
+    #[error("the feed ended: {0}")]
+    Ended(String),
+    /// The shared memory is not what was agreed.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The client's own thread or runtime could not be made.
+    #[error("cannot start the client: {0}")]
+    Start(io::Error),
+}
+
+impl ClientError {
+    fn from_status(socket: &Path, status: &tonic::Status) -> Self {
+        match status.code() {
+            // The transport broke: what stands in the status is hyper's view of a closed socket.
+            tonic::Code::Unknown | tonic::Code::Cancelled => Self::DaemonGone(socket.to_owned()),
+            _ => Self::Refused(status.message().to_owned()),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! The service on the socket: one method a call, one task a trainer.
+
+use super::daemon::{AttachError, Daemon};
+use super::proto::control_server::{Control, ControlServer};
+use super::{convert, proto};
+use crate::pipeline::OpenError;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixListener;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::{Stream, StreamExt};
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Request, Response, Status, Streaming};
+
+/// How long readers may take to read what is published once the daemon goes down.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// Serves until `stop` resolves to a reason or a client asks for it; then ends all feeds and waits [`GRACE`] for trainers.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: UnixListener,
+    daemon: Arc<Daemon>,
+    stop: impl Future<Output = &'static str>,
+) -> Result<(), tonic::transport::Error> {
+    let asked = Arc::new(Notify::new());
+    let service = Service { daemon: Arc::clone(&daemon), asked: Arc::clone(&asked) };
+    let service = ControlServer::with_interceptor(service, same_user);
+    let server =
+        tonic::transport::Server::builder().add_service(service).serve_with_incoming(UnixListenerStream::new(listener));
+    let shutdown = async {
+        let reason = tokio::select! {
+            reason = stop => reason,
+            () = asked.notified() => "the daemon was stopped",
+        };
+        tracing::info!("{reason}");
+        daemon.stop_feeds(reason);
+        if tokio::time::timeout(GRACE, daemon.closed()).await.is_err() {
+            tracing::warn!("some trainers did not leave within {} s", GRACE.as_secs());
+        }
+    };
+    // Open connections end with the process: trainers have either left or had their time.
+    tokio::select! {
+        served = server => served,
+        () = shutdown => Ok(()),
+    }
+}
+
+/// Lets in only the daemon's own user; the ring's files are open to no other anyway.
+fn same_user(request: Request<()>) -> Result<Request<()>, Status> {
+    let own = rustix::process::getuid().as_raw();
+    let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+    match peer.map(|peer| peer.uid()) {
+        Some(uid) if uid == own => Ok(request),
+        other => Err(Status::permission_denied(format!(
+            "this daemon serves uid {own} only, and the caller is {} (run the trainer as the same user)",
+            other.map_or("unknown".to_owned(), |uid| format!("uid {uid}"))
+        ))),
+    }
+}
+
+struct Service {
+    daemon: Arc<Daemon>,
+    asked: Arc<Notify>,
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn refusal(error: &AttachError) -> Status {
+    let text = error.to_string();
+    match error {
+        AttachError::Draining => Status::unavailable(text),
+        AttachError::Open(OpenError::Spec(_) | OpenError::Sampler(_)) => Status::invalid_argument(text),
+        AttachError::Open(OpenError::Mix(_)) => Status::failed_precondition(text),
+        AttachError::Open(OpenError::Ring(_) | OpenError::Memory(_)) | AttachError::Ring(_) => {
+            Status::resource_exhausted(text)
+        }
+    }
+}
+
+fn check_versions(theirs: Option<proto::Versions>) -> Result<(), Status> {
+    let (ours, theirs) = (convert::versions(), theirs.unwrap_or_default());
+    if ours == theirs {
+        return Ok(());
+    }
+    let text = |v: &proto::Versions| format!("protocol {}, layout {}, plan {}", v.protocol, v.layout, v.plan);
+    Err(Status::failed_precondition(format!(
+        "versions differ: the daemon has {}, the trainer {} (use the same mixd on both sides)",
+        text(&ours),
+        text(&theirs)
+    )))
+}
+
+#[tonic::async_trait]
+impl Control for Service {
+    type AttachStream = Answers<proto::Attached>;
+    type WatchStream = Answers<proto::Status>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<proto::AttachRequest>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let mut inbound = request.into_inner();
+        let first = inbound.message().await?.ok_or_else(|| Status::invalid_argument("no feed was asked for"))?;
+        check_versions(first.versions)?;
+        let spec = convert::spec_from_proto(&first.spec.unwrap_or_default())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let daemon = Arc::clone(&self.daemon);
+        let (id, attached) = tokio::task::spawn_blocking(move || daemon.attach(spec, first.pid))
+            .await
+            .map_err(|panic| Status::internal(panic.to_string()))?
+            .map_err(|error| refusal(&error))?;
+        let (outbound, answers) = mpsc::channel(1);
+        let daemon = Arc::clone(&self.daemon);
+        tokio::spawn(async move {
+            if outbound.send(Ok(attached)).await.is_ok() {
+                // Whatever comes next is the end: the trainer closed its stream, or its process is gone.
+                let _ = inbound.message().await;
+            }
+            let _ = tokio::task::spawn_blocking(move || daemon.detach(id)).await;
+            drop(outbound);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+
+    async fn get_status(&self, _: Request<proto::GetStatusRequest>) -> Result<Response<proto::Status>, Status> {
+        Ok(Response::new(self.daemon.status()))
+    }
+
+    async fn list_feeds(&self, _: Request<proto::ListFeedsRequest>) -> Result<Response<proto::ListFeedsReply>, Status> {
+        Ok(Response::new(proto::ListFeedsReply { feeds: self.daemon.feeds() }))
+    }
+
+    async fn watch(&self, request: Request<proto::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let interval_ms = request.into_inner().interval_ms.unwrap_or(1_000);
+        if !(100..=60_000).contains(&interval_ms) {
+            return Err(Status::invalid_argument(format!("interval_ms is {interval_ms}: it must be 100 to 60000")));
+        }
+        let daemon = Arc::clone(&self.daemon);
+        let ticks = tokio::time::interval(Duration::from_millis(u64::from(interval_ms)));
+        let ticks = tokio_stream::wrappers::IntervalStream::new(ticks);
+        Ok(Response::new(Box::pin(ticks.map(move |_| Ok(daemon.status())))))
+    }
+
+    async fn drain(&self, _: Request<proto::DrainRequest>) -> Result<Response<proto::DrainReply>, Status> {
+        self.daemon.drain();
+        self.daemon.closed().await;
+        Ok(Response::new(proto::DrainReply {}))
+    }
+
+    async fn shutdown(&self, _: Request<proto::ShutdownRequest>) -> Result<Response<proto::ShutdownReply>, Status> {
+        self.asked.notify_one();
+        Ok(Response::new(proto::ShutdownReply { pid: std::process::id() }))
+    }
+}

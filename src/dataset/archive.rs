@@ -1,0 +1,251 @@
+//! Archives of image folders: unpacked once, safely, into a cache folder.
+//!
+//! The cache is keyed by the archive's path, size and time of change. Unpacking goes to a folder beside the final one, which
+//! gets its name when it is whole; a lock keeps two processes from doing it at once. Only regular files with an image's
+//! name are written; links and special files never are, so nothing written can be led elsewhere.
+
+use super::{DatasetError, index::is_image};
+use flate2::bufread::GzDecoder;
+use rustix::fs::{FlockOperation, flock};
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
+
+/// How far the unpacking is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the archive read.
+    pub read_bytes: u64,
+    /// Bytes of the archive.
+    pub total_bytes: u64,
+}
+
+/// The most bytes that an archive may unpack to: 1 TiB.
+const UNPACKED_BYTES_MAX: u64 = 1 << 40;
+
+/// Unpacks `archive`, or finds it unpacked; returns the folder.
+pub fn unpack(
+    archive: &Path,
+    cache_dir: Option<&Path>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<PathBuf, DatasetError> {
+    let name = archive.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let lower = name.to_ascii_lowercase();
+    let Some(ending) = [".tgz", ".tar.gz", ".tar"].into_iter().find(|ending| lower.ends_with(ending)) else {
+        return Err(DatasetError::NotAnArchive(archive.to_owned()));
+    };
+    let archive = archive.canonicalize().map_err(DatasetError::io("find", archive))?;
+    let meta = std::fs::metadata(&archive).map_err(DatasetError::io("look at", &archive))?;
+    let mut key = archive.as_os_str().as_bytes().to_vec();
+    for number in [meta.len() as i64, meta.mtime(), meta.mtime_nsec()] {
+        key.extend(number.to_le_bytes());
+    }
+    let cache_dir = cache_dir.map_or_else(default_cache_dir, Path::to_owned);
+    std::fs::create_dir_all(&cache_dir).map_err(DatasetError::io("create", &cache_dir))?;
+    let stem = format!("{}-{:016x}", &name[..name.len() - ending.len()], xxhash_rust::xxh3::xxh3_64(&key));
+    let (whole, partial) = (cache_dir.join(&stem), cache_dir.join(format!("{stem}.partial")));
+    if whole.is_dir() {
+        return Ok(whole);
+    }
+    let lock_path = cache_dir.join(format!("{stem}.lock"));
+    let lock = File::create(&lock_path).map_err(DatasetError::io("create", &lock_path))?;
+    flock(&lock, FlockOperation::LockExclusive).map_err(|errno| DatasetError::io("lock", &lock_path)(errno.into()))?;
+    if whole.is_dir() {
+        return Ok(whole);
+    }
+    // Left by an unpacking that did not end.
+    let _ = std::fs::remove_dir_all(&partial);
+    std::fs::create_dir(&partial).map_err(DatasetError::io("create", &partial))?;
+    extract(&archive, &partial, meta.len(), progress).map_err(|error| {
+        let _ = std::fs::remove_dir_all(&partial);
+        DatasetError::Archive { path: archive.clone(), cause: error.to_string() }
+    })?;
+    std::fs::rename(&partial, &whole).map_err(DatasetError::io("name", &whole))?;
+    let _ = std::fs::remove_file(&lock_path);
+    Ok(whole)
+}
+
+fn default_cache_dir() -> PathBuf {
+    if let Some(dir) = std::env::var_os("MIXD_CACHE_DIR") {
+        return dir.into();
+    }
+    let dirs = directories::ProjectDirs::from("", "", "mixd");
+    dirs.map_or_else(|| std::env::temp_dir().join("mixd-cache"), |dirs| dirs.cache_dir().to_owned())
+}
+
+struct Counting<R> {
+    inner: R,
+    bytes: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Counting<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(into)?;
+        self.bytes.set(self.bytes.get() + read as u64);
+        Ok(read)
+    }
+}
+
+fn extract(archive: &Path, to: &Path, total_bytes: u64, progress: &mut dyn FnMut(Progress)) -> io::Result<()> {
+    let read = Rc::new(Cell::new(0));
+    let file = Counting { inner: File::open(archive)?, bytes: Rc::clone(&read) };
+    let mut file = BufReader::with_capacity(1 << 20, file);
+    let gzipped = file.fill_buf()?.starts_with(&[0x1F, 0x8B]);
+    let content: Box<dyn Read> = if gzipped { Box::new(GzDecoder::new(file)) } else { Box::new(file) };
+    let mut tar = tar::Archive::new(BufReader::with_capacity(1 << 18, content));
+    let (mut unpacked_bytes, mut made) = (0_u64, PathBuf::new());
+    for entry in tar.entries()? {
+        let mut entry = entry?;
+        let path = entry.path()?.into_owned();
+        let mut target = to.to_owned();
+        for part in path.components() {
+            match part {
+                Component::Normal(name) => target.push(name),
+                Component::CurDir => {}
+                _ => return Err(io::Error::other(format!("{} would lie outside of the folder", path.display()))),
+            }
+        }
+        if !entry.header().entry_type().is_file() || !is_image(&path) {
+            continue;
+        }
+        unpacked_bytes = unpacked_bytes.saturating_add(entry.size());
+        if unpacked_bytes > UNPACKED_BYTES_MAX {
+            return Err(io::Error::other(format!("it holds more than {UNPACKED_BYTES_MAX} bytes")));
+        }
+        let dir = target.parent().expect("inside the folder");
+        if dir != made {
+            std::fs::create_dir_all(dir)?;
+            made = dir.to_owned();
+        }
+        io::copy(&mut entry, &mut File::create(&target)?)?;
+        progress(Progress { read_bytes: read.get(), total_bytes });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Dataset;
+    use super::*;
+    use crate::types::Split;
+    use flate2::write::GzEncoder;
+    use tar::{Builder, EntryType, Header};
+
+    const IMAGES: [&str; 2] = ["set/train/a/1.jpg", "set/val/a/2.jpg"];
+
+    struct Fixture {
+        dir: tempfile::TempDir,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            Self { dir: tempfile::tempdir().unwrap() }
+        }
+
+        /// Writes `set.tgz` with the usual images and whatever `more` adds.
+        fn archive(&self, more: impl FnOnce(&mut Builder<GzEncoder<File>>)) -> PathBuf {
+            let path = self.dir.path().join("set.tgz");
+            let mut builder = Builder::new(GzEncoder::new(File::create(&path).unwrap(), flate2::Compression::fast()));
+            for image in IMAGES {
+                add(&mut builder, image, EntryType::Regular, b"pixels");
+            }
+            more(&mut builder);
+            builder.into_inner().unwrap().finish().unwrap();
+            path
+        }
+
+        fn open(&self, archive: &Path) -> Result<Dataset, DatasetError> {
+            Dataset::open(archive, Some(&self.dir.path().join("cache")), &mut |_| {})
+        }
+    }
+
+    /// Adds an entry without the checks that a well-meaning archiver makes.
+    fn add(builder: &mut Builder<GzEncoder<File>>, name: &str, kind: EntryType, data: &[u8]) {
+        let mut header = Header::new_gnu();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_entry_type(kind);
+        header.set_size(data.len() as u64);
+        header.set_mode(0o644);
+        if kind != EntryType::Regular {
+            header.set_link_name("/etc").unwrap();
+        }
+        header.set_cksum();
+        builder.append(&header, data).unwrap();
+    }
+
+    #[test]
+    fn an_archive_is_unpacked_once_and_reopened() {
+        let fixture = Fixture::new();
+        let archive = fixture.archive(|_| {});
+        let dataset = fixture.open(&archive).unwrap();
+        let file = dataset.path_of(Split::Train, 0);
+        assert_eq!(std::fs::read(&file).unwrap(), b"pixels");
+        std::fs::write(&file, "changed").unwrap();
+        assert_eq!(fixture.open(&archive).unwrap(), dataset);
+        assert_eq!(std::fs::read(&file).unwrap(), b"changed", "unpacked again");
+    }
+
+    #[test]
+    fn a_changed_archive_is_unpacked_anew() {
+        let fixture = Fixture::new();
+        let first = fixture.open(&fixture.archive(|_| {})).unwrap();
+        let second = fixture.archive(|tar| add(tar, "set/train/b/3.jpg", EntryType::Regular, b"more"));
+        let second = fixture.open(&second).unwrap();
+        assert_ne!(first.root, second.root);
+        assert_eq!(second.samples(Split::Train).len(), 2);
+    }
+
+    #[test]
+    fn nothing_is_written_outside_of_the_folder() {
+        for name in ["../evil.jpg", "set/../../evil.jpg", "/tmp/mixd-evil.jpg"] {
+            let fixture = Fixture::new();
+            let archive = fixture.archive(|tar| add(tar, name, EntryType::Regular, b"evil"));
+            let error = fixture.open(&archive).unwrap_err();
+            assert!(error.to_string().contains("outside of the folder"), "{name}: {error}");
+            assert!(!fixture.dir.path().join("evil.jpg").exists() && !Path::new("/tmp/mixd-evil.jpg").exists());
+            assert!(!fixture.dir.path().join("cache/evil.jpg").exists());
+        }
+    }
+
+    #[test]
+    fn links_are_not_followed() {
+        let fixture = Fixture::new();
+        let archive = fixture.archive(|tar| {
+            add(tar, "set/train/link", EntryType::Symlink, b"");
+            add(tar, "set/train/a/hard.jpg", EntryType::Link, b"");
+            add(tar, "set/train/link/3.jpg", EntryType::Regular, b"inside");
+        });
+        let dataset = fixture.open(&archive).unwrap();
+        assert!(dataset.root.join("set/train/link").is_dir());
+        assert!(!dataset.root.join("set/train/link").is_symlink());
+        assert!(!dataset.root.join("set/train/a/hard.jpg").exists());
+    }
+
+    #[test]
+    fn a_partial_unpacking_is_never_taken_for_whole() {
+        let fixture = Fixture::new();
+        let archive = fixture.archive(|_| {});
+        let whole = fixture.open(&archive).unwrap().root;
+        // As a process that was killed leaves it.
+        let partial = whole.with_file_name(format!("{}.partial", whole.file_name().unwrap().to_str().unwrap()));
+        std::fs::rename(&whole, &partial).unwrap();
+        std::fs::remove_dir_all(partial.join("set/val")).unwrap();
+        assert_eq!(fixture.open(&archive).unwrap().samples(Split::Val).len(), 1);
+        assert!(!partial.exists());
+    }
+
+    #[test]
+    fn a_cut_archive_is_refused_and_leaves_nothing() {
+        let fixture = Fixture::new();
+        let archive = fixture.archive(|_| {});
+        let bytes = std::fs::read(&archive).unwrap();
+        std::fs::write(&archive, &bytes[..bytes.len() / 2]).unwrap();
+        assert!(matches!(fixture.open(&archive), Err(DatasetError::Archive { .. })));
+        let left = std::fs::read_dir(fixture.dir.path().join("cache")).unwrap();
+        assert!(left.map(|entry| entry.unwrap().path()).all(|path| path.extension() == Some("lock".as_ref())));
+    }
+}

@@ -1,0 +1,196 @@
+//! Decoding to RGB, or to gray where the file is gray; by content, never by name.
+//!
+//! JPEG goes to zune-jpeg, the decoder under `image`, without `image` in between: that would hide whether a file was cut
+//! off, copy the file and read its headers twice. Every other format goes through `image`.
+
+use super::ImageError;
+use ::image::{ColorType, ImageDecoder, ImageReader};
+use std::io::Cursor;
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+/// The most pixels of a file, Pillow's limit; checked before memory is taken.
+pub const PIXELS_MAX: u64 = 178_956_970;
+
+/// A decoded image.
+#[derive(Debug, Clone, Copy)]
+pub struct Picture<'a> {
+    /// Pixels a row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// Values a pixel: 1 (gray) or 3 (R, G, B).
+    pub channels: usize,
+    /// The values, row by row.
+    pub values: &'a [u8],
+}
+
+impl Picture<'_> {
+    /// The same as RGB.
+    pub fn to_rgb(&self) -> Vec<u8> {
+        match self.channels {
+            1 => self.values.iter().flat_map(|&gray| [gray; 3]).collect(),
+            _ => self.values.to_vec(),
+        }
+    }
+}
+
+/// Scratch for decoding.
+#[derive(Default)]
+pub struct Decoder {
+    raw: Vec<u8>,
+}
+
+impl Decoder {
+    /// Decodes a file's bytes.
+    ///
+    /// # Errors
+    /// When the content is unknown, damaged, cut off or too large.
+    pub fn decode(&mut self, file: &[u8]) -> Result<Picture<'_>, ImageError> {
+        if file.starts_with(&[0xFF, 0xD8]) {
+            match Oddity::of(file) {
+                None => {}
+                Some(Oddity::SeparateScans) => return self.decode_separate_scans(file),
+                Some(Oddity::NarrowChroma) => {
+                    let cause = "JPEGs at most 4 pixels wide with halved chroma are not supported (save it without subsampling)";
+                    return Err(ImageError::Decode(cause.to_owned()));
+                }
+            }
+            let (width, height, channels) = match self.decode_jpeg(file, true) {
+                // Stray bytes between segments harm nothing, and Pillow skips them.
+                Err(ImageError::Decode(cause)) if cause.contains("[strict-mode]") => self.decode_jpeg(file, false)?,
+                other => other?,
+            };
+            return Ok(Picture { width, height, channels, values: &self.raw });
+        }
+        self.decode_other(file)
+    }
+
+    /// Frees scratch above `bytes`.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        if self.raw.capacity() > bytes {
+            self.raw.clear();
+            self.raw.shrink_to(bytes);
+        }
+    }
+
+    fn decode_jpeg(&mut self, file: &[u8], strict: bool) -> Result<(u32, u32, usize), ImageError> {
+        let failed = |error: zune_jpeg::errors::DecodeErrors| ImageError::Decode(error.to_string());
+        let side_max = usize::from(u16::MAX);
+        let options =
+            DecoderOptions::default().set_strict_mode(strict).set_max_width(side_max).set_max_height(side_max);
+        let mut decoder = JpegDecoder::new_with_options(ZCursor::new(file), options);
+        decoder.decode_headers().map_err(failed)?;
+        let (width, height) = decoder.dimensions().expect("headers were read");
+        let (width, height) = check_size(width as u32, height as u32)?;
+        let (space, channels) = match decoder.input_colorspace().expect("headers were read") {
+            ColorSpace::Luma => (ColorSpace::Luma, 1),
+            _ => (ColorSpace::RGB, 3),
+        };
+        decoder.set_options(options.jpeg_set_out_colorspace(space));
+        self.raw.resize(width as usize * height as usize * channels, 0);
+        decoder.decode_into(&mut self.raw).map_err(failed)?;
+        Ok((width, height, channels))
+    }
+
+    /// A sequential JPEG of several scans, by a decoder that knows them.
+    fn decode_separate_scans(&mut self, file: &[u8]) -> Result<Picture<'_>, ImageError> {
+        let failed = |error: jpeg_decoder::Error| ImageError::Decode(error.to_string());
+        let mut decoder = jpeg_decoder::Decoder::new(file);
+        decoder.read_info().map_err(failed)?;
+        let info = decoder.info().expect("headers were read");
+        let (width, height) = check_size(info.width.into(), info.height.into())?;
+        let channels = match info.pixel_format {
+            jpeg_decoder::PixelFormat::L8 => 1,
+            jpeg_decoder::PixelFormat::RGB24 => 3,
+            other => return Err(ImageError::Decode(format!("separate scans of pixels {other:?} are not supported"))),
+        };
+        self.raw = decoder.decode().map_err(failed)?;
+        Ok(Picture { width, height, channels, values: &self.raw })
+    }
+
+    fn decode_other(&mut self, file: &[u8]) -> Result<Picture<'_>, ImageError> {
+        let failed = |error: ::image::ImageError| ImageError::Decode(error.to_string());
+        let reader = ImageReader::new(Cursor::new(file)).with_guessed_format()?;
+        if reader.format().is_none() {
+            return Err(ImageError::UnknownFormat);
+        }
+        let decoder = reader.into_decoder().map_err(failed)?;
+        let (width, height) = check_size(decoder.dimensions().0, decoder.dimensions().1)?;
+        let color = decoder.color_type();
+        let pixels = width as usize * height as usize;
+        self.raw.resize(pixels * usize::from(color.bytes_per_pixel()), 0);
+        decoder.read_image(&mut self.raw).map_err(failed)?;
+        // Alpha is dropped, not blended; of 16 bits the high byte is taken (native byte order, as `image` writes them).
+        let high = if cfg!(target_endian = "little") { 1 } else { 0 };
+        let (channels, stride, step, first) = match color {
+            ColorType::L8 => (1, 1, 1, 0),
+            ColorType::La8 => (1, 2, 1, 0),
+            ColorType::Rgb8 => (3, 3, 1, 0),
+            ColorType::Rgba8 => (3, 4, 1, 0),
+            ColorType::L16 => (1, 2, 2, high),
+            ColorType::La16 => (1, 4, 2, high),
+            ColorType::Rgb16 => (3, 6, 2, high),
+            ColorType::Rgba16 => (3, 8, 2, high),
+            other => return Err(ImageError::Decode(format!("pixels of type {other:?} are not supported"))),
+        };
+        if stride != channels {
+            // Forwards in place: a value never lands behind where it was read.
+            for pixel in 0..pixels {
+                for channel in 0..channels {
+                    self.raw[pixel * channels + channel] = self.raw[pixel * stride + channel * step + first];
+                }
+            }
+            self.raw.truncate(pixels * channels);
+        }
+        Ok(Picture { width, height, channels, values: &self.raw })
+    }
+}
+
+/// Rare JPEGs that zune-jpeg 0.5 decodes to wrong pixels without an error.
+enum Oddity {
+    /// Sequential, with fewer components in the first scan than in the frame.
+    SeparateScans,
+    /// At most 4 pixels wide, with chroma of half the width: libjpeg does not smooth there, zune-jpeg does.
+    NarrowChroma,
+}
+
+impl Oddity {
+    /// Looks at the segments before the first scan.
+    fn of(file: &[u8]) -> Option<Self> {
+        let (mut at, mut sequential) = (2, None);
+        while let Some(&[0xFF, marker, high, low]) = file.get(at..at + 4) {
+            match marker {
+                0xC0..=0xC2 => {
+                    // Precision, height, width, components; of the first component its name and its sampling.
+                    let &[_, _, _, wide, narrow, components, _, sampling] = file.get(at + 4..at + 12)? else {
+                        return None;
+                    };
+                    if components >= 3 && sampling >> 4 == 2 && u16::from_be_bytes([wide, narrow]) <= 4 {
+                        return Some(Self::NarrowChroma);
+                    }
+                    sequential = (marker != 0xC2).then_some(components);
+                }
+                0xDA => return (*file.get(at + 4)? < sequential?).then_some(Self::SeparateScans),
+                // A fill byte before a marker.
+                0xFF => {
+                    at += 1;
+                    continue;
+                }
+                _ => {}
+            }
+            at += 2 + usize::from(u16::from_be_bytes([high, low]));
+        }
+        None
+    }
+}
+
+fn check_size(width: u32, height: u32) -> Result<(u32, u32), ImageError> {
+    match u64::from(width) * u64::from(height) {
+        0 => Err(ImageError::Empty { width, height }),
+        pixels if pixels > PIXELS_MAX => Err(ImageError::TooLarge { width, height }),
+        _ => Ok((width, height)),
+    }
+}

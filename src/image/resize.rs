@@ -1,0 +1,80 @@
+//! Bilinear, antialiased resizing to exactly H × W, and from interleaved pixels to planes.
+
+use super::decode::Picture;
+use crate::types::ImageSize;
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::{InnerPixel, U8, U8x3};
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
+
+/// Scratch for resizing.
+#[derive(Default)]
+pub struct Resize {
+    resizer: Resizer,
+    interleaved: Vec<u8>,
+}
+
+impl Resize {
+    /// Resizes `picture` to `size` into the planes of `out`, u8 `[3, H, W]`; gray fills all three.
+    pub fn run(&mut self, picture: &Picture<'_>, size: ImageSize, out: &mut [u8]) {
+        let Picture { width, height, channels, values } = *picture;
+        let same = (width, height) == (size.width, size.height);
+        let plane = size.pixels();
+        if channels == 1 {
+            let (first, rest) = out.split_at_mut(plane);
+            match same {
+                true => first.copy_from_slice(values),
+                false => resize::<U8>(&mut self.resizer, picture, size, first),
+            }
+            rest.chunks_exact_mut(plane).for_each(|other| other.copy_from_slice(first));
+            return;
+        }
+        let interleaved = match same {
+            true => values,
+            false => {
+                self.interleaved.resize(size.values(), 0);
+                resize::<U8x3>(&mut self.resizer, picture, size, &mut self.interleaved);
+                &self.interleaved
+            }
+        };
+        let (red, rest) = out.split_at_mut(plane);
+        let (green, blue) = rest.split_at_mut(plane);
+        for (((pixel, r), g), b) in interleaved.chunks_exact(3).zip(red).zip(green).zip(blue) {
+            (*r, *g, *b) = (pixel[0], pixel[1], pixel[2]);
+        }
+    }
+}
+
+fn resize<P>(resizer: &mut Resizer, picture: &Picture<'_>, size: ImageSize, out: &mut [u8])
+where
+    P: InnerPixel + fast_image_resize::PixelTrait + Default,
+{
+    let from = TypedImageRef::<P>::from_buffer(picture.width, picture.height, picture.values).expect("sizes agree");
+    let mut to = TypedImage::<P>::from_buffer(size.width, size.height, out).expect("sizes agree");
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false);
+    resizer.resize_typed(&from, &mut to, &options).expect("both images have pixels");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::naive;
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn resize_matches_naive(
+            width in 1_u32..90, height in 1_u32..90, to_width in 1_u32..50, to_height in 1_u32..50, gray: bool, seed: u8,
+        ) {
+            let channels = if gray { 1 } else { 3 };
+            let count = (width * height) as usize * channels;
+            let values: Vec<u8> = (0..count).map(|n| (n * 37 + n / 7 * 11) as u8 ^ seed).collect();
+            let picture = Picture { width, height, channels, values: &values };
+            let size = ImageSize { height: to_height, width: to_width };
+            let mut ours = vec![0; size.values()];
+            Resize::default().run(&picture, size, &mut ours);
+            for (at, (ours, oracle)) in ours.iter().zip(naive::resize(&picture, size)).enumerate() {
+                prop_assert!(ours.abs_diff(oracle) <= 2, "value {}: {} for {}", at, ours, oracle);
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The plan stage's work on one batch: find every sample that it needs, or have it decoded.
+
+use super::decode::Job;
+use super::{BATCHES_AHEAD, FeedError, Shared, StoreEntry};
+use crate::config::{FeedSpec, Mix, Mixup, Pairing};
+use crate::sampler::Plan;
+use crate::store::{Lookup, Rows, State};
+use crate::types::SampleId;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use std::io;
+use std::sync::Arc;
+
+/// Where samples come from.
+#[derive(Clone)]
+pub struct Source {
+    /// The data set and what feeds share.
+    pub shared: Arc<Shared>,
+    /// The store of the feed's split and size.
+    pub entry: Arc<StoreEntry>,
+    /// The decode stage.
+    pub jobs: Sender<Job>,
+}
+
+/// Where one sample of a batch is, or will be when its decoding settles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Location {
+    /// A row of the store.
+    Stored(u32),
+    /// A row of the batch's own staging.
+    Staged(u32),
+    /// Nowhere: it cannot be decoded.
+    Bad,
+}
+
+/// A planned batch whose samples are on their way.
+pub struct Pending {
+    /// What is to be made.
+    pub plan: Plan,
+    /// Where the own samples are and, when partners come from elsewhere, after them the partners.
+    pub locations: Vec<Location>,
+    /// Rows for samples that the store has no room for.
+    pub staging: Arc<Rows>,
+}
+
+impl Pending {
+    /// The memory and the row of a location.
+    pub fn row<'a>(&'a self, entry: &'a StoreEntry, location: Location) -> Option<(&'a Arc<Rows>, u32)> {
+        match location {
+            Location::Stored(row) => Some((entry.store.rows(), row)),
+            Location::Staged(row) => Some((&self.staging, row)),
+            Location::Bad => None,
+        }
+    }
+
+    /// Waits until a location's sample is there (true) or known to be bad (false).
+    ///
+    /// A claim that was abandoned leaves its row empty; that happens only when decoders go away, and counts as bad here.
+    pub fn settle(&self, entry: &StoreEntry, location: Location) -> bool {
+        let Some((rows, row)) = self.row(entry, location) else { return false };
+        rows.wait_settled(std::iter::once(row));
+        rows.state(row) == State::Ready
+    }
+}
+
+impl Source {
+    /// Has a sample located, or decoded into the store or into staging row `staged`.
+    ///
+    /// # Errors
+    /// When the decoders are gone.
+    pub fn request(&self, sample: SampleId, staging: &Arc<Rows>, staged: u32) -> Result<Location, FeedError> {
+        let (claim, location, stored) = match self.entry.store.request(sample) {
+            Lookup::Row(row) => return Ok(Location::Stored(row)),
+            Lookup::Bad => return Ok(Location::Bad),
+            Lookup::Claimed(claim) => {
+                let row = claim.row();
+                (claim, Location::Stored(row), true)
+            }
+            Lookup::Full => {
+                let claim = staging.claim(staged).or_else(|| staging.claim_bad(staged));
+                (claim.expect("each staging row is asked for once, or again when bad"), Location::Staged(staged), false)
+            }
+        };
+        let job = Job { sample, entry: Arc::clone(&self.entry), claim, stored };
+        self.jobs.send(job).map_err(|_| FeedError::Stopping)?;
+        Ok(location)
+    }
+}
+
+/// Scratch of one batch in flight, used again and again.
+pub struct Scratch {
+    locations: Vec<Location>,
+    staging: Arc<Rows>,
+}
+
+/// Starts batches on their way.
+pub struct Fetcher {
+    source: Source,
+    free: Receiver<Scratch>,
+}
+
+impl Fetcher {
+    /// A fetcher for feeds of `spec`, with scratch for [`BATCHES_AHEAD`] batches, and where finished batches give theirs back.
+    ///
+    /// # Errors
+    /// When the memory for staging cannot be mapped.
+    pub fn new(source: Source, spec: &FeedSpec) -> io::Result<(Self, Sender<Scratch>)> {
+        let second = matches!(spec.mix, Mix::Mixup(Mixup { pairing: Pairing::SecondBatch, .. }));
+        let samples = spec.batch_size * if second { 2 } else { 1 };
+        let staging_rows = if source.entry.store.holds_all() { 0 } else { samples };
+        let (recycler, free) = bounded(BATCHES_AHEAD);
+        for _ in 0..BATCHES_AHEAD {
+            let settled = Arc::clone(&source.shared.settled);
+            let staging = Rows::new(staging_rows, spec.image_size.values(), settled)?;
+            let scratch = Scratch { locations: Vec::with_capacity(samples as usize), staging };
+            recycler.send(scratch).expect("both ends are here");
+        }
+        Ok((Self { source, free }, recycler))
+    }
+
+    /// What feeds share.
+    pub fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.source.shared)
+    }
+
+    /// Waits for free scratch and requests every sample of `plan`.
+    ///
+    /// # Errors
+    /// When the pipeline is going down.
+    pub fn fetch(&mut self, plan: Plan) -> Result<Pending, FeedError> {
+        let Scratch { mut locations, mut staging } = self.free.recv().map_err(|_| FeedError::Stopping)?;
+        Rows::reuse(&mut staging);
+        locations.clear();
+        let elsewhere = plan.partner_row.first() == Some(&-1);
+        let partners = if elsewhere { &plan.partner[..] } else { &[] };
+        for (row, &sample) in plan.own.iter().chain(partners).enumerate() {
+            locations.push(self.source.request(sample, &staging, row as u32)?);
+        }
+        Ok(Pending { plan, locations, staging })
+    }
+}
+
+impl Pending {
+    /// Takes the batch apart once it is finished.
+    pub fn into_scratch(self) -> (Plan, Scratch) {
+        (self.plan, Scratch { locations: self.locations, staging: self.staging })
+    }
+}

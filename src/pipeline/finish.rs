@@ -1,0 +1,189 @@
+//! The mix stage's work on one batch: wait for its samples, put substitutes for bad ones, mix.
+
+use super::fetch::{Location, Pending, Scratch, Source};
+use super::ledger::{BadSample, OnBadImage};
+use super::{FeedError, Shared};
+use crate::batch::BatchView;
+use crate::config::FeedSpec;
+use crate::mix::{Mixer, Row};
+use crate::sampler::Plan;
+use crate::types::SampleId;
+use crossbeam_channel::Sender;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Finishes batches of one feed.
+pub struct Finisher {
+    source: Source,
+    mixer: Box<dyn Mixer>,
+    spec: FeedSpec,
+    recycler: Sender<Scratch>,
+}
+
+/// A batch's labels, beside its plan.
+#[derive(Debug, Default)]
+pub struct Labels {
+    /// Class of each row's own sample.
+    pub label_a: Vec<i64>,
+    /// Class of each row's partner.
+    pub label_b: Vec<i64>,
+}
+
+impl Finisher {
+    /// A finisher for feeds of `spec`.
+    pub fn new(source: Source, mixer: Box<dyn Mixer>, spec: FeedSpec, recycler: Sender<Scratch>) -> Self {
+        Self { source, mixer, spec, recycler }
+    }
+
+    /// What the feed was asked to be.
+    pub fn spec(&self) -> &FeedSpec {
+        &self.spec
+    }
+
+    /// What feeds share.
+    pub fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.source.shared)
+    }
+
+    /// Waits for every sample of the batch; bad ones are substituted, in the plan, too.
+    ///
+    /// # Errors
+    /// When the policy for bad images ends the feed.
+    pub fn settle(&self, pending: &mut Pending) -> Result<(), FeedError> {
+        let rows = pending.plan.own.len();
+        let mut substituted = false;
+        for at in 0..pending.locations.len() {
+            if pending.settle(&self.source.entry, pending.locations[at]) {
+                continue;
+            }
+            substituted = true;
+            let Plan { own, partner, .. } = &mut pending.plan;
+            let bad = if at < rows { own[at] } else { partner[at - rows] };
+            let (sample, location) = self.substitute(pending, bad, at as u32)?;
+            pending.locations[at] = location;
+            let Plan { own, partner, .. } = &mut pending.plan;
+            *(if at < rows { &mut own[at] } else { &mut partner[at - rows] }) = sample;
+        }
+        if substituted {
+            let Plan { own, partner, partner_row, .. } = &mut pending.plan;
+            for (partner, &row) in partner.iter_mut().zip(&*partner_row).filter(|(_, row)| **row >= 0) {
+                *partner = own[row as usize];
+            }
+        }
+        Ok(())
+    }
+
+    /// The next readable sample of the same class, in the order of the index, and where it is.
+    fn substitute(&self, pending: &Pending, bad: SampleId, staged: u32) -> Result<(SampleId, Location), FeedError> {
+        let (shared, split) = (&self.source.shared, self.spec.split);
+        let samples = shared.dataset.samples(split);
+        let label = samples[bad as usize].label;
+        let entry = |sample_id| {
+            shared.ledger.find(split, sample_id).unwrap_or_else(|| BadSample {
+                split,
+                sample_id,
+                path: shared.dataset.path_of(split, sample_id),
+                cause: "cannot be decoded".to_owned(),
+            })
+        };
+        if shared.options.on_bad_image == OnBadImage::Fail {
+            return Err(FeedError::BadImage(entry(bad)));
+        }
+        let count = shared.ledger.count(split);
+        if count * 20 > samples.len() {
+            return Err(FeedError::TooManyBad { bad: count, samples: samples.len() as u32, split });
+        }
+        let after = (bad as usize + 1..samples.len()).chain(0..bad as usize);
+        for candidate in after.filter(|&id| samples[id].label == label) {
+            let location = self.source.request(candidate as SampleId, &pending.staging, staged)?;
+            if pending.settle(&self.source.entry, location) {
+                return Ok((candidate as SampleId, location));
+            }
+        }
+        let class = shared.dataset.class_name(label).to_owned();
+        Err(FeedError::NoSubstitute { class, split, last: entry(bad) })
+    }
+
+    /// Mixes a settled batch into `x` and notes its labels.
+    ///
+    /// # Errors
+    /// When the mixer's device fails.
+    pub fn mix(&mut self, pending: &Pending, x: &mut [u8], labels: &mut Labels) -> Result<(), FeedError> {
+        let (plan, rows) = (&pending.plan, pending.plan.own.len());
+        let sample = |at: usize| {
+            let (memory, row) = pending.row(&self.source.entry, pending.locations[at]).expect("settled");
+            memory.get(row).expect("settled")
+        };
+        let rows: Vec<Row<'_>> = (0..rows)
+            .map(|at| {
+                let partner_row = plan.partner_row[at];
+                let partner = usize::try_from(partner_row).unwrap_or(rows + at);
+                Row { own: sample(at), partner: sample(partner), lambda: plan.lambda[at], partner_row }
+            })
+            .collect();
+        self.mixer.mix(&rows, x)?;
+        let samples = self.source.shared.dataset.samples(self.spec.split);
+        for (labels, ids) in [(&mut labels.label_a, &plan.own), (&mut labels.label_b, &plan.partner)] {
+            labels.clear();
+            labels.extend(ids.iter().map(|&id| i64::from(samples[id as usize].label)));
+        }
+        Ok(())
+    }
+
+    /// Gives a finished batch's scratch back.
+    pub fn recycle(&self, pending: Pending) -> Plan {
+        let (plan, scratch) = pending.into_scratch();
+        // Full is impossible; disconnected means that the plan stage has ended.
+        let _ = self.recycler.try_send(scratch);
+        plan
+    }
+}
+
+/// A batch in memory of its own.
+pub struct OwnedBatch {
+    spec: FeedSpec,
+    /// What was made, with substitutes in place.
+    pub plan: Plan,
+    labels: Labels,
+    x: Vec<u128>,
+    x_bytes: usize,
+    /// The files of the own samples, relative to the data set.
+    pub paths: Vec<PathBuf>,
+}
+
+impl OwnedBatch {
+    /// Finishes a pending batch.
+    pub(super) fn finish(finisher: &mut Finisher, mut pending: Pending) -> Result<Self, FeedError> {
+        finisher.settle(&mut pending)?;
+        let spec = *finisher.spec();
+        let x_bytes = pending.plan.own.len() * spec.format().image_bytes();
+        let (mut x, mut labels) = (vec![0_u128; x_bytes.div_ceil(16)], Labels::default());
+        finisher.mix(&pending, &mut bytemuck::cast_slice_mut(&mut x)[..x_bytes], &mut labels)?;
+        let plan = finisher.recycle(pending);
+        let shared = finisher.shared();
+        let samples = shared.dataset.samples(spec.split);
+        let paths = plan.own.iter().map(|&id| samples[id as usize].path.clone()).collect();
+        Ok(Self { spec, plan, labels, x, x_bytes, paths })
+    }
+
+    /// The batch.
+    pub fn view(&self) -> BatchView<'_> {
+        BatchView {
+            x: &bytemuck::cast_slice(&self.x)[..self.x_bytes],
+            dtype: self.spec.dtype,
+            layout: self.spec.layout,
+            image_size: self.spec.image_size,
+            label_a: &self.labels.label_a,
+            label_b: &self.labels.label_b,
+            lambda: &self.plan.lambda,
+            partner: &self.plan.partner_row,
+            sample_id: &self.plan.own,
+            partner_id: &self.plan.partner,
+            epoch: self.plan.place.epoch,
+            index: self.plan.place.index,
+            batches: self.plan.batches,
+            pad: self.plan.pad,
+            digest: 0,
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The pipeline: from a data set and a feed spec to batches in a ring, over bounded channels.
+//!
+//! ```text
+//! plan (1 thread a feed) ── samples to decode ──► decode (N threads a daemon) ──► sample store, staging rows
+//!   └──────────────── pending batches ──────────► mix (1 thread a feed) ─────────► slot
+//! ```
+//!
+//! The plan stage runs ahead of the mix stage by [`BATCHES_AHEAD`] batches, so that samples are decoded while earlier batches
+//! are mixed. Its requests claim rows ([`crate::store`]); the mix stage waits for the rows of its batch to settle. What a batch
+//! holds is decided by its plan and the files alone, never by who was faster.
+
+mod decode;
+mod feed;
+mod fetch;
+mod finish;
+mod ledger;
+
+pub use feed::Feed;
+pub use finish::OwnedBatch;
+pub use ledger::{BadSample, OnBadImage};
+
+use crate::config::{FeedSpec, SpecError};
+use crate::dataset::Dataset;
+use crate::mix::{MixError, MixerKind};
+use crate::ring::RingError;
+use crate::sampler::{Sampler, SamplerError};
+use crate::stats::Stats;
+use crate::store::{SampleStore, Settled};
+use crate::types::{Device, ImageSize, Place, Split};
+use decode::DecodePool;
+use ledger::Ledger;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Batches that a feed has in flight between plan and slot.
+pub const BATCHES_AHEAD: usize = 3;
+
+/// How the pipeline is set up, for all feeds.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Decode threads, at least 1.
+    pub workers: usize,
+    /// Bytes of decoded samples to keep.
+    pub cache_bytes: u64,
+    /// Which mixer.
+    pub mixer: MixerKind,
+    /// Where it mixes.
+    pub device: Device,
+    /// What happens to images that cannot be decoded.
+    pub on_bad_image: OnBadImage,
+}
+
+/// Why a feed could not be opened. Feeds that run are untouched.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A value out of range.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// Nothing to deliver.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// No such mixer.
+    #[error(transparent)]
+    Mix(#[from] MixError),
+    /// No ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// No memory for samples.
+    #[error("cannot map memory for samples: {0}")]
+    Memory(io::Error),
+}
+
+/// Why a feed cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum FeedError {
+    /// An image cannot be decoded, and the policy is to fail.
+    #[error("{0} (start the daemon with --on-bad-image substitute to go on without it)")]
+    BadImage(BadSample),
+    /// A class has no image left to stand in.
+    #[error("no readable image of class `{class}` in {split}; the last that failed: {last}")]
+    NoSubstitute {
+        /// The class.
+        class: String,
+        /// Of which split.
+        split: Split,
+        /// One of its images.
+        last: BadSample,
+    },
+    /// More than 5 % of the split cannot be decoded.
+    #[error("{bad} of {samples} images of {split} cannot be decoded, more than 5 %; `mixd status` lists them")]
+    TooManyBad {
+        /// Images that failed so far.
+        bad: usize,
+        /// Images of the split.
+        samples: u32,
+        /// Which split.
+        split: Split,
+    },
+    /// The mixer failed.
+    #[error(transparent)]
+    Mix(#[from] MixError),
+    /// The pipeline is being taken down.
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+/// A sample store and what it serves.
+pub struct StoreEntry {
+    /// Of which split.
+    pub split: Split,
+    /// At which size.
+    pub image_size: ImageSize,
+    /// The samples.
+    pub store: SampleStore,
+}
+
+/// Everything that feeds share.
+struct Shared {
+    dataset: Dataset,
+    options: Options,
+    ledger: Ledger,
+    stats: Stats,
+    settled: Arc<Settled>,
+}
+
+/// The pipeline of one data set.
+pub struct Pipeline {
+    shared: Arc<Shared>,
+    pool: DecodePool,
+    stores: Mutex<Vec<Arc<StoreEntry>>>,
+}
+
+impl Pipeline {
+    /// Starts the decode threads.
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub fn start(dataset: Dataset, options: Options) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            ledger: Ledger::default(),
+            stats: Stats::default(),
+            settled: Arc::default(),
+            dataset,
+            options,
+        });
+        let pool = DecodePool::start(&shared)?;
+        Ok(Self { shared, pool, stores: Mutex::default() })
+    }
+
+    /// The data set.
+    pub fn dataset(&self) -> &Dataset {
+        &self.shared.dataset
+    }
+
+    /// The set-up.
+    pub fn options(&self) -> &Options {
+        &self.shared.options
+    }
+
+    /// The stages' counters.
+    pub fn stats(&self) -> &Stats {
+        &self.shared.stats
+    }
+
+    /// The sample stores made so far.
+    pub fn stores(&self) -> Vec<Arc<StoreEntry>> {
+        self.stores.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Images that could not be decoded so far.
+    pub fn bad_samples(&self) -> Vec<BadSample> {
+        self.shared.ledger.list()
+    }
+
+    /// The sampler of a valid spec over this data set.
+    ///
+    /// # Errors
+    /// When the spec is out of range or leaves nothing to deliver.
+    pub fn sampler(&self, spec: &FeedSpec) -> Result<Sampler, OpenError> {
+        spec.validate()?;
+        Ok(Sampler::new(*spec, self.dataset().samples(spec.split).len() as u32)?)
+    }
+
+    /// Opens a feed whose ring lies in `dir`, a folder that must not exist, and starts its threads.
+    ///
+    /// # Errors
+    /// When the spec cannot be served; nothing is left behind.
+    pub fn open(&self, spec: FeedSpec, dir: &Path) -> Result<Feed, OpenError> {
+        let sampler = self.sampler(&spec)?;
+        let (fetcher, finisher) = self.stages(spec)?;
+        Ok(Feed::start(sampler, fetcher, finisher, dir)?)
+    }
+
+    /// Makes one batch, in memory of its own.
+    ///
+    /// # Errors
+    /// When the spec cannot be served, the place does not exist, or an image fails as the policy says.
+    pub fn batch(&self, mut spec: FeedSpec, place: Place) -> Result<OwnedBatch, BatchError> {
+        spec.start = place;
+        let sampler = self.sampler(&spec)?;
+        let (mut fetcher, mut finisher) = self.stages(spec)?;
+        let pending = fetcher.fetch(sampler.epoch(place.epoch).plan(place.index))?;
+        Ok(OwnedBatch::finish(&mut finisher, pending)?)
+    }
+
+    fn stages(&self, spec: FeedSpec) -> Result<(fetch::Fetcher, finish::Finisher), OpenError> {
+        let Options { mixer, device, .. } = self.shared.options;
+        let mixer = crate::mix::mixer(mixer, device, spec.format(), spec.batch_size as usize)?;
+        let entry = self.store(spec.split, spec.image_size).map_err(OpenError::Memory)?;
+        let source = fetch::Source { shared: Arc::clone(&self.shared), entry, jobs: self.pool.jobs() };
+        let (fetcher, recycler) = fetch::Fetcher::new(source.clone(), &spec).map_err(OpenError::Memory)?;
+        let finisher = finish::Finisher::new(source, mixer, spec, recycler);
+        Ok((fetcher, finisher))
+    }
+
+    /// The store of a split at a size; made from what is left of the budget when it is first asked for.
+    fn store(&self, split: Split, image_size: ImageSize) -> io::Result<Arc<StoreEntry>> {
+        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = stores.iter().find(|entry| (entry.split, entry.image_size) == (split, image_size)) {
+            return Ok(Arc::clone(entry));
+        }
+        let taken: u64 = stores.iter().map(|entry| entry.store.bytes()).sum();
+        let budget = self.shared.options.cache_bytes.saturating_sub(taken);
+        let samples = self.dataset().samples(split).len() as u32;
+        let store = SampleStore::new(samples, image_size.values(), budget, Arc::clone(&self.shared.settled))?;
+        let entry = Arc::new(StoreEntry { split, image_size, store });
+        stores.push(Arc::clone(&entry));
+        Ok(entry)
+    }
+}
+
+/// Why a single batch could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    /// The spec cannot be served.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// An image or the mixer failed.
+    #[error(transparent)]
+    Feed(#[from] FeedError),
+}

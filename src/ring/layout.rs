@@ -1,0 +1,256 @@
+//! The bytes of the ring: what lies where in the data file and in a cursor.
+//!
+//! Integers are little-endian and of fixed width. The data file is one page of [`DataHeader`], then the slots, each a
+//! [`BatchHeader`], the row arrays and `x` at the offsets of [`SlotLayout`].
+
+use crate::mix::Format;
+use crate::sync::{AtomicU32, AtomicU64};
+use crate::types::{Dtype, ImageSize, Layout};
+use std::mem::{offset_of, size_of};
+use std::sync::atomic::AtomicU8;
+
+/// Version of everything in this file; both sides must have the same.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// First bytes of a data file.
+pub const DATA_MAGIC: [u8; 8] = *b"mixdring";
+/// First bytes of a cursor.
+pub const CURSOR_MAGIC: [u8; 8] = *b"mixdcurs";
+/// Alignment of slots and of `x`, and size of the header and of a cursor.
+pub const PAGE_BYTES: usize = 4096;
+/// Longest reason that fits beside `ended`.
+pub const REASON_BYTES_MAX: usize = 1024;
+
+/// [`DataHeader::ended`]: the feed was stopped in order (shutdown, drain).
+pub const ENDED_STOPPED: u32 = 1;
+/// [`DataHeader::ended`]: the feed failed.
+pub const ENDED_FAILED: u32 = 2;
+
+#[cfg(target_endian = "big")]
+compile_error!("the ring's layout is little-endian");
+
+/// First page of the data file. Cache lines are kept apart by who writes them and how often.
+#[repr(C)]
+pub struct DataHeader {
+    /// [`DATA_MAGIC`].
+    pub magic: [u8; 8],
+    /// [`LAYOUT_VERSION`].
+    pub layout_version: u32,
+    /// Slots of the ring.
+    pub slots: u32,
+    /// Most rows of a batch.
+    pub batch_size: u32,
+    /// Height of the images.
+    pub height: u32,
+    /// Width of the images.
+    pub width: u32,
+    /// 0 f32, 1 f16, 2 bf16, 3 u8.
+    pub dtype: u32,
+    /// 0 NCHW, 1 NHWC.
+    pub layout: u32,
+    /// Process id of the daemon.
+    pub daemon_pid: u32,
+    gap: [u8; 88],
+    /// Batches published.
+    pub published: AtomicU64,
+    /// Event word for readers.
+    pub event: AtomicU32,
+    /// 0, or one of the `ENDED_…` codes.
+    pub ended: AtomicU32,
+    gap2: [u8; 112],
+    /// 1 while the writer sleeps.
+    pub writer_waiting: AtomicU32,
+    /// Bytes of `reason` in use; written before `ended`.
+    pub reason_len: AtomicU32,
+    gap3: [u8; 120],
+    /// Why the feed ended, UTF-8; written before `ended`.
+    pub reason: [AtomicU8; REASON_BYTES_MAX],
+}
+
+/// A reader's page.
+#[repr(C)]
+pub struct Cursor {
+    /// [`CURSOR_MAGIC`].
+    pub magic: [u8; 8],
+    gap: [u8; 120],
+    /// Batches released.
+    pub released: AtomicU64,
+    /// Event word for the writer.
+    pub event: AtomicU32,
+    /// 1 while the reader sleeps.
+    pub reader_waiting: AtomicU32,
+}
+
+/// Start of every slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BatchHeader {
+    /// Number of the batch in this ring, from 0.
+    pub seq: u64,
+    /// Epoch, from 0.
+    pub epoch: u64,
+    /// Position in the epoch, from 0.
+    pub index: u64,
+    /// Batches in each epoch.
+    pub batches: u64,
+    /// xxh3 of the batch; 0 without digests.
+    pub digest: u64,
+    /// When it was published, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub published_ns: u64,
+    /// Rows in use.
+    pub len: u32,
+    /// Rows at the end that repeat the head of the permutation.
+    pub pad: u32,
+    /// [`crate::rng::PLAN_VERSION`].
+    pub plan_version: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+const _: () = {
+    assert!(size_of::<DataHeader>() <= PAGE_BYTES && size_of::<Cursor>() <= PAGE_BYTES);
+    assert!(offset_of!(DataHeader, published) == 128 && offset_of!(DataHeader, event) == 136);
+    assert!(offset_of!(DataHeader, ended) == 140 && offset_of!(DataHeader, writer_waiting) == 256);
+    assert!(offset_of!(DataHeader, reason_len) == 260 && offset_of!(DataHeader, reason) == 384);
+    assert!(offset_of!(Cursor, released) == 128 && offset_of!(Cursor, event) == 136);
+    assert!(offset_of!(Cursor, reader_waiting) == 140);
+    assert!(size_of::<BatchHeader>() == 64 && offset_of!(BatchHeader, len) == 48);
+};
+
+impl DataHeader {
+    /// The header's fixed part, as the writer stores it.
+    pub fn fixed(format: &Format, batch_size: u32, slots: u32) -> Self {
+        Self {
+            magic: DATA_MAGIC,
+            layout_version: LAYOUT_VERSION,
+            slots,
+            batch_size,
+            height: format.image_size.height,
+            width: format.image_size.width,
+            dtype: Dtype::ALL.iter().position(|&dtype| dtype == format.dtype).expect("listed") as u32,
+            layout: Layout::ALL.iter().position(|&layout| layout == format.layout).expect("listed") as u32,
+            daemon_pid: std::process::id(),
+            gap: [0; 88],
+            published: AtomicU64::new(0),
+            event: AtomicU32::new(0),
+            ended: AtomicU32::new(0),
+            gap2: [0; 112],
+            writer_waiting: AtomicU32::new(0),
+            reason_len: AtomicU32::new(0),
+            gap3: [0; 120],
+            reason: [const { AtomicU8::new(0) }; REASON_BYTES_MAX],
+        }
+    }
+
+    /// Size, type and order of the images, where the header makes sense.
+    pub fn images(&self) -> Option<(ImageSize, Dtype, Layout)> {
+        let size = ImageSize { height: self.height, width: self.width };
+        Some((size, *Dtype::ALL.get(self.dtype as usize)?, *Layout::ALL.get(self.layout as usize)?))
+    }
+}
+
+impl Cursor {
+    /// A cursor that has released nothing.
+    pub fn fresh() -> Self {
+        Self {
+            magic: CURSOR_MAGIC,
+            gap: [0; 120],
+            released: AtomicU64::new(0),
+            event: AtomicU32::new(0),
+            reader_waiting: AtomicU32::new(0),
+        }
+    }
+}
+
+/// Offsets within a slot, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotLayout {
+    /// i64 a row.
+    pub label_a: usize,
+    /// i64 a row.
+    pub label_b: usize,
+    /// f32 a row.
+    pub lambda: usize,
+    /// i32 a row.
+    pub partner: usize,
+    /// u32 a row.
+    pub sample_id: usize,
+    /// u32 a row.
+    pub partner_id: usize,
+    /// The images; a multiple of [`PAGE_BYTES`].
+    pub x: usize,
+    /// Bytes of one image.
+    pub image_bytes: usize,
+    /// The whole slot; a multiple of [`PAGE_BYTES`].
+    pub slot_bytes: usize,
+}
+
+impl SlotLayout {
+    /// The layout of slots for `batch_size` images of `image_bytes` bytes.
+    pub const fn new(batch_size: usize, image_bytes: usize) -> Self {
+        let label_a = size_of::<BatchHeader>();
+        let label_b = label_a + 8 * batch_size;
+        let lambda = label_b + 8 * batch_size;
+        let partner = lambda + 4 * batch_size;
+        let sample_id = partner + 4 * batch_size;
+        let partner_id = sample_id + 4 * batch_size;
+        let x = (partner_id + 4 * batch_size).next_multiple_of(PAGE_BYTES);
+        let slot_bytes = (x + batch_size * image_bytes).next_multiple_of(PAGE_BYTES);
+        Self { label_a, label_b, lambda, partner, sample_id, partner_id, x, image_bytes, slot_bytes }
+    }
+
+    /// Offset of slot number `slot` in the data file.
+    pub const fn slot_offset(&self, slot: u32) -> usize {
+        PAGE_BYTES + slot as usize * self.slot_bytes
+    }
+
+    /// Bytes of the data file.
+    pub const fn file_bytes(&self, slots: u32) -> usize {
+        self.slot_offset(slots)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_header_has_the_golden_bytes() {
+        let header = BatchHeader {
+            seq: 1,
+            epoch: 2,
+            index: 3,
+            batches: 4,
+            digest: 0x0102_0304_0506_0708,
+            published_ns: 5,
+            len: 6,
+            pad: 7,
+            plan_version: 8,
+            reserved: 0,
+        };
+        let golden: [u8; 64] = [
+            1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, //
+            8, 7, 6, 5, 4, 3, 2, 1, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 7, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0,
+        ];
+        assert_eq!(bytemuck::bytes_of(&header), golden);
+    }
+
+    #[test]
+    fn slots_of_the_seed_pipeline_lie_where_version_1_says() {
+        let layout = SlotLayout::new(64, 3 * 128 * 128 * 4);
+        assert_eq!((layout.label_a, layout.label_b, layout.lambda), (64, 576, 1088));
+        assert_eq!((layout.partner, layout.sample_id, layout.partner_id), (1344, 1600, 1856));
+        assert_eq!((layout.x, layout.slot_bytes), (4096, 4096 + 12_582_912));
+        assert_eq!(layout.file_bytes(4), 4096 + 4 * layout.slot_bytes);
+    }
+
+    #[test]
+    fn every_array_is_aligned_for_any_batch_size() {
+        for batch_size in 1..70 {
+            let layout = SlotLayout::new(batch_size, 7);
+            assert!(layout.label_a % 8 == 0 && layout.label_b % 8 == 0 && layout.x % 64 == 0);
+            assert!(layout.x >= layout.partner_id + 4 * batch_size);
+            assert!(layout.slot_bytes >= layout.x + 7 * batch_size);
+        }
+    }
+}

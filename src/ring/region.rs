@@ -1,0 +1,258 @@
+//! Files on tmpfs as shared memory: made whole before use, opened with their contents checked.
+#![expect(unsafe_code, reason = "typed views of memory that is shared between processes")]
+
+use super::layout::{CURSOR_MAGIC, Cursor, DATA_MAGIC, DataHeader, LAYOUT_VERSION, PAGE_BYTES, SlotLayout};
+use super::protocol::{CursorWords, WriterWords};
+use crate::types::{Dtype, ImageSize, Layout};
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Why a ring could not be made or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    /// The file system has no room for it.
+    #[error(
+        "no room for a ring of {need} bytes in {}: {free} bytes are free (use a smaller batch, fewer slots, a smaller \
+         dtype, or give the tmpfs more memory: mount -o remount,size=…)", dir.display()
+    )]
+    NoSpace {
+        /// Bytes needed.
+        need: u64,
+        /// Bytes free.
+        free: u64,
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A system call failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file is not a ring of this version.
+    #[error("{} is not a ring that this mixd can read: {found} (run the same mixd version on both sides)", path.display())]
+    Foreign {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        found: String,
+    },
+    /// All slots are leased by the reader itself, so no batch can ever come.
+    #[error(
+        "all {0} slots of the feed are leased by this trainer: drop a batch before asking for the next (or open the feed with more slots)"
+    )]
+    AllLeased(u32),
+    /// A slot does not hold what its number says.
+    #[error("the slot of batch {seq} holds batch {found}: the ring is damaged or this trainer was evicted")]
+    Torn {
+        /// The batch that was asked for.
+        seq: u64,
+        /// The batch whose header lies there.
+        found: u64,
+    },
+    /// The ring has as many readers as it can have.
+    #[error("the feed has {0} trainers, the most that a ring can have")]
+    TooManyReaders(usize),
+}
+
+impl RingError {
+    fn io(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+        Self::Io { action, path: path.to_owned(), source: source.into() }
+    }
+}
+
+/// A whole file, mapped shared.
+struct Region {
+    map: MmapRaw,
+}
+
+impl Region {
+    /// Makes a file of `bytes` bytes, all of them reserved, so that no later write can fail.
+    fn create(path: &Path, bytes: usize) -> Result<Self, RingError> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|source| RingError::io("create", path, source))?;
+        let region = Self::reserve(&file, path, bytes);
+        if region.is_err() {
+            // A half-made file would keep its memory.
+            let _ = std::fs::remove_file(path);
+        }
+        region
+    }
+
+    fn reserve(file: &File, path: &Path, bytes: usize) -> Result<Self, RingError> {
+        let dir = path.parent().unwrap_or(path);
+        fallocate(file, FallocateFlags::empty(), 0, bytes as u64).map_err(|errno| match errno {
+            rustix::io::Errno::NOSPC => {
+                let free = fstatvfs(file).map_or(0, |fs| fs.f_bavail * fs.f_frsize);
+                RingError::NoSpace { need: bytes as u64, free, dir: dir.to_owned() }
+            }
+            errno => RingError::io("reserve", path, errno),
+        })?;
+        let map = MmapOptions::new().map_raw(file).map_err(|source| RingError::io("map", path, source))?;
+        Ok(Self { map })
+    }
+
+    /// Maps an existing file of at least `bytes_min` bytes.
+    fn open(path: &Path, writable: bool, bytes_min: usize) -> Result<Self, RingError> {
+        let io = |action| move |source| RingError::io(action, path, source);
+        let file = OpenOptions::new().read(true).write(writable).open(path).map_err(io("open"))?;
+        let options = MmapOptions::new();
+        let map = if writable { options.map_raw(&file) } else { options.map_raw_read_only(&file) };
+        let map = map.map_err(io("map"))?;
+        if map.len() < bytes_min {
+            let found = format!("it has {} bytes where {bytes_min} are needed", map.len());
+            return Err(RingError::Foreign { path: path.to_owned(), found });
+        }
+        Ok(Self { map })
+    }
+}
+
+/// The data file, as its writer or as a reader has it.
+pub struct DataFile {
+    region: Region,
+    /// Where things lie in a slot.
+    pub layout: SlotLayout,
+    /// Slots of the ring.
+    pub slots: u32,
+    /// Most rows of a batch.
+    pub batch_size: u32,
+    /// Size, type and order of the images.
+    pub images: (ImageSize, Dtype, Layout),
+}
+
+impl DataFile {
+    /// Makes the file and stores `header` in it.
+    pub fn create(path: &Path, header: DataHeader) -> Result<Self, RingError> {
+        let images = header.images().expect("made from a format");
+        let (slots, batch_size) = (header.slots, header.batch_size);
+        let layout = SlotLayout::new(batch_size as usize, images.0.values() * images.1.bytes());
+        let region = Region::create(path, layout.file_bytes(slots))?;
+        // SAFETY: the map is page-aligned, larger than the header, writable, and nobody else knows the file yet.
+        unsafe { region.map.as_mut_ptr().cast::<DataHeader>().write(header) };
+        Ok(Self { region, layout, slots, batch_size, images })
+    }
+
+    /// Maps the file read-only and checks that it is a ring of this version and of the size that its header claims.
+    pub fn open(path: &Path) -> Result<Self, RingError> {
+        let region = Region::open(path, false, PAGE_BYTES)?;
+        let foreign = |found: String| RingError::Foreign { path: path.to_owned(), found };
+        // SAFETY: the map is page-aligned and holds at least a page; every bit pattern is a `DataHeader`, of which only
+        // the atomic fields change after creation.
+        let header = unsafe { &*region.map.as_ptr().cast::<DataHeader>() };
+        if header.magic != DATA_MAGIC {
+            return Err(foreign("its first bytes are not a ring's".to_owned()));
+        }
+        if header.layout_version != LAYOUT_VERSION {
+            return Err(foreign(format!("its layout has version {}, not {LAYOUT_VERSION}", header.layout_version)));
+        }
+        let (slots, batch_size) = (header.slots, header.batch_size);
+        let images = header.images().ok_or_else(|| foreign("its dtype or layout is unknown".to_owned()))?;
+        let layout = SlotLayout::new(batch_size as usize, images.0.values() * images.1.bytes());
+        if region.map.len() != layout.file_bytes(slots) || slots == 0 {
+            return Err(foreign("its size is not what its header says".to_owned()));
+        }
+        Ok(Self { region, layout, slots, batch_size, images })
+    }
+
+    /// The header page.
+    pub fn header(&self) -> &DataHeader {
+        // SAFETY: as in `open`; the map lives as long as `self`.
+        unsafe { &*self.region.map.as_ptr().cast::<DataHeader>() }
+    }
+
+    /// The words of the protocol.
+    pub fn words(&self) -> WriterWords<'_> {
+        let header = self.header();
+        WriterWords {
+            published: &header.published,
+            event: &header.event,
+            ended: &header.ended,
+            writer_waiting: &header.writer_waiting,
+        }
+    }
+
+    /// Why the feed ended; meaningful once `ended` was read as non-zero.
+    pub fn reason(&self) -> String {
+        use crate::sync::Ordering::Relaxed;
+        let header = self.header();
+        let len = (header.reason_len.load(Relaxed) as usize).min(header.reason.len());
+        let bytes: Vec<u8> = header.reason[..len].iter().map(|byte| byte.load(Relaxed)).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The bytes of one slot.
+    ///
+    /// # Safety
+    /// The writer must not write this slot while the slice lives: batch `seq` of it is published and leased.
+    pub unsafe fn slot(&self, slot: u32) -> &[u8] {
+        assert!(slot < self.slots);
+        // SAFETY: the file holds `slots` slots (checked when it was made or opened); the caller excludes writers.
+        unsafe {
+            let start = self.region.map.as_ptr().add(self.layout.slot_offset(slot));
+            std::slice::from_raw_parts(start, self.layout.slot_bytes)
+        }
+    }
+
+    /// The bytes of one slot, for its writer.
+    ///
+    /// # Safety
+    /// The caller must be the ring's only writer, hold no other slice of this slot, have made this file, and every live
+    /// reader must have released the slot.
+    #[expect(clippy::mut_from_ref, reason = "exclusive by the ring's protocol, not by the borrow")]
+    pub unsafe fn slot_mut(&self, slot: u32) -> &mut [u8] {
+        assert!(slot < self.slots);
+        // SAFETY: inside the writable map; exclusive by the caller's promise.
+        unsafe {
+            let start = self.region.map.as_mut_ptr().add(self.layout.slot_offset(slot));
+            std::slice::from_raw_parts_mut(start, self.layout.slot_bytes)
+        }
+    }
+}
+
+/// A reader's cursor, as that reader or as the daemon has it.
+pub struct CursorFile(Region);
+
+impl CursorFile {
+    /// Makes the file of a new reader.
+    pub fn create(path: &Path) -> Result<Self, RingError> {
+        let region = Region::create(path, PAGE_BYTES)?;
+        // SAFETY: page-aligned, large enough, writable, and nobody else knows the file yet.
+        unsafe { region.map.as_mut_ptr().cast::<Cursor>().write(Cursor::fresh()) };
+        Ok(Self(region))
+    }
+
+    /// Maps the reader's own cursor.
+    pub fn open(path: &Path) -> Result<Self, RingError> {
+        let file = Self(Region::open(path, true, PAGE_BYTES)?);
+        if file.page().magic != CURSOR_MAGIC {
+            let found = "its first bytes are not a cursor's".to_owned();
+            return Err(RingError::Foreign { path: path.to_owned(), found });
+        }
+        Ok(file)
+    }
+
+    fn page(&self) -> &Cursor {
+        // SAFETY: the map holds at least a page, is page-aligned, lives as long as `self`; every bit pattern is a
+        // `Cursor`, of which only the atomic fields change.
+        unsafe { &*self.0.map.as_ptr().cast::<Cursor>() }
+    }
+
+    /// The words of the protocol.
+    pub fn words(&self) -> CursorWords<'_> {
+        let Cursor { released, event, reader_waiting, .. } = self.page();
+        CursorWords { released, event, reader_waiting }
+    }
+}

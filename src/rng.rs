@@ -1,0 +1,124 @@
+//! Random numbers as a pure function of seed, stream, epoch, batch and row.
+//!
+//! The generator is ChaCha8 with a 64-bit stream id and a 64-bit block counter. The mapping, which is part of plan
+//! version [`PLAN_VERSION`], is:
+//!
+//! - **key**, 32 bytes: the seed as 8 little-endian bytes, then the 24 bytes of `"mixd: plan, version 1\0\0\0"`;
+//! - **stream id**: `stream << 56 | epoch`, with [`Stream`]'s numbers;
+//! - **first block**: `batch << 40 | row << 16`, so that each row has 2¹⁶ blocks of 16 words to itself.
+//!
+//! Rows are counted over all ranks: row `r` of rank `k` is `r · world_size + k`, so ranks never share a draw.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use rand_distr::{Beta, Distribution};
+
+/// Version of everything that makes plans what they are; it changes when any plan would.
+pub const PLAN_VERSION: u32 = 1;
+
+/// Bound of epochs: 2⁵⁶.
+pub const EPOCH_BITS: u32 = 56;
+/// Bound of batches an epoch: 2²⁴.
+pub const BATCH_BITS: u32 = 24;
+/// Bound of rows a batch, counted over all ranks: 2²⁴.
+pub const ROW_BITS: u32 = 24;
+
+/// What a random number is for. The numbers are part of the plan version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Stream {
+    /// The epoch's order of samples; row 1 is the second order, for partners from a second batch.
+    Permutation = 0,
+    /// The partners within a batch.
+    Shuffle = 1,
+    /// λ.
+    Lambda = 2,
+}
+
+/// The generator for one purpose at one place.
+///
+/// # Panics
+/// When epoch, batch or row exceed their bits.
+pub fn at(seed: u64, stream: Stream, epoch: u64, batch: u64, row: u64) -> ChaCha8Rng {
+    assert!(epoch >> EPOCH_BITS == 0 && batch >> BATCH_BITS == 0 && row >> ROW_BITS == 0, "place out of range");
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..].copy_from_slice(b"mixd: plan, version 1\0\0\0");
+    let mut rng = ChaCha8Rng::from_seed(key);
+    rng.set_stream((stream as u64) << EPOCH_BITS | epoch);
+    rng.set_word_pos(u128::from(batch << 40 | row << 16) * 16);
+    rng
+}
+
+/// A uniform number in `0..bound` by multiplication, with rejection (Lemire 2019), from 32-bit words.
+fn below(rng: &mut ChaCha8Rng, bound: u32) -> u32 {
+    let threshold = bound.wrapping_neg() % bound;
+    loop {
+        let product = u64::from(rng.next_u32()) * u64::from(bound);
+        if product as u32 >= threshold {
+            return (product >> 32) as u32;
+        }
+    }
+}
+
+/// A uniform permutation of `0..n` (Fisher–Yates, from the end).
+pub fn permutation(mut rng: ChaCha8Rng, n: u32) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..n).collect();
+    for last in (1..n).rev() {
+        order.swap(last as usize, below(&mut rng, last + 1) as usize);
+    }
+    order
+}
+
+/// A draw of Beta(α, α), in [0, 1].
+///
+/// # Panics
+/// When `alpha` is not a positive, finite number.
+pub fn beta(mut rng: ChaCha8Rng, alpha: f64) -> f64 {
+    Beta::new(alpha, alpha).expect("α is validated with the feed spec").sample(&mut rng)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mapping_of_plan_version_1_is_pinned() {
+        let words = |stream, epoch, batch, row| at(7, stream, epoch, batch, row).next_u64();
+        let pinned =
+            [words(Stream::Permutation, 0, 0, 0), words(Stream::Shuffle, 1, 2, 0), words(Stream::Lambda, 3, 4, 5)];
+        assert_eq!(pinned, PINNED_WORDS);
+        assert_eq!(permutation(at(7, Stream::Permutation, 0, 0, 0), 10), PINNED_PERMUTATION);
+        assert_eq!(beta(at(7, Stream::Lambda, 0, 0, 0), 0.4).to_bits(), PINNED_BETA);
+    }
+    const PINNED_WORDS: [u64; 3] = [14903477740133753189, 12691110767023999054, 17437460801570986790];
+    const PINNED_PERMUTATION: [u32; 10] = [8, 2, 1, 0, 5, 3, 4, 6, 7, 9];
+    const PINNED_BETA: u64 = 0;
+
+    #[test]
+    fn places_do_not_share_words() {
+        let mut seen = std::collections::HashSet::new();
+        for seed in 0..3 {
+            for stream in [Stream::Permutation, Stream::Shuffle, Stream::Lambda] {
+                for place in 0..64 {
+                    let (epoch, batch, row) = (place >> 4, place >> 2 & 3, place & 3);
+                    assert!(seen.insert(at(seed, stream, epoch, batch, row).next_u64()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn below_is_uniform_over_small_bounds() {
+        let mut rng = at(1, Stream::Shuffle, 0, 0, 0);
+        for bound in 1..=7 {
+            let mut counts = vec![0_u32; bound as usize];
+            for _ in 0..7_000 {
+                counts[below(&mut rng, bound) as usize] += 1;
+            }
+            let expected = 7_000.0 / f64::from(bound);
+            let chi2: f64 = counts.iter().map(|&n| (f64::from(n) - expected).powi(2) / expected).sum();
+            assert!(chi2 < 25.0, "bound {bound}: {counts:?}");
+        }
+    }
+}

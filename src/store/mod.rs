@@ -1,0 +1,171 @@
+//! The sample store: every decoded sample that fits a budget, decoded once, whoever asks.
+//!
+//! A store serves one split at one image size. Samples get a row of its memory on first request, while there are rows; they
+//! are never evicted: an epoch reads each sample once, so whatever stays is as good as anything else, and what is in it
+//! never changes. Samples without a row are decoded anew each time, into rows that the caller brings.
+
+mod rows;
+
+pub use rows::{Claim, Rows, Settled, State};
+
+use crate::types::SampleId;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Value of [`SampleStore::row_of`]: no row was given yet.
+const UNASSIGNED: u32 = u32::MAX;
+/// Value of [`SampleStore::row_of`]: the sample cannot be decoded.
+const BAD: u32 = u32::MAX - 1;
+
+/// Where a sample is to be had.
+pub enum Lookup {
+    /// In this row of [`SampleStore::rows`], now or when its decoding settles.
+    Row(u32),
+    /// In the claimed row, once the caller has it decoded.
+    Claimed(Claim),
+    /// Nowhere: the store is full; decode it into a row of your own.
+    Full,
+    /// It cannot be decoded.
+    Bad,
+}
+
+/// The decoded samples of one split at one size.
+pub struct SampleStore {
+    rows: Arc<Rows>,
+    /// For each sample its row, [`UNASSIGNED`] or [`BAD`].
+    row_of: Box<[AtomicU32]>,
+    /// Rows given out.
+    assigned: AtomicU32,
+    /// Decodes that landed in the store.
+    decoded: AtomicU64,
+}
+
+impl SampleStore {
+    /// A store for `samples` samples of `sample_bytes` bytes, of which it keeps as many as fit `budget_bytes`.
+    ///
+    /// # Errors
+    /// When the memory cannot be mapped.
+    pub fn new(samples: u32, sample_bytes: usize, budget_bytes: u64, settled: Arc<Settled>) -> std::io::Result<Self> {
+        let capacity = (budget_bytes / sample_bytes as u64).min(u64::from(samples)) as u32;
+        Ok(Self {
+            rows: Rows::new(capacity, sample_bytes, settled)?,
+            row_of: (0..samples).map(|_| AtomicU32::new(UNASSIGNED)).collect(),
+            assigned: AtomicU32::new(0),
+            decoded: AtomicU64::new(0),
+        })
+    }
+
+    /// Looks a sample up, giving it a row if it has none yet and there is one.
+    pub fn request(&self, sample: SampleId) -> Lookup {
+        let row_of = &self.row_of[sample as usize];
+        match row_of.load(Ordering::Acquire) {
+            BAD => return Lookup::Bad,
+            UNASSIGNED => {}
+            row => return self.rows.claim(row).map_or(Lookup::Row(row), Lookup::Claimed),
+        }
+        if self.assigned.load(Ordering::Relaxed) >= self.rows.len() {
+            return Lookup::Full;
+        }
+        let row = self.assigned.fetch_add(1, Ordering::Relaxed);
+        if row >= self.rows.len() {
+            self.assigned.store(self.rows.len(), Ordering::Relaxed);
+            return Lookup::Full;
+        }
+        match row_of.compare_exchange(UNASSIGNED, row, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => self.rows.claim(row).map_or(Lookup::Row(row), Lookup::Claimed),
+            // Somebody else gave it a row meanwhile; ours stays unused, which can happen once a thread.
+            Err(BAD) => Lookup::Bad,
+            Err(theirs) => self.rows.claim(theirs).map_or(Lookup::Row(theirs), Lookup::Claimed),
+        }
+    }
+
+    /// Notes that a sample cannot be decoded.
+    pub fn set_bad(&self, sample: SampleId) {
+        self.row_of[sample as usize].store(BAD, Ordering::Release);
+    }
+
+    /// Counts a decode that landed in a claimed row.
+    pub fn count_decoded(&self) {
+        self.decoded.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The memory.
+    pub fn rows(&self) -> &Arc<Rows> {
+        &self.rows
+    }
+
+    /// Whether every sample has room.
+    pub fn holds_all(&self) -> bool {
+        self.rows.len() as usize == self.row_of.len()
+    }
+
+    /// Bytes that the rows take when all are filled.
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.rows.len()) * self.rows.row_bytes() as u64
+    }
+
+    /// Samples of the split.
+    pub fn samples(&self) -> u32 {
+        self.row_of.len() as u32
+    }
+
+    /// Samples decoded into the store so far.
+    pub fn decoded(&self) -> u64 {
+        self.decoded.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(samples: u32, budget: u64) -> SampleStore {
+        SampleStore::new(samples, 12, budget, Arc::default()).unwrap()
+    }
+
+    fn claim(store: &SampleStore, sample: u32) -> Claim {
+        match store.request(sample) {
+            Lookup::Claimed(claim) => claim,
+            _ => panic!("not claimed"),
+        }
+    }
+
+    #[test]
+    fn a_sample_is_claimed_once_and_then_found() {
+        let store = store(3, 1000);
+        assert!(store.holds_all());
+        let mut first = claim(&store, 1);
+        assert!(matches!(store.request(1), Lookup::Row(_)), "claimed twice");
+        first.bytes().fill(7);
+        first.ready();
+        let Lookup::Row(row) = store.request(1) else { panic!("not stored") };
+        assert_eq!(store.rows().get(row), Some(&[7; 12][..]));
+    }
+
+    #[test]
+    fn an_abandoned_claim_can_be_claimed_again() {
+        let store = store(3, 1000);
+        drop(claim(&store, 2));
+        claim(&store, 2).ready();
+        assert!(matches!(store.request(2), Lookup::Row(_)));
+    }
+
+    #[test]
+    fn the_budget_is_kept() {
+        let store = store(5, 12 * 2 + 11);
+        assert!(!store.holds_all());
+        claim(&store, 4).ready();
+        claim(&store, 0).ready();
+        for sample in 1..4 {
+            assert!(matches!(store.request(sample), Lookup::Full));
+        }
+        assert!(matches!(store.request(4), Lookup::Row(_)));
+    }
+
+    #[test]
+    fn a_bad_sample_stays_bad() {
+        let store = store(2, 0);
+        store.set_bad(1);
+        assert!(matches!(store.request(1), Lookup::Bad) && matches!(store.request(0), Lookup::Full));
+    }
+}

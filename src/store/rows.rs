@@ -1,0 +1,210 @@
+//! Rows of memory that are written once by whoever claims them and then read by anyone.
+#![expect(unsafe_code, reason = "hands out disjoint rows of one mapping across threads")]
+
+use memmap2::{MmapOptions, MmapRaw};
+use std::io;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+/// What a row holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Nothing.
+    Empty = 0,
+    /// Somebody is writing it.
+    Claimed = 1,
+    /// A sample.
+    Ready = 2,
+    /// Its sample could not be decoded.
+    Bad = 3,
+}
+
+impl State {
+    fn from(byte: u8) -> Self {
+        [Self::Empty, Self::Claimed, Self::Ready, Self::Bad][usize::from(byte)]
+    }
+}
+
+/// Where to wait for claimed rows to settle; one for all rows of a daemon.
+#[derive(Debug, Default)]
+pub struct Settled {
+    waiting: AtomicUsize,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+impl Settled {
+    fn announce(&self) {
+        // Pairs with `wait`: either this sees the waiter, or the waiter sees the state stored before.
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits until `done`, which looks at rows of this group.
+    pub fn wait(&self, done: impl Fn() -> bool) {
+        if done() {
+            return;
+        }
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        while !done() {
+            guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(guard);
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A fixed number of rows of equal size, each 64-byte aligned when the row size is.
+pub struct Rows {
+    map: Option<MmapRaw>,
+    row_bytes: usize,
+    states: Box<[AtomicU8]>,
+    settled: Arc<Settled>,
+}
+
+impl Rows {
+    /// `rows` empty rows of `row_bytes` bytes; memory is taken as they fill.
+    ///
+    /// # Errors
+    /// When the memory cannot be mapped.
+    pub fn new(rows: u32, row_bytes: usize, settled: Arc<Settled>) -> io::Result<Arc<Self>> {
+        let bytes = rows as usize * row_bytes;
+        let map = match bytes {
+            0 => None,
+            _ => {
+                let map: MmapRaw = MmapOptions::new().len(bytes).map_anon()?.into();
+                // Fewer page faults and TLB misses where the kernel grants it; nothing depends on it.
+                let _ = map.advise(memmap2::Advice::HugePage);
+                Some(map)
+            }
+        };
+        let states = (0..rows).map(|_| AtomicU8::new(State::Empty as u8)).collect();
+        Ok(Arc::new(Self { map, row_bytes, states, settled }))
+    }
+
+    /// How many rows there are.
+    pub fn len(&self) -> u32 {
+        self.states.len() as u32
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.states.is_empty()
+    }
+
+    /// Bytes of a row.
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
+    /// What a row holds now.
+    pub fn state(&self, row: u32) -> State {
+        State::from(self.states[row as usize].load(Ordering::SeqCst))
+    }
+
+    /// Takes an empty row for writing; `None` when it is not empty.
+    pub fn claim(self: &Arc<Self>, row: u32) -> Option<Claim> {
+        self.claim_from(State::Empty, row)
+    }
+
+    /// Takes a row whose sample was bad, for another sample; `None` when it is not bad.
+    pub fn claim_bad(self: &Arc<Self>, row: u32) -> Option<Claim> {
+        self.claim_from(State::Bad, row)
+    }
+
+    fn claim_from(self: &Arc<Self>, from: State, row: u32) -> Option<Claim> {
+        let (state, from) = (&self.states[row as usize], from as u8);
+        if state.load(Ordering::Relaxed) != from {
+            return None;
+        }
+        let won = state.compare_exchange(from, State::Claimed as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        won.then(|| Claim { rows: Some(Arc::clone(self)), row, outcome: State::Empty })
+    }
+
+    /// The sample in a row that is [`State::Ready`].
+    pub fn get(&self, row: u32) -> Option<&[u8]> {
+        // SAFETY: a ready row has been written (its state is stored after the bytes and loaded before them), and it is not
+        // written again while anyone holds `&self`: only `reuse`, which owns the rows alone, makes it empty.
+        (self.state(row) == State::Ready)
+            .then(|| unsafe { std::slice::from_raw_parts(self.start(row), self.row_bytes) })
+    }
+
+    /// Waits until nobody else holds these rows, and empties them for the next batch.
+    pub fn reuse(rows: &mut Arc<Self>) {
+        let settled = Arc::clone(&rows.settled);
+        settled.wait(|| Arc::strong_count(rows) == 1);
+        for state in &mut Arc::get_mut(rows).expect("held here only").states {
+            *state.get_mut() = State::Empty as u8;
+        }
+    }
+
+    /// Waits until no row of `rows` is claimed.
+    pub fn wait_settled(&self, mut rows: impl Iterator<Item = u32>) {
+        let Some(mut current) = rows.next() else { return };
+        loop {
+            self.settled.wait(|| self.state(current) != State::Claimed);
+            match rows.next() {
+                Some(next) => current = next,
+                None => return,
+            }
+        }
+    }
+
+    fn start(&self, row: u32) -> *mut u8 {
+        assert!((row as usize) < self.states.len());
+        let map = self.map.as_ref().expect("there is a row, so there is memory");
+        // SAFETY: the mapping holds `states.len()` rows of `row_bytes`.
+        unsafe { map.as_mut_ptr().add(row as usize * self.row_bytes) }
+    }
+}
+
+/// The exclusive right to write one row. Dropped unsettled, the row is empty again.
+pub struct Claim {
+    /// `None` only while dropping.
+    rows: Option<Arc<Rows>>,
+    row: u32,
+    outcome: State,
+}
+
+impl Claim {
+    fn rows(&self) -> &Arc<Rows> {
+        self.rows.as_ref().expect("held until dropped")
+    }
+
+    /// The row's memory.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        let rows = self.rows();
+        // SAFETY: the claim was won by compare-exchange, so this is the only reference to the row until it settles.
+        unsafe { std::slice::from_raw_parts_mut(rows.start(self.row), rows.row_bytes) }
+    }
+
+    /// Which row it is.
+    pub fn row(&self) -> u32 {
+        self.row
+    }
+
+    /// The row holds its sample.
+    pub fn ready(mut self) {
+        self.outcome = State::Ready;
+    }
+
+    /// The sample could not be decoded.
+    pub fn bad(mut self) {
+        self.outcome = State::Bad;
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let rows = self.rows.take().expect("dropped once");
+        rows.states[self.row as usize].store(self.outcome as u8, Ordering::SeqCst);
+        let settled = Arc::clone(&rows.settled);
+        // First let go, then announce: `reuse` waits for the last holder.
+        drop(rows);
+        settled.announce();
+    }
+}

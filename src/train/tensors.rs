@@ -1,0 +1,87 @@
+//! A batch as tensors, in place.
+#![expect(unsafe_code, reason = "tensors over memory that torch does not own")]
+
+use crate::batch::BatchView;
+use crate::types::{Dtype, Layout};
+use std::marker::PhantomData;
+use tch::{Device, Kind, Tensor};
+
+/// The tensors of a batch that a trainer needs. They are used before the batch is given back: the lifetime sees to it.
+///
+/// A `shallow_clone` of a field would outlive that; copy instead.
+#[derive(Debug)]
+pub struct BatchTensors<'a> {
+    /// f32, f16 or bf16 `[B, 3, H, W]`; on the CPU the batch's own memory.
+    pub x: Tensor,
+    /// i64 `[B]`.
+    pub label_a: Tensor,
+    /// i64 `[B]`.
+    pub label_b: Tensor,
+    /// f32 `[B]`.
+    pub lambda: Tensor,
+    batch: PhantomData<&'a [u8]>,
+}
+
+impl<'a> BatchTensors<'a> {
+    /// Tensors over `view`, or copies of it on another device; `None` for u8, which is not normalised.
+    pub fn new(view: &BatchView<'a>, device: Device) -> Option<Self> {
+        let kind = match view.dtype {
+            Dtype::F32 => Kind::Float,
+            Dtype::F16 => Kind::Half,
+            Dtype::Bf16 => Kind::BFloat16,
+            Dtype::U8 => return None,
+        };
+        let shape = view.shape().map(|side| side as i64);
+        let strides = [shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1];
+        // SAFETY: `x` is contiguous, aligned and holds exactly `shape` elements of `kind`; it lives as long as 'a, and so does
+        // this. Nothing here or in the trainer writes to it: the model's first operation makes a tensor of its own.
+        let x = unsafe { Tensor::from_blob(view.x.as_ptr(), &shape, &strides, kind, Device::Cpu) };
+        let x = match view.layout {
+            Layout::Nchw => x,
+            Layout::Nhwc => x.permute([0, 3, 1, 2]),
+        };
+        Some(Self {
+            x: x.to_device(device),
+            label_a: Tensor::from_slice(view.label_a).to_device(device),
+            label_b: Tensor::from_slice(view.label_b).to_device(device),
+            lambda: Tensor::from_slice(view.lambda).to_device(device),
+            batch: PhantomData,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::ImageSize;
+
+    #[test]
+    fn x_is_the_batchs_own_memory() {
+        let x: Vec<f32> = (0..2 * 3 * 4 * 5).map(|n| n as f32).collect();
+        let mut view = BatchView {
+            x: bytemuck::cast_slice(&x),
+            dtype: Dtype::F32,
+            layout: Layout::Nchw,
+            image_size: ImageSize { height: 4, width: 5 },
+            label_a: &[1, 2],
+            label_b: &[3, 4],
+            lambda: &[0.5, 1.0],
+            partner: &[1, 0],
+            sample_id: &[0, 1],
+            partner_id: &[1, 0],
+            epoch: 0,
+            index: 0,
+            batches: 1,
+            pad: 0,
+            digest: 0,
+        };
+        let tensors = BatchTensors::new(&view, Device::Cpu).unwrap();
+        assert_eq!((tensors.x.data_ptr().cast_const().cast(), tensors.x.size()), (x.as_ptr(), vec![2, 3, 4, 5]));
+        view.layout = Layout::Nhwc;
+        let tensors = BatchTensors::new(&view, Device::Cpu).unwrap();
+        assert_eq!(tensors.x.size(), [2, 3, 4, 5]);
+        assert_eq!(tensors.x.double_value(&[1, 2, 0, 3]), f64::from(x[60 + 3 * 3 + 2]));
+        view.dtype = Dtype::U8;
+        assert!(BatchTensors::new(&view, Device::Cpu).is_none());
+    }
+}

@@ -168,23 +168,21 @@ impl Sketch<'_> {
     }
 
     fn beta<DB: DrawingBackend>(&self, area: &Area<DB>) -> Drawn<DB> {
-        // The humps fit; what rises to infinity at the ends (α < 1) is cut.
+        // The humps fit beneath the legend; what rises to infinity at the ends (α < 1) is cut.
         let humps = self.alphas.iter().filter(|alpha| **alpha >= 1.0);
-        let top = humps.map(|&alpha| 1.2 * special::beta_density(alpha, 0.5)).fold(3.5, f64::max);
+        let top = humps.map(|&alpha| 1.5 * special::beta_density(alpha, 0.5)).fold(3.5, f64::max);
         let mut chart = self.axes(area, None, (0.0, 1.0), top, ("x", "density"))?;
         for (&alpha, colour) in self.alphas.iter().zip(COLOURS.into_iter().cycle()) {
             let curve = curve((0.0, 1.0), top, |x| special::beta_density(alpha, x));
             self.line(&mut chart, curve, colour, format!("α = {alpha}"))?;
         }
-        let humped = self.alphas.iter().any(|alpha| *alpha > 1.0);
-        let place = if humped { SeriesLabelPosition::UpperRight } else { SeriesLabelPosition::UpperMiddle };
-        self.legend(&mut chart, place)
+        self.legend(&mut chart, SeriesLabelPosition::UpperMiddle)
     }
 
     fn lambda<DB: DrawingBackend>(&self, area: &Area<DB>, alpha: f64) -> Drawn<DB> {
         let draws = (self.samples)(alpha);
         let bars = histogram(&draws);
-        let top = bars.iter().copied().fold(2.2, f64::max) * 1.08;
+        let top = bars.iter().copied().fold(2.2, f64::max) * 1.35;
         let mut chart = self.axes(area, Some(&format!("α = {alpha}")), (0.5, 1.0), top, ("λ", "density"))?;
         let (fill, edge) = (COLOURS[5].mix(0.55).filled(), WHITE.stroke_width(self.scale));
         let half = self.px(6);

@@ -6,6 +6,8 @@ mod config_file;
 mod options;
 mod own_daemon;
 mod plan;
+mod plot;
+mod preview;
 mod replay;
 mod serve;
 mod status;
@@ -39,6 +41,8 @@ enum Command {
     BenchTrainer(bench_trainer::BenchTrainer),
     Replay(replay::Replay),
     Plan(plan::Plan),
+    Preview(preview::Preview),
+    Plot(plot::Plot),
     Status(status::Status),
     Stop(stop::Stop),
 }
@@ -118,6 +122,8 @@ impl Cli {
             Command::BenchTrainer(trainer) => trainer.run(),
             Command::Replay(replay) => replay.run(),
             Command::Plan(plan) => plan.run(),
+            Command::Preview(preview) => preview.run(),
+            Command::Plot(plot) => plot.run(),
             Command::Status(status) => status.run(),
             Command::Stop(stop) => stop.run(),
         }

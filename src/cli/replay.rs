@@ -41,7 +41,7 @@ impl Replay {
         safetensors::serialize_to_file(tensors(&batch.view()), None, &self.out)
             .with_context(|| format!("cannot write {}", self.out.display()))?;
         match &self.png {
-            Some(_) => Ok(()),
+            Some(png) => super::preview::draw(&batch.view(), &spec, pipeline.dataset(), png),
             None => Ok(()),
         }
     }

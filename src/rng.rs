@@ -93,7 +93,7 @@ mod tests {
     }
     const PINNED_WORDS: [u64; 3] = [14903477740133753189, 12691110767023999054, 17437460801570986790];
     const PINNED_PERMUTATION: [u32; 10] = [8, 2, 1, 0, 5, 3, 4, 6, 7, 9];
-    const PINNED_BETA: u64 = 0;
+    const PINNED_BETA: u64 = 4605896218636578881;
 
     #[test]
     fn places_do_not_share_words() {

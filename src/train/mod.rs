@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod loss;
+mod memory;
 mod model;
 mod report;
 mod tensors;

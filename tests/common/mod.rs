@@ -1,0 +1,142 @@
+//! A real daemon process in folders of its own, and the data that tests use.
+#![allow(dead_code, missing_docs, reason = "each test binary uses its own share of this")]
+
+use mixd::client::{self, ClientError};
+use mixd::config::FeedSpec;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a test waits for something that should happen at once.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+pub fn sample_data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("sample-data")
+}
+
+/// The command, without the variables of whoever runs the tests.
+pub fn mixd() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mixd"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MIXD_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+pub fn run(args: &[&str]) -> Output {
+    mixd().args(args).output().unwrap()
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Looks at a condition until it holds; each look is a call to the daemon, not a sleep.
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        std::thread::yield_now();
+    }
+}
+
+pub struct Daemon {
+    pub child: Child,
+    pub dir: tempfile::TempDir,
+}
+
+impl Daemon {
+    pub fn start(args: &[&str]) -> Self {
+        Self::on(&sample_data(), args)
+    }
+
+    pub fn on(data: &Path, args: &[&str]) -> Self {
+        Self::again(tempfile::tempdir().unwrap(), data, args)
+    }
+
+    /// A daemon in the folder of an earlier one.
+    pub fn again(dir: tempfile::TempDir, data: &Path, args: &[&str]) -> Self {
+        let mut child = Self::command(dir.path(), data).args(args).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("mixd: serving"), "{line:?}");
+        Self { child, dir }
+    }
+
+    pub fn command(dir: &Path, data: &Path) -> Command {
+        let mut command = mixd();
+        command.arg("serve").arg("--data").arg(data).arg("--socket").arg(dir.join("mixd.sock"));
+        command.arg("--shm-dir").arg(dir.join("shm")).env("RUST_LOG", "mixd=error");
+        command
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("mixd.sock")
+    }
+
+    pub fn attach(&self, spec: FeedSpec) -> Result<client::Feed, ClientError> {
+        client::attach(&self.socket(), &spec)
+    }
+
+    /// Files of rings, sockets and locks that are there.
+    pub fn files(&self) -> Vec<PathBuf> {
+        fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                match entry.path() {
+                    path if path.is_dir() => walk(&path, found),
+                    path => found.push(path),
+                }
+            }
+        }
+        let mut found = Vec::new();
+        walk(self.dir.path(), &mut found);
+        found
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// A trainer in a process of its own that has read its first batches and goes on reading.
+    pub fn trainer(&self) -> Child {
+        let mut child = mixd()
+            .args(["bench-trainer", "--touch=all", "--warmup=3", "--images=0", "--seconds=600", "--batch-size=8"])
+            .arg("--socket")
+            .arg(self.socket())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut first = [0];
+        child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+        child
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // An error says that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A small image folder: two classes, `count` images each in train and two in val.
+pub fn small_folder(count: usize) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (split, count) in [("train", count), ("val", 2)] {
+        for (class, wnid) in ["n01440764", "n03394916"].into_iter().enumerate() {
+            let folder = dir.path().join(split).join(wnid);
+            std::fs::create_dir_all(&folder).unwrap();
+            for nth in 0..count {
+                let pixel = |x: u32, y: u32| image::Rgb([(x * 9) as u8, (y * 7) as u8, (nth * 40 + class * 90) as u8]);
+                let picture = image::RgbImage::from_fn(24, 20, pixel);
+                picture.save(folder.join(format!("{nth:03}.png"))).unwrap();
+            }
+        }
+    }
+    dir
+}

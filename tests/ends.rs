@@ -1,0 +1,165 @@
+//! Every way to end: trainers and daemons that stop, die or are killed.
+
+mod common;
+
+use common::{DEADLINE, Daemon, mixd, run, sample_data, stderr, until};
+use mixd::client::{self, ClientError};
+use mixd::config::FeedSpec;
+use rustix::process::Signal;
+use std::time::{Duration, Instant};
+
+fn spec() -> FeedSpec {
+    FeedSpec { batch_size: 8, ..FeedSpec::train() }
+}
+
+#[test]
+fn a_killed_trainers_feed_is_free_within_a_second_and_others_read_on() {
+    let daemon = Daemon::start(&[]);
+    let mut other = daemon.attach(spec()).unwrap();
+    let mut victim = daemon.trainer();
+    assert_eq!(client::status(&daemon.socket()).unwrap().feeds.len(), 2);
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    let killed = Instant::now();
+    until("its feed closes", || (client::status(&daemon.socket()).unwrap().feeds.len() == 1).then_some(()));
+    assert!(killed.elapsed() < Duration::from_secs(1), "{:?}", killed.elapsed());
+    let rings = |file: &&std::path::PathBuf| file.ends_with("data");
+    assert_eq!(daemon.files().iter().filter(rings).count(), 1);
+    for (index, batch) in other.epoch().enumerate() {
+        assert_eq!(batch.unwrap().view().index, index as u64);
+    }
+}
+
+#[test]
+fn a_killed_daemon_is_an_error_after_what_was_published() {
+    let mut daemon = Daemon::start(&[]);
+    let mut feed = daemon.attach(spec()).unwrap();
+    let held = feed.next_batch().unwrap();
+    let before = held.view().x.to_vec();
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    let mut read = 1;
+    let error = loop {
+        match feed.next_batch() {
+            Ok(batch) => {
+                assert_eq!(batch.view().index, read);
+                read += 1;
+            }
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, ClientError::DaemonGone(_)), "{error}");
+    assert!(read <= 4, "more than the ring holds: {read}");
+    assert!(held.view().x == before, "a held batch has changed");
+}
+
+#[test]
+fn a_trainer_that_waits_learns_of_the_daemons_death() {
+    let mut daemon = Daemon::start(&[]);
+    let mut feed = daemon.attach(spec()).unwrap();
+    let waiting = std::thread::spawn(move || {
+        loop {
+            if let Err(error) = feed.next_batch() {
+                return error;
+            }
+        }
+    });
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    let killed = Instant::now();
+    assert!(matches!(waiting.join().unwrap(), ClientError::DaemonGone(_)));
+    assert!(killed.elapsed() < DEADLINE);
+}
+
+#[test]
+fn the_next_daemon_removes_what_a_killed_one_left() {
+    let mut first = Daemon::start(&[]);
+    let feed = first.attach(spec()).unwrap();
+    first.child.kill().unwrap();
+    first.child.wait().unwrap();
+    assert!(first.files().iter().any(|file| file.ends_with("data")), "nothing was left to remove");
+    drop(feed);
+    let dir = std::mem::replace(&mut first.dir, tempfile::tempdir().unwrap());
+    let second = Daemon::again(dir, &sample_data(), &[]);
+    assert!(!second.files().iter().any(|file| file.ends_with("data")));
+    assert_eq!(second.attach(spec()).unwrap().epoch().count(), 25);
+}
+
+#[test]
+fn signals_end_a_daemon_in_order_and_leave_nothing() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut daemon = Daemon::start(&[]);
+        let mut feed = daemon.attach(spec()).unwrap();
+        feed.next_batch().unwrap();
+        let start = Instant::now();
+        daemon.signal(signal);
+        let error = loop {
+            match feed.next_batch() {
+                Ok(batch) => drop(batch),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(&error, ClientError::Ended(reason) if reason.contains("the daemon was stopped")), "{error}");
+        drop(feed);
+        assert_eq!(daemon.child.wait().unwrap().code(), Some(0));
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        assert_eq!(daemon.files(), [] as [std::path::PathBuf; 0]);
+    }
+}
+
+#[test]
+fn a_trainer_that_stalls_does_not_hold_up_the_end() {
+    let mut daemon = Daemon::start(&[]);
+    let mut feed = daemon.attach(spec()).unwrap();
+    let _held = feed.next_batch().unwrap();
+    let start = Instant::now();
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.child.wait().unwrap().code(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(daemon.files(), [] as [std::path::PathBuf; 0]);
+}
+
+#[test]
+fn a_second_daemon_is_refused_naming_the_first() {
+    let daemon = Daemon::start(&[]);
+    let second = Daemon::command(daemon.dir.path(), &sample_data()).output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    let text = stderr(&second);
+    assert!(text.contains(&format!("a daemon with pid {} already serves", daemon.child.id())), "{text}");
+    assert_eq!(daemon.attach(spec()).unwrap().epoch().count(), 25);
+}
+
+#[test]
+fn stop_waits_for_the_end() {
+    let mut daemon = Daemon::start(&[]);
+    let stop = run(&["stop", "--socket", daemon.socket().to_str().unwrap()]);
+    assert!(stop.status.success(), "{}", stderr(&stop));
+    assert_eq!(daemon.child.try_wait().unwrap().and_then(|status| status.code()), Some(0));
+    assert_eq!(daemon.files(), [] as [std::path::PathBuf; 0]);
+}
+
+#[test]
+fn a_daemon_ends_with_the_command_that_it_belongs_to() {
+    use std::io::{BufRead, BufReader};
+    let dir = tempfile::tempdir().unwrap();
+    // The daemon of its own finds its socket through this variable, so that the test can, too.
+    let mut bench = mixd()
+        .args(["bench", "--seconds=600", "--batch-size=8", "--data"])
+        .arg(sample_data())
+        .env("XDG_RUNTIME_DIR", dir.path())
+        .env("RUST_LOG", "mixd=info")
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(bench.stderr.take().unwrap()).lines();
+    let attached = lines.find(|line| line.as_ref().unwrap().contains("trainer attached"));
+    assert!(attached.is_some(), "no trainer attached");
+    let socket = dir.path().join(format!("mixd/own-{}.sock", bench.id()));
+    let pid = client::status(&socket).unwrap().pid;
+    bench.kill().unwrap();
+    bench.wait().unwrap();
+    until("the daemon ends", || {
+        (!std::path::Path::new(&format!("/proc/{pid}/cmdline")).exists() || !socket.exists()).then_some(())
+    });
+    until("its trainer ends", || lines.next().is_none().then_some(()));
+}

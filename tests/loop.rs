@@ -1,0 +1,308 @@
+//! What trainers get from a daemon in another process is what the plan, the files and the formula say.
+
+mod common;
+
+use common::{Daemon, mixd, run, sample_data, small_folder, stderr, until};
+use mixd::client;
+use mixd::config::{FeedSpec, Mix, Mixup, Pairing};
+use mixd::types::{Dtype, Layout, Place};
+use safetensors::SafeTensors;
+
+fn spec() -> FeedSpec {
+    FeedSpec { batch_size: 16, seed: 5, ..FeedSpec::train() }
+}
+
+#[test]
+fn a_trainer_gets_the_bytes_that_replay_makes() {
+    let daemon = Daemon::start(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let mixes = [
+        (Dtype::F32, Layout::Nchw, Pairing::Shuffle, "shuffle"),
+        (Dtype::Bf16, Layout::Nhwc, Pairing::SecondBatch, "second-batch"),
+        (Dtype::U8, Layout::Nchw, Pairing::Shuffle, "shuffle"),
+    ];
+    for (dtype, layout, pairing, pairing_name) in mixes {
+        let mix = Mix::Mixup(Mixup { pairing, ..Mixup::default() });
+        let mut feed = daemon.attach(FeedSpec { dtype, layout, mix, ..spec() }).unwrap();
+        let batches: Vec<_> = feed.epoch().map(|batch| batch.unwrap()).take(3).collect();
+        for batch in &batches {
+            let view = batch.view();
+            let out = dir.path().join("batch.safetensors");
+            // Other threads, no cache: it must not matter.
+            let status = mixd()
+                .args(["replay", "--workers=1", "--cache=off", "--batch-size=16", "--seed=5", "--epoch=0"])
+                .args([format!("--batch={}", view.index), format!("--dtype={dtype}"), format!("--layout={layout}")])
+                .arg(format!("--pairing={pairing_name}"))
+                .arg("--data")
+                .arg(sample_data())
+                .arg("--out")
+                .arg(&out)
+                .status();
+            assert!(status.unwrap().success());
+            let bytes = std::fs::read(&out).unwrap();
+            let tensors = SafeTensors::deserialize(&bytes).unwrap();
+            let field = |name: &str| tensors.tensor(name).unwrap();
+            assert!(field("x").data() == view.x, "x of batch {}", view.index);
+            assert_eq!(field("x").shape(), view.shape());
+            assert_eq!(field("label_a").data(), bytemuck::cast_slice::<_, u8>(view.label_a));
+            assert_eq!(field("label_b").data(), bytemuck::cast_slice::<_, u8>(view.label_b));
+            assert_eq!(field("lambda").data(), bytemuck::cast_slice::<_, u8>(view.lambda));
+            assert_eq!(field("partner").data(), bytemuck::cast_slice::<_, u8>(view.partner));
+            assert_eq!(field("sample_id").data(), bytemuck::cast_slice::<_, u8>(view.sample_id));
+            assert_eq!(field("partner_id").data(), bytemuck::cast_slice::<_, u8>(view.partner_id));
+            assert_eq!(field("epoch").data(), view.epoch.to_le_bytes());
+            assert_eq!(field("index").data(), view.index.to_le_bytes());
+            assert_eq!(field("batches").data(), view.batches.to_le_bytes());
+            assert_eq!(field("len").data(), (view.len() as u32).to_le_bytes());
+        }
+    }
+}
+
+#[test]
+fn plan_prints_what_the_feed_delivers() {
+    let daemon = Daemon::start(&[]);
+    let data = sample_data();
+    let plan = run(&["plan", "--data", data.to_str().unwrap(), "--epoch=1", "--batch-size=16", "--seed=5", "--json"]);
+    let lines: Vec<serde_json::Value> =
+        String::from_utf8(plan.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut feed = daemon.attach(FeedSpec { start: Place { epoch: 1, index: 0 }, ..spec() }).unwrap();
+    assert_eq!(lines.len() as u64, feed.batches());
+    for (line, batch) in lines.iter().zip(feed.epoch()) {
+        let batch = batch.unwrap();
+        let view = batch.view();
+        assert_eq!(line["epoch"], 1);
+        assert_eq!(line["index"], view.index);
+        assert_eq!(line["len"], view.len());
+        assert_eq!(line["sample_id"], serde_json::json!(view.sample_id));
+        assert_eq!(line["partner"], serde_json::json!(view.partner));
+        assert_eq!(line["partner_id"], serde_json::json!(view.partner_id));
+        assert_eq!(line["label_a"], serde_json::json!(view.label_a));
+        assert_eq!(line["label_b"], serde_json::json!(view.label_b));
+        assert_eq!(line["lambda"], serde_json::json!(view.lambda));
+    }
+}
+
+#[test]
+fn several_trainers_read_private_feeds_at_once_and_samples_are_decoded_once() {
+    let daemon = Daemon::start(&[]);
+    let sums: Vec<u64> = std::thread::scope(|scope| {
+        let read = |seed: u64| {
+            let mut feed = daemon.attach(FeedSpec { seed, ..spec() }).unwrap();
+            move || -> u64 {
+                let mut seen = vec![0; feed.samples() as usize];
+                for batch in feed.epoch() {
+                    for &id in batch.unwrap().view().sample_id {
+                        seen[id as usize] += 1;
+                    }
+                }
+                assert!(seen.iter().all(|&times| times == 1), "lost or repeated: {seen:?}");
+                seen.len() as u64
+            }
+        };
+        let threads: Vec<_> = (0..3).map(|seed| scope.spawn(read(seed))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(sums, [200; 3]);
+    let status = client::status(&daemon.socket()).unwrap();
+    assert_eq!((status.stores.len(), status.stores[0].decoded), (1, 200));
+    let decode = status.stages.iter().find(|stage| stage.name == "decode").unwrap();
+    assert_eq!(decode.items, 200);
+}
+
+#[test]
+fn a_store_that_holds_little_gives_the_same_bytes() {
+    let read = |args: &[&str]| -> Vec<u64> {
+        let daemon = Daemon::start(args);
+        let mut feed = daemon.attach(spec()).unwrap();
+        let mut hashes = Vec::new();
+        for _ in 0..2 {
+            hashes.extend(feed.epoch().map(|batch| xxhash_rust::xxh3::xxh3_64(batch.unwrap().view().x)));
+        }
+        hashes
+    };
+    let all = read(&["--cache=auto", "--workers=2"]);
+    assert_eq!(all.len(), 26);
+    assert_eq!(all, read(&["--cache=2M", "--workers=1"]));
+    assert_eq!(all, read(&["--cache=off", "--workers=3"]));
+}
+
+#[test]
+fn a_bad_image_is_substituted_by_the_next_of_its_class_and_entered_once() {
+    let folder = small_folder(25);
+    let bad = folder.path().join("train/n01440764/024.png");
+    std::fs::write(&bad, "not an image").unwrap();
+    let daemon = Daemon::on(folder.path(), &[]);
+    let mut feed = daemon.attach(FeedSpec { batch_size: 50, shuffle: false, ..spec() }).unwrap();
+    for _ in 0..2 {
+        let batch = feed.next_batch().unwrap();
+        let view = batch.view();
+        // The last of the class: the next one, going round, is the first.
+        assert_eq!((view.sample_id[24], view.label_a[24]), (0, 0));
+        for row in 0..50 {
+            let partner = view.partner[row] as usize;
+            assert_eq!(view.partner_id[row], view.sample_id[partner]);
+            assert_eq!(view.label_b[row], view.label_a[partner]);
+        }
+    }
+    let status = client::status(&daemon.socket()).unwrap();
+    assert_eq!(status.bad_samples.len(), 1);
+    assert_eq!((status.bad_samples[0].sample_id, status.bad_samples[0].split.as_str()), (24, "train"));
+    assert!(status.bad_samples[0].path.ends_with("n01440764/024.png"));
+
+    let strict = Daemon::on(folder.path(), &["--on-bad-image=fail"]);
+    let mut feed = strict.attach(FeedSpec { batch_size: 50, ..spec() }).unwrap();
+    let error = feed.next_batch().err().unwrap().to_string();
+    assert!(error.contains("024.png") && error.contains("--on-bad-image"), "{error}");
+}
+
+#[test]
+fn too_many_bad_images_end_the_feed() {
+    let folder = small_folder(10);
+    for nth in 0..2 {
+        std::fs::write(folder.path().join(format!("train/n01440764/00{nth}.png")), "").unwrap();
+    }
+    let daemon = Daemon::on(folder.path(), &[]);
+    let mut feed = daemon.attach(FeedSpec { batch_size: 20, ..spec() }).unwrap();
+    let error = feed.next_batch().err().unwrap().to_string();
+    assert!(error.contains("more than 5 %"), "{error}");
+}
+
+#[test]
+fn specs_out_of_range_are_refused_and_running_feeds_go_on() {
+    let daemon = Daemon::start(&[]);
+    let mut running = daemon.attach(spec()).unwrap();
+    let refused = |spec| daemon.attach(spec).err().unwrap().to_string();
+    assert!(refused(FeedSpec { batch_size: 0, ..spec() }).contains("batch_size is 0: it must be 1 to 65536"));
+    let start = Place { epoch: 0, index: 99 };
+    assert!(refused(FeedSpec { start, ..spec() }).contains("an epoch has 13 batches"));
+    let last = mixd::types::Last::Drop;
+    assert!(refused(FeedSpec { last, batch_size: 400, ..spec() }).contains("an epoch has no batch"));
+    assert_eq!(running.epoch().count(), 13);
+}
+
+#[test]
+fn a_full_tmpfs_is_a_refusal_that_names_need_and_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let shm = dir.path().join("shm");
+    std::fs::create_dir(&shm).unwrap();
+    let mount = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=8m,mode=0700", "mixd-test"])
+        .arg(&shm)
+        .output();
+    if !mount.is_ok_and(|mount| mount.status.success()) {
+        eprintln!("left out: no right to mount a tmpfs here");
+        return;
+    }
+    let daemon = Daemon::again(dir, &sample_data(), &[]);
+    let mut running = daemon.attach(FeedSpec { batch_size: 2, ..spec() }).unwrap();
+    let error = daemon.attach(FeedSpec { batch_size: 64, ..spec() }).err().unwrap().to_string();
+    let free = running.epoch().count();
+    drop(running);
+    until("the feed closes", || client::status(&daemon.socket()).unwrap().feeds.is_empty().then_some(()));
+    drop(daemon.attach(FeedSpec { batch_size: 4, ..spec() }).unwrap());
+    let _ = std::process::Command::new("umount").arg("-l").arg(&shm).status();
+    assert!(error.contains("no room for a ring of 50352128 bytes") && error.contains("bytes are free"), "{error}");
+    assert_eq!(free, 100);
+}
+
+#[test]
+fn wrong_data_and_wrong_usage_have_their_exit_codes() {
+    let missing = run(&["serve", "--data", "/no/such/folder", "--socket", "/tmp/mixd-test-missing/s"]);
+    assert_eq!(missing.status.code(), Some(1));
+    let text = stderr(&missing);
+    assert!(text.starts_with("mixd: /no/such/folder: no such file or folder") && text.lines().count() == 1, "{text}");
+    let _ = std::fs::remove_dir("/tmp/mixd-test-missing");
+    assert_eq!(run(&["serve"]).status.code(), Some(2));
+    assert_eq!(run(&["plan", "--data", ".", "--epoch=x"]).status.code(), Some(2));
+    assert_eq!(run(&["--help"]).status.code(), Some(0));
+    let nobody = run(&["status", "--socket", "/no/such/socket"]);
+    assert!(stderr(&nobody).contains("start one with `mixd serve"), "{}", stderr(&nobody));
+}
+
+#[test]
+fn bench_reports_every_figure_cold_and_cached_with_one_and_two_trainers() {
+    for (cache, trainers) in [("off", 1), ("auto", 2)] {
+        let data = sample_data();
+        let output = mixd()
+            .args(["bench", "--json", "--images=400", "--ceiling", "--size=64", "--batch-size=16"])
+            .args([format!("--cache={cache}"), format!("--trainers={trainers}")])
+            .arg("--data")
+            .arg(data)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let numbers = [
+            "images_per_s",
+            "seconds",
+            "cpu_seconds",
+            "trainer_cpu_seconds",
+            "peak_rss_mb",
+            "first_batch_ms",
+            "ceiling_images_per_s",
+            "share_of_ceiling",
+        ];
+        for key in numbers {
+            assert!(result[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {result}");
+        }
+        assert!(result["images"].as_u64().unwrap() >= 400 * trainers, "{result}");
+        for key in ["handoff_us_p50", "handoff_us_p99", "bottleneck"] {
+            assert!(result.get(key).is_some(), "{key}: {result}");
+        }
+        let stages = result["stages"].as_array().unwrap();
+        assert_eq!(
+            stages.iter().map(|stage| stage["name"].as_str().unwrap()).collect::<Vec<_>>(),
+            ["plan", "decode", "mix"]
+        );
+        let decoded = stages[1]["items"].as_u64().unwrap();
+        assert_eq!(decoded > 0, cache == "off", "{result}");
+    }
+}
+
+#[test]
+fn pictures_are_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (sample_data(), |name: &str| dir.path().join(name).display().to_string());
+    let png = out("p.png");
+    assert!(run(&["preview", "--data", data.to_str().unwrap(), "--out", &png]).status.success());
+    assert!(image::open(&png).unwrap().width() > 400);
+    for (figure, name) in [("beta", "b.svg"), ("gamma", "g.png"), ("lambda", "l.svg")] {
+        let path = out(name);
+        assert!(run(&["plot", figure, "--out", &path, "--alpha", "0.3"]).status.success());
+        assert!(std::fs::metadata(&path).unwrap().len() > 1000, "{figure}");
+    }
+    let refused = run(&["plot", "beta", "--out", &out("b.gif")]);
+    assert!(stderr(&refused).contains(".svg or .png"));
+}
+
+#[test]
+#[cfg(feature = "torch")]
+fn train_runs_through_its_own_daemon_and_repeats_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let losses = |name: &str, more: &[&str]| -> Vec<f64> {
+        let (log, save) = (dir.path().join(format!("{name}.jsonl")), dir.path().join(format!("{name}.safetensors")));
+        let output = mixd()
+            .args(["train", "--size=32", "--batch-size=50", "--lr=0.05", "--smoothing=0.1", "--threads=1", "--seed=3"])
+            .args(more)
+            .arg("--data")
+            .arg(sample_data())
+            .arg("--log")
+            .arg(&log)
+            .arg("--save")
+            .arg(&save)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert!(String::from_utf8_lossy(&output.stdout).starts_with("epoch  train loss"));
+        let saved = std::fs::read(&save).unwrap();
+        assert!(SafeTensors::deserialize(&saved).unwrap().tensor("features.7.bn.running_var").is_ok());
+        let lines = std::fs::read_to_string(&log).unwrap();
+        let lines = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.filter(|line| line["event"] == "step").map(|line| line["loss"].as_f64().unwrap()).collect()
+    };
+    let first = losses("a", &[]);
+    assert_eq!(first.len(), 4);
+    assert_eq!(first, losses("b", &[]));
+    let load = dir.path().join("a.safetensors");
+    assert_ne!(first, losses("c", &["--load", load.to_str().unwrap()]));
+}

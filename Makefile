@@ -17,7 +17,7 @@ export LIBTORCH := $(CURDIR)/.libtorch/$(if $(filter 1,$(MIXD_LIBTORCH_CUDA)),cu
 export MIXD_LIBTORCH_CUDA
 endif
 
-.PHONY: help build demo test lint bench libtorch clean-libtorch tools
+.PHONY: help build demo test check-replay lint bench libtorch clean-libtorch tools
 .NOTPARALLEL:
 
 help: ## Print the targets
@@ -39,6 +39,15 @@ test: libtorch ## Run every test and each benchmark once, without libtorch and w
 	$(CARGO_TEST) --doc
 	$(CARGO_TEST) --all-targets --features torch
 	$(CARGO_TEST) --doc --features torch
+	@$(MAKE) --no-print-directory check-replay
+
+check-replay: build .pillow ## Compare replayed batches of the sample data with Pillow and the formula
+	PYTHONPATH=.pillow python3 scripts/check-replay.py $(MIXD) sample-data 3
+
+# 11.3 is the last Pillow whose resize goes horizontal first, always.
+.pillow:
+	python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target .pillow.partial pillow==11.3.0 numpy
+	mv .pillow.partial .pillow
 
 lint: libtorch ## Check the format, clippy and rustdoc, without libtorch and with it
 	cargo fmt --all --check

@@ -78,7 +78,9 @@ fn plan_prints_what_the_feed_delivers() {
         assert_eq!(line["partner_id"], serde_json::json!(view.partner_id));
         assert_eq!(line["label_a"], serde_json::json!(view.label_a));
         assert_eq!(line["label_b"], serde_json::json!(view.label_b));
-        assert_eq!(line["lambda"], serde_json::json!(view.lambda));
+        let lambda: Vec<f32> =
+            line["lambda"].as_array().unwrap().iter().map(|lambda| lambda.as_f64().unwrap() as f32).collect();
+        assert_eq!(lambda, view.lambda);
     }
 }
 

@@ -82,7 +82,7 @@ impl Feed {
     /// When the feed ended or the daemon is gone, after everything published was read; or when this trainer itself holds
     /// every slot.
     pub fn next_batch(&mut self) -> Result<Batch, ClientError> {
-        match self.reader.next()? {
+        match self.reader.next_batch()? {
             Next::Batch(batch) => Ok(batch),
             Next::Ended { reason, .. } => Err(ClientError::Ended(reason)),
             Next::GaveUp => Err(ClientError::DaemonGone(self.socket.clone())),

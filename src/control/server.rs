@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 /// How long readers may take to read what is published once the daemon goes down.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// Serves until `stop` resolves to a reason or a client asks for it; then ends all feeds and waits [`GRACE`] for trainers.
+/// Serves until `stop` resolves to a reason or a client asks for it; then ends all feeds and waits 3 s for trainers.
 ///
 /// # Errors
 /// When the listener fails.

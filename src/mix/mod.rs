@@ -2,7 +2,7 @@
 //!
 //! One convention for all of them (SPEC §4): every sample is normalised, `x = (u/255 − mean)/std`, and then mixed,
 //! `x̃ = λ·x_own + (1−λ)·x_partner`, in f32. f16 and bf16 are that result rounded to nearest even. u8 is
-//! `λ·u_own + (1−λ)·u_partner` rounded to nearest even, without normalisation. [`naive`] computes just that, slowly;
+//! `λ·u_own + (1−λ)·u_partner` rounded to nearest even, without normalisation. `naive.rs` computes just that, slowly;
 //! the other implementations are checked against it.
 
 mod cpu;

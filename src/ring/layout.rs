@@ -248,7 +248,8 @@ mod tests {
     fn every_array_is_aligned_for_any_batch_size() {
         for batch_size in 1..70 {
             let layout = SlotLayout::new(batch_size, 7);
-            assert!(layout.label_a % 8 == 0 && layout.label_b % 8 == 0 && layout.x % 64 == 0);
+            let aligned = layout.label_a.is_multiple_of(8) && layout.label_b.is_multiple_of(8);
+            assert!(aligned && layout.x.is_multiple_of(64));
             assert!(layout.x >= layout.partner_id + 4 * batch_size);
             assert!(layout.slot_bytes >= layout.x + 7 * batch_size);
         }

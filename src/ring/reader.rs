@@ -107,7 +107,7 @@ impl RingReader {
     ///
     /// # Errors
     /// When this reader itself holds all slots, or the slot does not hold the batch.
-    pub fn next(&mut self) -> Result<Next, RingError> {
+    pub fn next_batch(&mut self) -> Result<Next, RingError> {
         let Inner { data, cursor, window, give_up } = &*self.inner;
         let words = data.words();
         let held = window.lock().unwrap_or_else(PoisonError::into_inner).held.len();
@@ -228,7 +228,7 @@ mod tests {
         }
 
         fn read(&mut self) -> Lease {
-            match self.reader.next().unwrap() {
+            match self.reader.next_batch().unwrap() {
                 Next::Batch(lease) => lease,
                 _ => panic!("no batch"),
             }
@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn an_unpublished_slot_is_not_seen() {
         let mut ring = ring(2);
-        drop(ring.writer.next_slot().unwrap());
+        ring.writer.next_slot().unwrap().x_mut(3).fill(9);
         assert!(!ring.reader.is_ready());
         ring.write(0);
         assert_eq!(ring.read().seq(), 0);
@@ -288,7 +288,7 @@ mod tests {
         ring.write(0);
         ring.write(1);
         let _leases = (ring.read(), ring.read());
-        assert!(matches!(ring.reader.next(), Err(RingError::AllLeased(2))));
+        assert!(matches!(ring.reader.next_batch(), Err(RingError::AllLeased(2))));
     }
 
     #[test]
@@ -297,8 +297,8 @@ mod tests {
         ring.write(0);
         let Fixture { writer, mut reader, .. } = ring;
         writer.end("done for today", false);
-        assert!(matches!(reader.next().unwrap(), Next::Batch(_)));
-        let Next::Ended { reason, failed } = reader.next().unwrap() else { panic!("not ended") };
+        assert!(matches!(reader.next_batch().unwrap(), Next::Batch(_)));
+        let Next::Ended { reason, failed } = reader.next_batch().unwrap() else { panic!("not ended") };
         assert_eq!((reason.as_str(), failed), ("done for today", false));
     }
 
@@ -306,7 +306,7 @@ mod tests {
     fn a_waiting_reader_wakes_when_told_to_give_up() {
         let Fixture { mut reader, writer: _writer, .. } = ring(2);
         let handle = reader.give_up_handle();
-        let waiting = std::thread::spawn(move || matches!(reader.next().unwrap(), Next::GaveUp));
+        let waiting = std::thread::spawn(move || matches!(reader.next_batch().unwrap(), Next::GaveUp));
         handle.give_up();
         assert!(waiting.join().unwrap());
     }

@@ -124,7 +124,9 @@ pub fn tiles(
             }))
         });
         let [own, partner] = [view.label_a[row], view.label_b[row]].map(class_name);
-        Tile { rgb, caption: caption(view.lambda[row], &own, &partner) }
+        // A row that is its own partner shows one image, whatever its λ.
+        let lambda = if view.sample_id[row] == view.partner_id[row] { 1.0 } else { view.lambda[row] };
+        Tile { rgb, caption: caption(lambda, &own, &partner) }
     };
     (0..view.len().min(max)).map(tile).collect()
 }

@@ -1,0 +1,75 @@
+//! The control plane as another program sees it, over the socket.
+
+mod common;
+
+use common::Daemon;
+use mixd::config::FeedSpec;
+use mixd::control::proto::control_client::ControlClient;
+use mixd::control::proto::{AttachRequest, DrainRequest, ListFeedsRequest, Versions, WatchRequest};
+use mixd::control::versions;
+use tokio_stream::StreamExt;
+use tonic::transport::{Channel, Endpoint};
+
+async fn connect(daemon: &Daemon) -> ControlClient<Channel> {
+    let uri = format!("unix:{}", daemon.socket().display());
+    ControlClient::new(Endpoint::try_from(uri).unwrap().connect().await.unwrap())
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+#[test]
+fn other_versions_are_refused_naming_both() {
+    let daemon = Daemon::start(&[]);
+    let refusal = block_on(async {
+        let other = Versions { layout: 99, ..versions() };
+        let request = AttachRequest { versions: Some(other), spec: None, pid: 1 };
+        connect(&daemon).await.attach(tokio_stream::once(request)).await.unwrap_err()
+    });
+    let text = refusal.message();
+    assert!(text.contains("layout 1,") && text.contains("layout 99,"), "{text}");
+}
+
+#[test]
+fn a_watcher_sees_feeds_come() {
+    let daemon = Daemon::start(&[]);
+    block_on(async {
+        let mut client = connect(&daemon).await;
+        let mut watch = client.watch(WatchRequest { interval_ms: Some(100) }).await.unwrap().into_inner();
+        assert_eq!(watch.next().await.unwrap().unwrap().feeds.len(), 0);
+        let mut feed = daemon.attach(FeedSpec::train()).unwrap();
+        feed.next_batch().unwrap();
+        while watch.next().await.unwrap().unwrap().feeds.is_empty() {}
+        let feeds = client.list_feeds(ListFeedsRequest {}).await.unwrap().into_inner().feeds;
+        assert_eq!((feeds.len(), feeds[0].pid), (1, std::process::id()));
+        assert!(feeds[0].published > 0);
+        let refused = client.watch(WatchRequest { interval_ms: Some(1) }).await.unwrap_err();
+        assert!(refused.message().contains("it must be 100 to 60000"), "{refused}");
+    });
+}
+
+#[test]
+fn draining_lets_feeds_go_on_and_opens_no_more() {
+    let daemon = Daemon::start(&[]);
+    let mut feed = daemon.attach(FeedSpec { batch_size: 8, ..FeedSpec::train() }).unwrap();
+    block_on(async {
+        let mut client = connect(&daemon).await;
+        let mut drain = std::pin::pin!(client.drain(DrainRequest {}));
+        // Refused from the moment on that the daemon has heard of it; until then the feeds that open close again.
+        let refusal = loop {
+            tokio::select! {
+                _ = &mut drain => panic!("drained though a feed is open"),
+                attached = async { tokio::task::yield_now().await; daemon.attach(FeedSpec::val()) } => {
+                    if let Err(refusal) = attached {
+                        break refusal.to_string();
+                    }
+                }
+            }
+        };
+        assert!(refusal.contains("opens no more feeds"), "{refusal}");
+        assert_eq!(feed.epoch().count(), 25);
+        drop(feed);
+        drain.await.unwrap();
+    });
+}

@@ -140,8 +140,9 @@ impl PipelineArgs {
         }
     }
 
-    /// The same options for a daemon of our own.
+    /// The same options for a daemon of our own. To the cpu mixer the device is none of its business: it is the trainer's.
     pub fn arguments(&self) -> Vec<String> {
+        let device = if self.mixer == MixerKind::Cpu { Device::Cpu } else { self.device };
         let cache = match self.cache {
             Cache::Auto => "auto".to_owned(),
             Cache::Off => "off".to_owned(),
@@ -151,7 +152,7 @@ impl PipelineArgs {
             ("workers", self.workers.to_string()),
             ("cache", cache),
             ("mixer", self.mixer.to_string()),
-            ("device", self.device.to_string()),
+            ("device", device.to_string()),
             ("on-bad-image", self.on_bad_image.to_string()),
         ];
         options.into_iter().map(|(key, value)| format!("--{key}={value}")).collect()

@@ -1,17 +1,18 @@
 //! `mixd serve`: the daemon.
 
 use super::options::{DataArgs, PipelineArgs, SocketArgs};
-use crate::control::{Daemon, Home, serve};
+use crate::control::{Daemon, Home, serve, serve_metrics};
 use crate::pipeline::Pipeline;
 use crate::types::Split;
 use anyhow::Context;
 use clap::Args;
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -27,6 +28,9 @@ pub struct Serve {
     /// The tmpfs for batches.
     #[arg(long, env = "MIXD_SHM_DIR", default_value = "/dev/shm")]
     shm_dir: PathBuf,
+    /// Also answer HTTP requests here with figures for Prometheus, e.g. 127.0.0.1:9465.
+    #[arg(long, env = "MIXD_METRICS", value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
     /// End when standard input ends: for a daemon that belongs to one process.
     #[arg(long, hide = true)]
     until_eof: bool,
@@ -42,9 +46,10 @@ impl Serve {
         let served = runtime.block_on(async {
             // From here on signals wait for their turn, so that whatever was made is removed again.
             let mut stop = std::pin::pin!(stop_signal(self.until_eof)?);
+            let (data, options) = (self.data, self.pipeline.options());
             let start = tokio::task::spawn_blocking(move || {
-                let dataset = self.data.open()?;
-                Pipeline::start(dataset, self.pipeline.options()).context("cannot start the decoders")
+                let dataset = data.open()?;
+                Pipeline::start(dataset, options).context("cannot start the decoders")
             });
             let pipeline = tokio::select! {
                 pipeline = start => pipeline.context("the start failed")??,
@@ -58,6 +63,12 @@ impl Serve {
             let listener = UnixListener::bind(home.socket())
                 .with_context(|| format!("cannot listen on {}", home.socket().display()))?;
             std::fs::set_permissions(home.socket(), PermissionsExt::from_mode(0o600))?;
+            if let Some(address) = self.metrics {
+                let listener = TcpListener::bind(address)
+                    .await
+                    .with_context(|| format!("cannot listen on {address} (--metrics)"))?;
+                tokio::spawn(serve_metrics(listener, Arc::clone(&daemon)));
+            }
             // The one line on standard output: who started us may wait for it, or may have closed it.
             let line = format!("mixd: serving {what} on {} (pid {})", home.socket().display(), std::process::id());
             let _ = writeln!(std::io::stdout(), "{line}");

@@ -2,11 +2,13 @@
 
 mod convert;
 mod daemon;
+mod metrics;
 mod server;
 mod socket;
 
 pub use convert::{PROTOCOL_VERSION, spec_from_proto, spec_to_proto, versions};
 pub use daemon::Daemon;
+pub use metrics::serve_metrics;
 pub use server::serve;
 pub use socket::{Home, SocketError, default_socket};
 

@@ -47,9 +47,11 @@ impl SampleStore {
     /// When the memory cannot be mapped.
     pub fn new(samples: u32, sample_bytes: usize, budget_bytes: u64, settled: Arc<Settled>) -> std::io::Result<Self> {
         let capacity = (budget_bytes / sample_bytes as u64).min(u64::from(samples)) as u32;
+        // Where all have room each has its own row from the start; none can be lost to a race then.
+        let row_of = |sample| AtomicU32::new(if capacity == samples { sample } else { UNASSIGNED });
         Ok(Self {
             rows: Rows::new(capacity, sample_bytes, settled)?,
-            row_of: (0..samples).map(|_| AtomicU32::new(UNASSIGNED)).collect(),
+            row_of: (0..samples).map(row_of).collect(),
             assigned: AtomicU32::new(0),
             decoded: AtomicU64::new(0),
         })
@@ -73,7 +75,7 @@ impl SampleStore {
         }
         match row_of.compare_exchange(UNASSIGNED, row, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => self.rows.claim(row).map_or(Lookup::Row(row), Lookup::Claimed),
-            // Somebody else gave it a row meanwhile; ours stays unused, which can happen once a thread.
+            // Somebody else gave it a row meanwhile; ours stays unused: one sample less in a store that lacks room anyway.
             Err(BAD) => Lookup::Bad,
             Err(theirs) => self.rows.claim(theirs).map_or(Lookup::Row(theirs), Lookup::Claimed),
         }

@@ -1,4 +1,28 @@
 //! The trainer: the seed's network, the mixed and smoothed loss, and the loop over epochs.
+//!
+//! The loop of a trainer of one's own:
+//!
+//! ```no_run
+//! use mixd::client;
+//! use mixd::config::FeedSpec;
+//! use mixd::train::{BatchTensors, Cnn, LabelSmoothing, MixedLoss, Reduction};
+//! use tch::nn::{OptimizerConfig, Sgd, VarStore};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let variables = VarStore::new(tch::Device::Cpu);
+//! let (cnn, criterion) = (Cnn::new(&variables, 10), MixedLoss(LabelSmoothing::new(0.1).unwrap()));
+//! let mut optimizer = Sgd::default().build(&variables, 0.05)?;
+//! let mut feed = client::attach(&client::default_socket(), &FeedSpec::train())?;
+//! for lease in feed.epoch() {
+//!     let lease = lease?;
+//!     let view = lease.view();
+//!     let batch = BatchTensors::new(&view, variables.device()).expect("f32, not u8");
+//!     let loss = criterion.forward(&cnn.forward(&batch.x, true), &batch, Reduction::Mean);
+//!     optimizer.backward_step(&loss);
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 mod checkpoint;
 mod loss;

@@ -310,3 +310,16 @@ fn train_runs_through_its_own_daemon_and_repeats_itself() {
     let load = dir.path().join("a.safetensors");
     assert_ne!(first, losses("c", &["--load", load.to_str().unwrap()]));
 }
+
+/// The writer once started before its reader was on the list, and could lap it.
+#[test]
+fn a_feed_never_runs_ahead_of_its_reader() {
+    let daemon = Daemon::start(&[]);
+    let image_size = mixd::types::ImageSize::square(1);
+    for _ in 0..40 {
+        let mut feed = daemon.attach(FeedSpec { batch_size: 1, slots: 2, image_size, ..spec() }).unwrap();
+        for index in 0..20 {
+            assert_eq!(feed.next_batch().unwrap().view().index, index);
+        }
+    }
+}

@@ -3,7 +3,6 @@
 use super::{convert, proto};
 use crate::config::FeedSpec;
 use crate::pipeline::{Feed, OpenError, Pipeline};
-use crate::ring::{ReaderId, RingError};
 use crate::types::Split;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,7 +16,6 @@ struct Session {
     feed: Feed,
     spec: FeedSpec,
     pid: u32,
-    reader: ReaderId,
 }
 
 /// Why a trainer was not attached.
@@ -26,9 +24,6 @@ pub enum AttachError {
     /// The feed cannot be served.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// No cursor could be made.
-    #[error(transparent)]
-    Ring(#[from] RingError),
     /// No feeds are opened any more.
     #[error("the daemon is going down and opens no more feeds")]
     Draining,
@@ -74,12 +69,11 @@ impl Daemon {
         }
         let id = self.next_feed.fetch_add(1, Ordering::Relaxed);
         let feed = self.pipeline.open(spec, &self.shm_dir.join(id.to_string()))?;
-        let (reader, cursor) = feed.ring().add_reader()?;
         let dataset = self.pipeline.dataset();
         let attached = proto::Attached {
             feed_id: id,
             data_path: feed.ring().data_path().display().to_string(),
-            cursor_path: cursor.display().to_string(),
+            cursor_path: feed.cursor_path().display().to_string(),
             batches: feed.batches(),
             samples: dataset.samples(spec.split).len() as u32,
             classes: dataset.classes.iter().map(convert::class).collect(),
@@ -89,7 +83,7 @@ impl Daemon {
         tracing::info!(feed = id, pid, split = %spec.split, batch_size = spec.batch_size, "trainer attached");
         let open = {
             let mut sessions = self.sessions();
-            sessions.insert(id, Session { feed, spec, pid, reader });
+            sessions.insert(id, Session { feed, spec, pid });
             sessions.len()
         };
         self.open_feeds.send_replace(open);
@@ -104,7 +98,7 @@ impl Daemon {
         };
         if let Some(session) = session {
             session.feed.stop("the trainer left");
-            session.feed.ring().remove_reader(session.reader);
+            session.feed.detach_reader();
             tracing::info!(feed = id, pid = session.pid, published = session.feed.ring().published(), "trainer left");
             drop(session);
         }
@@ -132,7 +126,7 @@ impl Daemon {
 
     /// The feeds that are open.
     pub fn feeds(&self) -> Vec<proto::Feed> {
-        let feed = |(&feed_id, Session { feed, spec, pid, .. }): (&u64, &Session)| proto::Feed {
+        let feed = |(&feed_id, Session { feed, spec, pid }): (&u64, &Session)| proto::Feed {
             feed_id,
             pid: *pid,
             spec: Some(convert::spec_to_proto(spec)),

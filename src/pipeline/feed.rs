@@ -3,17 +3,18 @@
 use super::fetch::{Fetcher, Pending};
 use super::finish::{Finisher, Labels};
 use super::{BATCHES_AHEAD, FeedError};
-use crate::ring::{self, RingError, RingHandle, RingWriter, WriterStopped};
+use crate::ring::{self, ReaderId, RingError, RingHandle, RingWriter, WriterStopped};
 use crate::sampler::Sampler;
 use crate::stats::{Clock, Doing};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 /// An open feed. Dropping it stops it and waits for its threads.
 pub struct Feed {
     ring: RingHandle,
+    reader: (ReaderId, PathBuf),
     sampler: Sampler,
     reason: Arc<Mutex<String>>,
     threads: Vec<JoinHandle<()>>,
@@ -24,6 +25,8 @@ impl Feed {
     pub(super) fn start(sampler: Sampler, fetcher: Fetcher, finisher: Finisher, dir: &Path) -> Result<Self, RingError> {
         let spec = *finisher.spec();
         let (writer, ring) = ring::create(dir, &spec.format(), spec.batch_size, spec.slots)?;
+        // Before the writer runs: without a reader to wait for it would overwrite what nobody has read.
+        let reader = ring.add_reader()?;
         let (batches, planned) = bounded(BATCHES_AHEAD);
         let reason = Arc::new(Mutex::new("the feed was closed".to_owned()));
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
@@ -39,12 +42,22 @@ impl Feed {
             move || mix(finisher, &planned, writer, &reason)
         };
         let threads = vec![spawn("mixd-mix", Box::new(mixes))?, spawn("mixd-plan", Box::new(plans))?];
-        Ok(Self { ring, sampler, reason, threads })
+        Ok(Self { ring, reader, sampler, reason, threads })
     }
 
-    /// The ring, to attach readers to.
+    /// The ring.
     pub fn ring(&self) -> &RingHandle {
         &self.ring
+    }
+
+    /// The file of the feed's one reader's cursor.
+    pub fn cursor_path(&self) -> &Path {
+        &self.reader.1
+    }
+
+    /// Takes the feed's reader off its ring, whose writer must have been stopped: what the reader holds stays as it is.
+    pub fn detach_reader(&self) {
+        self.ring.remove_reader(self.reader.0);
     }
 
     /// Batches in each epoch.

@@ -22,7 +22,7 @@ fn a_killed_trainers_feed_is_freed_and_others_read_on() {
     victim.wait().unwrap();
     until("its feed closes", || (client::status(&daemon.socket()).unwrap().feeds.len() == 1).then_some(()));
     let rings = |file: &&std::path::PathBuf| file.ends_with("data");
-    assert_eq!(daemon.files().iter().filter(rings).count(), 1);
+    until("its ring is gone", || (daemon.files().iter().filter(rings).count() == 1).then_some(()));
     for (index, batch) in other.epoch().enumerate() {
         assert_eq!(batch.unwrap().view().index, index as u64);
     }

@@ -5,7 +5,7 @@
 //! name are written; links and special files never are, so nothing written can be led elsewhere.
 
 use super::{DatasetError, index::is_image};
-use flate2::bufread::GzDecoder;
+use flate2::bufread::MultiGzDecoder;
 use rustix::fs::{FlockOperation, flock};
 use std::cell::Cell;
 use std::fs::File;
@@ -95,7 +95,7 @@ fn extract(archive: &Path, to: &Path, total_bytes: u64, progress: &mut dyn FnMut
     let file = Counting { inner: File::open(archive)?, bytes: Rc::clone(&read) };
     let mut file = BufReader::with_capacity(1 << 20, file);
     let gzipped = file.fill_buf()?.starts_with(&[0x1F, 0x8B]);
-    let content: Box<dyn Read> = if gzipped { Box::new(GzDecoder::new(file)) } else { Box::new(file) };
+    let content: Box<dyn Read> = if gzipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
     let mut tar = tar::Archive::new(BufReader::with_capacity(1 << 18, content));
     let (mut unpacked_bytes, mut made) = (0_u64, PathBuf::new());
     for entry in tar.entries()? {
@@ -124,6 +124,8 @@ fn extract(archive: &Path, to: &Path, total_bytes: u64, progress: &mut dyn FnMut
         io::copy(&mut entry, &mut File::create(&target)?)?;
         progress(Progress { read_bytes: read.get(), total_bytes });
     }
+    // To the very end, where gzip's checksum stands.
+    io::copy(&mut tar.into_inner(), &mut io::sink())?;
     Ok(())
 }
 

@@ -50,6 +50,9 @@ impl Decoder {
     /// When the content is unknown, damaged, cut off or too large.
     pub fn decode(&mut self, file: &[u8]) -> Result<Picture<'_>, ImageError> {
         if file.starts_with(&[0xFF, 0xD8]) {
+            if !has_end(file) {
+                return Err(ImageError::Decode("the file is cut off: it has no end marker".to_owned()));
+            }
             match Oddity::of(file) {
                 None => {}
                 Some(Oddity::SeparateScans) => return self.decode_separate_scans(file),
@@ -90,6 +93,8 @@ impl Decoder {
             _ => (ColorSpace::RGB, 3),
         };
         decoder.set_options(options.jpeg_set_out_colorspace(space));
+        // Emptied first: what a decoder leaves out of a damaged file must not be the last image's.
+        self.raw.clear();
         self.raw.resize(width as usize * height as usize * channels, 0);
         decoder.decode_into(&mut self.raw).map_err(failed)?;
         Ok((width, height, channels))
@@ -121,6 +126,7 @@ impl Decoder {
         let (width, height) = check_size(decoder.dimensions().0, decoder.dimensions().1)?;
         let color = decoder.color_type();
         let pixels = width as usize * height as usize;
+        self.raw.clear();
         self.raw.resize(pixels * usize::from(color.bytes_per_pixel()), 0);
         decoder.read_image(&mut self.raw).map_err(failed)?;
         // Alpha is dropped, not blended; of 16 bits the high byte is taken (native byte order, as `image` writes them).
@@ -185,6 +191,12 @@ impl Oddity {
         }
         None
     }
+}
+
+/// Whether a JPEG has an end marker after the start of a scan; within a scan its two bytes do not occur.
+fn has_end(file: &[u8]) -> bool {
+    let scan = file.windows(2).position(|pair| pair == [0xFF, 0xDA]).unwrap_or(file.len());
+    file.ends_with(&[0xFF, 0xD9]) || file[scan..].windows(2).any(|pair| pair == [0xFF, 0xD9])
 }
 
 fn check_size(width: u32, height: u32) -> Result<(u32, u32), ImageError> {

@@ -188,6 +188,18 @@ mod tests {
     }
 
     #[test]
+    fn a_jpeg_cut_anywhere_is_refused() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample-data/val/n01440764");
+        let file = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+        let file = std::fs::read(file).unwrap();
+        let mut decoder = Decoder::default();
+        decoder.decode(&file).unwrap();
+        for len in (0..file.len()).step_by(97).chain(file.len() - 40..file.len()) {
+            assert!(decoder.decode(&file[..len]).is_err(), "{len} of {} bytes were decoded", file.len());
+        }
+    }
+
+    #[test]
     fn a_missing_file_is_an_error_and_the_loader_goes_on() {
         let (mut loader, mut out) = (Loader::new(), vec![0; ImageSize::square(4).values()]);
         let missing = loader.load(Path::new("/no/such/file"), ImageSize::square(4), &mut out);

@@ -38,7 +38,8 @@ pub fn save(variables: &VarStore, path: &Path) -> Result<(), CheckpointError> {
     let failed = |cause: String| CheckpointError::Write { path: path.to_owned(), cause };
     let mut tensors: Vec<(String, Tensor)> = variables.variables().into_iter().collect();
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
-    let partial = path.with_extension("partial");
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
     let tensors: Vec<(String, Tensor)> =
         tensors.into_iter().map(|(name, tensor)| (name, tensor.detach().to_device(Device::Cpu).contiguous())).collect();
     Tensor::write_safetensors(&tensors, &partial).map_err(|error| failed(error.to_string()))?;
@@ -75,6 +76,7 @@ mod tests {
 
     #[test]
     fn what_was_saved_is_loaded() {
+        let _random = super::super::torch_random();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors");
         let make = |seed| {
@@ -95,6 +97,7 @@ mod tests {
 
     #[test]
     fn checkpoints_of_another_network_are_refused() {
+        let _random = super::super::torch_random();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors");
         let make = |classes| {

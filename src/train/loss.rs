@@ -80,6 +80,8 @@ pub struct MixedLoss<L>(pub L);
 impl<L: Loss> MixedLoss<L> {
     /// The loss of each image, `[B]`, from logits `[B, C]`, labels i64 `[B]`, partners' labels i64 `[B]` and λ f32 `[B]`.
     pub fn per_image(&self, logits: &Tensor, label_a: &Tensor, label_b: &Tensor, lambda: &Tensor) -> Tensor {
+        // Any other shape would broadcast to a loss that is none of these images'.
+        assert_eq!(lambda.size(), label_a.size(), "λ has one value an image");
         let lambda = lambda.to_kind(logits.kind());
         let rest: Tensor = 1.0 - &lambda;
         self.0.per_image(logits, label_a) * lambda + self.0.per_image(logits, label_b) * rest
@@ -114,6 +116,7 @@ mod tests {
 
     #[test]
     fn mixed_loss_is_cross_entropy_against_mixed_smoothed_targets() {
+        let _random = super::super::torch_random();
         tch::manual_seed(1);
         for (batch, classes) in [(1, 1), (1, 10), (7, 2), (64, 10), (5, 1000)] {
             for epsilon in [0.0, 0.1, 0.3, 0.999] {

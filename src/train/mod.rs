@@ -38,3 +38,10 @@ pub use model::Cnn;
 pub use report::{JsonLog, Progress, table};
 pub use tensors::BatchTensors;
 pub use trainer::{Batches, EpochResult, Event, Options, TrainError, run};
+
+/// Held by tests that draw from torch's generator, of which a process has one.
+#[cfg(test)]
+fn torch_random() -> std::sync::MutexGuard<'static, ()> {
+    static GENERATOR: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    GENERATOR.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -72,6 +72,7 @@ mod tests {
 
     /// The network in the goldens' fresh state.
     fn fresh(goldens: &Tensors) -> (VarStore, Cnn) {
+        let _random = super::super::torch_random();
         let variables = VarStore::new(Device::Cpu);
         let cnn = Cnn::new(&variables, 10);
         no_grad(|| {
@@ -109,6 +110,7 @@ mod tests {
 
     #[test]
     fn it_has_the_parameters_of_the_seed() {
+        let _random = super::super::torch_random();
         let variables = VarStore::new(Device::Cpu);
         let _cnn = Cnn::new(&variables, 10);
         let count: usize = variables.trainable_variables().iter().map(Tensor::numel).sum();

@@ -33,12 +33,15 @@ impl<'a> BatchTensors<'a> {
         };
         let shape = view.shape().map(|side| side as i64);
         let strides = [shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1];
+        let bytes = shape.iter().product::<i64>() as usize * view.dtype.bytes();
+        assert!(view.x.len() == bytes && view.x.as_ptr().addr().is_multiple_of(view.dtype.bytes()));
         // SAFETY: `x` is contiguous, aligned and holds exactly `shape` elements of `kind`; it lives as long as 'a, and so does
         // this. Nothing here or in the trainer writes to it: the model's first operation makes a tensor of its own.
         let x = unsafe { Tensor::from_blob(view.x.as_ptr(), &shape, &strides, kind, Device::Cpu) };
         let x = match view.layout {
             Layout::Nchw => x,
-            Layout::Nhwc => x.permute([0, 3, 1, 2]),
+            // Not as a view: torch would take its channels-last path, whose batch variance is less exact on the CPU.
+            Layout::Nhwc => x.permute([0, 3, 1, 2]).contiguous(),
         };
         Some(Self {
             x: x.to_device(device),

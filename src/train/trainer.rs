@@ -66,6 +66,16 @@ pub enum TrainError {
         /// Which batch.
         index: u64,
     },
+    /// The loss is no number any more.
+    #[error("the loss of batch {index} of epoch {epoch} is {loss} (use a smaller --lr)")]
+    NotFinite {
+        /// Which epoch.
+        epoch: u64,
+        /// Which batch.
+        index: u64,
+        /// The loss.
+        loss: f64,
+    },
     /// Raw pixels.
     #[error("u8 batches are not normalised and cannot be trained on (use --dtype f32, bf16 or f16)")]
     RawPixels,
@@ -189,6 +199,9 @@ pub fn run(
                 }
             });
             let (images, loss) = (view.len() as f64, loss.double_value(&[]));
+            if !loss.is_finite() {
+                return Err(TrainError::NotFinite { epoch: view.epoch, index: view.index, loss });
+            }
             losses.push(loss);
             running.images += images;
             running.loss += loss * images;
@@ -296,6 +309,7 @@ mod tests {
             save: None,
             classes: 3,
         };
+        let _random = super::super::torch_random();
         let source = || Noise { batch_size, batches: 3, dtype };
         let mut losses = Vec::new();
         let results = run(&options, &mut source(), &mut source(), &mut |event| {

@@ -258,7 +258,9 @@ mod tests {
                 for mut mixer in mixers(case.format, len) {
                     let mut out = case.out();
                     mixer.mix(&case.rows(), &mut out).unwrap();
-                    naive::assert_close(dtype, &out, expected.data(), &format!("{} {name} {dtype}", mixer.name()));
+                    let context = format!("{} {name} {dtype}", mixer.name());
+                    naive::assert_close(dtype, &out, expected.data(), &context);
+                    naive::assert_rarely_off(dtype, &out, expected.data(), &context);
                 }
             }
         }

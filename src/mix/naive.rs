@@ -41,35 +41,30 @@ pub fn values(dtype: Dtype, bytes: &[u8]) -> Vec<f64> {
     }
 }
 
-/// Asserts SPEC §8's tolerance between a mixer's bytes and the expected ones.
+/// Asserts SPEC §8's tolerance of single values: u8 exact, f32 within 7e-7, f16 and bf16 within that or one unit in the last place.
 pub fn assert_close(dtype: Dtype, ours: &[u8], expected: &[u8], context: &str) {
     assert_eq!(ours.len(), expected.len(), "{context}");
-    let (a, b) = (values(dtype, ours), values(dtype, expected));
-    // Distance in units of the last place: the bits of equal signs are ordered like the values.
-    let ulps = |at: usize| match dtype {
-        Dtype::F16 | Dtype::Bf16 => {
-            let bits = |bytes: &[u8]| i32::from(i16::from_ne_bytes([bytes[2 * at], bytes[2 * at + 1]]));
-            (bits(ours) - bits(expected)).unsigned_abs()
-        }
-        _ => u32::MAX,
-    };
-    let mut off = 0;
-    for (at, (a, b)) in a.iter().zip(&b).enumerate() {
-        let near = (a - b).abs() <= 7e-7;
-        match dtype {
-            Dtype::F32 => assert!(near, "{context}: value {at}: {a} for {b}"),
-            // A tie may fall either way when the arithmetic differs; one level, and rarely.
-            Dtype::U8 => assert!((a - b).abs() <= 1.0, "{context}: value {at}: {a} for {b}"),
-            _ => assert!(near || ulps(at) <= 1, "{context}: value {at}: {a} for {b}"),
-        }
-        off += usize::from(a != b && !(dtype != Dtype::U8 && near));
+    for (at, (a, b)) in values(dtype, ours).iter().zip(values(dtype, expected)).enumerate() {
+        let near = match dtype {
+            Dtype::F32 => (a - b).abs() <= 7e-7,
+            Dtype::U8 => *a == b,
+            Dtype::F16 | Dtype::Bf16 => (a - b).abs() <= 7e-7 || ulps(ours, expected, at) <= 1,
+        };
+        assert!(near, "{context}: value {at}: {a} for {b}");
     }
-    let share = match dtype {
-        Dtype::F32 | Dtype::U8 => 0.0,
-        Dtype::Bf16 => 0.001,
-        Dtype::F16 => 0.002,
-    };
-    // The share is that of many values; in few of them chance adds its four standard deviations.
-    let expected = share * a.len() as f64;
-    assert!(off as f64 <= expected + 4.0 * expected.sqrt(), "{context}: {off} of {} differ", a.len());
+}
+
+/// Asserts SPEC §8's tolerance of how many f16 or bf16 values may differ at all. It holds of many different values: with few
+/// pixels, or a λ that repeats, one value at the edge of rounding stands for a large share.
+pub fn assert_rarely_off(dtype: Dtype, ours: &[u8], expected: &[u8], context: &str) {
+    let (a, b) = (values(dtype, ours), values(dtype, expected));
+    let off = a.iter().zip(&b).filter(|(a, b)| (*a - *b).abs() > 7e-7).count();
+    let share_max = if dtype == Dtype::F16 { 0.002 } else { 0.001 };
+    assert!(off as f64 <= share_max * a.len() as f64, "{context}: {off} of {} differ", a.len());
+}
+
+/// Distance in units of the last place: the bits of numbers of equal sign are ordered like the numbers.
+fn ulps(ours: &[u8], expected: &[u8], at: usize) -> u32 {
+    let bits = |bytes: &[u8]| i32::from(i16::from_ne_bytes([bytes[2 * at], bytes[2 * at + 1]]));
+    (bits(ours) - bits(expected)).unsigned_abs()
 }

@@ -1,6 +1,6 @@
 # mixd: `make` alone prints the targets. Variables: DATA, EPOCHS, ARGS, and
 #   LIBTORCH or LIBTORCH_USE_PYTORCH   your own libtorch 2.11.0 (absolute path): nothing is fetched then
-#   MIXD_LIBTORCH_CUDA=1               fetch libtorch with all its CUDA libraries (several GB)
+#   MIXD_LIBTORCH_CUDA=1               fetch libtorch with all its CUDA libraries (4.5 GB)
 
 DATA   ?= sample-data
 # The sample is small: three epochs of it take less than one of the full set, which is the seed's main job.

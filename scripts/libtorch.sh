@@ -2,7 +2,7 @@
 # Fetches libtorch from PyPI's wheels, once, into .libtorch/cpu: a folder fit to be LIBTORCH.
 #
 # Only what links and runs on the CPU is kept (0.5 GB). MIXD_LIBTORCH_CUDA=1 makes .libtorch/cuda instead:
-# the whole wheel with all that it depends on (several GB), for a machine with an NVIDIA driver.
+# the whole wheel with all that it depends on (4.5 GB), for a machine with an NVIDIA driver.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -58,12 +58,11 @@ else
   ready=$partial/ready
   mkdir "$ready"
   mv "$partial/site/torch/"{include,lib} "$ready"
-  cd "$ready/lib"
-  rm -rf -- *cuda* *nvrtc* *nvshmem* *python* libshm* libtorch_global_deps.so
+  lib=$ready/lib
+  rm -rf "$lib"/{*cuda*,*nvrtc*,*nvshmem*,*python*,libshm*,libtorch_global_deps.so}
   # All in one folder, because libtorch_cpu.so also looks beside itself.
-  mv ../../site/nvidia/cu13/lib/{libcudart,libcupti}.so.13 .
-  ln -sf libtorch_cpu.so libtorch.so # the wheel's would ask for CUDA
-  cd "$OLDPWD"
+  mv "$partial"/site/nvidia/cu13/lib/{libcudart,libcupti}.so.13 "$lib"
+  ln -sf libtorch_cpu.so "$lib/libtorch.so" # the wheel's would ask for CUDA
 fi
 echo "$wanted" >"$ready/build-version"
 rm -rf "$home"

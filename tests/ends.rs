@@ -29,6 +29,59 @@ fn a_killed_trainers_feed_is_freed_and_others_read_on() {
 }
 
 #[test]
+fn a_trainer_that_dies_while_it_attaches_leaves_no_feed() {
+    let daemon = Daemon::start(&[]);
+    let rings = || daemon.files().iter().filter(|file| file.ends_with("data")).count();
+    // 200 MB, which take the daemon long enough to reserve.
+    let mut trainer = daemon.bench_trainer(&["--batch-size=64", "--size=512", "--warmup=0"]);
+    until("its ring is being made", || (rings() == 1).then_some(()));
+    trainer.kill().unwrap();
+    trainer.wait().unwrap();
+    until("its ring is gone", || (rings() == 0).then_some(()));
+    assert_eq!(client::status(&daemon.socket()).unwrap().feeds.len(), 0);
+}
+
+/// Runs a command on a terminal, types Ctrl-C once `sign` is there, and sees what is left when the prompt would be back.
+fn ctrl_c(command: &[&str], sign: &str) {
+    use std::io::{Read, Write};
+    use std::process::Stdio;
+    let dir = tempfile::tempdir().unwrap();
+    let command =
+        format!("'{}' {} --data '{}'", env!("CARGO_BIN_EXE_mixd"), command.join(" "), sample_data().display());
+    let mut terminal = common::command("script")
+        .args(["-qefc", &command, "/dev/null"])
+        .env("XDG_RUNTIME_DIR", dir.path())
+        .env("MIXD_SHM_DIR", dir.path())
+        .env("RUST_LOG", "mixd=info")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("`script` is a part of every Debian");
+    let (mut screen, mut output, mut bytes) = (String::new(), terminal.stdout.take().unwrap(), [0; 4096]);
+    while !screen.contains(sign) {
+        let read = output.read(&mut bytes).unwrap();
+        assert!(read > 0, "it ended: {screen}");
+        screen += &String::from_utf8_lossy(&bytes[..read]);
+    }
+    terminal.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
+    let start = Instant::now();
+    output.read_to_string(&mut screen).unwrap();
+    terminal.wait().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(common::files(dir.path()), [] as [std::path::PathBuf; 0], "{screen}");
+    let error = |line: &str| line.starts_with("mixd: ") && !line.starts_with("mixd: serving");
+    assert!(!screen.lines().any(error), "{screen}");
+}
+
+#[test]
+fn ctrl_c_on_a_terminal_leaves_nothing() {
+    ctrl_c(&["serve"], "serving");
+    ctrl_c(&["bench", "--seconds=600", "--batch-size=8"], "trainer attached");
+    #[cfg(feature = "torch")]
+    ctrl_c(&["train", "--epochs=1000", "--batch-size=8"], "accuracy");
+}
+
+#[test]
 fn a_killed_daemon_is_an_error_after_what_was_published() {
     let mut daemon = Daemon::start(&[]);
     let mut feed = daemon.attach(spec()).unwrap();

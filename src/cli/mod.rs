@@ -17,6 +17,7 @@ mod train;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -112,6 +113,7 @@ impl Cli {
         tracing_subscriber::fmt()
             .with_env_filter(filter.unwrap_or_else(|_| level.into()))
             .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
             .with_target(false)
             .init();
         match self.command {

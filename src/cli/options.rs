@@ -26,13 +26,15 @@ impl DataArgs {
     }
 }
 
-/// Opens a data set; an archive is unpacked once, with a progress bar.
+/// Opens a data set; an archive is unpacked once, with a progress bar on a terminal and a line otherwise.
 fn open_dataset(path: &Path) -> anyhow::Result<Dataset> {
     let bar = ProgressBar::new(0).with_style(
-        ProgressStyle::with_template("{prefix} {wide_bar} {bytes}/{total_bytes} {eta}").expect("a valid template"),
+        ProgressStyle::with_template("unpacking {wide_bar} {bytes}/{total_bytes} {eta}").expect("a valid template"),
     );
-    bar.set_prefix("unpacking");
     let mut show = |progress: Progress| {
+        if bar.is_hidden() && bar.position() == 0 {
+            eprintln!("unpacking {}", path.display());
+        }
         bar.set_length(progress.total_bytes);
         bar.set_position(progress.read_bytes);
     };

@@ -1,15 +1,29 @@
 //! A daemon of one's own: a separate process that ends with the command that started it.
 
 use anyhow::{Context, bail};
-use std::io::{BufRead, BufReader};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A running `mixd serve` that belongs to this process. It ends when this is dropped, or when this process dies: its standard
-/// input is a pipe that only this process holds.
+/// input is a pipe that only this process holds. A signal that ends this process waits until the daemon has ended.
 pub struct OwnDaemon {
-    child: Child,
+    /// Whoever holds it ends the daemon.
+    child: Arc<Mutex<Child>>,
     socket: PathBuf,
+}
+
+fn lock(child: &Mutex<Child>) -> MutexGuard<'_, Child> {
+    child.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn end(child: &mut Child) -> io::Result<ExitStatus> {
+    drop(child.stdin.take());
+    child.wait()
 }
 
 impl OwnDaemon {
@@ -26,15 +40,28 @@ impl OwnDaemon {
         if std::env::var_os("RUST_LOG").is_none() {
             command.env("RUST_LOG", "mixd=warn");
         }
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot start the daemon")?;
+        // In a group of its own, so that a terminal's Ctrl-C reaches it through us only.
+        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().context("cannot start the daemon")?;
+        let stdout = child.stdout.take().expect("piped");
+        let child = Arc::new(Mutex::new(child));
+        let (mut signals, ended) = (Signals::new([SIGHUP, SIGINT, SIGTERM])?, Arc::clone(&child));
+        std::thread::spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                // Held to the end: the main thread, which loses its feeds now, waits for it before it reports that.
+                let mut child = lock(&ended);
+                let _ = end(&mut child);
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+            }
+        });
+        let daemon = Self { child, socket };
         let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line)?;
+        BufReader::new(stdout).read_line(&mut line)?;
         if line.is_empty() {
-            let status = child.wait()?;
+            let status = end(&mut lock(&daemon.child))?;
             bail!("the daemon did not come up ({status}; its own message is above)");
         }
-        Ok(Self { child, socket })
+        Ok(daemon)
     }
 
     /// Where it serves.
@@ -45,7 +72,6 @@ impl OwnDaemon {
 
 impl Drop for OwnDaemon {
     fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        let _ = self.child.wait();
+        let _ = end(&mut lock(&self.child));
     }
 }

@@ -42,10 +42,14 @@ impl Serve {
             .enable_all()
             .build()
             .context("cannot start the control plane")?;
+        // From here on signals wait for their turn, so that whatever is made is removed again.
+        let stop = {
+            let _context = runtime.enter();
+            stop_signal(self.until_eof)?
+        };
         let home = Home::take(&self.socket.path(), &self.shm_dir)?;
         let served = runtime.block_on(async {
-            // From here on signals wait for their turn, so that whatever was made is removed again.
-            let mut stop = std::pin::pin!(stop_signal(self.until_eof)?);
+            let mut stop = std::pin::pin!(stop);
             let (data, options) = (self.data, self.pipeline.options());
             let start = tokio::task::spawn_blocking(move || {
                 let dataset = data.open()?;
@@ -84,6 +88,7 @@ impl Serve {
 fn stop_signal(until_eof: bool) -> anyhow::Result<impl Future<Output = &'static str>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let (ended, end) = oneshot::channel::<()>();
     if until_eof {
         // A plain thread, since a blocked read of standard input would hold up the runtime's end.
@@ -99,6 +104,7 @@ fn stop_signal(until_eof: bool) -> anyhow::Result<impl Future<Output = &'static 
         tokio::select! {
             _ = terminate.recv() => "the daemon was stopped (SIGTERM)",
             _ = interrupt.recv() => "the daemon was stopped (Ctrl-C)",
+            _ = hangup.recv() => "the daemon was stopped (its terminal was closed)",
             _ = end => "the process that the daemon belongs to has ended",
         }
     })

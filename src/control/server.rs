@@ -107,14 +107,22 @@ impl Control for Service {
         check_versions(first.versions)?;
         let spec = convert::spec_from_proto(&first.spec.unwrap_or_default())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let daemon = Arc::clone(&self.daemon);
-        let (id, attached) = tokio::task::spawn_blocking(move || daemon.attach(spec, first.pid))
-            .await
-            .map_err(|panic| Status::internal(panic.to_string()))?
-            .map_err(|error| refusal(&error))?;
         let (outbound, answers) = mpsc::channel(1);
         let daemon = Arc::clone(&self.daemon);
+        // In a task of its own: this method is dropped half-way when the trainer dies, and would leave the feed open.
         tokio::spawn(async move {
+            let opener = Arc::clone(&daemon);
+            let opened = match tokio::task::spawn_blocking(move || opener.attach(spec, first.pid)).await {
+                Ok(opened) => opened.map_err(|error| refusal(&error)),
+                Err(panic) => Err(Status::internal(panic.to_string())),
+            };
+            let (id, attached) = match opened {
+                Ok(opened) => opened,
+                Err(refusal) => {
+                    let _ = outbound.send(Err(refusal)).await;
+                    return;
+                }
+            };
             if outbound.send(Ok(attached)).await.is_ok() {
                 // Whatever comes next is the end: the trainer closed its stream, or its process is gone.
                 let _ = inbound.message().await;

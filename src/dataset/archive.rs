@@ -6,7 +6,7 @@
 
 use super::{DatasetError, index::is_image};
 use flate2::bufread::MultiGzDecoder;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, syncfs};
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -26,6 +26,7 @@ pub struct Progress {
 
 /// The most bytes that an archive may unpack to: 1 TiB.
 const UNPACKED_BYTES_MAX: u64 = 1 << 40;
+const TAR_BLOCK_BYTES: u64 = 512;
 
 /// Unpacks `archive`, or finds it unpacked; returns the folder.
 pub fn unpack(
@@ -64,7 +65,9 @@ pub fn unpack(
         let _ = std::fs::remove_dir_all(&partial);
         DatasetError::Archive { path: archive.clone(), cause: error.to_string() }
     })?;
-    std::fs::rename(&partial, &whole).map_err(DatasetError::io("name", &whole))?;
+    // The name must not reach the disk before the content does.
+    let written = File::open(&partial).and_then(|dir| Ok(syncfs(&dir)?));
+    written.and_then(|()| std::fs::rename(&partial, &whole)).map_err(DatasetError::io("name", &whole))?;
     let _ = std::fs::remove_file(&lock_path);
     Ok(whole)
 }
@@ -95,11 +98,14 @@ fn extract(archive: &Path, to: &Path, total_bytes: u64, progress: &mut dyn FnMut
     let file = Counting { inner: File::open(archive)?, bytes: Rc::clone(&read) };
     let mut file = BufReader::with_capacity(1 << 20, file);
     let gzipped = file.fill_buf()?.starts_with(&[0x1F, 0x8B]);
-    let content: Box<dyn Read> = if gzipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+    let inner: Box<dyn Read> = if gzipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+    let content_bytes = Rc::new(Cell::new(0));
+    let content = Counting { inner, bytes: Rc::clone(&content_bytes) };
     let mut tar = tar::Archive::new(BufReader::with_capacity(1 << 18, content));
-    let (mut unpacked_bytes, mut made) = (0_u64, PathBuf::new());
+    let (mut unpacked_bytes, mut made, mut entries_end) = (0_u64, PathBuf::new(), 0);
     for entry in tar.entries()? {
         let mut entry = entry?;
+        entries_end = entry.raw_file_position().saturating_add(entry.size().next_multiple_of(TAR_BLOCK_BYTES));
         let path = entry.path()?.into_owned();
         let mut target = to.to_owned();
         for part in path.components() {
@@ -126,6 +132,12 @@ fn extract(archive: &Path, to: &Path, total_bytes: u64, progress: &mut dyn FnMut
     }
     // To the very end, where gzip's checksum stands.
     io::copy(&mut tar.into_inner(), &mut io::sink())?;
+    if content_bytes.get() < entries_end.saturating_add(TAR_BLOCK_BYTES) {
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "it is cut off: the block that ends a tar is missing",
+        ));
+    }
     Ok(())
 }
 
@@ -247,6 +259,12 @@ mod tests {
         let bytes = std::fs::read(&archive).unwrap();
         std::fs::write(&archive, &bytes[..bytes.len() / 2]).unwrap();
         assert!(matches!(fixture.open(&archive), Err(DatasetError::Archive { .. })));
+        // Between two entries, where nothing but the missing end gives it away.
+        let mut plain = Vec::new();
+        io::copy(&mut MultiGzDecoder::new(&*bytes), &mut plain).unwrap();
+        let archive = fixture.dir.path().join("set.tar");
+        std::fs::write(&archive, &plain[..4 * TAR_BLOCK_BYTES as usize]).unwrap();
+        assert!(fixture.open(&archive).unwrap_err().to_string().contains("cut off"));
         let left = std::fs::read_dir(fixture.dir.path().join("cache")).unwrap();
         assert!(left.map(|entry| entry.unwrap().path()).all(|path| path.extension() == Some("lock".as_ref())));
     }

@@ -33,13 +33,25 @@ pub enum CheckpointError {
     },
 }
 
+fn partial(path: &Path) -> PathBuf {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    partial.into()
+}
+
+/// Finds out whether [`save`] can write there, before hours of training.
+pub fn check(path: &Path) -> Result<(), CheckpointError> {
+    let partial = partial(path);
+    let tried = std::fs::File::create(&partial).and_then(|_| std::fs::remove_file(&partial));
+    tried.map_err(|error| CheckpointError::Write { path: path.to_owned(), cause: error.to_string() })
+}
+
 /// Writes every variable; the file is there whole or not at all.
 pub fn save(variables: &VarStore, path: &Path) -> Result<(), CheckpointError> {
     let failed = |cause: String| CheckpointError::Write { path: path.to_owned(), cause };
     let mut tensors: Vec<(String, Tensor)> = variables.variables().into_iter().collect();
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
+    let partial = partial(path);
     let tensors: Vec<(String, Tensor)> =
         tensors.into_iter().map(|(name, tensor)| (name, tensor.detach().to_device(Device::Cpu).contiguous())).collect();
     Tensor::write_safetensors(&tensors, &partial).map_err(|error| failed(error.to_string()))?;
@@ -89,10 +101,12 @@ mod tests {
         let x = Tensor::randn([2, 3, 32, 32], (tch::Kind::Float, Device::Cpu));
         let logits = |cnn: &Cnn| no_grad(|| cnn.forward(&x, false));
         assert_ne!(logits(&a), logits(&b));
+        check(&path).unwrap();
         save(&saved, &path).unwrap();
         load(&other, &path).unwrap();
         assert_eq!(logits(&a), logits(&b));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(matches!(check(&dir.path().join("none/model.safetensors")), Err(CheckpointError::Write { .. })));
     }
 
     #[test]

@@ -30,8 +30,8 @@ impl Progress {
     pub fn observe(&mut self, event: &Event) {
         match (event, &self.bar) {
             (&Event::Step { epoch, index, batches, running_loss, running_acc, .. }, Some(bar)) => {
-                bar.set_prefix(format!("epoch {epoch}/{}", self.epochs));
                 bar.set_length(batches);
+                bar.set_prefix(format!("epoch {epoch} of {}", self.epochs));
                 bar.set_position(index + 1);
                 bar.set_message(format!("loss {running_loss:.3} accuracy {running_acc:.3}"));
             }
@@ -40,7 +40,7 @@ impl Progress {
                     let epochs = self.epochs;
                     let done = index + 1;
                     eprintln!(
-                        "epoch {epoch}/{epochs} batch {done}/{batches} loss {running_loss:.3} accuracy {running_acc:.3}"
+                        "epoch {epoch} of {epochs}, batch {done}/{batches}: loss {running_loss:.3} accuracy {running_acc:.3}"
                     );
                 }
             }

@@ -96,7 +96,7 @@ pub enum TrainError {
 /// What came of one epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct EpochResult {
-    /// From 1.
+    /// From 0, as in plans and batches.
     pub epoch: u64,
     /// The mixed, smoothed loss, mean over images.
     pub train_loss: f64,
@@ -123,7 +123,7 @@ pub struct EpochResult {
 pub enum Event {
     /// A training batch is done.
     Step {
-        /// From 1.
+        /// From 0.
         epoch: u64,
         /// From 0.
         index: u64,
@@ -179,9 +179,10 @@ pub fn run(
     if let Some(path) = &options.load {
         checkpoint::load(&variables, path)?;
     }
+    options.save.as_deref().map_or(Ok(()), checkpoint::check)?;
     let batches = train.batches();
     let mut results = Vec::new();
-    for epoch in 1..=options.epochs {
+    for epoch in 0..options.epochs {
         let (mut running, mut losses, start) = (Running::default(), Vec::new(), Instant::now());
         train.epoch(&mut |view| {
             if view.len() == 1 {

@@ -15,9 +15,14 @@ pub fn sample_data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("sample-data")
 }
 
-/// The command, without the variables of whoever runs the tests.
+/// The command `mixd`.
 pub fn mixd() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mixd"));
+    command(env!("CARGO_BIN_EXE_mixd"))
+}
+
+/// A command without the variables of whoever runs the tests.
+pub fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MIXD_")) {
         command.env_remove(name);
     }
@@ -42,6 +47,12 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
         std::thread::yield_now();
     }
+}
+
+/// All files in a folder.
+pub fn files(dir: &Path) -> Vec<PathBuf> {
+    let paths = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    paths.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
 pub struct Daemon {
@@ -84,17 +95,7 @@ impl Daemon {
 
     /// Files of rings, sockets and locks that are there.
     pub fn files(&self) -> Vec<PathBuf> {
-        fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
-            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-                match entry.path() {
-                    path if path.is_dir() => walk(&path, found),
-                    path => found.push(path),
-                }
-            }
-        }
-        let mut found = Vec::new();
-        walk(self.dir.path(), &mut found);
-        found
+        files(self.dir.path())
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
@@ -103,16 +104,17 @@ impl Daemon {
 
     /// A trainer in a process of its own that has read its first batches and goes on reading.
     pub fn trainer(&self) -> Child {
-        let mut child = mixd()
-            .args(["bench-trainer", "--touch=all", "--warmup=3", "--images=0", "--seconds=600", "--batch-size=8"])
-            .arg("--socket")
-            .arg(self.socket())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = self.bench_trainer(&["--warmup=3", "--batch-size=8"]);
         let mut first = [0];
         child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
         child
+    }
+
+    /// A trainer in a process of its own.
+    pub fn bench_trainer(&self, args: &[&str]) -> Child {
+        let mut command = mixd();
+        command.args(["bench-trainer", "--touch=all", "--images=0", "--seconds=600", "--socket"]).arg(self.socket());
+        command.args(args).stdout(Stdio::piped()).spawn().unwrap()
     }
 }
 

@@ -171,6 +171,28 @@ fn a_trainer_that_stalls_does_not_hold_up_the_end() {
 }
 
 #[test]
+fn images_that_take_long_do_not_hold_up_the_end() {
+    let data = common::slow_folder();
+    // A batch takes a worker far longer than any of these waits.
+    let mut daemon = Daemon::on(data.path(), &["--workers=1"]);
+    let mut trainer = daemon.bench_trainer(&["--batch-size=256", "--size=32", "--warmup=0"]);
+    let feeds = |count| client::status(&daemon.socket()).unwrap().feeds.len() == count;
+    until("it attaches", || feeds(1).then_some(()));
+    trainer.kill().unwrap();
+    trainer.wait().unwrap();
+    until("its feed closes", || feeds(0).then_some(()));
+    let mut feed = daemon.attach(FeedSpec { batch_size: 256, ..spec() }).unwrap();
+    let start = Instant::now();
+    daemon.signal(Signal::TERM);
+    let error = feed.next_batch().err().unwrap();
+    assert!(matches!(&error, ClientError::Ended(reason) if reason.contains("the daemon was stopped")), "{error}");
+    drop(feed);
+    assert_eq!(daemon.child.wait().unwrap().code(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(daemon.files(), [] as [std::path::PathBuf; 0]);
+}
+
+#[test]
 fn a_second_daemon_is_refused_naming_the_first() {
     let daemon = Daemon::start(&[]);
     let second = Daemon::command(daemon.dir.path(), &sample_data()).output().unwrap();

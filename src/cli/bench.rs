@@ -111,16 +111,19 @@ impl Bench {
         let mut first_batch_ns = u64::MAX;
         for trainer in &mut trainers {
             match trainer.report()? {
-                Report::Counting { first_batch_ns: first } => first_batch_ns = first_batch_ns.min(first),
+                Report::Warm { first_batch_ns: first } => first_batch_ns = first_batch_ns.min(first),
                 Report::Done(_) => anyhow::bail!("a trainer was done before it counted"),
             }
         }
         let (before, window) = (client::status(daemon.socket())?, Instant::now());
+        for trainer in &mut trainers {
+            drop(trainer.child.stdin.take());
+        }
         let mut counted = Vec::new();
         for trainer in &mut trainers {
             match trainer.report()? {
                 Report::Done(done) => counted.push(done),
-                Report::Counting { .. } => anyhow::bail!("a trainer counts twice"),
+                Report::Warm { .. } => anyhow::bail!("a trainer is warm twice"),
             }
         }
         let (after, window) = (client::status(daemon.socket())?, window.elapsed());
@@ -155,7 +158,8 @@ impl Bench {
             ("seed", nth.to_string()),
         ];
         command.args(options.map(|(key, value)| format!("--{key}={value}")));
-        let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start a trainer")?;
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot start a trainer")?;
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         Ok(Trainer { child, lines })
     }

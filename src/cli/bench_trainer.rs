@@ -7,6 +7,8 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What a trainer reads of each batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -24,7 +26,7 @@ pub struct BenchTrainer {
     socket: PathBuf,
     #[arg(long)]
     touch: Touch,
-    /// Batches to read before counting.
+    /// Batches to read before counting; then it reads on until its standard input ends, so that several start to count at once.
     #[arg(long)]
     warmup: u64,
     /// Images to count; 0 for as many as the seconds allow.
@@ -41,7 +43,7 @@ pub struct BenchTrainer {
 #[serde(rename_all = "snake_case")]
 pub enum Report {
     /// The warm-up is over.
-    Counting {
+    Warm {
         /// When the first batch was there, on the machine's clock.
         first_batch_ns: u64,
     },
@@ -76,7 +78,16 @@ impl BenchTrainer {
             }
             checksum ^= touch(&batch, self.touch);
         }
-        say(&Report::Counting { first_batch_ns })?;
+        say(&Report::Warm { first_batch_ns })?;
+        let go = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&go);
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            told.store(true, Ordering::Relaxed);
+        });
+        while !go.load(Ordering::Relaxed) {
+            checksum ^= touch(&feed.next_batch()?, self.touch);
+        }
         let (start, usage) = (now_ns(), crate::usage::own());
         let (mut images, mut handoff_us) = (0, Vec::with_capacity(1 << 20));
         let seconds = loop {

@@ -64,9 +64,6 @@ impl Daemon {
     /// # Errors
     /// When the spec cannot be served or the daemon is going down; other feeds are untouched.
     pub fn attach(&self, spec: FeedSpec, pid: u32) -> Result<(u64, proto::Attached), AttachError> {
-        if *self.draining.borrow() {
-            return Err(AttachError::Draining);
-        }
         let id = self.next_feed.fetch_add(1, Ordering::Relaxed);
         let feed = self.pipeline.open(spec, &self.shm_dir.join(id.to_string()))?;
         let dataset = self.pipeline.dataset();
@@ -80,29 +77,29 @@ impl Daemon {
             versions: Some(convert::versions()),
             pid: std::process::id(),
         };
+        let mut sessions = self.sessions();
+        // Looked at here, where `drain` either comes before or finds the feed in the list.
+        if *self.draining.borrow() {
+            drop(sessions);
+            return Err(AttachError::Draining);
+        }
+        sessions.insert(id, Session { feed, spec, pid });
+        self.open_feeds.send_replace(sessions.len());
         tracing::info!(feed = id, pid, split = %spec.split, batch_size = spec.batch_size, "trainer attached");
-        let open = {
-            let mut sessions = self.sessions();
-            sessions.insert(id, Session { feed, spec, pid });
-            sessions.len()
-        };
-        self.open_feeds.send_replace(open);
         Ok((id, attached))
     }
 
     /// Closes a trainer's feed; its leases are free. Blocks until the feed's threads have ended.
     pub fn detach(&self, id: u64) {
-        let (session, open) = {
-            let mut sessions = self.sessions();
-            (sessions.remove(&id), sessions.len())
-        };
+        let session = self.sessions().remove(&id);
         if let Some(session) = session {
             session.feed.stop("the trainer left");
             session.feed.detach_reader();
             tracing::info!(feed = id, pid = session.pid, published = session.feed.ring().published(), "trainer left");
             drop(session);
         }
-        self.open_feeds.send_replace(open);
+        let sessions = self.sessions();
+        self.open_feeds.send_replace(sessions.len());
     }
 
     /// Opens no more feeds from now on.

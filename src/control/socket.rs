@@ -18,7 +18,7 @@ pub enum SocketError {
         socket: PathBuf,
     },
     /// A folder belongs to somebody else or is open to others.
-    #[error("{} is not a folder of this user with mode 0700 (remove it or set another --shm-dir)", .0.display())]
+    #[error("{} is not a folder that only this user can change (remove it, or name another --socket or --shm-dir)", .0.display())]
     NotPrivate(PathBuf),
     /// A system call failed.
     #[error("cannot {action} {}: {source}", path.display())]
@@ -54,16 +54,17 @@ fn uid() -> u32 {
 pub struct Home {
     socket: PathBuf,
     lock_path: PathBuf,
+    user_dir: PathBuf,
     shm_dir: PathBuf,
-    /// Held for its lock.
-    _lock: File,
+    /// Held for their locks, on the socket and on the folder.
+    _locks: [File; 2],
 }
 
 impl Home {
-    /// Takes the places for `socket`: locks it, and removes what a dead daemon left there.
+    /// Takes the places for `socket` and a folder of its own in `shm_root`; removes what dead daemons left in either.
     ///
     /// # Errors
-    /// When another daemon holds them, naming its pid, or a folder is not private.
+    /// When another daemon serves there, naming its pid, or a folder is not private.
     pub fn take(socket: &Path, shm_root: &Path) -> Result<Self, SocketError> {
         let dir = match socket.parent() {
             Some(dir) if !dir.as_os_str().is_empty() => dir,
@@ -71,24 +72,18 @@ impl Home {
         };
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error("create", dir))?;
         let dir = dir.canonicalize().map_err(io_error("find", dir))?;
+        let owner = std::fs::metadata(&dir).map_err(io_error("look at", &dir))?.uid();
+        // Who owns the folder could put anything in the place of our files; in root's /tmp nobody else can.
+        if ![0, uid()].contains(&owner) {
+            return Err(SocketError::NotPrivate(dir));
+        }
         let socket = dir.join(socket.file_name().unwrap_or("mixd.sock".as_ref()));
         let lock_path = socket.with_extension("lock");
-        let lock = lock(&lock_path, &socket)?;
-
+        let lock = lock_socket(&lock_path, &socket)?;
+        remove(&socket, std::fs::remove_file)?;
         let user_dir = shm_root.join(format!("mixd-{}", uid()));
-        DirBuilder::new().recursive(true).mode(0o700).create(&user_dir).map_err(io_error("create", &user_dir))?;
-        let meta = std::fs::symlink_metadata(&user_dir).map_err(io_error("look at", &user_dir))?;
-        if !meta.is_dir() || meta.uid() != uid() || meta.permissions().mode() & 0o077 != 0 {
-            return Err(SocketError::NotPrivate(user_dir));
-        }
-        let key = xxhash_rust::xxh3::xxh3_64(socket.as_os_str().as_encoded_bytes());
-        let shm_dir = user_dir.join(format!("{key:016x}"));
-        // Whoever made these is dead: we hold the lock.
-        for stale in [remove(&socket, std::fs::remove_file), remove(&shm_dir, std::fs::remove_dir_all)] {
-            stale?;
-        }
-        DirBuilder::new().mode(0o700).create(&shm_dir).map_err(io_error("create", &shm_dir))?;
-        Ok(Self { socket, lock_path, shm_dir, _lock: lock })
+        let (shm_dir, shm_lock) = take_shm_dir(&user_dir)?;
+        Ok(Self { socket, lock_path, user_dir, shm_dir, _locks: [lock, shm_lock] })
     }
 
     /// The socket's path.
@@ -105,9 +100,11 @@ impl Home {
 impl Drop for Home {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.socket);
-        let _ = std::fs::remove_dir_all(&self.shm_dir);
-        // Fails while other daemons of this user have theirs there.
-        let _ = self.shm_dir.parent().map(std::fs::remove_dir);
+        if let Ok(_guard) = lock_user_dir(&self.user_dir) {
+            let _ = std::fs::remove_dir_all(&self.shm_dir);
+            // Fails while other daemons of this user have theirs there.
+            let _ = std::fs::remove_dir(&self.user_dir);
+        }
         // Last, and while still locked: whoever opened it before this looks whether it is still there.
         let _ = std::fs::remove_file(&self.lock_path);
     }
@@ -120,22 +117,31 @@ fn remove(path: &Path, how: fn(PathBuf) -> io::Result<()>) -> Result<(), SocketE
     }
 }
 
+/// Whether `file` is still what lies at `path`, which its last owner may have removed since it was opened.
+fn is_still_at(file: &File, path: &Path) -> bool {
+    let same =
+        |ours: std::fs::Metadata, there: std::fs::Metadata| (ours.dev(), ours.ino()) == (there.dev(), there.ino());
+    file.metadata().is_ok_and(|ours| std::fs::symlink_metadata(path).is_ok_and(|there| same(ours, there)))
+}
+
+/// Opens a lock file, making it if need be, but no link to one.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(no_follow).open(path)
+}
+
 /// Locks the file that stands for the socket and writes our pid into it.
-fn lock(path: &Path, socket: &Path) -> Result<File, SocketError> {
+fn lock_socket(path: &Path, socket: &Path) -> Result<File, SocketError> {
     loop {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let mut file = options.open(path).map_err(io_error("open", path))?;
+        let mut file = open_lock(path).map_err(io_error("open", path))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut pid = String::new();
             let _ = file.read_to_string(&mut pid);
             let pid = if pid.trim().is_empty() { "?".to_owned() } else { pid.trim().to_owned() };
             return Err(SocketError::Occupied { pid, socket: socket.to_owned() });
         }
-        // The last owner may have removed the file between our open and our lock; then it stands for nothing.
-        let same =
-            std::fs::metadata(path).is_ok_and(|there| file.metadata().is_ok_and(|ours| ours.ino() == there.ino()));
-        if same {
+        if is_still_at(&file, path) {
             let write = |file: &mut File| {
                 file.set_len(0)?;
                 file.rewind()?;
@@ -145,6 +151,48 @@ fn lock(path: &Path, socket: &Path) -> Result<File, SocketError> {
             return Ok(file);
         }
     }
+}
+
+/// Locks this user's folder on the tmpfs, in which each daemon has one, against other daemons that start or end.
+fn lock_user_dir(user_dir: &Path) -> Result<File, SocketError> {
+    loop {
+        DirBuilder::new().recursive(true).mode(0o700).create(user_dir).map_err(io_error("create", user_dir))?;
+        let meta = std::fs::symlink_metadata(user_dir).map_err(io_error("look at", user_dir))?;
+        if !meta.is_dir() || meta.uid() != uid() || meta.permissions().mode() & 0o077 != 0 {
+            return Err(SocketError::NotPrivate(user_dir.to_owned()));
+        }
+        let Ok(dir) = File::open(user_dir) else { continue };
+        flock(&dir, FlockOperation::LockExclusive).map_err(|errno| io_error("lock", user_dir)(errno.into()))?;
+        if is_still_at(&dir, user_dir) {
+            return Ok(dir);
+        }
+    }
+}
+
+/// Removes the folders of dead daemons, whatever their sockets were, and makes one for us; its `lock` says that we live.
+fn take_shm_dir(user_dir: &Path) -> Result<(PathBuf, File), SocketError> {
+    let _guard = lock_user_dir(user_dir)?;
+    for entry in std::fs::read_dir(user_dir).map_err(io_error("read", user_dir))?.flatten() {
+        let lock = File::open(entry.path().join("lock"));
+        if lock.map_or(true, |lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()) {
+            remove(&entry.path(), std::fs::remove_dir_all)?;
+        }
+    }
+    // Process ids are not unique where containers share a tmpfs.
+    for nth in 0_u32.. {
+        let shm_dir = user_dir.join(format!("{}-{nth}", std::process::id()));
+        match DirBuilder::new().mode(0o700).create(&shm_dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => {
+                made.map_err(io_error("create", &shm_dir))?;
+                let lock = open_lock(&shm_dir.join("lock")).map_err(io_error("lock", &shm_dir))?;
+                flock(&lock, FlockOperation::LockExclusive)
+                    .map_err(|errno| io_error("lock", &shm_dir)(errno.into()))?;
+                return Ok((shm_dir, lock));
+            }
+        }
+    }
+    unreachable!("a folder has fewer entries")
 }
 
 #[cfg(test)]
@@ -166,21 +214,31 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_daemon_left_is_removed() {
+    fn what_dead_daemons_left_is_removed_and_what_live_ones_have_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("mixd.sock");
+        let other = Home::take(&dir.path().join("other.sock"), dir.path()).unwrap();
+        let dead = other.user_dir.join("1-0");
+        std::fs::create_dir_all(dead.join("1")).unwrap();
+        for left in [&dead.join("1/data"), &dead.join("lock"), &socket] {
+            std::fs::write(left, "old").unwrap();
+        }
         let home = Home::take(&socket, dir.path()).unwrap();
-        let shm = home.shm_dir().to_owned();
-        drop(home);
-        std::fs::create_dir_all(shm.join("0")).unwrap();
-        std::fs::set_permissions(shm.parent().unwrap(), std::fs::Permissions::from_mode(0o700)).unwrap();
-        std::fs::write(shm.join("0/data"), "old").unwrap();
-        std::fs::write(&socket, "old").unwrap();
-        let home = Home::take(&socket, dir.path()).unwrap();
-        assert_eq!(std::fs::read_dir(home.shm_dir()).unwrap().count(), 0);
-        assert!(!socket.exists());
-        drop(home);
+        assert!(!dead.exists() && !socket.exists());
+        assert!(other.shm_dir().is_dir() && home.shm_dir().is_dir() && home.shm_dir() != other.shm_dir());
+        drop((home, other));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_lock_that_is_a_link_is_refused_and_its_target_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("precious");
+        std::fs::write(&target, "precious").unwrap();
+        std::os::unix::fs::symlink(&target, dir.path().join("mixd.lock")).unwrap();
+        let error = Home::take(&dir.path().join("mixd.sock"), dir.path()).unwrap_err();
+        assert!(matches!(error, SocketError::Io { action: "open", .. }));
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "precious");
     }
 
     #[test]

@@ -58,8 +58,7 @@ pub fn unpack(
     if whole.is_dir() {
         return Ok(whole);
     }
-    // Left by an unpacking that did not end.
-    let _ = std::fs::remove_dir_all(&partial);
+    remove_partials(&cache_dir, &partial);
     std::fs::create_dir(&partial).map_err(DatasetError::io("create", &partial))?;
     extract(&archive, &partial, meta.len(), progress).map_err(|error| {
         let _ = std::fs::remove_dir_all(&partial);
@@ -70,6 +69,21 @@ pub fn unpack(
     written.and_then(|()| std::fs::rename(&partial, &whole)).map_err(DatasetError::io("name", &whole))?;
     let _ = std::fs::remove_file(&lock_path);
     Ok(whole)
+}
+
+/// Removes what unpackings that did not end have left: `own`, whose lock is held, and those whose locks nobody holds.
+fn remove_partials(cache_dir: &Path, own: &Path) {
+    for entry in std::fs::read_dir(cache_dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension() != Some("partial".as_ref()) {
+            continue;
+        }
+        let lock_path = path.with_extension("lock");
+        let is_free = |lock: File| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if path == own || File::open(&lock_path).is_ok_and(is_free) {
+            let _ = std::fs::remove_dir_all(&path);
+        }
+    }
 }
 
 fn default_cache_dir() -> PathBuf {
@@ -248,8 +262,16 @@ mod tests {
         let partial = whole.with_file_name(format!("{}.partial", whole.file_name().unwrap().to_str().unwrap()));
         std::fs::rename(&whole, &partial).unwrap();
         std::fs::remove_dir_all(partial.join("set/val")).unwrap();
+        // And as one of another archive was left; a third is being written.
+        let cache = whole.parent().unwrap();
+        for name in ["dead", "alive"] {
+            std::fs::create_dir(cache.join(name).with_extension("partial")).unwrap();
+        }
+        let [_dead, alive] =
+            ["dead", "alive"].map(|name| File::create(cache.join(name).with_extension("lock")).unwrap());
+        flock(&alive, FlockOperation::LockExclusive).unwrap();
         assert_eq!(fixture.open(&archive).unwrap().samples(Split::Val).len(), 1);
-        assert!(!partial.exists());
+        assert!(!partial.exists() && !cache.join("dead.partial").exists() && cache.join("alive.partial").exists());
     }
 
     #[test]

@@ -9,10 +9,13 @@ use crate::types::SampleId;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Samples that may wait for a decoder, over all feeds. Enough to keep every thread busy between two plans.
 const JOBS_MAX: usize = 1_024;
+/// How long the pool's end waits for images that are being decoded.
+const END_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// One sample to decode.
 pub struct Job {
@@ -24,25 +27,39 @@ pub struct Job {
     pub claim: Claim,
     /// Whether the row belongs to the store.
     pub stored: bool,
+    /// Whether the feed that asked for it is to end.
+    pub stopped: Arc<AtomicBool>,
+}
+
+impl Job {
+    /// Whether somebody may still wait for it: the row of a store may be another feed's, too.
+    fn is_wanted(&self, shared: &Shared) -> bool {
+        !shared.stopping.load(Ordering::Relaxed) && (self.stored || !self.stopped.load(Ordering::Relaxed))
+    }
 }
 
 /// The decode threads; they end when the pool is dropped and every feed's sender with it.
 pub struct DecodePool {
     jobs: Option<Sender<Job>>,
-    threads: Vec<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    /// Disconnected once every thread has ended.
+    threads: Receiver<()>,
 }
 
 impl DecodePool {
     /// Starts as many threads as the options say.
     pub fn start(shared: &Arc<Shared>) -> io::Result<Self> {
         let (jobs, queue) = bounded(JOBS_MAX);
-        let spawn = |nth| {
-            let (shared, queue) = (Arc::clone(shared), queue.clone());
-            let name = format!("mixd-decode-{nth}");
-            std::thread::Builder::new().name(name).spawn(move || work(&shared, &queue))
-        };
-        let threads = (0..shared.options.workers.max(1)).map(spawn).collect::<io::Result<_>>()?;
-        Ok(Self { jobs: Some(jobs), threads })
+        let (running, threads) = bounded(0);
+        for nth in 0..shared.options.workers.max(1) {
+            let (shared, queue, running) = (Arc::clone(shared), queue.clone(), running.clone());
+            let run = move || {
+                work(&shared, &queue);
+                drop(running);
+            };
+            std::thread::Builder::new().name(format!("mixd-decode-{nth}")).spawn(run)?;
+        }
+        Ok(Self { jobs: Some(jobs), shared: Arc::clone(shared), threads })
     }
 
     /// Where to send jobs.
@@ -53,18 +70,21 @@ impl DecodePool {
 
 impl Drop for DecodePool {
     fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
         self.jobs = None;
-        for thread in self.threads.drain(..) {
-            // A panic in a decoder is caught in the loader; one elsewhere was reported by the panic hook.
-            let _ = thread.join();
-        }
+        // A thread may hang in a read, from a network's file system say; it must not keep the process from its end.
+        let _ = self.threads.recv_timeout(END_TIMEOUT);
     }
 }
 
 fn work(shared: &Shared, queue: &Receiver<Job>) {
     let (mut loader, mut clock) = (Loader::new(), Clock::start(&shared.stats.decode));
-    while let Ok(Job { sample, entry, mut claim, stored }) = queue.recv() {
+    while let Ok(job) = queue.recv() {
         clock.lap(Doing::WaitingIn);
+        if !job.is_wanted(shared) {
+            continue;
+        }
+        let Job { sample, entry, mut claim, stored, .. } = job;
         let path = shared.dataset.path_of(entry.split, sample);
         match loader.load(&path, entry.image_size, claim.bytes()) {
             Ok(()) => {

@@ -2,12 +2,13 @@
 
 use super::fetch::{Fetcher, Pending};
 use super::finish::{Finisher, Labels};
-use super::{BATCHES_AHEAD, FeedError};
+use super::{BATCHES_AHEAD, FeedError, Shared};
 use crate::ring::{self, ReaderId, RingError, RingHandle, RingWriter, WriterStopped};
 use crate::sampler::Sampler;
 use crate::stats::{Clock, Doing};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -16,6 +17,8 @@ pub struct Feed {
     ring: RingHandle,
     reader: (ReaderId, PathBuf),
     sampler: Sampler,
+    shared: Arc<Shared>,
+    stopped: Arc<AtomicBool>,
     reason: Arc<Mutex<String>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -23,7 +26,7 @@ pub struct Feed {
 impl Feed {
     /// Makes the ring and starts the threads.
     pub(super) fn start(sampler: Sampler, fetcher: Fetcher, finisher: Finisher, dir: &Path) -> Result<Self, RingError> {
-        let spec = *finisher.spec();
+        let (spec, shared, stopped) = (*finisher.spec(), finisher.shared(), finisher.stopped());
         let (writer, ring) = ring::create(dir, &spec.format(), spec.batch_size, spec.slots)?;
         // Before the writer runs: without a reader to wait for it would overwrite what nobody has read.
         let reader = ring.add_reader()?;
@@ -42,7 +45,7 @@ impl Feed {
             move || mix(finisher, &planned, writer, &reason)
         };
         let threads = vec![spawn("mixd-mix", Box::new(mixes))?, spawn("mixd-plan", Box::new(plans))?];
-        Ok(Self { ring, reader, sampler, reason, threads })
+        Ok(Self { ring, reader, sampler, shared, stopped, reason, threads })
     }
 
     /// The ring.
@@ -68,13 +71,19 @@ impl Feed {
     /// Publishes no more batches, and lets readers know why after the last.
     pub fn stop(&self, reason: &str) {
         *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason.to_owned();
+        self.wake();
+    }
+
+    fn wake(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        self.shared.settled.announce();
         self.ring.stop();
     }
 }
 
 impl Drop for Feed {
     fn drop(&mut self) {
-        self.ring.stop();
+        self.wake();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -106,7 +115,9 @@ fn plan(sampler: &Sampler, mut fetcher: Fetcher, batches: &Sender<Pending>) {
 fn mix(mut finisher: Finisher, planned: &Receiver<Pending>, mut writer: RingWriter, reason: &Mutex<String>) {
     let outcome = fill(&mut finisher, planned, &mut writer);
     let (reason, failed) = match outcome {
-        Stop::Ring(WriterStopped::Stopped) => (reason.lock().unwrap_or_else(PoisonError::into_inner).clone(), false),
+        Stop::Ring(WriterStopped::Stopped) | Stop::Failed(FeedError::Stopping) => {
+            (reason.lock().unwrap_or_else(PoisonError::into_inner).clone(), false)
+        }
         Stop::Ring(WriterStopped::Evicted(why)) => (why, true),
         Stop::Failed(error) => {
             tracing::error!("a feed ends: {error}");

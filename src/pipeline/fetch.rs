@@ -6,9 +6,14 @@ use crate::config::{FeedSpec, Mix, Mixup, Pairing};
 use crate::sampler::Plan;
 use crate::store::{Lookup, Rows, State};
 use crate::types::SampleId;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How often somebody who waits for room in the decoders' queue looks whether the feed was stopped.
+const STOP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Where samples come from.
 #[derive(Clone)]
@@ -19,6 +24,8 @@ pub struct Source {
     pub entry: Arc<StoreEntry>,
     /// The decode stage.
     pub jobs: Sender<Job>,
+    /// Set once, when the feed is to end.
+    pub stopped: Arc<AtomicBool>,
 }
 
 /// Where one sample of a batch is, or will be when its decoding settles.
@@ -54,19 +61,29 @@ impl Pending {
 
     /// Waits until a location's sample is there (true) or known to be bad (false).
     ///
-    /// A claim that was abandoned leaves its row empty; that happens only when decoders go away, and counts as bad here.
-    pub fn settle(&self, entry: &StoreEntry, location: Location) -> bool {
-        let Some((rows, row)) = self.row(entry, location) else { return false };
-        rows.wait_settled(std::iter::once(row));
-        rows.state(row) == State::Ready
+    /// # Errors
+    /// When the feed was stopped.
+    pub fn settle(&self, source: &Source, location: Location) -> Result<bool, FeedError> {
+        let Some((rows, row)) = self.row(&source.entry, location) else { return Ok(false) };
+        match rows.wait_settled(row, || source.is_stopped()) {
+            State::Ready => Ok(true),
+            State::Bad => Ok(false),
+            // Not decoded yet, or dropped by decoders that go away.
+            State::Claimed | State::Empty => Err(FeedError::Stopping),
+        }
     }
 }
 
 impl Source {
+    /// Whether the feed is to end.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
     /// Has a sample located, or decoded into the store or into staging row `staged`.
     ///
     /// # Errors
-    /// When the decoders are gone.
+    /// When the feed was stopped or the decoders are gone.
     pub fn request(&self, sample: SampleId, staging: &Arc<Rows>, staged: u32) -> Result<Location, FeedError> {
         let (claim, location, stored) = match self.entry.store.request(sample) {
             Lookup::Row(row) => return Ok(Location::Stored(row)),
@@ -80,9 +97,15 @@ impl Source {
                 (claim.expect("each staging row is asked for once, or again when bad"), Location::Staged(staged), false)
             }
         };
-        let job = Job { sample, entry: Arc::clone(&self.entry), claim, stored };
-        self.jobs.send(job).map_err(|_| FeedError::Stopping)?;
-        Ok(location)
+        let mut job = Job { sample, entry: Arc::clone(&self.entry), claim, stored, stopped: Arc::clone(&self.stopped) };
+        while !self.is_stopped() {
+            match self.jobs.send_timeout(job, STOP_INTERVAL) {
+                Ok(()) => return Ok(location),
+                Err(SendTimeoutError::Timeout(unsent)) => job = unsent,
+                Err(SendTimeoutError::Disconnected(_)) => break,
+            }
+        }
+        Err(FeedError::Stopping)
     }
 }
 
@@ -128,7 +151,9 @@ impl Fetcher {
     /// When the pipeline is going down.
     pub fn fetch(&mut self, plan: Plan) -> Result<Pending, FeedError> {
         let Scratch { mut locations, mut staging } = self.free.recv().map_err(|_| FeedError::Stopping)?;
-        Rows::reuse(&mut staging);
+        if !Rows::reuse(&mut staging, || self.source.is_stopped()) {
+            return Err(FeedError::Stopping);
+        }
         locations.clear();
         let elsewhere = plan.partner_row.first() == Some(&-1);
         let partners = if elsewhere { &plan.partner[..] } else { &[] };

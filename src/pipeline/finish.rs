@@ -11,6 +11,7 @@ use crate::types::SampleId;
 use crossbeam_channel::Sender;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Finishes batches of one feed.
 pub struct Finisher {
@@ -45,15 +46,20 @@ impl Finisher {
         Arc::clone(&self.source.shared)
     }
 
+    /// What ends the feed once it is set and announced.
+    pub fn stopped(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.source.stopped)
+    }
+
     /// Waits for every sample of the batch; bad ones are substituted, in the plan, too.
     ///
     /// # Errors
-    /// When the policy for bad images ends the feed.
+    /// When the policy for bad images ends the feed, or it was stopped.
     pub fn settle(&self, pending: &mut Pending) -> Result<(), FeedError> {
         let rows = pending.plan.own.len();
         let mut substituted = false;
         for at in 0..pending.locations.len() {
-            if pending.settle(&self.source.entry, pending.locations[at]) {
+            if pending.settle(&self.source, pending.locations[at])? {
                 continue;
             }
             substituted = true;
@@ -96,7 +102,7 @@ impl Finisher {
         let after = (bad as usize + 1..samples.len()).chain(0..bad as usize);
         for candidate in after.filter(|&id| samples[id].label == label) {
             let location = self.source.request(candidate as SampleId, &pending.staging, staged)?;
-            if pending.settle(&self.source.entry, location) {
+            if pending.settle(&self.source, location)? {
                 return Ok((candidate as SampleId, location));
             }
         }

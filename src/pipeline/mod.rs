@@ -31,6 +31,7 @@ use decode::DecodePool;
 use ledger::Ledger;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Batches that a feed has in flight between plan and slot.
@@ -100,8 +101,8 @@ pub enum FeedError {
     /// The mixer failed.
     #[error(transparent)]
     Mix(#[from] MixError),
-    /// The pipeline is being taken down.
-    #[error("the daemon is stopping")]
+    /// The feed was stopped, or the pipeline is being taken down.
+    #[error("the feed was stopped")]
     Stopping,
 }
 
@@ -122,6 +123,8 @@ struct Shared {
     ledger: Ledger,
     stats: Stats,
     settled: Arc<Settled>,
+    /// Set once, when the decoders are to end.
+    stopping: AtomicBool,
 }
 
 /// The pipeline of one data set.
@@ -141,6 +144,7 @@ impl Pipeline {
             ledger: Ledger::default(),
             stats: Stats::default(),
             settled: Arc::default(),
+            stopping: AtomicBool::new(false),
             dataset,
             options,
         });
@@ -208,7 +212,8 @@ impl Pipeline {
         let Options { mixer, device, .. } = self.shared.options;
         let mixer = crate::mix::mixer(mixer, device, spec.format(), spec.batch_size as usize)?;
         let entry = self.store(spec.split, spec.image_size).map_err(OpenError::Memory)?;
-        let source = fetch::Source { shared: Arc::clone(&self.shared), entry, jobs: self.pool.jobs() };
+        let (shared, jobs, stopped) = (Arc::clone(&self.shared), self.pool.jobs(), Arc::default());
+        let source = fetch::Source { shared, entry, jobs, stopped };
         let (fetcher, recycler) = fetch::Fetcher::new(source.clone(), &spec).map_err(OpenError::Memory)?;
         let finisher = finish::Finisher::new(source, mixer, spec, recycler);
         Ok((fetcher, finisher))
@@ -217,6 +222,8 @@ impl Pipeline {
     /// The store of a split at a size; made from what is left of the budget when it is first asked for.
     fn store(&self, split: Split, image_size: ImageSize) -> io::Result<Arc<StoreEntry>> {
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        // What a feed that was refused after this left behind takes nothing of the budget.
+        stores.retain(|entry| Arc::strong_count(entry) > 1 || entry.store.decoded() > 0);
         if let Some(entry) = stores.iter().find(|entry| (entry.split, entry.image_size) == (split, image_size)) {
             return Ok(Arc::clone(entry));
         }

@@ -21,7 +21,9 @@
 //! `event` in the data header for readers, `event` in the cursor for the writer. A waiter announces itself (`reader_waiting`,
 //! `writer_waiting`), looks again, and sleeps only while the event word still has the value that it read first. Waker: counter,
 //! event, SeqCst fence, announcement. Waiter: announcement, SeqCst fence, counter and event. So one of the two sees the other
-//! (*sync point C*), and the wake-up system call is made only when somebody sleeps. Every sleep has a deadline.
+//! (*sync point C*), and the wake-up system call is made only when somebody sleeps. The event word is incremented with Release
+//! and first read with Acquire: whoever sleeps on its new value has seen the new counter (*sync point D*). Every sleep has a
+//! deadline.
 //!
 //! **Trust.** The daemon checks what it reads in a cursor: `released` never falls and never passes `published`; else that
 //! reader is evicted. A reader's event word and announcement cost at most a needless wake-up. When a reader goes, the daemon

@@ -67,7 +67,7 @@ impl WriterWords<'_> {
     }
 
     fn announce<'c>(&self, mut cursors: impl Iterator<Item = CursorWords<'c>>, sleeper: &impl Sleeper) {
-        self.event.fetch_add(1, Ordering::Relaxed);
+        self.event.fetch_add(1, Ordering::Release); // sync point D, with `await_published`
         fence(Ordering::SeqCst); // sync point C, with `await_published`
         if cursors.any(|cursor| cursor.reader_waiting.load(Ordering::Relaxed) != 0) {
             sleeper.wake(self.event);
@@ -86,7 +86,7 @@ impl WriterWords<'_> {
     ) -> u64 {
         let mut turn = 0;
         loop {
-            let event = cursor.event.load(Ordering::Relaxed);
+            let event = cursor.event.load(Ordering::Acquire); // sync point D, with `release` and `dismiss`
             let released = cursor.released.load(Ordering::Acquire); // sync point B, with `release`
             if enough(released) || give_up() {
                 return released;
@@ -106,7 +106,7 @@ impl WriterWords<'_> {
 
     /// Wakes the writer though `cursor` has not moved: after something that its `give_up` looks at has changed.
     pub fn dismiss(&self, cursor: CursorWords<'_>, sleeper: &impl Sleeper) {
-        cursor.event.fetch_add(1, Ordering::Relaxed);
+        cursor.event.fetch_add(1, Ordering::Release); // sync point D, with `await_room`
         fence(Ordering::SeqCst); // sync point C, with `await_room`
         sleeper.wake(cursor.event);
     }
@@ -121,7 +121,7 @@ impl WriterWords<'_> {
     ) -> bool {
         let mut turn = 0;
         loop {
-            let event = self.event.load(Ordering::Relaxed);
+            let event = self.event.load(Ordering::Acquire); // sync point D, with `announce`
             // The order matters: what was published before the end is read before the end is seen.
             let ended = self.ended.load(Ordering::Acquire) != 0; // sync point A, with `end`
             // Sync point A, with `publish`.
@@ -147,7 +147,7 @@ impl WriterWords<'_> {
     /// Gives back the batches below `count` and wakes the writer if it waits.
     pub fn release(&self, count: u64, cursor: CursorWords<'_>, sleeper: &impl Sleeper) {
         cursor.released.store(count, Ordering::Release); // sync point B, with `await_room`
-        cursor.event.fetch_add(1, Ordering::Relaxed);
+        cursor.event.fetch_add(1, Ordering::Release); // sync point D, with `await_room`
         fence(Ordering::SeqCst); // sync point C, with `await_room`
         if self.writer_waiting.load(Ordering::Relaxed) != 0 {
             sleeper.wake(cursor.event);

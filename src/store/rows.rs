@@ -35,8 +35,9 @@ pub struct Settled {
 }
 
 impl Settled {
-    fn announce(&self) {
-        // Pairs with `wait`: either this sees the waiter, or the waiter sees the state stored before.
+    /// Has everyone who waits look again.
+    pub fn announce(&self) {
+        // Pairs with `wait`: either this sees the waiter, or the waiter sees what was stored before.
         if self.waiting.load(Ordering::SeqCst) > 0 {
             drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
             self.changed.notify_all();
@@ -133,25 +134,21 @@ impl Rows {
             .then(|| unsafe { std::slice::from_raw_parts(self.start(row), self.row_bytes) })
     }
 
-    /// Waits until nobody else holds these rows, and empties them for the next batch.
-    pub fn reuse(rows: &mut Arc<Self>) {
+    /// Waits until nobody else holds these rows, and empties them for the next batch; false when `give_up` came first.
+    pub fn reuse(rows: &mut Arc<Self>, give_up: impl Fn() -> bool) -> bool {
         let settled = Arc::clone(&rows.settled);
-        settled.wait(|| Arc::strong_count(rows) == 1);
-        for state in &mut Arc::get_mut(rows).expect("held here only").states {
+        settled.wait(|| Arc::strong_count(rows) == 1 || give_up());
+        let Some(rows) = Arc::get_mut(rows) else { return false };
+        for state in &mut rows.states {
             *state.get_mut() = State::Empty as u8;
         }
+        true
     }
 
-    /// Waits until no row of `rows` is claimed.
-    pub fn wait_settled(&self, mut rows: impl Iterator<Item = u32>) {
-        let Some(mut current) = rows.next() else { return };
-        loop {
-            self.settled.wait(|| self.state(current) != State::Claimed);
-            match rows.next() {
-                Some(next) => current = next,
-                None => return,
-            }
-        }
+    /// Waits until a row is not claimed, or `give_up`; returns what it holds then.
+    pub fn wait_settled(&self, row: u32, give_up: impl Fn() -> bool) -> State {
+        self.settled.wait(|| self.state(row) != State::Claimed || give_up());
+        self.state(row)
     }
 
     fn start(&self, row: u32) -> *mut u8 {

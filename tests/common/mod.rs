@@ -114,7 +114,7 @@ impl Daemon {
     pub fn bench_trainer(&self, args: &[&str]) -> Child {
         let mut command = mixd();
         command.args(["bench-trainer", "--touch=all", "--images=0", "--seconds=600", "--socket"]).arg(self.socket());
-        command.args(args).stdout(Stdio::piped()).spawn().unwrap()
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
     }
 }
 
@@ -124,6 +124,21 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// An image folder whose every image takes a decoder about a quarter of a second: one file under many names.
+pub fn slow_folder() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("image.png");
+    image::RgbImage::new(6_000, 6_000).save(&file).unwrap();
+    for (split, count) in [("train", 400), ("val", 1)] {
+        let folder = dir.path().join(split).join("class");
+        std::fs::create_dir_all(&folder).unwrap();
+        for nth in 0..count {
+            std::fs::hard_link(&file, folder.join(format!("{nth:03}.png"))).unwrap();
+        }
+    }
+    dir
 }
 
 /// A small image folder: two classes, `count` images each in train and two in val.

@@ -3,8 +3,8 @@
 #   MIXD_LIBTORCH_CUDA=1               fetch libtorch with all its CUDA libraries (4.5 GB)
 
 DATA   ?= sample-data
-# The sample is small: three epochs of it take less than one of the full set, which is the seed's main job.
-EPOCHS ?= $(if $(filter sample-data,$(DATA)),3,1)
+sample := $(filter sample-data,$(DATA))
+EPOCHS ?= $(if $(sample),6,1)
 MIXD   := $(or $(CARGO_TARGET_DIR),target)/release/mixd
 CARGO_TEST   := cargo test --release --locked
 CARGO_CLIPPY := cargo clippy --release --locked --all-targets
@@ -26,6 +26,8 @@ help: ## Print the targets
 build: libtorch ## Build target/release/mixd with feature torch
 	cargo build --release --locked --features torch
 
+# The main job is an epoch of the full set with the defaults; 200 images learn something from smaller steps, and more of them.
+demo: ARGS ?= $(if $(sample),--lr 0.02 --batch-size 16)
 demo: build ## Train on DATA (a folder or archive; default sample-data) for EPOCHS with ARGS, and draw a batch
 	$(MIXD) train --data "$(DATA)" --epochs $(EPOCHS) $(ARGS)
 	@mkdir -p .demo

@@ -59,17 +59,27 @@ impl Pending {
         }
     }
 
-    /// Waits until a location's sample is there (true) or known to be bad (false).
+    /// Waits until `sample`, asked for as row `at` and expected at `location`, is there. Returns where that is; `None` when it is
+    /// known to be bad.
     ///
     /// # Errors
     /// When the feed was stopped.
-    pub fn settle(&self, source: &Source, location: Location) -> Result<bool, FeedError> {
-        let Some((rows, row)) = self.row(&source.entry, location) else { return Ok(false) };
-        match rows.wait_settled(row, || source.is_stopped()) {
-            State::Ready => Ok(true),
-            State::Bad => Ok(false),
-            // Not decoded yet, or dropped by decoders that go away.
-            State::Claimed | State::Empty => Err(FeedError::Stopping),
+    pub fn settle(
+        &self,
+        source: &Source,
+        sample: SampleId,
+        at: u32,
+        mut location: Location,
+    ) -> Result<Option<Location>, FeedError> {
+        loop {
+            let Some((rows, row)) = self.row(&source.entry, location) else { return Ok(None) };
+            match rows.wait_settled(row, || source.is_stopped()) {
+                State::Ready => return Ok(Some(location)),
+                State::Bad => return Ok(None),
+                State::Claimed => return Err(FeedError::Stopping),
+                // Whoever had claimed it stopped before it was decoded.
+                State::Empty => location = source.request(sample, &self.staging, at)?,
+            }
         }
     }
 }

@@ -59,13 +59,14 @@ impl Finisher {
         let rows = pending.plan.own.len();
         let mut substituted = false;
         for at in 0..pending.locations.len() {
-            if pending.settle(&self.source, pending.locations[at])? {
+            let Plan { own, partner, .. } = &pending.plan;
+            let planned = if at < rows { own[at] } else { partner[at - rows] };
+            if let Some(location) = pending.settle(&self.source, planned, at as u32, pending.locations[at])? {
+                pending.locations[at] = location;
                 continue;
             }
             substituted = true;
-            let Plan { own, partner, .. } = &mut pending.plan;
-            let bad = if at < rows { own[at] } else { partner[at - rows] };
-            let (sample, location) = self.substitute(pending, bad, at as u32)?;
+            let (sample, location) = self.substitute(pending, planned, at as u32)?;
             pending.locations[at] = location;
             let Plan { own, partner, .. } = &mut pending.plan;
             *(if at < rows { &mut own[at] } else { &mut partner[at - rows] }) = sample;
@@ -102,7 +103,7 @@ impl Finisher {
         let after = (bad as usize + 1..samples.len()).chain(0..bad as usize);
         for candidate in after.filter(|&id| samples[id].label == label) {
             let location = self.source.request(candidate as SampleId, &pending.staging, staged)?;
-            if pending.settle(&self.source, location)? {
+            if let Some(location) = pending.settle(&self.source, candidate as SampleId, staged, location)? {
                 return Ok((candidate as SampleId, location));
             }
         }

@@ -247,3 +247,41 @@ pub enum BatchError {
     #[error(transparent)]
     Feed(#[from] FeedError),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Mix;
+    use crate::store::Lookup;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_sample_that_another_feed_claimed_and_gave_up_is_decoded_by_whoever_waits_for_it() {
+        let sample_data = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/sample-data"));
+        let dataset = Dataset::open(sample_data, None, &mut |_| {}).unwrap();
+        let options = Options {
+            workers: 1,
+            cache_bytes: 1 << 30,
+            mixer: MixerKind::Cpu,
+            device: Device::Cpu,
+            on_bad_image: OnBadImage::Fail,
+        };
+        let pipeline = Pipeline::start(dataset, options).unwrap();
+        let spec = FeedSpec { batch_size: 4, mix: Mix::None, shuffle: false, ..FeedSpec::train() };
+        let start = Place { epoch: 0, index: 0 };
+        let entry = pipeline.store(spec.split, spec.image_size).unwrap();
+        // The first row of the batch, so that it was asked for once the others are there.
+        let Lookup::Claimed(claim) = entry.store.request(0) else { panic!("not claimed") };
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| pipeline.batch(spec, start).unwrap());
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while entry.store.decoded() < 3 {
+                assert!(Instant::now() < deadline, "the others are not decoded");
+                std::thread::yield_now();
+            }
+            drop(claim);
+            assert_eq!(waiting.join().unwrap().view().sample_id, [0, 1, 2, 3]);
+        });
+        assert_eq!(entry.store.decoded(), 4);
+    }
+}

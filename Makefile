@@ -23,8 +23,10 @@ endif
 help: ## Print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-build: libtorch ## Build target/release/mixd with feature torch
-	cargo build --release --locked --features torch
+# mixd itself links no torch, so that it starts at once; it becomes mixd-torch for what needs torch.
+build: libtorch ## Build target/release/mixd, and mixd-torch beside it
+	cargo build --release --locked --features torch --bin mixd-torch
+	cargo build --release --locked
 
 # The main job is an epoch of the full set with the defaults; 200 images learn something from smaller steps, and more of them.
 demo: ARGS ?= $(if $(sample),--lr 0.02 --batch-size 16)

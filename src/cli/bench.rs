@@ -144,7 +144,7 @@ impl Bench {
             Touch::Element => "element",
             Touch::All => "all",
         };
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::new(super::program()?);
         command.env_remove("MIXD_CONFIG").arg("bench-trainer").arg("--socket").arg(daemon.socket());
         let options = [
             ("touch", touch.to_owned()),

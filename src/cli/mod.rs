@@ -12,19 +12,21 @@ mod replay;
 mod serve;
 mod status;
 mod stop;
-#[cfg(feature = "torch")]
 mod train;
 
+use crate::mix::MixerKind;
+use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Decodes images once per machine, mixes batches and serves them to trainers through shared memory.
 #[derive(Debug, Parser)]
 #[command(name = "mixd", version, max_term_width = 120)]
-pub struct Cli {
+struct Cli {
     #[command(subcommand)]
     command: Command,
     /// Read options from this file; the command line and MIXD_… variables go before it.
@@ -35,7 +37,6 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Serve),
-    #[cfg(feature = "torch")]
     Train(train::Train),
     Bench(bench::Bench),
     #[command(hide = true)]
@@ -49,7 +50,7 @@ enum Command {
 }
 
 /// Why there is nothing to run.
-pub enum ParseFailure {
+enum ParseFailure {
     /// Bad usage, or a request for help.
     Usage(clap::Error),
     /// A bad configuration file.
@@ -58,7 +59,7 @@ pub enum ParseFailure {
 
 impl ParseFailure {
     /// Prints it and gives the exit code: 0 for help, 2 otherwise.
-    pub fn report(self) -> ExitCode {
+    fn report(self) -> ExitCode {
         match self {
             Self::Usage(error) => {
                 let _ = error.print();
@@ -72,11 +73,44 @@ impl ParseFailure {
     }
 }
 
+/// The program: parse, run, report.
+pub fn main() -> ExitCode {
+    let cli = match parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => return error.report(),
+    };
+    match cli.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mixd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Becomes `mixd-torch`, the same program built with feature `torch`, with the same arguments; returns only why it could not. Every
+/// program that links libtorch loads it before `main`, which takes longer than most commands take altogether.
+fn hand_over() -> anyhow::Error {
+    let become_it = || -> anyhow::Result<std::convert::Infallible> {
+        let path = program()?.with_file_name("mixd-torch");
+        let error = std::process::Command::new(&path).args(std::env::args_os().skip(1)).exec();
+        Err(error).with_context(|| {
+            format!("cannot start {}, which this command needs (build it with `make build`)", path.display())
+        })
+    };
+    become_it().unwrap_err()
+}
+
+/// The program `mixd`, also where this is the one beside it.
+fn program() -> anyhow::Result<PathBuf> {
+    Ok(std::env::current_exe().context("cannot find the mixd command")?.with_file_name("mixd"))
+}
+
 /// Reads the command line, the environment and the configuration file.
 ///
 /// # Errors
 /// When either does not make sense.
-pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, ParseFailure> {
+fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, ParseFailure> {
     let mut args: Vec<OsString> = args.collect();
     let command = Cli::command();
     let matches = command.clone().try_get_matches_from(&args);
@@ -103,11 +137,20 @@ fn from(command: &clap::Command, matches: &clap::ArgMatches) -> Result<Cli, Pars
 }
 
 impl Cli {
-    /// Runs the command.
-    ///
-    /// # Errors
-    /// One line, ending with the remedy.
-    pub fn run(self) -> anyhow::Result<()> {
+    fn needs_torch(&self) -> bool {
+        match &self.command {
+            Command::Train(_) => true,
+            Command::Serve(serve) => serve.pipeline.mixer == MixerKind::Torch,
+            Command::Replay(replay) => replay.pipeline.mixer == MixerKind::Torch,
+            Command::Preview(preview) => preview.pipeline.mixer == MixerKind::Torch,
+            _ => false,
+        }
+    }
+
+    fn run(self) -> anyhow::Result<()> {
+        if cfg!(not(feature = "torch")) && self.needs_torch() {
+            return Err(hand_over());
+        }
         let level = if matches!(self.command, Command::Serve(_)) { "mixd=info" } else { "mixd=warn" };
         let filter = tracing_subscriber::EnvFilter::try_from_default_env();
         tracing_subscriber::fmt()
@@ -120,6 +163,8 @@ impl Cli {
             Command::Serve(serve) => serve.run(),
             #[cfg(feature = "torch")]
             Command::Train(train) => train.run(),
+            #[cfg(not(feature = "torch"))]
+            Command::Train(_) => unreachable!("handed over"),
             Command::Bench(bench) => bench.run(),
             Command::BenchTrainer(trainer) => trainer.run(),
             Command::Replay(replay) => replay.run(),

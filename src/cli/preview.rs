@@ -25,7 +25,7 @@ pub struct Preview {
     #[command(flatten)]
     feed: FeedArgs,
     #[command(flatten)]
-    pipeline: PipelineArgs,
+    pub pipeline: PipelineArgs,
     /// Where to write the picture.
     #[arg(long, env = "MIXD_OUT")]
     out: PathBuf,

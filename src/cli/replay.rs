@@ -24,7 +24,7 @@ pub struct Replay {
     #[command(flatten)]
     feed: FeedArgs,
     #[command(flatten)]
-    pipeline: PipelineArgs,
+    pub pipeline: PipelineArgs,
     /// Where to write the batch's fields, as safetensors.
     #[arg(long, env = "MIXD_OUT")]
     out: PathBuf,

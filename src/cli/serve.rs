@@ -24,7 +24,7 @@ pub struct Serve {
     #[command(flatten)]
     socket: SocketArgs,
     #[command(flatten)]
-    pipeline: PipelineArgs,
+    pub pipeline: PipelineArgs,
     /// The tmpfs for batches.
     #[arg(long, env = "MIXD_SHM_DIR", default_value = "/dev/shm")]
     shm_dir: PathBuf,

@@ -9,8 +9,8 @@ mod rows;
 pub use rows::{Claim, Rows, Settled, State};
 
 use crate::types::SampleId;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Value of [`SampleStore::row_of`]: no row was given yet.
 const UNASSIGNED: u32 = u32::MAX;
@@ -34,8 +34,8 @@ pub struct SampleStore {
     rows: Arc<Rows>,
     /// For each sample its row, [`UNASSIGNED`] or [`BAD`].
     row_of: Box<[AtomicU32]>,
-    /// Rows given out.
-    assigned: AtomicU32,
+    /// Rows given out; locked once in a sample's life.
+    assigned: Mutex<u32>,
     /// Decodes that landed in the store.
     decoded: AtomicU64,
 }
@@ -47,12 +47,10 @@ impl SampleStore {
     /// When the memory cannot be mapped.
     pub fn new(samples: u32, sample_bytes: usize, budget_bytes: u64, settled: Arc<Settled>) -> std::io::Result<Self> {
         let capacity = (budget_bytes / sample_bytes as u64).min(u64::from(samples)) as u32;
-        // Where all have room each has its own row from the start; none can be lost to a race then.
-        let row_of = |sample| AtomicU32::new(if capacity == samples { sample } else { UNASSIGNED });
         Ok(Self {
             rows: Rows::new(capacity, sample_bytes, settled)?,
-            row_of: (0..samples).map(row_of).collect(),
-            assigned: AtomicU32::new(0),
+            row_of: (0..samples).map(|_| AtomicU32::new(UNASSIGNED)).collect(),
+            assigned: Mutex::new(0),
             decoded: AtomicU64::new(0),
         })
     }
@@ -65,20 +63,21 @@ impl SampleStore {
             UNASSIGNED => {}
             row => return self.rows.claim(row).map_or(Lookup::Row(row), Lookup::Claimed),
         }
-        if self.assigned.load(Ordering::Relaxed) >= self.rows.len() {
-            return Lookup::Full;
-        }
-        let row = self.assigned.fetch_add(1, Ordering::Relaxed);
-        if row >= self.rows.len() {
-            self.assigned.store(self.rows.len(), Ordering::Relaxed);
-            return Lookup::Full;
-        }
-        match row_of.compare_exchange(UNASSIGNED, row, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => self.rows.claim(row).map_or(Lookup::Row(row), Lookup::Claimed),
-            // Somebody else gave it a row meanwhile; ours stays unused: one sample less in a store that lacks room anyway.
-            Err(BAD) => Lookup::Bad,
-            Err(theirs) => self.rows.claim(theirs).map_or(Lookup::Row(theirs), Lookup::Claimed),
-        }
+        // Rows are given out in the order of the first requests, not of the samples: what is decoded first lies together, and a
+        // huge page that the kernel has to clear is filled at once.
+        let mut assigned = self.assigned.lock().unwrap_or_else(PoisonError::into_inner);
+        let row = match row_of.load(Ordering::Acquire) {
+            BAD => return Lookup::Bad,
+            UNASSIGNED if *assigned == self.rows.len() => return Lookup::Full,
+            UNASSIGNED => {
+                row_of.store(*assigned, Ordering::Release);
+                *assigned += 1;
+                *assigned - 1
+            }
+            theirs => theirs,
+        };
+        drop(assigned);
+        self.rows.claim(row).map_or(Lookup::Row(row), Lookup::Claimed)
     }
 
     /// Notes that a sample cannot be decoded.

@@ -1,0 +1,73 @@
+//! Running `mixd train`: both feeds, the loop, what is shown and logged.
+
+use super::Train;
+use crate::batch::BatchView;
+use crate::cli::own_daemon::OwnDaemon;
+use crate::client::{self, Feed};
+use crate::config::{FeedSpec, Mix};
+use crate::train::{self, Batches, Event, JsonLog, Options, Progress, TrainError};
+use crate::types::Split;
+use anyhow::Context;
+
+impl Train {
+    pub fn run(self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.lr.is_finite() && self.lr > 0.0, "--lr is {}: it must be positive", self.lr);
+        anyhow::ensure!(self.feed.split == Split::Train, "--split is not for train: it reads both splits");
+        let spec = FeedSpec { smoothing: self.smoothing, ..self.feed.spec()? };
+        spec.validate()?;
+        let valid = FeedSpec {
+            split: Split::Val,
+            batch_size: FeedSpec::val().batch_size.max(2 * spec.batch_size).min(crate::config::BATCH_SIZE_MAX),
+            shuffle: false,
+            mix: Mix::None,
+            last: crate::types::Last::Keep,
+            rank: 0,
+            world_size: 1,
+            ..spec
+        };
+        let own = self.data.as_ref().map(|data| OwnDaemon::start(data, &self.pipeline.arguments())).transpose()?;
+        let socket = own.as_ref().map_or_else(|| self.socket.path(), |own| own.socket().to_owned());
+        let (mut train, mut valid) = (client::attach(&socket, &spec)?, client::attach(&socket, &valid)?);
+        let options = Options {
+            epochs: self.epochs,
+            lr: self.lr,
+            smoothing: self.smoothing,
+            seed: spec.seed,
+            device: self.pipeline.device,
+            threads: self.threads,
+            load: self.load,
+            save: self.save,
+            classes: train.classes().len(),
+        };
+        let log = self.log.as_ref();
+        let mut log = log
+            .map(|path| {
+                JsonLog::create(path, &options, &spec).with_context(|| format!("cannot write {}", path.display()))
+            })
+            .transpose()?;
+        let mut progress = Progress::new(self.epochs);
+        let mut observe = |event: &Event| {
+            progress.observe(event);
+            log.as_mut().map_or(Ok(()), |log| log.observe(event))
+        };
+        let results = train::run(&options, &mut train, &mut valid, &mut observe)?;
+        drop(progress);
+        print!("{}", train::table(&results));
+        // Trainers leave before their daemon is told to end.
+        drop((train, valid, own));
+        Ok(())
+    }
+}
+
+impl Batches for Feed {
+    fn batches(&self) -> u64 {
+        Feed::batches(self)
+    }
+
+    fn epoch(&mut self, use_batch: &mut dyn FnMut(&BatchView<'_>) -> Result<(), TrainError>) -> Result<(), TrainError> {
+        for batch in Feed::epoch(self) {
+            use_batch(&batch.map_err(|error| TrainError::Feed(error.to_string()))?.view())?;
+        }
+        Ok(())
+    }
+}

@@ -14,6 +14,7 @@ pub mod mix;
 pub mod rng;
 pub mod sampler;
 // Who computes it.
+pub mod cpus;
 pub mod pipeline;
 pub mod ring;
 pub mod stats;

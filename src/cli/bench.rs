@@ -6,6 +6,7 @@ use super::own_daemon::OwnDaemon;
 use crate::client;
 use crate::config::FeedSpec;
 use crate::control::proto;
+use crate::cpus::{Cpus, Workers};
 use crate::dataset::Dataset;
 use crate::image::Loader;
 use crate::pipeline::BATCHES_AHEAD;
@@ -15,7 +16,7 @@ use crate::types::{Dtype, ImageSize, Split};
 use anyhow::Context;
 use clap::Args;
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Lines};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -42,19 +43,25 @@ pub struct Bench {
     /// Trainer processes, each with a private feed.
     #[arg(long, env = "MIXD_TRAINERS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     trainers: u32,
-    /// Images that each trainer counts, rounded up to a batch.
+    /// Images that each trainer counts in a round, rounded up to a batch.
     #[arg(long, env = "MIXD_IMAGES", conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..))]
     images: Option<u64>,
-    /// Seconds that each trainer counts for.
+    /// Seconds that each trainer counts for, over all rounds.
     #[arg(long, env = "MIXD_SECONDS", default_value_t = 5.0)]
     seconds: f64,
+    /// Rounds; figures are medians over them, and ratios are taken in each.
+    #[arg(long, env = "MIXD_ROUNDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Microseconds that trainers work on each batch.
+    #[arg(long, env = "MIXD_STEP_US", default_value_t = 0)]
+    step_us: u64,
     /// Batches that each trainer reads before it counts [default: what is in flight; with a cache, an epoch more].
     #[arg(long, env = "MIXD_WARMUP")]
     warmup: Option<u64>,
     /// What trainers read: the header and an element of every image, or all bytes.
     #[arg(long, env = "MIXD_TOUCH", default_value = "element")]
     touch: Touch,
-    /// Measure the machine's ceilings first: decode + resize with nothing else, and writing finished batches to memory.
+    /// Measure the machine's ceilings before each round: decode + resize with nothing else, and writing finished batches to memory.
     #[arg(long, env = "MIXD_CEILING")]
     ceiling: bool,
     /// Print one line of JSON at the end.
@@ -62,8 +69,8 @@ pub struct Bench {
     json: bool,
 }
 
-/// How long each ceiling is measured.
-const CEILING_TIME: Duration = Duration::from_millis(1500);
+/// How long the decode ceiling is measured in a round; the memory's needs a quarter.
+const CEILING_TIME: Duration = Duration::from_millis(800);
 
 /// A process that is ended if it has not ended by itself.
 struct Trainer {
@@ -102,8 +109,6 @@ impl Bench {
         let cached = self.pipeline.cache != Cache::Off;
         let in_flight = u64::from(self.slots) + BATCHES_AHEAD as u64 + 1;
         let warmup = self.warmup.unwrap_or(in_flight + if cached { batches } else { 0 });
-        let ceiling = self.ceiling.then(|| Ceiling::measure(&dataset, &spec, self.pipeline.workers));
-
         let started_ns = now_ns();
         let daemon = OwnDaemon::start(&self.data.data, &self.pipeline.arguments())?;
         let mut trainers =
@@ -112,25 +117,20 @@ impl Bench {
         for trainer in &mut trainers {
             match trainer.report()? {
                 Report::Warm { first_batch_ns: first } => first_batch_ns = first_batch_ns.min(first),
-                Report::Done(_) => anyhow::bail!("a trainer was done before it counted"),
+                Report::Round(_) => anyhow::bail!("a trainer counted unasked"),
             }
         }
-        let (before, window) = (client::status(daemon.socket())?, Instant::now());
-        for trainer in &mut trainers {
-            drop(trainer.child.stdin.take());
-        }
-        let mut counted = Vec::new();
-        for trainer in &mut trainers {
-            match trainer.report()? {
-                Report::Done(done) => counted.push(done),
-                Report::Warm { .. } => anyhow::bail!("a trainer is warm twice"),
-            }
-        }
-        let (after, window) = (client::status(daemon.socket())?, window.elapsed());
+        let mut ceiling = self.ceiling.then(|| Ceiling::new(&dataset, spec, &self.pipeline));
+        let rounds = (0..self.rounds)
+            .map(|_| {
+                let ceiling = ceiling.as_mut().map(Ceiling::measure);
+                Ok(Round { ceiling, ..round(&daemon, &mut trainers)? })
+            })
+            .collect::<anyhow::Result<Vec<_>>>()?;
         drop(trainers);
         drop(daemon);
         let first_batch_ms = first_batch_ns.saturating_sub(started_ns) as f64 / 1e6;
-        let result = self.result(&counted, &before, &after, window, first_batch_ms, ceiling.as_ref());
+        let result = self.result(&rounds, first_batch_ms);
         if self.json {
             println!("{result}")
         } else {
@@ -150,7 +150,8 @@ impl Bench {
             ("touch", touch.to_owned()),
             ("warmup", warmup.to_string()),
             ("images", self.images.unwrap_or(0).to_string()),
-            ("seconds", self.seconds.to_string()),
+            ("seconds", (self.seconds / f64::from(self.rounds)).to_string()),
+            ("step-us", self.step_us.to_string()),
             ("batch-size", self.batch_size.to_string()),
             ("size", self.size.to_string()),
             ("dtype", self.dtype.to_string()),
@@ -164,55 +165,52 @@ impl Bench {
         Ok(Trainer { child, lines })
     }
 
-    fn result(
-        &self,
-        counted: &[Counted],
-        before: &proto::Status,
-        after: &proto::Status,
-        window: Duration,
-        first_batch_ms: f64,
-        ceiling: Option<&Ceiling>,
-    ) -> Value {
-        let images: u64 = counted.iter().map(|one| one.images).sum();
-        let images_per_s: f64 = counted.iter().map(|one| one.images as f64 / one.seconds).sum();
-        let seconds = counted.iter().map(|one| one.seconds).fold(0.0, f64::max);
-        let cpu_seconds = after.cpu_s - before.cpu_s;
-        // The daemon runs ahead of trainers by what is in flight, so its work is set against what it mixed itself.
-        let mixed = |status: &proto::Status| status.stages.iter().find(|s| s.name == "mix").map_or(0, |s| s.items);
-        let mixed_images = (mixed(after) - mixed(before)) as f64 * f64::from(self.batch_size);
-        let mut handoff_us: Vec<f64> = counted.iter().flat_map(|one| one.handoff_us.clone()).collect();
+    fn result(&self, rounds: &[Round], first_batch_ms: f64) -> Value {
+        let warm = self.pipeline.cache != Cache::Off;
+        let counted = || rounds.iter().flat_map(|round| &round.trainers);
+        let over = |figure: &dyn Fn(&Round) -> Option<f64>| median(rounds.iter().filter_map(figure).collect());
+        let ceiling = |round: &Round| round.ceiling.as_ref().map(|at| if warm { at.write } else { at.decode });
+        let mut handoff_us: Vec<f64> = counted().flat_map(|one| one.handoff_us.clone()).collect();
         handoff_us.sort_by(f64::total_cmp);
         let quantile = |q: f64| {
             let last = handoff_us.len().checked_sub(1)?;
             Some(handoff_us[(last as f64 * q).round() as usize])
         };
-        let stages: Vec<Value> = after.stages.iter().zip(&before.stages).map(|(a, b)| stage(a, b)).collect();
-        let warm = self.pipeline.cache != Cache::Off;
-        let ceiling_images_per_s = ceiling.map(|ceiling| if warm { ceiling.write } else { ceiling.decode });
+        let last = &rounds.last().expect("at least one round").after;
+        let stages = stages(rounds);
+        let window_s: f64 = rounds.iter().map(|round| round.window.as_secs_f64()).sum();
         json!({
-            "images_per_s": images_per_s,
-            "images": images,
-            "seconds": seconds,
-            "cpu_seconds": cpu_seconds,
-            "cpu_ms_per_1000_images": if mixed_images > 0.0 { Some(cpu_seconds * 1e6 / mixed_images) } else { None },
-            "trainer_cpu_seconds": counted.iter().map(|one| one.cpu_seconds).sum::<f64>(),
-            "peak_rss_mb": after.peak_rss_bytes as f64 / 1e6,
+            "images_per_s": over(&|round| Some(round.images_per_s())),
+            "images": counted().map(|one| one.images).sum::<u64>(),
+            "seconds": rounds.iter().map(Round::seconds).sum::<f64>(),
+            "rounds": rounds.iter().map(|round| json!({
+                "images_per_s": round.images_per_s(), "ceiling_images_per_s": ceiling(round),
+            })).collect::<Vec<_>>(),
+            "cpu_seconds": rounds.iter().map(Round::cpu_seconds).sum::<f64>(),
+            "cpu_ms_per_1000_images": over(&|round| round.cpu_ms_per_1000_images(self.batch_size)),
+            "trainer_cpu_seconds": counted().map(|one| one.cpu_seconds).sum::<f64>(),
+            "peak_rss_mb": last.peak_rss_bytes as f64 / 1e6,
+            "store_mb": last.stores.iter().map(|store| store.bytes).sum::<u64>() as f64 / 1e6,
+            "rings_mb": last.feeds.iter().map(|feed| feed.ring_bytes).sum::<u64>() as f64 / 1e6,
             "first_batch_ms": first_batch_ms,
-            "ceiling_images_per_s": ceiling_images_per_s,
-            "share_of_ceiling": ceiling_images_per_s.map(|ceiling| images_per_s / ceiling),
-            "ceiling": ceiling.map(|ceiling| json!({
+            "ceiling_images_per_s": over(&ceiling),
+            "share_of_ceiling": over(&|round| Some(round.images_per_s() / ceiling(round)?)),
+            "ceiling": over(&ceiling).map(|_| json!({
                 "kind": if warm { "memory write" } else { "decode + resize" },
-                "decode_images_per_s": ceiling.decode,
-                "memory_write_images_per_s": ceiling.write,
+                "decode_images_per_s": over(&|round| Some(round.ceiling.as_ref()?.decode)),
+                "memory_write_images_per_s": over(&|round| Some(round.ceiling.as_ref()?.write)),
             })),
             "handoff_us_p50": quantile(0.5),
             "handoff_us_p99": quantile(0.99),
             "handoffs": handoff_us.len(),
-            "bottleneck": bottleneck(&stages, window.as_secs_f64()),
+            "bottleneck": bottleneck(&stages, window_s),
             "stages": stages,
-            "trainers": counted.len(),
-            "workers": after.decode_workers,
-            "mixer": after.mixer,
+            "trainers": self.trainers,
+            "workers": last.decode_workers,
+            "jpeg_decoder": last.jpeg_decoder,
+            "resize": self.pipeline.resize.name(),
+            "decode": self.pipeline.decode.name(),
+            "mixer": last.mixer,
             "dtype": self.dtype.name(),
             "batch_size": self.batch_size,
             "size": self.size.to_string(),
@@ -221,15 +219,73 @@ impl Bench {
     }
 }
 
-fn stage(after: &proto::Stage, before: &proto::Stage) -> Value {
-    json!({
-        "name": after.name,
-        "items": after.items - before.items,
-        "busy_s": after.busy_s - before.busy_s,
-        "waiting_in_s": after.waiting_in_s - before.waiting_in_s,
-        "waiting_out_s": after.waiting_out_s - before.waiting_out_s,
-        "threads": after.threads,
-    })
+/// A round: what trainers counted, and what the daemon did meanwhile.
+struct Round {
+    trainers: Vec<Counted>,
+    before: proto::Status,
+    after: proto::Status,
+    window: Duration,
+    ceiling: Option<Measured>,
+}
+
+/// Has all trainers count once.
+fn round(daemon: &OwnDaemon, trainers: &mut [Trainer]) -> anyhow::Result<Round> {
+    let (before, window) = (client::status(daemon.socket())?, Instant::now());
+    for trainer in &mut *trainers {
+        writeln!(trainer.child.stdin.as_mut().expect("piped"))?;
+    }
+    let counted = trainers.iter_mut().map(|trainer| match trainer.report()? {
+        Report::Round(counted) => Ok(counted),
+        Report::Warm { .. } => anyhow::bail!("a trainer is warm twice"),
+    });
+    let trainers = counted.collect::<anyhow::Result<_>>()?;
+    Ok(Round { trainers, before, after: client::status(daemon.socket())?, window: window.elapsed(), ceiling: None })
+}
+
+impl Round {
+    fn images_per_s(&self) -> f64 {
+        self.trainers.iter().map(|one| one.images as f64 / one.seconds).sum()
+    }
+
+    fn seconds(&self) -> f64 {
+        self.trainers.iter().map(|one| one.seconds).fold(0.0, f64::max)
+    }
+
+    fn cpu_seconds(&self) -> f64 {
+        self.after.cpu_s - self.before.cpu_s
+    }
+
+    /// The daemon runs ahead of trainers by what is in flight, so its work is set against what it mixed itself.
+    fn cpu_ms_per_1000_images(&self, batch_size: u32) -> Option<f64> {
+        let mixed = |status: &proto::Status| status.stages.iter().find(|s| s.name == "mix").map_or(0, |s| s.items);
+        let images = (mixed(&self.after) - mixed(&self.before)) as f64 * f64::from(batch_size);
+        (images > 0.0).then(|| self.cpu_seconds() * 1e6 / images)
+    }
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len().checked_sub(1)? / 2;
+    Some((values[middle] + values[values.len() / 2]) / 2.0)
+}
+
+/// What each stage did in all rounds.
+fn stages(rounds: &[Round]) -> Vec<Value> {
+    let names = rounds[0].after.stages.iter().map(|stage| &stage.name);
+    let stage = |(nth, name): (usize, &String)| {
+        let sum = |of: fn(&proto::Stage) -> f64| -> f64 {
+            rounds.iter().map(|round| of(&round.after.stages[nth]) - of(&round.before.stages[nth])).sum()
+        };
+        json!({
+            "name": name,
+            "items": sum(|stage| stage.items as f64) as u64,
+            "busy_s": sum(|stage| stage.busy_s),
+            "waiting_in_s": sum(|stage| stage.waiting_in_s),
+            "waiting_out_s": sum(|stage| stage.waiting_out_s),
+            "threads": rounds[0].after.stages[nth].threads,
+        })
+    };
+    names.enumerate().map(stage).collect()
 }
 
 /// The stage that is busy for the largest share of its threads' time; the trainers, where the mixers mostly wait for them.
@@ -246,65 +302,102 @@ fn bottleneck(stages: &[Value], window_s: f64) -> String {
     busiest.and_then(|stage| stage["name"].as_str()).unwrap_or("unknown").to_owned()
 }
 
-/// What the machine can do at best, in images a second.
-struct Ceiling {
+/// What the machine can do at best, measured again and again with the memory it was first measured with.
+struct Ceiling<'a> {
+    dataset: &'a Dataset,
+    spec: FeedSpec,
+    pipeline: &'a PipelineArgs,
+    next: AtomicU64,
+    slots: Vec<Vec<u8>>,
+}
+
+/// Ceilings in images a second.
+struct Measured {
     /// Decode and resize with nothing else, on as many threads as the daemon has workers.
     decode: f64,
-    /// Writing finished images to the slots of a ring, in one thread as the mixer of a feed does.
+    /// Writing finished images to the slots of a ring.
     write: f64,
 }
 
-impl Ceiling {
-    fn measure(dataset: &Dataset, spec: &FeedSpec, workers: usize) -> Self {
-        Self { decode: decode_ceiling(dataset, spec, workers), write: write_ceiling(spec) }
+impl<'a> Ceiling<'a> {
+    fn new(dataset: &'a Dataset, spec: FeedSpec, pipeline: &'a PipelineArgs) -> Self {
+        let batch_bytes = spec.batch_size as usize * spec.format().image_bytes();
+        let slots = (0..spec.slots).map(|_| vec![1; batch_bytes]).collect();
+        let mut ceiling = Self { dataset, spec, pipeline, next: AtomicU64::new(0), slots };
+        // Once over the first files, so that neither the page cache nor the processor's clock starts cold.
+        ceiling.measure();
+        ceiling
     }
-}
 
-fn decode_ceiling(dataset: &Dataset, spec: &FeedSpec, workers: usize) -> f64 {
-    let samples = dataset.samples(Split::Train).len() as u64;
-    let next = AtomicU64::new(0);
-    // Once over the first files, so that neither the page cache nor the processor's clock starts cold.
-    let run = |until: Instant| {
-        let done = AtomicU64::new(0);
-        let start = Instant::now();
+    fn measure(&mut self) -> Measured {
+        Measured {
+            decode: self.decode(Instant::now() + CEILING_TIME),
+            write: self.write(Instant::now() + CEILING_TIME / 4),
+        }
+    }
+
+    fn decode(&self, until: Instant) -> f64 {
+        let samples = self.dataset.samples(Split::Train).len() as u64;
+        let (done, start, size) = (AtomicU64::new(0), Instant::now(), self.spec.image_size);
+        let work = || {
+            // Fails only where the daemon's start has failed.
+            let _ = self.pipeline.cpus.as_ref().map(Cpus::pin);
+            let (mut loader, mut out) = (Loader::new(self.pipeline.load()), vec![0; size.values()]);
+            while Instant::now() < until {
+                let sample = self.next.fetch_add(1, Ordering::Relaxed) % samples;
+                let path = self.dataset.path_of(Split::Train, sample as u32);
+                if loader.load(&path, size, &mut out).is_ok() {
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        };
         std::thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|| {
-                    let (mut loader, mut out) = (Loader::new(), vec![0; spec.image_size.values()]);
+            for _ in 0..self.workers() {
+                scope.spawn(work);
+            }
+        });
+        done.into_inner() as f64 / start.elapsed().as_secs_f64()
+    }
+
+    /// Decode threads of a daemon with these options.
+    fn workers(&self) -> usize {
+        match (self.pipeline.workers, &self.pipeline.cpus) {
+            (Workers::Auto, Some(cpus)) => cpus.len(),
+            (workers, _) => workers.count(),
+        }
+    }
+
+    /// On as many threads as mix a batch: each writes its part of every slot.
+    fn write(&mut self, until: Instant) -> f64 {
+        let (images, start, workers) = (AtomicU64::new(0), Instant::now(), self.workers());
+        let part_bytes = self.slots[0].len().div_ceil(workers);
+        let part_images = u64::from(self.spec.batch_size) / workers as u64;
+        let mut parts: Vec<Vec<&mut [u8]>> = (0..workers).map(|_| Vec::new()).collect();
+        for slot in &mut self.slots {
+            slot.chunks_mut(part_bytes).zip(&mut parts).for_each(|(part, of)| of.push(part));
+        }
+        std::thread::scope(|scope| {
+            for mut parts in parts {
+                let images = &images;
+                scope.spawn(move || {
+                    let mut value = 0_u8;
                     while Instant::now() < until {
-                        let sample = next.fetch_add(1, Ordering::Relaxed) % samples;
-                        let path = dataset.path_of(Split::Train, sample as u32);
-                        if loader.load(&path, spec.image_size, &mut out).is_ok() {
-                            done.fetch_add(1, Ordering::Relaxed);
+                        for part in &mut parts {
+                            value = value.wrapping_add(1);
+                            part.fill(value);
+                            std::hint::black_box(&part[part.len() / 2]);
+                            images.fetch_add(part_images, Ordering::Relaxed);
                         }
                     }
                 });
             }
         });
-        done.into_inner() as f64 / start.elapsed().as_secs_f64()
-    };
-    run(Instant::now() + CEILING_TIME / 5);
-    run(Instant::now() + CEILING_TIME)
-}
-
-fn write_ceiling(spec: &FeedSpec) -> f64 {
-    let batch_bytes = spec.batch_size as usize * spec.format().image_bytes();
-    let mut slots: Vec<Vec<u8>> = (0..spec.slots).map(|_| vec![1; batch_bytes]).collect();
-    let (mut images, start) = (0_u64, Instant::now());
-    let mut value = 0_u8;
-    while start.elapsed() < CEILING_TIME {
-        for slot in &mut slots {
-            value = value.wrapping_add(1);
-            slot.fill(value);
-            std::hint::black_box(&slot[batch_bytes / 2]);
-            images += u64::from(spec.batch_size);
-        }
+        images.into_inner() as f64 / start.elapsed().as_secs_f64()
     }
-    images as f64 / start.elapsed().as_secs_f64()
 }
 
 fn table(result: &Value) -> String {
-    use std::fmt::Write;
+    use std::fmt::Write as _;
     let number = |key: &str| result[key].as_f64();
     let text = |value: Option<f64>, unit: &str| value.map_or("-".to_owned(), |value| format!("{value:.1}{unit}"));
     let mut out = String::new();

@@ -2,13 +2,12 @@
 
 use super::options::FeedArgs;
 use crate::client::{self, Batch, Feed};
+use crate::pipeline::BATCHES_AHEAD;
 use crate::ring::now_ns;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What a trainer reads of each batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -26,14 +25,18 @@ pub struct BenchTrainer {
     socket: PathBuf,
     #[arg(long)]
     touch: Touch,
-    /// Batches to read before counting; then it reads on until its standard input ends, so that several start to count at once.
+    /// Batches to read before counting.
     #[arg(long)]
     warmup: u64,
-    /// Images to count; 0 for as many as the seconds allow.
+    /// Images to count in a round; 0 for as many as the seconds allow.
     #[arg(long)]
     images: u64,
+    /// Seconds to count for in a round.
     #[arg(long)]
     seconds: f64,
+    /// Microseconds to work on each batch, as a trainer would.
+    #[arg(long)]
+    step_us: u64,
     #[command(flatten)]
     feed: FeedArgs,
 }
@@ -47,11 +50,11 @@ pub enum Report {
         /// When the first batch was there, on the machine's clock.
         first_batch_ns: u64,
     },
-    /// All was counted.
-    Done(Counted),
+    /// A round was counted.
+    Round(Counted),
 }
 
-/// A trainer's figures.
+/// A trainer's figures of a round.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Counted {
     /// Images read.
@@ -76,23 +79,27 @@ impl BenchTrainer {
             if nth == 0 {
                 first_batch_ns = now_ns();
             }
-            checksum ^= touch(&batch, self.touch);
+            checksum ^= self.step(&batch);
         }
         say(&Report::Warm { first_batch_ns })?;
-        let go = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&go);
-        std::thread::spawn(move || {
-            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-            told.store(true, Ordering::Relaxed);
-        });
-        while !go.load(Ordering::Relaxed) {
-            checksum ^= touch(&feed.next_batch()?, self.touch);
+        // A line on standard input asks for a round. What was made while nobody read is not counted.
+        for _ in std::io::stdin().lines() {
+            for _ in 0..self.feed.spec()?.slots + BATCHES_AHEAD as u32 + 1 {
+                checksum ^= self.step(&feed.next_batch()?);
+            }
+            let counted = self.round(&mut feed, checksum)?;
+            checksum = counted.checksum;
+            say(&Report::Round(counted))?;
         }
+        Ok(())
+    }
+
+    fn round(&self, feed: &mut Feed, mut checksum: u64) -> anyhow::Result<Counted> {
         let (start, usage) = (now_ns(), crate::usage::own());
-        let (mut images, mut handoff_us) = (0, Vec::with_capacity(1 << 20));
+        let (mut images, mut handoff_us) = (0, Vec::with_capacity(1 << 16));
         let seconds = loop {
-            let batch = next(&mut feed, &mut handoff_us)?;
-            checksum ^= touch(&batch, self.touch);
+            let batch = next(feed, &mut handoff_us)?;
+            checksum ^= self.step(&batch);
             images += batch.view().len() as u64;
             drop(batch);
             let seconds = (now_ns() - start) as f64 / 1e9;
@@ -101,7 +108,17 @@ impl BenchTrainer {
             }
         };
         let cpu_seconds = (crate::usage::own().cpu - usage.cpu).as_secs_f64();
-        say(&Report::Done(Counted { images, seconds, cpu_seconds, handoff_us, checksum }))
+        Ok(Counted { images, seconds, cpu_seconds, handoff_us, checksum })
+    }
+
+    /// What a trainer does with a batch.
+    fn step(&self, batch: &Batch) -> u64 {
+        let done = now_ns() + self.step_us * 1_000;
+        let checksum = touch(batch, self.touch);
+        while now_ns() < done {
+            std::hint::spin_loop();
+        }
+        checksum
     }
 }
 

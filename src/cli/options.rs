@@ -1,13 +1,15 @@
 //! Groups of options that several commands share, and how they become the domain's types.
 
 use crate::config::{FeedSpec, LambdaPer, Mix, Mixup, Pairing};
+use crate::cpus::{Cpus, Workers};
 use crate::dataset::{Dataset, Progress};
+use crate::image::{DecodeKind, JPEG_DECODER, LoadOptions, ResizeKind};
 use crate::mix::MixerKind;
 use crate::pipeline::{self, OnBadImage};
 use crate::types::{Device, Dtype, ImageSize, Last, Layout, ParseError, Split};
+use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -101,12 +103,21 @@ impl Cache {
 /// The pipeline's set-up.
 #[derive(Debug, Args)]
 pub struct PipelineArgs {
-    /// Decode threads; auto is one a core.
-    #[arg(long, env = "MIXD_WORKERS", default_value = "auto", value_parser = workers)]
-    pub workers: usize,
+    /// Decode threads; auto is one a processor, and these give way to trainers.
+    #[arg(long, env = "MIXD_WORKERS", default_value = "auto")]
+    pub workers: Workers,
+    /// Processors to run on, such as 0-3,6 [default: all].
+    #[arg(long, env = "MIXD_CPUS", value_name = "LIST")]
+    pub cpus: Option<Cpus>,
     /// Memory for decoded samples: auto (half of what is available), off, or a size such as 2G.
     #[arg(long, env = "MIXD_CACHE", default_value = "auto")]
     pub cache: Cache,
+    /// How to resize: exact (Pillow's pixels), or fast (fast_image_resize).
+    #[arg(long, env = "MIXD_RESIZE", default_value = "exact")]
+    pub resize: ResizeKind,
+    /// How much of a JPEG to decode: full, or scaled (a fraction that covers the output; in builds with libjpeg-turbo).
+    #[arg(long, env = "MIXD_DECODE", default_value = "full", value_parser = decode_kind)]
+    pub decode: DecodeKind,
     /// What mixes: cpu, or torch (in builds with the feature).
     #[arg(long, env = "MIXD_MIXER", default_value = "cpu")]
     pub mixer: MixerKind,
@@ -118,28 +129,35 @@ pub struct PipelineArgs {
     pub on_bad_image: OnBadImage,
 }
 
-fn workers(text: &str) -> Result<usize, String> {
-    match text {
-        "auto" => Ok(cores()),
-        _ => text.parse::<NonZeroUsize>().map(usize::from).map_err(|_| "use auto or a number from 1".to_owned()),
+fn decode_kind(text: &str) -> Result<DecodeKind, String> {
+    match text.parse() {
+        Ok(DecodeKind::Scaled) if JPEG_DECODER != "libjpeg-turbo" => {
+            Err("this build has no libjpeg-turbo (build it with the feature `turbojpeg`)".to_owned())
+        }
+        Ok(kind) => Ok(kind),
+        Err(error) => Err(ParseError::to_string(&error)),
     }
 }
 
-/// Processors that this process may use.
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
 impl PipelineArgs {
-    /// The options as the pipeline takes them.
-    pub fn options(&self) -> pipeline::Options {
-        pipeline::Options {
+    /// The options as the pipeline takes them; from here on the process runs where it is to.
+    pub fn options(&self) -> anyhow::Result<pipeline::Options> {
+        if let Some(cpus) = &self.cpus {
+            cpus.pin().with_context(|| format!("cannot run on processors {cpus} (--cpus)"))?;
+        }
+        Ok(pipeline::Options {
             workers: self.workers,
             cache_bytes: self.cache.bytes(),
+            load: self.load(),
             mixer: self.mixer,
             device: self.device,
             on_bad_image: self.on_bad_image,
-        }
+        })
+    }
+
+    /// How files become samples.
+    pub fn load(&self) -> LoadOptions {
+        LoadOptions { decode: self.decode, resize: self.resize }
     }
 
     /// The same options for a daemon of our own. To the cpu mixer the device is none of its business: it is the trainer's.
@@ -153,11 +171,14 @@ impl PipelineArgs {
         let options = [
             ("workers", self.workers.to_string()),
             ("cache", cache),
+            ("resize", self.resize.to_string()),
+            ("decode", self.decode.to_string()),
             ("mixer", self.mixer.to_string()),
             ("device", device.to_string()),
             ("on-bad-image", self.on_bad_image.to_string()),
         ];
-        options.into_iter().map(|(key, value)| format!("--{key}={value}")).collect()
+        let cpus = self.cpus.as_ref().map(|cpus| ("cpus", cpus.to_string()));
+        options.into_iter().chain(cpus).map(|(key, value)| format!("--{key}={value}")).collect()
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Preview {
 impl Preview {
     pub fn run(self) -> anyhow::Result<()> {
         let spec = self.feed.spec()?;
-        let pipeline = Pipeline::start(self.data.open()?, self.pipeline.options())?;
+        let pipeline = Pipeline::start(self.data.open()?, self.pipeline.options()?)?;
         let batch = pipeline.batch(spec, Place { epoch: self.epoch, index: self.batch })?;
         draw(&batch.view(), &spec, pipeline.dataset(), &self.out)
     }

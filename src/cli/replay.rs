@@ -35,7 +35,7 @@ pub struct Replay {
 
 impl Replay {
     pub fn run(self) -> anyhow::Result<()> {
-        let pipeline = Pipeline::start(self.data.open()?, self.pipeline.options())?;
+        let pipeline = Pipeline::start(self.data.open()?, self.pipeline.options()?)?;
         let spec = self.feed.spec()?;
         let batch = pipeline.batch(spec, Place { epoch: self.epoch, index: self.batch })?;
         safetensors::serialize_to_file(tensors(&batch.view()), None, &self.out)

@@ -38,6 +38,7 @@ pub struct Serve {
 
 impl Serve {
     pub fn run(self) -> anyhow::Result<()> {
+        let options = self.pipeline.options()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -50,7 +51,7 @@ impl Serve {
         let home = Home::take(&self.socket.path(), &self.shm_dir)?;
         let served = runtime.block_on(async {
             let mut stop = std::pin::pin!(stop);
-            let (data, options) = (self.data, self.pipeline.options());
+            let (data, options) = (self.data, options);
             let start = tokio::task::spawn_blocking(move || {
                 let dataset = data.open()?;
                 Pipeline::start(dataset, options).context("cannot start the decoders")

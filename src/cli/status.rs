@@ -37,11 +37,12 @@ fn to_text(s: &proto::Status, out: &mut String) -> std::fmt::Result {
     writeln!(out, "data     {} ({} train, {} val)", s.data, s.train_samples, s.val_samples)?;
     writeln!(
         out,
-        "process  up {:.0} s, {:.2} s of CPU, at most {:.0} MiB resident, {} decode threads, mixer {}",
+        "process  up {:.0} s, {:.2} s of CPU, at most {:.0} MiB resident, {} decode threads ({}), mixer {}",
         s.uptime_s,
         s.cpu_s,
         mib(s.peak_rss_bytes),
         s.decode_workers,
+        s.jpeg_decoder,
         s.mixer
     )?;
     for x in &s.stores {
@@ -78,6 +79,7 @@ fn to_json(s: &proto::Status) -> serde_json::Value {
     json!({
         "pid": s.pid, "version": s.version, "data": s.data, "uptime_s": s.uptime_s, "cpu_s": s.cpu_s,
         "peak_rss_bytes": s.peak_rss_bytes, "decode_workers": s.decode_workers, "mixer": s.mixer,
+        "jpeg_decoder": s.jpeg_decoder,
         "train_samples": s.train_samples, "val_samples": s.val_samples, "draining": s.draining,
         "stores": s.stores.iter().map(|x| json!({
             "split": x.split, "height": x.height, "width": x.width, "samples": x.samples, "capacity": x.capacity,

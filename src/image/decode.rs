@@ -1,11 +1,15 @@
 //! Decoding to RGB, or to gray where the file is gray; by content, never by name.
 //!
-//! JPEG goes to zune-jpeg, the decoder under `image`, without `image` in between: that would hide whether a file was cut
-//! off, copy the file and read its headers twice. Every other format goes through `image`.
+//! JPEG goes to libjpeg-turbo with feature `turbojpeg`, and else, or for what that does not turn into RGB, to zune-jpeg, the decoder
+//! under `image`, without `image` in between: that would hide whether a file was cut off, copy the file and read its headers
+//! twice. Every other format goes through `image`.
 
 use super::ImageError;
+use crate::types::{ImageSize, ParseError, named};
 use ::image::{ColorType, ImageDecoder, ImageReader};
+use std::fmt;
 use std::io::Cursor;
+use std::str::FromStr;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
@@ -37,38 +41,63 @@ impl Picture<'_> {
     }
 }
 
-/// Scratch for decoding.
+/// The decoder of JPEGs in this build.
+pub const JPEG_DECODER: &str = if cfg!(feature = "turbojpeg") { "libjpeg-turbo" } else { "zune-jpeg" };
+
+/// How much of a JPEG is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DecodeKind {
+    /// Every pixel.
+    #[default]
+    Full,
+    /// The smallest of ½, ⅜, ¼ and ⅛ that has no fewer pixels than the output on either side, which is Pillow's draft mode at finer
+    /// steps; needs libjpeg-turbo.
+    Scaled,
+}
+named!(DecodeKind, "decoding", "full or scaled", Full = "full", Scaled = "scaled");
+
+/// A decoder and its scratch.
 #[derive(Default)]
 pub struct Decoder {
     raw: Vec<u8>,
+    #[cfg(feature = "turbojpeg")]
+    turbo: super::turbo::Turbo,
 }
 
 impl Decoder {
-    /// Decodes a file's bytes.
+    /// Decodes a file's bytes; a JPEG, where this build can, no larger than it takes to have `at_least` pixels on each side.
     ///
     /// # Errors
     /// When the content is unknown, damaged, cut off or too large.
-    pub fn decode(&mut self, file: &[u8]) -> Result<Picture<'_>, ImageError> {
-        if file.starts_with(&[0xFF, 0xD8]) {
-            if !has_end(file) {
-                return Err(ImageError::Decode("the file is cut off: it has no end marker".to_owned()));
-            }
-            match Oddity::of(file) {
-                None => {}
-                Some(Oddity::SeparateScans) => return self.decode_separate_scans(file),
-                Some(Oddity::NarrowChroma) => {
-                    let cause = "JPEGs at most 4 pixels wide with halved chroma are not supported (save it without subsampling)";
-                    return Err(ImageError::Decode(cause.to_owned()));
-                }
-            }
-            let (width, height, channels) = match self.decode_jpeg(file, true) {
-                // Stray bytes between segments harm nothing, and Pillow skips them.
-                Err(ImageError::Decode(cause)) if cause.contains("[strict-mode]") => self.decode_jpeg(file, false)?,
-                other => other?,
-            };
-            return Ok(Picture { width, height, channels, values: &self.raw });
+    pub fn decode(&mut self, file: &[u8], at_least: Option<ImageSize>) -> Result<Picture<'_>, ImageError> {
+        if !file.starts_with(&[0xFF, 0xD8]) {
+            return self.decode_other(file);
         }
-        self.decode_other(file)
+        if !has_end(file) {
+            return Err(ImageError::Decode("the file is cut off: it has no end marker".to_owned()));
+        }
+        #[cfg(feature = "turbojpeg")]
+        if let Some((width, height, channels)) = self.turbo.decode(file, at_least, &mut self.raw)? {
+            let values = &self.raw[..width as usize * height as usize * channels];
+            return Ok(Picture { width, height, channels, values });
+        }
+        #[cfg(not(feature = "turbojpeg"))]
+        let _ = at_least;
+        match Oddity::of(file) {
+            None => {}
+            Some(Oddity::SeparateScans) => return self.decode_separate_scans(file),
+            Some(Oddity::NarrowChroma) => {
+                let cause =
+                    "JPEGs at most 4 pixels wide with halved chroma are not supported (save it without subsampling)";
+                return Err(ImageError::Decode(cause.to_owned()));
+            }
+        }
+        let (width, height, channels) = match self.decode_jpeg(file, true) {
+            // Stray bytes between segments harm nothing, and Pillow skips them.
+            Err(ImageError::Decode(cause)) if cause.contains("[strict-mode]") => self.decode_jpeg(file, false)?,
+            other => other?,
+        };
+        Ok(Picture { width, height, channels, values: &self.raw })
     }
 
     /// Frees scratch above `bytes`.
@@ -195,11 +224,11 @@ impl Oddity {
 
 /// Whether a JPEG has an end marker after the start of a scan; within a scan its two bytes do not occur.
 fn has_end(file: &[u8]) -> bool {
-    let scan = file.windows(2).position(|pair| pair == [0xFF, 0xDA]).unwrap_or(file.len());
-    file.ends_with(&[0xFF, 0xD9]) || file[scan..].windows(2).any(|pair| pair == [0xFF, 0xD9])
+    let ends = |of: &[u8]| memchr::memmem::find(of, &[0xFF, 0xD9]).is_some();
+    file.ends_with(&[0xFF, 0xD9]) || memchr::memmem::find(file, &[0xFF, 0xDA]).is_some_and(|scan| ends(&file[scan..]))
 }
 
-fn check_size(width: u32, height: u32) -> Result<(u32, u32), ImageError> {
+pub(super) fn check_size(width: u32, height: u32) -> Result<(u32, u32), ImageError> {
     match u64::from(width) * u64::from(height) {
         0 => Err(ImageError::Empty { width, height }),
         pixels if pixels > PIXELS_MAX => Err(ImageError::TooLarge { width, height }),

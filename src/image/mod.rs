@@ -1,15 +1,17 @@
 //! Pixels: from a file's bytes to a u8 `[3, H, W]` sample, as SPEC §2 says.
 
 mod decode;
+mod exact;
 #[cfg(test)]
 mod naive;
 mod resize;
+#[cfg(feature = "turbojpeg")]
+mod turbo;
 
-pub use decode::{PIXELS_MAX, Picture};
+pub use decode::{DecodeKind, Decoder, JPEG_DECODER, PIXELS_MAX, Picture};
+pub use resize::{Resize, ResizeKind};
 
 use crate::types::ImageSize;
-use decode::Decoder;
-use resize::Resize;
 use std::fs::File;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -48,9 +50,18 @@ pub enum ImageError {
     Panicked,
 }
 
+/// How files become samples. It decides about pixels, so whoever is to make the same ones must have the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LoadOptions {
+    /// How much of a JPEG is decoded.
+    pub decode: DecodeKind,
+    /// How it is resized.
+    pub resize: ResizeKind,
+}
+
 /// A thread's scratch for loading images; reused from file to file.
-#[derive(Default)]
 pub struct Loader {
+    options: LoadOptions,
     file: Vec<u8>,
     decoder: Decoder,
     resize: Resize,
@@ -61,8 +72,9 @@ const SCRATCH_BYTES_MAX: usize = 64 << 20;
 
 impl Loader {
     /// A loader without scratch as yet.
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(options: LoadOptions) -> Self {
+        let (decoder, resize) = (Decoder::default(), Resize::new(options.resize));
+        Self { options, file: Vec::new(), decoder, resize }
     }
 
     /// Reads a file, decodes it to RGB, resizes it to exactly `size` and writes it to `out` as u8 `[3, H, W]`.
@@ -77,9 +89,10 @@ impl Loader {
         self.file.clear();
         File::open(path)?.read_to_end(&mut self.file)?;
         let (file, decoder, resize) = (&self.file, &mut self.decoder, &mut self.resize);
+        let at_least = (self.options.decode == DecodeKind::Scaled).then_some(size);
         // Decoders read what strangers wrote; a panic in one is that file's fault, and must not take a worker along.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let picture = decoder.decode(file)?;
+            let picture = decoder.decode(file, at_least)?;
             resize.run(&picture, size, out);
             Ok(())
         }));
@@ -87,7 +100,7 @@ impl Loader {
         self.decoder.shrink_to(SCRATCH_BYTES_MAX);
         outcome.unwrap_or_else(|_| {
             // What the panic left half done must not meet the next file.
-            *self = Self::default();
+            *self = Self::new(self.options);
             Err(ImageError::Panicked)
         })
     }
@@ -120,7 +133,7 @@ mod tests {
             let name = entry["file"].as_str().unwrap();
             let file = std::fs::read(odd.join(name)).unwrap();
             let mut decoder = Decoder::default();
-            let decoded = decoder.decode(&file).map(|picture| (picture.width, picture.height, picture.to_rgb()));
+            let decoded = decoder.decode(&file, None).map(|picture| (picture.width, picture.height, picture.to_rgb()));
             let expected = entry["decodes"].as_bool().unwrap();
             match decoded {
                 Ok((width, height, rgb)) if expected => {
@@ -176,7 +189,7 @@ mod tests {
         let bytes = std::fs::read(reference.join("pixels.safetensors")).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let (pixels, size) = (tensors.tensor("pixels").unwrap(), ImageSize::square(128));
-        let (mut loader, mut ours) = (Loader::new(), vec![0; size.values()]);
+        let (mut loader, mut ours) = (Loader::new(LoadOptions::default()), vec![0; size.values()]);
         let images = list["images"].as_array().or_else(|| list["files"].as_array()).or_else(|| list.as_array());
         for (nth, image) in images.expect("a list of images").iter().enumerate() {
             let file = image["file"].as_str().unwrap();
@@ -193,15 +206,15 @@ mod tests {
         let file = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
         let file = std::fs::read(file).unwrap();
         let mut decoder = Decoder::default();
-        decoder.decode(&file).unwrap();
+        decoder.decode(&file, None).unwrap();
         for len in (0..file.len()).step_by(97).chain(file.len() - 40..file.len()) {
-            assert!(decoder.decode(&file[..len]).is_err(), "{len} of {} bytes were decoded", file.len());
+            assert!(decoder.decode(&file[..len], None).is_err(), "{len} of {} bytes were decoded", file.len());
         }
     }
 
     #[test]
     fn a_missing_file_is_an_error_and_the_loader_goes_on() {
-        let (mut loader, mut out) = (Loader::new(), vec![0; ImageSize::square(4).values()]);
+        let (mut loader, mut out) = (Loader::new(LoadOptions::default()), vec![0; ImageSize::square(4).values()]);
         let missing = loader.load(Path::new("/no/such/file"), ImageSize::square(4), &mut out);
         assert!(matches!(missing, Err(ImageError::Read(_))));
         let dir = tempfile::tempdir().unwrap();

@@ -2,26 +2,32 @@
 //!
 //! With `s = 1/(255·std)`, a value is `(A·u_own + B·u_partner) + C`, where `A = λ·s`, `B = (1−λ)·s`, `C = −mean/std`: SPEC §4's
 //! formula rearranged, within 4e-7 of it. For u8 `A = λ`, `B = 1−λ`, `C = 0`: SPEC's own operations. Every operation is rounded by
-//! itself (no fused multiply-add), so that every instruction set gives the same bits: one source, compiled for each.
+//! itself (no fused multiply-add), so that every instruction set gives the same bits.
+//!
+//! Batches that go round a ring larger than the caches are stored past them: a line that is written whole need not be read first.
 #![expect(unsafe_code, reason = "calls functions compiled for instruction sets that were detected at run time")]
 
-use super::{Format, MixError, Mixer, Row};
+#[cfg(target_arch = "x86_64")]
+#[path = "avx2.rs"]
+mod avx2;
+
+use super::{Format, Helpers, MixError, Mixer, Row};
 use crate::types::{Dtype, Layout};
 use bytemuck::cast_slice_mut;
-use half::slice::HalfFloatSliceExt;
+use half::{bf16 as Bf16, f16 as F16};
+use std::sync::{Mutex, PoisonError};
 
-/// Pixels of one channel that are mixed at a time: their f32 values stay in the first-level cache.
+/// Pixels that are mixed before they are interleaved (NHWC): three channels of them stay in the first-level cache.
 const CHUNK: usize = 512;
 
-/// Instruction sets that the pass is compiled for.
+/// Instruction sets that the pass is written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Level {
     /// What every processor of the target has.
     Baseline,
+    /// AVX2 and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
 }
 
 impl Level {
@@ -29,28 +35,38 @@ impl Level {
     fn available() -> Vec<Self> {
         let mut levels = vec![Self::Baseline];
         #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2") {
-                levels.push(Self::Avx2);
-            }
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-                levels.push(Self::Avx512);
-            }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+            levels.push(Self::Avx2);
         }
         levels
     }
 }
 
-/// Mixes on the processor, in the calling thread.
+/// Mixes on the processor, in the calling thread and, where the batch is worth it, in those that help.
 pub struct CpuMixer {
     format: Format,
     level: Level,
+    /// Whether to store past the caches.
+    stream: bool,
+    /// Bytes that a thread mixes before it takes more.
+    part_bytes: usize,
+    helpers: Helpers,
 }
 
+/// Bytes of a part: small, so that no thread waits long for the last.
+const PART_BYTES: usize = 1 << 20;
+
 impl CpuMixer {
-    /// A mixer with the best instruction set that the machine has.
-    pub fn new(format: Format) -> Self {
-        Self { format, level: *Level::available().last().expect("the baseline is always there") }
+    /// A mixer with the best instruction set that the machine has, for batches that go round `ring_bytes` of memory.
+    pub fn new(format: Format, ring_bytes: usize, helpers: Helpers) -> Self {
+        let level = *Level::available().last().expect("the baseline is always there");
+        Self {
+            format,
+            level,
+            stream: ring_bytes > crate::cpus::last_level_cache_bytes(),
+            part_bytes: PART_BYTES,
+            helpers,
+        }
     }
 }
 
@@ -60,37 +76,92 @@ impl Mixer for CpuMixer {
     }
 
     fn mix(&mut self, rows: &[Row<'_>], out: &mut [u8]) -> Result<(), MixError> {
-        assert_eq!(out.len(), rows.len() * self.format.image_bytes());
-        for (row, image) in rows.iter().zip(out.chunks_exact_mut(self.format.image_bytes())) {
-            mix_row(self.level, &self.format, row, image);
+        let Self { format, level, stream, part_bytes, ref helpers } = *self;
+        assert_eq!(out.len(), rows.len() * format.image_bytes());
+        let part_rows = (part_bytes / format.image_bytes()).max(1);
+        let parts = rows.len().div_ceil(part_rows);
+        let work = Mutex::new(rows.chunks(part_rows).zip(out.chunks_mut(part_rows * format.image_bytes())));
+        let take = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let mix = || {
+            while let Some((rows, images)) = take() {
+                for (row, image) in rows.iter().zip(images.chunks_exact_mut(format.image_bytes())) {
+                    mix_row(level, &format, row, stream, image);
+                }
+            }
+            // Streamed bytes must be seen before the batch is published, which a Release store does not see to.
+            #[cfg(target_arch = "x86_64")]
+            avx2::fence();
+        };
+        match helpers {
+            Some(helpers) => helpers.in_place_scope(|scope| {
+                for _ in 0..helpers.current_num_threads().min(parts / 2) {
+                    scope.spawn(|_| mix());
+                }
+                mix();
+            }),
+            None => mix(),
         }
         Ok(())
     }
 }
 
 /// Mixes one row into its image.
-fn mix_row(level: Level, format: &Format, row: &Row<'_>, image: &mut [u8]) {
-    match level {
-        Level::Baseline => pass(format, row, image),
-        // SAFETY: `Level::available` lists it only where the machine has the features.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { pass_avx2(format, row, image) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { pass_avx512(format, row, image) },
+fn mix_row(level: Level, format: &Format, row: &Row<'_>, stream: bool, image: &mut [u8]) {
+    match format.dtype {
+        Dtype::F32 => mix_row_as::<f32>(level, format, row, stream, cast_slice_mut(image)),
+        Dtype::F16 => mix_row_as::<F16>(level, format, row, stream, cast_slice_mut(image)),
+        Dtype::Bf16 => mix_row_as::<Bf16>(level, format, row, stream, cast_slice_mut(image)),
+        Dtype::U8 => mix_row_as::<u8>(level, format, row, stream, image),
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn pass_avx2(format: &Format, row: &Row<'_>, image: &mut [u8]) {
-    pass(format, row, image);
+fn mix_row_as<E: Element>(level: Level, format: &Format, row: &Row<'_>, stream: bool, image: &mut [E]) {
+    let pixels = format.image_size.pixels();
+    assert_eq!(row.own.len(), 3 * pixels);
+    // A partner of weight 0 adds an exact 0: it need not be read.
+    let partner = (row.lambda != 1.0).then_some(row.partner);
+    let factors: [Factors; 3] = std::array::from_fn(|channel| Factors::new(format, row.lambda, channel));
+    let run = |channel: usize, first: usize, stream: bool, out: &mut [E]| {
+        let here = channel * pixels + first..channel * pixels + first + out.len();
+        let partner = partner.map(|partner| &partner[here.clone()]);
+        mix_run(level, &row.own[here], partner, factors[channel], stream, out);
+    };
+    match format.layout {
+        Layout::Nchw => {
+            image.chunks_exact_mut(pixels).enumerate().for_each(|(channel, plane)| run(channel, 0, stream, plane));
+        }
+        Layout::Nhwc => {
+            let mut planar = [[E::of(0.0); CHUNK]; 3];
+            for (nth, out) in image.chunks_mut(3 * CHUNK).enumerate() {
+                let len = out.len() / 3;
+                planar
+                    .iter_mut()
+                    .enumerate()
+                    .for_each(|(channel, run_of)| run(channel, nth * CHUNK, false, &mut run_of[..len]));
+                let [red, green, blue] = &planar;
+                for (((pixel, &r), &g), &b) in out.chunks_exact_mut(3).zip(red).zip(green).zip(blue) {
+                    (pixel[0], pixel[1], pixel[2]) = (r, g, b);
+                }
+            }
+        }
+    }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn pass_avx512(format: &Format, row: &Row<'_>, image: &mut [u8]) {
-    pass(format, row, image);
+/// Mixes neighbouring values of one channel.
+fn mix_run<E: Element>(
+    level: Level,
+    own: &[u8],
+    partner: Option<&[u8]>,
+    factors: Factors,
+    stream: bool,
+    out: &mut [E],
+) {
+    match level {
+        Level::Baseline => mix_values(own, partner, factors, out),
+        // SAFETY: `Level::available` lists it only where the machine has the features.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { avx2::mix_run(own, partner, factors, stream, out) },
+    }
 }
 
 /// Factors of one channel of one row.
@@ -113,69 +184,18 @@ impl Factors {
     }
 }
 
-#[inline(always)]
-fn pass(format: &Format, row: &Row<'_>, image: &mut [u8]) {
-    match format.dtype {
-        Dtype::F32 => pass_as::<f32>(format, row, cast_slice_mut(image)),
-        Dtype::F16 => pass_as::<F16>(format, row, cast_slice_mut(image)),
-        Dtype::Bf16 => pass_as::<Bf16>(format, row, cast_slice_mut(image)),
-        Dtype::U8 => pass_as::<u8>(format, row, image),
-    }
-}
-
-#[inline(always)]
-fn pass_as<E: Element>(format: &Format, row: &Row<'_>, image: &mut [E]) {
-    let pixels = format.image_size.pixels();
-    let factors: [Factors; 3] = std::array::from_fn(|channel| Factors::new(format, row.lambda, channel));
-    let planes = |sample: &[u8]| assert_eq!(sample.len(), 3 * pixels);
-    planes(row.own);
-    // A partner of weight 0 adds an exact 0: it need not be read.
-    let partner = (row.lambda != 1.0).then_some(row.partner);
-    partner.map(planes);
-    match format.layout {
-        Layout::Nchw => {
-            for (channel, plane) in image.chunks_exact_mut(pixels).enumerate() {
-                let plane_of = |sample: &'_ [u8]| channel * pixels..channel * pixels + sample.len() / 3;
-                let own = &row.own[plane_of(row.own)];
-                let partner = partner.map(|partner| &partner[plane_of(partner)]);
-                for (nth, out) in plane.chunks_mut(CHUNK).enumerate() {
-                    let here = nth * CHUNK..nth * CHUNK + out.len();
-                    E::mix(&own[here.clone()], partner.map(|partner| &partner[here]), factors[channel], out);
-                }
-            }
-        }
-        Layout::Nhwc => {
-            let mut planar = [[E::ZERO; CHUNK]; 3];
-            for (nth, out) in image.chunks_mut(3 * CHUNK).enumerate() {
-                let len = out.len() / 3;
-                for (channel, values) in planar.iter_mut().enumerate() {
-                    let first = channel * pixels + nth * CHUNK;
-                    let here = first..first + len;
-                    let partner = partner.map(|partner| &partner[here.clone()]);
-                    E::mix(&row.own[here.clone()], partner, factors[channel], &mut values[..len]);
-                }
-                let [red, green, blue] = &planar;
-                for (((pixel, &r), &g), &b) in out.chunks_exact_mut(3).zip(red).zip(green).zip(blue) {
-                    (pixel[0], pixel[1], pixel[2]) = (r, g, b);
-                }
-            }
-        }
-    }
-}
-
-/// The one formula.
-#[inline(always)]
-fn mix_f32(own: &[u8], partner: Option<&[u8]>, factors: Factors, out: &mut [f32]) {
+/// The one formula, for any processor.
+fn mix_values<E: Element>(own: &[u8], partner: Option<&[u8]>, factors: Factors, out: &mut [E]) {
     let Factors { own: a, partner: b, offset: c } = factors;
     match partner {
         Some(partner) => {
             for ((out, &u), &v) in out.iter_mut().zip(own).zip(partner) {
-                *out = (a * f32::from(u) + b * f32::from(v)) + c;
+                *out = E::of((a * f32::from(u) + b * f32::from(v)) + c);
             }
         }
         None => {
             for (out, &u) in out.iter_mut().zip(own) {
-                *out = a * f32::from(u) + c;
+                *out = E::of(a * f32::from(u) + c);
             }
         }
     }
@@ -183,64 +203,50 @@ fn mix_f32(own: &[u8], partner: Option<&[u8]>, factors: Factors, out: &mut [f32]
 
 /// An element type of finished batches.
 trait Element: bytemuck::Pod {
-    const ZERO: Self;
+    /// The type of a batch of them.
+    const DTYPE: Dtype;
 
-    /// Mixes at most [`CHUNK`] values of one channel.
-    fn mix(own: &[u8], partner: Option<&[u8]>, factors: Factors, out: &mut [Self]);
+    /// A mixed value, rounded to nearest, ties to even.
+    fn of(value: f32) -> Self;
 }
 
 impl Element for f32 {
-    const ZERO: Self = 0.0;
+    const DTYPE: Dtype = Dtype::F32;
 
     #[inline(always)]
-    fn mix(own: &[u8], partner: Option<&[u8]>, factors: Factors, out: &mut [Self]) {
-        mix_f32(own, partner, factors, out);
+    fn of(value: f32) -> Self {
+        value
     }
 }
 
-use half::{bf16 as Bf16, f16 as F16};
-
 impl Element for F16 {
-    const ZERO: Self = Self::ZERO;
+    const DTYPE: Dtype = Dtype::F16;
 
     #[inline(always)]
-    fn mix(own: &[u8], partner: Option<&[u8]>, factors: Factors, out: &mut [Self]) {
-        let mut values = [0.0; CHUNK];
-        let values = &mut values[..out.len()];
-        mix_f32(own, partner, factors, values);
-        out.convert_from_f32_slice(values);
+    fn of(value: f32) -> Self {
+        Self::from_f32(value)
     }
 }
 
 impl Element for Bf16 {
-    const ZERO: Self = Self::ZERO;
+    const DTYPE: Dtype = Dtype::Bf16;
 
     #[inline(always)]
-    fn mix(own: &[u8], partner: Option<&[u8]>, factors: Factors, out: &mut [Self]) {
-        let mut values = [0.0; CHUNK];
-        let values = &mut values[..out.len()];
-        mix_f32(own, partner, factors, values);
-        for (out, value) in out.iter_mut().zip(values) {
-            // To nearest, ties to even; the values are finite, so no NaN has to be kept one.
-            let bits = value.to_bits();
-            *out = Self::from_bits(((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) as u16);
-        }
+    fn of(value: f32) -> Self {
+        // The values are finite, so no NaN has to be kept one.
+        let bits = value.to_bits();
+        Self::from_bits(((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) as u16)
     }
 }
 
 impl Element for u8 {
-    const ZERO: Self = 0;
+    const DTYPE: Dtype = Dtype::U8;
 
     #[inline(always)]
-    fn mix(own: &[u8], partner: Option<&[u8]>, factors: Factors, out: &mut [Self]) {
+    fn of(value: f32) -> Self {
         /// 1.5·2²³: adding it rounds a small positive number to an integer, ties to even, in the lowest bits.
         const ROUND: f32 = 12_582_912.0;
-        let mut values = [0.0; CHUNK];
-        let values = &mut values[..out.len()];
-        mix_f32(own, partner, factors, values);
-        for (out, value) in out.iter_mut().zip(values) {
-            *out = (*value + ROUND).to_bits() as u8;
-        }
+        (value + ROUND).to_bits() as u8
     }
 }
 
@@ -253,17 +259,31 @@ mod tests {
     proptest! {
         #[test]
         fn every_instruction_set_gives_the_same_bits(case in case()) {
-            let mix = |level| {
+            let mix = |level, stream| {
                 let mut out = case.out();
                 for (row, image) in case.rows().iter().zip(out.chunks_exact_mut(case.format.image_bytes())) {
-                    mix_row(level, &case.format, row, image);
+                    mix_row(level, &case.format, row, stream, image);
                 }
                 out.to_vec()
             };
-            let baseline = mix(Level::Baseline);
+            let baseline = mix(Level::Baseline, false);
             for level in Level::available() {
-                prop_assert_eq!(&mix(level), &baseline, "{:?}", level);
+                for stream in [false, true] {
+                    prop_assert_eq!(&mix(level, stream), &baseline, "{:?}", level);
+                }
             }
+        }
+
+        #[test]
+        fn helpers_change_nothing(case in case(), threads in 1_usize..4) {
+            let rows: Vec<Row<'_>> = case.rows().iter().cycle().take(300).copied().collect();
+            let mix = |helpers| {
+                let mut out = vec![0_u64; (rows.len() * case.format.image_bytes()).div_ceil(8)];
+                let bytes = &mut bytemuck::cast_slice_mut(&mut out)[..rows.len() * case.format.image_bytes()];
+                CpuMixer { part_bytes: 1_000, ..CpuMixer::new(case.format, 0, helpers) }.mix(&rows, bytes).unwrap();
+                out
+            };
+            prop_assert_eq!(mix(crate::mix::helpers(threads).unwrap()), mix(None));
         }
 
         #[test]
@@ -273,7 +293,7 @@ mod tests {
             let mix = |partner| {
                 let mut out = vec![0_u64; format.image_bytes().div_ceil(8)];
                 let image = &mut bytemuck::cast_slice_mut(&mut out)[..format.image_bytes()];
-                pass(&format, &Row { own: sample, partner, lambda: 1.0, partner_row: 0 }, image);
+                mix_row(Level::Baseline, &format, &Row { own: sample, partner, lambda: 1.0, partner_row: 0 }, false, image);
                 image.to_vec()
             };
             prop_assert_eq!(mix(&[]), mix(sample));

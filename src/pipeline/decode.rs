@@ -2,6 +2,7 @@
 
 use super::ledger::BadSample;
 use super::{Shared, StoreEntry};
+use crate::cpus::Workers;
 use crate::image::Loader;
 use crate::stats::{Clock, Doing};
 use crate::store::Claim;
@@ -42,16 +43,18 @@ impl Job {
 pub struct DecodePool {
     jobs: Option<Sender<Job>>,
     shared: Arc<Shared>,
+    threads: usize,
     /// Disconnected once every thread has ended.
-    threads: Receiver<()>,
+    ended: Receiver<()>,
 }
 
 impl DecodePool {
     /// Starts as many threads as the options say.
     pub fn start(shared: &Arc<Shared>) -> io::Result<Self> {
         let (jobs, queue) = bounded(JOBS_MAX);
-        let (running, threads) = bounded(0);
-        for nth in 0..shared.options.workers.max(1) {
+        let (running, ended) = bounded(0);
+        let threads = shared.options.workers.count();
+        for nth in 0..threads {
             let (shared, queue, running) = (Arc::clone(shared), queue.clone(), running.clone());
             let run = move || {
                 work(&shared, &queue);
@@ -59,7 +62,12 @@ impl DecodePool {
             };
             std::thread::Builder::new().name(format!("mixd-decode-{nth}")).spawn(run)?;
         }
-        Ok(Self { jobs: Some(jobs), shared: Arc::clone(shared), threads })
+        Ok(Self { jobs: Some(jobs), shared: Arc::clone(shared), threads, ended })
+    }
+
+    /// How many threads there are.
+    pub fn threads(&self) -> usize {
+        self.threads
     }
 
     /// Where to send jobs.
@@ -73,12 +81,15 @@ impl Drop for DecodePool {
         self.shared.stopping.store(true, Ordering::Relaxed);
         self.jobs = None;
         // A thread may hang in a read, from a network's file system say; it must not keep the process from its end.
-        let _ = self.threads.recv_timeout(END_TIMEOUT);
+        let _ = self.ended.recv_timeout(END_TIMEOUT);
     }
 }
 
 fn work(shared: &Shared, queue: &Receiver<Job>) {
-    let (mut loader, mut clock) = (Loader::new(), Clock::start(&shared.stats.decode));
+    if shared.options.workers == Workers::Auto {
+        crate::cpus::give_way();
+    }
+    let (mut loader, mut clock) = (Loader::new(shared.options.load), Clock::start(&shared.stats.decode));
     while let Ok(job) = queue.recv() {
         clock.lap(Doing::WaitingIn);
         if !job.is_wanted(shared) {

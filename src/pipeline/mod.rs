@@ -20,8 +20,10 @@ pub use finish::OwnedBatch;
 pub use ledger::{BadSample, OnBadImage};
 
 use crate::config::{FeedSpec, SpecError};
+use crate::cpus::Workers;
 use crate::dataset::Dataset;
-use crate::mix::{MixError, MixerKind};
+use crate::image::LoadOptions;
+use crate::mix::{Helpers, MixError, MixerKind};
 use crate::ring::RingError;
 use crate::sampler::{Sampler, SamplerError};
 use crate::stats::Stats;
@@ -40,10 +42,12 @@ pub const BATCHES_AHEAD: usize = 3;
 /// How the pipeline is set up, for all feeds.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Decode threads, at least 1.
-    pub workers: usize,
+    /// Decode threads.
+    pub workers: Workers,
     /// Bytes of decoded samples to keep.
     pub cache_bytes: u64,
+    /// How files become samples.
+    pub load: LoadOptions,
     /// Which mixer.
     pub mixer: MixerKind,
     /// Where it mixes.
@@ -131,6 +135,7 @@ struct Shared {
 pub struct Pipeline {
     shared: Arc<Shared>,
     pool: DecodePool,
+    helpers: Helpers,
     stores: Mutex<Vec<Arc<StoreEntry>>>,
 }
 
@@ -149,12 +154,18 @@ impl Pipeline {
             options,
         });
         let pool = DecodePool::start(&shared)?;
-        Ok(Self { shared, pool, stores: Mutex::default() })
+        let helpers = crate::mix::helpers(pool.threads()).map_err(io::Error::other)?;
+        Ok(Self { shared, pool, helpers, stores: Mutex::default() })
     }
 
     /// The data set.
     pub fn dataset(&self) -> &Dataset {
         &self.shared.dataset
+    }
+
+    /// Decode threads that were started.
+    pub fn workers(&self) -> usize {
+        self.pool.threads()
     }
 
     /// The set-up.
@@ -210,7 +221,8 @@ impl Pipeline {
 
     fn stages(&self, spec: FeedSpec) -> Result<(fetch::Fetcher, finish::Finisher), OpenError> {
         let Options { mixer, device, .. } = self.shared.options;
-        let mixer = crate::mix::mixer(mixer, device, spec.format(), spec.batch_size as usize)?;
+        let (rows, slots) = (spec.batch_size as usize, spec.slots as usize);
+        let mixer = crate::mix::mixer(mixer, device, spec.format(), rows, slots, self.helpers.clone())?;
         let entry = self.store(spec.split, spec.image_size).map_err(OpenError::Memory)?;
         let (shared, jobs, stopped) = (Arc::clone(&self.shared), self.pool.jobs(), Arc::default());
         let source = fetch::Source { shared, entry, jobs, stopped };
@@ -260,8 +272,9 @@ mod tests {
         let sample_data = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/sample-data"));
         let dataset = Dataset::open(sample_data, None, &mut |_| {}).unwrap();
         let options = Options {
-            workers: 1,
+            workers: Workers::Count(std::num::NonZeroUsize::MIN),
             cache_bytes: 1 << 30,
+            load: LoadOptions::default(),
             mixer: MixerKind::Cpu,
             device: Device::Cpu,
             on_bad_image: OnBadImage::Fail,

@@ -6,6 +6,9 @@ DATA   ?= sample-data
 sample := $(filter sample-data,$(DATA))
 EPOCHS ?= $(if $(sample),6,1)
 MIXD   := $(or $(CARGO_TARGET_DIR),target)/release/mixd
+# libjpeg-turbo decodes faster than what is built in else, and to Pillow's pixels; its build needs two tools.
+jpeg   := $(if $(and $(shell command -v cmake),$(shell command -v nasm)),turbojpeg)
+with   := --features "torch $(jpeg)"
 CARGO_TEST   := cargo test --release --locked
 CARGO_CLIPPY := cargo clippy --release --locked --all-targets
 CARGO_DOC    := RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps
@@ -25,8 +28,8 @@ help: ## Print the targets
 
 # mixd itself links no torch, so that it starts at once; it becomes mixd-torch for what needs torch.
 build: libtorch ## Build target/release/mixd, and mixd-torch beside it
-	cargo build --release --locked --features torch --bin mixd-torch
-	cargo build --release --locked
+	cargo build --release --locked $(with) --bin mixd-torch
+	cargo build --release --locked $(if $(jpeg),--features $(jpeg),)
 
 # The main job is an epoch of the full set with the defaults; 200 images learn something from smaller steps, and more of them.
 demo: ARGS ?= $(if $(sample),--lr 0.02 --batch-size 16)
@@ -38,11 +41,11 @@ demo: build ## Train on DATA (a folder or archive; default sample-data) for EPOC
 
 # Everything is built with --release, so that one compilation of the dependencies, and of libtorch's bindings
 # above all, serves build, lint and test. --all-targets runs each benchmark once.
-test: libtorch ## Run every test and each benchmark once, without libtorch and with it
+test: libtorch ## Run every test and each benchmark once, without libtorch and libjpeg-turbo, and with them
 	$(CARGO_TEST) --all-targets
 	$(CARGO_TEST) --doc
-	$(CARGO_TEST) --all-targets --features torch
-	$(CARGO_TEST) --doc --features torch
+	$(CARGO_TEST) --all-targets $(with)
+	$(CARGO_TEST) --doc $(with)
 	@$(MAKE) --no-print-directory check-replay
 
 check-replay: build .pillow ## Compare replayed batches of the sample data with Pillow and the formula
@@ -53,15 +56,15 @@ check-replay: build .pillow ## Compare replayed batches of the sample data with 
 	python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target .pillow.partial pillow==11.3.0 numpy
 	mv .pillow.partial .pillow
 
-lint: libtorch ## Check the format, clippy and rustdoc, without libtorch and with it
+lint: libtorch ## Check the format, clippy and rustdoc, without libtorch and libjpeg-turbo, and with them
 	cargo fmt --all --check
 	$(CARGO_CLIPPY) -- -D warnings
-	$(CARGO_CLIPPY) --features torch -- -D warnings
+	$(CARGO_CLIPPY) $(with) -- -D warnings
 	$(CARGO_DOC)
-	$(CARGO_DOC) --features torch
+	$(CARGO_DOC) $(with)
 
 bench: build ## Run the benchmarks, then measure the daemon on DATA
-	cargo bench --locked --features torch --benches
+	cargo bench --locked $(if $(jpeg),--features $(jpeg),) --benches
 	$(MIXD) bench --data "$(DATA)" $(ARGS)
 
 libtorch: tools ## Fetch libtorch into .libtorch, once

@@ -29,11 +29,7 @@ const UNPACKED_BYTES_MAX: u64 = 1 << 40;
 const TAR_BLOCK_BYTES: u64 = 512;
 
 /// Unpacks `archive`, or finds it unpacked; returns the folder.
-pub fn unpack(
-    archive: &Path,
-    cache_dir: Option<&Path>,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<PathBuf, DatasetError> {
+pub fn unpack(archive: &Path, cache_dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf, DatasetError> {
     let name = archive.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let lower = name.to_ascii_lowercase();
     let Some(ending) = [".tgz", ".tar.gz", ".tar"].into_iter().find(|ending| lower.ends_with(ending)) else {
@@ -45,8 +41,7 @@ pub fn unpack(
     for number in [meta.len() as i64, meta.mtime(), meta.mtime_nsec()] {
         key.extend(number.to_le_bytes());
     }
-    let cache_dir = cache_dir.map_or_else(default_cache_dir, Path::to_owned);
-    std::fs::create_dir_all(&cache_dir).map_err(DatasetError::io("create", &cache_dir))?;
+    std::fs::create_dir_all(cache_dir).map_err(DatasetError::io("create", cache_dir))?;
     let stem = format!("{}-{:016x}", &name[..name.len() - ending.len()], xxhash_rust::xxh3::xxh3_64(&key));
     let (whole, partial) = (cache_dir.join(&stem), cache_dir.join(format!("{stem}.partial")));
     if whole.is_dir() {
@@ -58,7 +53,7 @@ pub fn unpack(
     if whole.is_dir() {
         return Ok(whole);
     }
-    remove_partials(&cache_dir, &partial);
+    remove_partials(cache_dir, &partial);
     std::fs::create_dir(&partial).map_err(DatasetError::io("create", &partial))?;
     extract(&archive, &partial, meta.len(), progress).map_err(|error| {
         let _ = std::fs::remove_dir_all(&partial);
@@ -86,7 +81,7 @@ fn remove_partials(cache_dir: &Path, own: &Path) {
     }
 }
 
-fn default_cache_dir() -> PathBuf {
+pub(super) fn default_cache_dir() -> PathBuf {
     if let Some(dir) = std::env::var_os("MIXD_CACHE_DIR") {
         return dir.into();
     }

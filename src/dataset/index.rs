@@ -1,5 +1,6 @@
 //! The walk over an image folder: split by the grandparent's name, label by the parent's.
 
+use super::remembered::Walk;
 use super::{Class, Dataset, DatasetError, Sample, classes};
 use crate::types::Split;
 use std::ffi::{OsStr, OsString};
@@ -16,23 +17,30 @@ pub fn is_image(path: &Path) -> bool {
     extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
 }
 
-struct Found {
-    path: PathBuf,
-    split: Split,
-    class: OsString,
-}
-
-/// Indexes the folder `root`.
-pub fn index(root: PathBuf) -> Result<Dataset, DatasetError> {
-    let (mut found, mut files) = (Vec::new(), 0);
-    walk(&root, Path::new(""), &mut found, &mut files)?;
-    if found.is_empty() {
-        return Err(DatasetError::NotAnImageFolder { root, found: files });
-    }
-    // By the bytes of the whole path; `Path`'s own order goes by its parts.
-    found.sort_unstable_by(|a, b| a.path.as_os_str().as_bytes().cmp(b.path.as_os_str().as_bytes()));
+/// Indexes the folder `root`; its walk is remembered in `cache_dir`.
+pub fn index(root: PathBuf, cache_dir: &Path) -> Result<Dataset, DatasetError> {
+    let name = format!("index-{:016x}", xxhash_rust::xxh3::xxh3_64(root.as_os_str().as_bytes()));
+    let file = cache_dir.join(name);
+    let images = match Walk::load(&file, &root) {
+        Some(walk) => walk.images,
+        None => {
+            let (mut walked, mut files) = (Walk::new(), 0);
+            walk(&root, Path::new(""), &mut walked, &mut files)?;
+            if walked.images.is_empty() {
+                return Err(DatasetError::NotAnImageFolder { root, found: files });
+            }
+            // By the bytes of the whole path; `Path`'s own order goes by its parts.
+            walked.images.sort_unstable_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
+            walked.save(&file, &root);
+            walked.images
+        }
+    };
+    let places: Vec<(Split, OsString)> = images
+        .iter()
+        .map(|path| place(path).map(|(split, class)| (split, class.to_owned())).expect("images lie in a split"))
+        .collect();
     let mut vocabulary: Vec<&OsStr> =
-        found.iter().filter(|found| found.split == Split::Train).map(|found| &*found.class).collect();
+        places.iter().filter(|(split, _)| *split == Split::Train).map(|(_, class)| &**class).collect();
     vocabulary.sort_unstable_by_key(|class| class.as_bytes());
     vocabulary.dedup();
     let class = |id: &OsStr| {
@@ -41,17 +49,17 @@ pub fn index(root: PathBuf) -> Result<Dataset, DatasetError> {
     };
     let mut dataset =
         Dataset { root, classes: vocabulary.iter().map(|id| class(id)).collect(), train: Vec::new(), val: Vec::new() };
-    for Found { path, split, class } in &found {
+    for (path, (split, class)) in images.into_iter().zip(&places) {
         let samples = match split {
             Split::Train => &mut dataset.train,
             Split::Val => &mut dataset.val,
         };
         match vocabulary.binary_search_by_key(&class.as_bytes(), |class| class.as_bytes()) {
-            Ok(label) => samples.push(Sample { path: path.clone(), label: label as u32 }),
+            Ok(label) => samples.push(Sample { path, label: label as u32 }),
             Err(_) if vocabulary.is_empty() => {}
             Err(_) => {
                 let class = class.to_string_lossy().into_owned();
-                return Err(DatasetError::UnknownClass { root: dataset.root, class, example: path.clone() });
+                return Err(DatasetError::UnknownClass { root: dataset.root, class, example: path });
             }
         }
     }
@@ -64,8 +72,9 @@ pub fn index(root: PathBuf) -> Result<Dataset, DatasetError> {
 }
 
 /// Collects the images below `root/relative`; links to folders are not followed, names with a leading dot not seen.
-fn walk(root: &Path, relative: &Path, found: &mut Vec<Found>, files: &mut usize) -> Result<(), DatasetError> {
+pub(super) fn walk(root: &Path, relative: &Path, walked: &mut Walk, files: &mut usize) -> Result<(), DatasetError> {
     let dir = root.join(relative);
+    walked.enter(root, relative).map_err(DatasetError::io("look at", &dir))?;
     for entry in std::fs::read_dir(&dir).map_err(DatasetError::io("list", &dir))? {
         let entry = entry.map_err(DatasetError::io("list", &dir))?;
         let name = entry.file_name();
@@ -74,12 +83,15 @@ fn walk(root: &Path, relative: &Path, found: &mut Vec<Found>, files: &mut usize)
         }
         let path = relative.join(&name);
         let kind = entry.file_type().map_err(DatasetError::io("look at", &dir))?;
+        if kind.is_symlink() {
+            walked.depends();
+        }
         if kind.is_dir() {
-            walk(root, &path, found, files)?;
+            walk(root, &path, walked, files)?;
         } else if kind.is_file() || (kind.is_symlink() && entry.path().is_file()) {
             *files += 1;
-            if let Some((split, class)) = place(&path).filter(|_| is_image(&path)) {
-                found.push(Found { split, class: class.to_owned(), path });
+            if is_image(&path) && place(&path).is_some() {
+                walked.images.push(path);
             }
         }
     }

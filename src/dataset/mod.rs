@@ -3,6 +3,7 @@
 mod archive;
 mod classes;
 mod index;
+mod remembered;
 
 pub use archive::Progress;
 
@@ -107,7 +108,7 @@ impl DatasetError {
 
 impl Dataset {
     /// Opens an image folder, or a `.tgz`, `.tar.gz` or `.tar` of one, which is unpacked once into `cache_dir` (default: the
-    /// user's cache folder, or `$MIXD_CACHE_DIR`).
+    /// user's cache folder, or `$MIXD_CACHE_DIR`). The walk over a large folder is remembered there.
     ///
     /// # Errors
     /// When there is no such path, or it holds no image folder with both splits.
@@ -120,10 +121,12 @@ impl Dataset {
             io::ErrorKind::NotFound => DatasetError::Missing(path.to_owned()),
             _ => DatasetError::io("look at", path)(error),
         })?;
-        if meta.is_dir() {
-            return index::index(path.canonicalize().map_err(DatasetError::io("find", path))?);
-        }
-        index::index(archive::unpack(path, cache_dir, progress)?)
+        let cache_dir = cache_dir.map_or_else(archive::default_cache_dir, Path::to_owned);
+        let root = match meta.is_dir() {
+            true => path.canonicalize().map_err(DatasetError::io("find", path))?,
+            false => archive::unpack(path, &cache_dir, progress)?,
+        };
+        index::index(root, &cache_dir)
     }
 
     /// The samples of a split, in the order of their ids.

@@ -26,6 +26,9 @@ pub struct Exact {
     /// The last rows of a picture, with room for loads that reach beyond them.
     #[cfg(target_arch = "x86_64")]
     tail: Vec<u8>,
+    /// Leaves vector instructions out.
+    #[cfg(target_arch = "x86_64")]
+    portable: bool,
 }
 
 impl Exact {
@@ -42,7 +45,7 @@ impl Exact {
         let narrow_row = across.outputs() * picture.channels;
         self.narrow.resize(narrow_row * picture.height as usize, 0);
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") {
+        if !self.portable && is_x86_feature_detected!("avx2") {
             // SAFETY: the machine has the feature.
             unsafe {
                 match picture.channels {
@@ -218,6 +221,7 @@ mod avx2 {
         let planes = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
         for at in (0..outputs).step_by(4) {
             let mut results = [[zero; 4]; ROWS / 2];
+            #[expect(clippy::needless_range_loop, reason = "indexes two arrays crosswise")]
             for nth in 0..4 {
                 let output = (at + nth).min(outputs - 1);
                 let first = axis.first[output] as usize;
@@ -279,7 +283,7 @@ mod avx2 {
         for (channel, plane) in out.chunks_exact_mut(width * axis.outputs()).take(channels).enumerate() {
             for (output, row) in plane.chunks_exact_mut(width).enumerate() {
                 // The last 32 values may overlap those before.
-                let starts = (0..width - 31).step_by(32).chain((width % 32 != 0).then_some(width - 32));
+                let starts = (0..width - 31).step_by(32).chain((!width.is_multiple_of(32)).then_some(width - 32));
                 for x in starts {
                     let column = |input: usize| {
                         // Behind the last row only weights of 0 follow.
@@ -326,5 +330,29 @@ mod avx2 {
         }
         let [a, b, c, d] = std::array::from_fn(|nth| rounded(high[nth], low[nth]));
         _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::naive;
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn without_vectors_it_is_the_same(width in 1_u32..60, height in 1_u32..60, to_width in 1_u32..40, to_height in 1_u32..40) {
+            let values: Vec<u8> = (0..width * height * 3).map(|at| (at * 73 + at / 5 * 19) as u8).collect();
+            let picture = Picture { width, height, channels: 3, values: &values };
+            let size = ImageSize { height: to_height, width: to_width };
+            let mut ours = vec![0; size.values()];
+            let mut exact = Exact::default();
+            #[cfg(target_arch = "x86_64")]
+            {
+                exact.portable = true;
+            }
+            exact.run(&picture, size, &mut ours);
+            prop_assert_eq!(ours, naive::resize(&picture, size));
+        }
     }
 }

@@ -75,10 +75,9 @@ unsafe fn eight(bytes: *const u8) -> __m256 {
 unsafe fn store<E: Element, const STREAM: bool>([a, b, c, d]: [__m256; 4], to: *mut __m256i) {
     match E::DTYPE {
         Dtype::F32 => {
-            let values = [a, b, c, d];
-            for nth in 0..4 {
+            for (nth, values) in [a, b, c, d].into_iter().enumerate() {
                 // SAFETY: 32 elements are four vectors.
-                unsafe { put::<STREAM>(to.add(nth), _mm256_castps_si256(values[nth])) };
+                unsafe { put::<STREAM>(to.add(nth), _mm256_castps_si256(values)) };
             }
         }
         Dtype::F16 => {

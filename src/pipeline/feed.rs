@@ -118,7 +118,7 @@ fn mix(mut finisher: Finisher, planned: &Receiver<Pending>, mut writer: RingWrit
         Stop::Ring(WriterStopped::Stopped) | Stop::Failed(FeedError::Stopping) => {
             (reason.lock().unwrap_or_else(PoisonError::into_inner).clone(), false)
         }
-        Stop::Ring(WriterStopped::Evicted(why)) => (why, true),
+        Stop::Ring(WriterStopped::Evicted(why) | WriterStopped::NoSpace(why)) => (why, true),
         Stop::Failed(error) => {
             tracing::error!("a feed ends: {error}");
             (error.to_string(), true)

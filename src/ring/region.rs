@@ -1,4 +1,4 @@
-//! Files on tmpfs as shared memory: made whole before use, opened with their contents checked.
+//! Files on tmpfs as shared memory: reserved before use, opened with their contents checked.
 #![expect(unsafe_code, reason = "typed views of memory that is shared between processes")]
 
 use super::layout::{CURSOR_MAGIC, Cursor, DATA_MAGIC, DataHeader, LAYOUT_VERSION, PAGE_BYTES, SlotLayout};
@@ -10,6 +10,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Why a ring could not be made or opened.
 #[derive(Debug, thiserror::Error)]
@@ -69,13 +71,25 @@ impl RingError {
     }
 }
 
+/// Bytes that files of this process are still going to reserve. A file's bytes are set against what is free when it is made, and
+/// reserved piece by piece: clearing a whole ring's memory takes many times what a trainer needs to attach.
+static PROMISED: Mutex<u64> = Mutex::new(0);
+
+fn promised() -> MutexGuard<'static, u64> {
+    PROMISED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A whole file, mapped shared.
 struct Region {
     map: MmapRaw,
+    file: File,
+    path: PathBuf,
+    /// Bytes of it among [`PROMISED`].
+    promised: AtomicU64,
 }
 
 impl Region {
-    /// Makes a file of `bytes` bytes, all of them reserved, so that no later write can fail.
+    /// Makes a file of `bytes` bytes, none of which may be written before [`Region::reserve`].
     fn create(path: &Path, bytes: usize) -> Result<Self, RingError> {
         let file = OpenOptions::new()
             .read(true)
@@ -84,25 +98,39 @@ impl Region {
             .mode(0o600)
             .open(path)
             .map_err(|source| RingError::io("create", path, source))?;
-        let region = Self::reserve(&file, path, bytes);
-        if region.is_err() {
-            // A half-made file would keep its memory.
+        let map = || -> Result<MmapRaw, RingError> {
+            let mut promised = promised();
+            let (need, free) = (bytes as u64, free_bytes(&file).saturating_sub(*promised));
+            if need > free {
+                let dir = path.parent().unwrap_or(path).to_owned();
+                return Err(RingError::NoSpace { need, free, dir });
+            }
+            file.set_len(need).map_err(|source| RingError::io("size", path, source))?;
+            let map = MmapOptions::new().map_raw(&file).map_err(|source| RingError::io("map", path, source))?;
+            *promised += need;
+            Ok(map)
+        };
+        // A half-made file would be left behind.
+        let map = map().inspect_err(|_| {
             let _ = std::fs::remove_file(path);
-        }
-        region
+        })?;
+        Ok(Self { map, file, path: path.to_owned(), promised: AtomicU64::new(bytes as u64) })
     }
 
-    fn reserve(file: &File, path: &Path, bytes: usize) -> Result<Self, RingError> {
-        let dir = path.parent().unwrap_or(path);
-        fallocate(file, FallocateFlags::empty(), 0, bytes as u64).map_err(|errno| match errno {
+    /// Reserves a piece, once, so that no later write of it can fail.
+    fn reserve(&self, from: usize, bytes: usize) -> Result<(), RingError> {
+        let reserved = fallocate(&self.file, FallocateFlags::empty(), from as u64, bytes as u64);
+        let bytes = bytes as u64;
+        self.promised.fetch_sub(bytes, Ordering::Relaxed);
+        *promised() -= bytes;
+        reserved.map_err(|errno| match errno {
+            // Somebody else has taken it since the file was made.
             rustix::io::Errno::NOSPC => {
-                let free = fstatvfs(file).map_or(0, |fs| fs.f_bavail * fs.f_frsize);
-                RingError::NoSpace { need: bytes as u64, free, dir: dir.to_owned() }
+                let dir = self.path.parent().unwrap_or(&self.path).to_owned();
+                RingError::NoSpace { need: bytes, free: free_bytes(&self.file), dir }
             }
-            errno => RingError::io("reserve", path, errno),
-        })?;
-        let map = MmapOptions::new().map_raw(file).map_err(|source| RingError::io("map", path, source))?;
-        Ok(Self { map })
+            errno => RingError::io("reserve", &self.path, errno),
+        })
     }
 
     /// Maps an existing file of at least `bytes_min` bytes.
@@ -116,8 +144,19 @@ impl Region {
             let found = format!("it has {} bytes where {bytes_min} are needed", map.len());
             return Err(RingError::Foreign { path: path.to_owned(), found });
         }
-        Ok(Self { map })
+        Ok(Self { map, file, path: path.to_owned(), promised: AtomicU64::new(0) })
     }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        *promised() -= *self.promised.get_mut();
+    }
+}
+
+/// Bytes that the file's file system can still take; as many as there are where it has no limit.
+fn free_bytes(file: &File) -> u64 {
+    fstatvfs(file).map_or(0, |fs| if fs.f_blocks == 0 { u64::MAX } else { fs.f_bavail * fs.f_frsize })
 }
 
 /// The data file, as its writer or as a reader has it.
@@ -140,6 +179,7 @@ impl DataFile {
         let (slots, batch_size) = (header.slots, header.batch_size);
         let layout = SlotLayout::new(batch_size as usize, images.0.values() * images.1.bytes());
         let region = Region::create(path, layout.file_bytes(slots))?;
+        region.reserve(0, PAGE_BYTES)?;
         // SAFETY: the map is page-aligned, larger than the header, writable, and nobody else knows the file yet.
         unsafe { region.map.as_mut_ptr().cast::<DataHeader>().write(header) };
         Ok(Self { region, layout, slots, batch_size, images })
@@ -193,6 +233,14 @@ impl DataFile {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Reserves the memory of a slot, once, before it is first written.
+    ///
+    /// # Errors
+    /// When the file system has lost the room that it had when the file was made.
+    pub fn reserve_slot(&self, slot: u32) -> Result<(), RingError> {
+        self.region.reserve(self.layout.slot_offset(slot), self.layout.slot_bytes)
+    }
+
     /// The bytes of one slot.
     ///
     /// # Safety
@@ -209,7 +257,7 @@ impl DataFile {
     /// The bytes of one slot, for its writer.
     ///
     /// # Safety
-    /// The caller must be the ring's only writer, hold no other slice of this slot, have made this file, and every live
+    /// The caller must be the ring's only writer, hold no other slice of this slot, have made this file and reserved the slot, and every live
     /// reader must have released the slot.
     #[expect(clippy::mut_from_ref, reason = "exclusive by the ring's protocol, not by the borrow")]
     pub unsafe fn slot_mut(&self, slot: u32) -> &mut [u8] {
@@ -229,6 +277,7 @@ impl CursorFile {
     /// Makes the file of a new reader.
     pub fn create(path: &Path) -> Result<Self, RingError> {
         let region = Region::create(path, PAGE_BYTES)?;
+        region.reserve(0, PAGE_BYTES)?;
         // SAFETY: page-aligned, large enough, writable, and nobody else knows the file yet.
         unsafe { region.map.as_mut_ptr().cast::<Cursor>().write(Cursor::fresh()) };
         Ok(Self(region))

@@ -43,6 +43,8 @@ pub enum WriterStopped {
     Stopped,
     /// The last reader was put out because of what its cursor said.
     Evicted(String),
+    /// The file system lost the room that it had for the ring.
+    NoSpace(String),
 }
 
 /// Makes the ring's data file in `dir`, which is made with mode 0700 and removed with the ring.
@@ -63,7 +65,7 @@ pub fn create(dir: &Path, format: &Format, batch_size: u32, slots: u32) -> Resul
         next_reader: AtomicU64::new(0),
         stop: AtomicBool::new(false),
     });
-    Ok((RingWriter { shared: Arc::clone(&shared), seq: 0 }, RingHandle(shared)))
+    Ok((RingWriter { shared: Arc::clone(&shared), seq: 0, reserved: 0 }, RingHandle(shared)))
 }
 
 impl Shared {
@@ -154,13 +156,15 @@ impl RingHandle {
 pub struct RingWriter {
     shared: Arc<Shared>,
     seq: u64,
+    /// Slots whose memory is reserved.
+    reserved: u32,
 }
 
 impl RingWriter {
     /// Waits until every live reader has released the next slot, and hands it out for writing.
     ///
     /// # Errors
-    /// When the feed was stopped, or its last reader evicted.
+    /// When the feed was stopped, or its last reader evicted, or the slot is used for the first time and there is no memory for it.
     pub fn next_slot(&mut self) -> Result<SlotMut<'_>, WriterStopped> {
         let (seq, slots) = (self.seq, self.shared.data.slots);
         let stopped = || self.shared.stop.load(Ordering::SeqCst);
@@ -185,6 +189,11 @@ impl RingWriter {
             } else {
                 self.evict(&reader, before, now)?;
             }
+        }
+        let slot = slot_of(seq, slots);
+        if slot >= self.reserved {
+            self.shared.data.reserve_slot(slot).map_err(|error| WriterStopped::NoSpace(error.to_string()))?;
+            self.reserved = slot + 1;
         }
         Ok(SlotMut(self))
     }
@@ -217,8 +226,8 @@ pub struct SlotMut<'a>(&'a mut RingWriter);
 
 impl SlotMut<'_> {
     fn bytes(&mut self) -> &mut [u8] {
-        let RingWriter { shared, seq } = &*self.0;
-        // SAFETY: `next_slot` alone makes a `SlotMut`, of the only writer (it is not `Clone`, and `self` borrows it), after
+        let RingWriter { shared, seq, .. } = &*self.0;
+        // SAFETY: `next_slot` alone makes a `SlotMut`, once the slot is reserved, of the only writer (it is not `Clone`, and `self` borrows it), after
         // every reader on the list released batch `seq − slots`, read with Acquire in `await_room`; readers that are no
         // longer on the list have lost their leases.
         unsafe { shared.data.slot_mut(slot_of(*seq, shared.data.slots)) }

@@ -20,7 +20,7 @@ export LIBTORCH := $(CURDIR)/.libtorch/$(if $(filter 1,$(MIXD_LIBTORCH_CUDA)),cu
 export MIXD_LIBTORCH_CUDA
 endif
 
-.PHONY: help build demo test check-replay lint bench libtorch clean-libtorch tools
+.PHONY: help build demo test check-replay lint bench compare libtorch clean-libtorch tools
 .NOTPARALLEL:
 
 help: ## Print the targets
@@ -66,6 +66,11 @@ lint: libtorch ## Check the format, clippy and rustdoc, without libtorch and lib
 bench: build ## Run the benchmarks, then measure the daemon on DATA
 	cargo bench --locked $(if $(jpeg),--features $(jpeg),) --benches
 	$(MIXD) bench --data "$(DATA)" $(ARGS)
+
+compare: ROUNDS  ?= 3
+compare: SECONDS ?= 4
+compare: build ## Measure mixd beside torch's DataLoader, DALI and loops over memory, on DATA (installs them into .compare: 5 GB)
+	python3 scripts/compare.py --mixd $(MIXD) --data "$(DATA)" --rounds $(ROUNDS) --seconds $(SECONDS) --out benches/results
 
 libtorch: tools ## Fetch libtorch into .libtorch, once
 	$(if $(fetch),@scripts/libtorch.sh)

@@ -228,7 +228,7 @@ fn bench_reports_every_figure_cold_and_cached_with_one_and_two_trainers() {
     for (cache, trainers) in [("off", 1), ("auto", 2)] {
         let data = sample_data();
         let output = mixd()
-            .args(["bench", "--json", "--images=400", "--ceiling", "--size=64", "--batch-size=16"])
+            .args(["bench", "--json", "--images=400", "--rounds=2", "--ceiling", "--size=64", "--batch-size=16"])
             .args([format!("--cache={cache}"), format!("--trainers={trainers}")])
             .arg("--data")
             .arg(data)
@@ -260,6 +260,44 @@ fn bench_reports_every_figure_cold_and_cached_with_one_and_two_trainers() {
         );
         let decoded = stages[1]["items"].as_u64().unwrap();
         assert_eq!(decoded > 0, cache == "off", "{result}");
+    }
+}
+
+#[test]
+fn bench_names_the_stage_that_is_starved_of_time() {
+    let cases: [(&str, &[&str]); 4] = [
+        ("decode", &["--cache=off", "--workers=1"]),
+        ("mix", &["--size=256"]),
+        ("trainer", &["--size=32", "--step-us=5000"]),
+        ("plan", &["--size=1", "--batch-size=200", "--dtype=u8"]),
+    ];
+    let data = sample_data();
+    let bench = ["bench", "--json", "--seconds=0.5", "--rounds=1", "--data", data.to_str().unwrap()];
+    for (stage, options) in cases {
+        let output = run(&[&bench, options].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(result["bottleneck"], stage, "{result}");
+    }
+}
+
+/// A program without torch becomes the one beside it, with the same arguments.
+#[test]
+#[cfg(not(feature = "torch"))]
+fn what_needs_torch_is_handed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let alone = dir.path().join("mixd");
+    std::fs::copy(env!("CARGO_BIN_EXE_mixd"), &alone).unwrap();
+    let run = |arguments: &[&str]| std::process::Command::new(&alone).args(arguments).output().unwrap();
+    let missing = run(&["train", "--data", "x"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(stderr(&missing).contains("mixd-torch, which this command needs (build it with `make build`)"));
+    let torch = dir.path().join("mixd-torch");
+    std::fs::write(&torch, "#!/bin/sh\necho torch \"$@\"\n").unwrap();
+    std::fs::set_permissions(&torch, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for arguments in [&["train", "--data", "a b"][..], &["serve", "--data=x", "--mixer=torch"]] {
+        let output = run(arguments);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), format!("torch {}\n", arguments.join(" ")));
     }
 }
 

@@ -142,6 +142,13 @@ impl Dataset {
         self.root.join(&self.samples(split)[sample as usize].path)
     }
 
+    /// The file of a sample, in memory that is used again.
+    pub fn path_into(&self, split: Split, sample: SampleId, path: &mut PathBuf) {
+        path.as_mut_os_string().clear();
+        path.push(&self.root);
+        path.push(&self.samples(split)[sample as usize].path);
+    }
+
     /// A readable name for a class.
     pub fn class_name(&self, class: ClassId) -> &str {
         &self.classes[class as usize].name

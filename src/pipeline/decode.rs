@@ -9,6 +9,7 @@ use crate::store::Claim;
 use crate::types::SampleId;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -90,13 +91,14 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
         crate::cpus::give_way();
     }
     let (mut loader, mut clock) = (Loader::new(shared.options.load), Clock::start(&shared.stats.decode));
+    let mut path = PathBuf::new();
     while let Ok(job) = queue.recv() {
         clock.lap(Doing::WaitingIn);
         if !job.is_wanted(shared) {
             continue;
         }
         let Job { sample, entry, mut claim, stored, .. } = job;
-        let path = shared.dataset.path_of(entry.split, sample);
+        shared.dataset.path_into(entry.split, sample, &mut path);
         match loader.load(&path, entry.image_size, claim.bytes()) {
             Ok(()) => {
                 if stored {
@@ -106,7 +108,7 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
             }
             Err(error) => {
                 let cause = error.to_string();
-                shared.ledger.enter(BadSample { split: entry.split, sample_id: sample, path, cause });
+                shared.ledger.enter(BadSample { split: entry.split, sample_id: sample, path: path.clone(), cause });
                 entry.store.set_bad(sample);
                 claim.bad();
             }

@@ -1,0 +1,84 @@
+//! Nothing is allocated per sample in the steady state: this program's allocator counts.
+#![expect(unsafe_code, reason = "an allocator that counts")]
+
+use mixd::config::{FeedSpec, Mix};
+use mixd::cpus::Workers;
+use mixd::dataset::Dataset;
+use mixd::image::{JPEG_DECODER, LoadOptions};
+use mixd::mix::MixerKind;
+use mixd::pipeline::{OnBadImage, Options, Pipeline};
+use mixd::ring::{Next, RingReader};
+use mixd::types::{Device, ImageSize};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: everything is the system allocator's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations for a batch of `batch_size`, in the mean over a few epochs.
+fn per_batch(cache_bytes: u64, batch_size: u32) -> f64 {
+    let data = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/sample-data"));
+    let options = Options {
+        workers: Workers::Count(NonZeroUsize::new(2).unwrap()),
+        cache_bytes,
+        load: LoadOptions::default(),
+        mixer: MixerKind::Cpu,
+        device: Device::Cpu,
+        on_bad_image: OnBadImage::Fail,
+    };
+    let pipeline = Pipeline::start(Dataset::open(data, None, &mut |_| {}).unwrap(), options).unwrap();
+    let spec = FeedSpec { batch_size, image_size: ImageSize::square(48), ..FeedSpec::train() };
+    assert!(matches!(spec.mix, Mix::Mixup(_)));
+    let dir = tempfile::tempdir().unwrap();
+    let feed = pipeline.open(spec, &dir.path().join("ring")).unwrap();
+    let mut reader = RingReader::open(&feed.ring().data_path(), feed.cursor_path()).unwrap();
+    let mut read = |batches: u64| {
+        for _ in 0..batches {
+            assert!(matches!(reader.next_batch().unwrap(), Next::Batch(_)));
+        }
+    };
+    // Two epochs, by which every shape was seen.
+    read(2 * feed.batches() + 8);
+    let (before, batches) = (ALLOCATIONS.load(Relaxed), 4 * feed.batches());
+    read(batches);
+    (ALLOCATIONS.load(Relaxed) - before) as f64 / batches as f64
+}
+
+#[test]
+fn a_larger_batch_takes_no_more_allocations() {
+    let mut stores = vec![("stored", 1 << 30)];
+    // zune-jpeg makes its tables and buffers anew for each file.
+    if JPEG_DECODER == "libjpeg-turbo" {
+        stores.push(("decoded", 0));
+    }
+    for (name, cache_bytes) in stores {
+        let (small, large) = (per_batch(cache_bytes, 8), per_batch(cache_bytes, 100));
+        assert!(large < small + 8.0 && small < 40.0, "{name}: {small} for 8 rows, {large} for 100");
+    }
+}

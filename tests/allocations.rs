@@ -47,6 +47,7 @@ fn per_batch(cache_bytes: u64, batch_size: u32) -> f64 {
     let options = Options {
         workers: Workers::Count(NonZeroUsize::new(2).unwrap()),
         cache_bytes,
+        cache_file: None,
         load: LoadOptions::default(),
         mixer: MixerKind::Cpu,
         device: Device::Cpu,

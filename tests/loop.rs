@@ -8,6 +8,8 @@ use mixd::config::{FeedSpec, Mix, Mixup, Pairing};
 use mixd::types::{Dtype, Layout, Place};
 use safetensors::SafeTensors;
 use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
 
 fn spec() -> FeedSpec {
     FeedSpec { batch_size: 16, seed: 5, ..FeedSpec::train() }
@@ -156,6 +158,53 @@ fn a_bad_image_is_substituted_by_the_next_of_its_class_and_entered_once() {
     let mut feed = strict.attach(FeedSpec { batch_size: 50, ..spec() }).unwrap();
     let error = feed.next_batch().err().unwrap().to_string();
     assert!(error.contains("024.png") && error.contains("--on-bad-image"), "{error}");
+}
+
+/// Decoded samples outlive the daemon, whatever ended it; a changed image and another setting are decoded anew.
+#[test]
+fn a_cache_file_serves_no_stale_pixels() {
+    let (folder, cache) = (small_folder(25), tempfile::tempdir().unwrap());
+    let settle = || {
+        let changed = |path: &PathBuf| std::fs::metadata(path).unwrap().modified().unwrap();
+        let last = common::files(folder.path()).iter().map(changed).max().unwrap();
+        until("times that have settled", || last.elapsed().ok().filter(|age| *age > Duration::from_millis(1_100)));
+    };
+    settle();
+    let option = format!("--cache-file={}", cache.path().join("rows").display());
+    let spec = FeedSpec { batch_size: 50, shuffle: false, mix: Mix::None, ..spec() };
+    // The bytes of an epoch, and how many samples were decoded for it.
+    let epoch = |daemon: &Daemon| -> (Vec<u8>, u64) {
+        let x = daemon.attach(spec).unwrap().next_batch().unwrap().view().x.to_vec();
+        (x, client::status(&daemon.socket()).unwrap().stores[0].decoded)
+    };
+    let first = Daemon::on(folder.path(), &[&option]);
+    let (whole, decoded) = epoch(&first);
+    assert_eq!(decoded, 50);
+    let refused = Daemon::on(folder.path(), &[&option]).attach(spec).err().unwrap().to_string();
+    assert!(refused.contains("another mixd uses this cache file"), "{refused}");
+    first.signal(rustix::process::Signal::KILL);
+    drop(first);
+    assert_eq!(epoch(&Daemon::on(folder.path(), &[&option])), (whole.clone(), 0));
+
+    // The same name, size and class, but other pixels.
+    std::fs::copy(folder.path().join("train/n01440764/003.png"), folder.path().join("train/n01440764/007.png"))
+        .unwrap();
+    settle();
+    let (changed, decoded) = epoch(&Daemon::on(folder.path(), &[&option]));
+    let image = whole.len() / 50;
+    assert_eq!(changed[7 * image..8 * image], whole[3 * image..4 * image]);
+    assert_eq!((&changed[8 * image..], decoded), (&whole[8 * image..], 1));
+
+    // A damaged row.
+    let file = common::files(cache.path()).remove(0);
+    let mut bytes = std::fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    assert_eq!(epoch(&Daemon::on(folder.path(), &[&option])), (changed, 1));
+    assert_eq!(epoch(&Daemon::on(folder.path(), &[&option, "--resize=fast"])).1, 50);
+    let both = run(&["serve", "--data", "x", "--cache=off", &option]);
+    assert!(stderr(&both).contains("leave one of them out"), "{}", stderr(&both));
 }
 
 #[test]

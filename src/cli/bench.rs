@@ -113,10 +113,13 @@ impl Bench {
         let daemon = OwnDaemon::start(&self.data.data, &self.pipeline.arguments())?;
         let mut trainers =
             (0..self.trainers).map(|nth| self.trainer(&daemon, warmup, nth)).collect::<anyhow::Result<Vec<_>>>()?;
-        let mut first_batch_ns = u64::MAX;
+        let (mut attach_ms, mut first_batch_ns) = (Vec::new(), u64::MAX);
         for trainer in &mut trainers {
             match trainer.report()? {
-                Report::Warm { first_batch_ns: first } => first_batch_ns = first_batch_ns.min(first),
+                Report::Warm { attach_ns, first_batch_ns: first } => {
+                    attach_ms.push(attach_ns as f64 / 1e6);
+                    first_batch_ns = first_batch_ns.min(first);
+                }
                 Report::Round(_) => anyhow::bail!("a trainer counted unasked"),
             }
         }
@@ -130,7 +133,7 @@ impl Bench {
         drop(trainers);
         drop(daemon);
         let first_batch_ms = first_batch_ns.saturating_sub(started_ns) as f64 / 1e6;
-        let result = self.result(&rounds, first_batch_ms);
+        let result = self.result(&rounds, first_batch_ms, median(attach_ms));
         if self.json {
             println!("{result}")
         } else {
@@ -165,7 +168,7 @@ impl Bench {
         Ok(Trainer { child, lines })
     }
 
-    fn result(&self, rounds: &[Round], first_batch_ms: f64) -> Value {
+    fn result(&self, rounds: &[Round], first_batch_ms: f64, attach_ms: Option<f64>) -> Value {
         let warm = self.pipeline.cache != Cache::Off;
         let counted = || rounds.iter().flat_map(|round| &round.trainers);
         let over = |figure: &dyn Fn(&Round) -> Option<f64>| median(rounds.iter().filter_map(figure).collect());
@@ -193,6 +196,7 @@ impl Bench {
             "store_mb": last.stores.iter().map(|store| store.bytes).sum::<u64>() as f64 / 1e6,
             "rings_mb": last.feeds.iter().map(|feed| feed.ring_bytes).sum::<u64>() as f64 / 1e6,
             "first_batch_ms": first_batch_ms,
+            "attach_ms": attach_ms,
             "ceiling_images_per_s": over(&ceiling),
             "share_of_ceiling": over(&|round| Some(round.images_per_s() / ceiling(round)?)),
             "ceiling": over(&ceiling).map(|_| json!({
@@ -415,8 +419,13 @@ fn table(result: &Value) -> String {
     row("daemon CPU", text(number("cpu_seconds"), " s"));
     row("  per 1,000 images", text(number("cpu_ms_per_1000_images"), " ms"));
     row("trainers' CPU", text(number("trainer_cpu_seconds"), " s"));
-    row("daemon's largest memory", text(number("peak_rss_mb"), " MB"));
+    let (store, rings) = (text(number("store_mb"), ""), text(number("rings_mb"), " MB"));
+    row(
+        "daemon's largest memory",
+        format!("{}, of which store {store} and rings {rings}", text(number("peak_rss_mb"), " MB")),
+    );
     row("first batch after", text(number("first_batch_ms"), " ms"));
+    row("attaching", text(number("attach_ms"), " ms"));
     row("hand-off, median", text(number("handoff_us_p50"), " µs"));
     row("hand-off, 99 %", text(number("handoff_us_p99"), " µs"));
     row("bottleneck", result["bottleneck"].as_str().unwrap_or_default().to_owned());

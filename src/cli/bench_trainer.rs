@@ -35,7 +35,7 @@ pub struct BenchTrainer {
     #[arg(long)]
     seconds: f64,
     /// Microseconds to work on each batch, as a trainer would.
-    #[arg(long)]
+    #[arg(long, default_value_t = 0)]
     step_us: u64,
     #[command(flatten)]
     feed: FeedArgs,
@@ -47,6 +47,8 @@ pub struct BenchTrainer {
 pub enum Report {
     /// The warm-up is over.
     Warm {
+        /// How long attaching took.
+        attach_ns: u64,
         /// When the first batch was there, on the machine's clock.
         first_batch_ns: u64,
     },
@@ -71,7 +73,9 @@ pub struct Counted {
 
 impl BenchTrainer {
     pub fn run(self) -> anyhow::Result<()> {
+        let start_ns = now_ns();
         let mut feed = client::attach(&self.socket, &self.feed.spec()?)?;
+        let attach_ns = now_ns() - start_ns;
         let mut checksum = 0_u64;
         let mut first_batch_ns = 0;
         for nth in 0..self.warmup.max(1) {
@@ -81,7 +85,7 @@ impl BenchTrainer {
             }
             checksum ^= self.step(&batch);
         }
-        say(&Report::Warm { first_batch_ns })?;
+        say(&Report::Warm { attach_ns, first_batch_ns })?;
         // A line on standard input asks for a round. What was made while nobody read is not counted.
         for _ in std::io::stdin().lines() {
             for _ in 0..self.feed.spec()?.slots + BATCHES_AHEAD as u32 + 1 {

@@ -7,9 +7,10 @@ use crate::image::{DecodeKind, JPEG_DECODER, LoadOptions, ResizeKind};
 use crate::mix::MixerKind;
 use crate::pipeline::{self, OnBadImage};
 use crate::types::{Device, Dtype, ImageSize, Last, Layout, ParseError, Split};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -112,6 +113,9 @@ pub struct PipelineArgs {
     /// Memory for decoded samples: auto (half of what is available), off, or a size such as 2G.
     #[arg(long, env = "MIXD_CACHE", default_value = "auto")]
     pub cache: Cache,
+    /// Keep decoded samples over restarts, in files whose names begin with this one; a changed image or setting is decoded anew.
+    #[arg(long, env = "MIXD_CACHE_FILE", value_name = "PATH")]
+    pub cache_file: Option<PathBuf>,
     /// How to resize: exact (Pillow's pixels), or fast (fast_image_resize).
     #[arg(long, env = "MIXD_RESIZE", default_value = "exact")]
     pub resize: ResizeKind,
@@ -145,9 +149,13 @@ impl PipelineArgs {
         if let Some(cpus) = &self.cpus {
             cpus.pin().with_context(|| format!("cannot run on processors {cpus} (--cpus)"))?;
         }
+        if self.cache_file.is_some() && self.cache == Cache::Off {
+            bail!("--cache-file keeps what --cache off does not: leave one of them out");
+        }
         Ok(pipeline::Options {
             workers: self.workers,
             cache_bytes: self.cache.bytes(),
+            cache_file: self.cache_file.clone(),
             load: self.load(),
             mixer: self.mixer,
             device: self.device,
@@ -161,7 +169,7 @@ impl PipelineArgs {
     }
 
     /// The same options for a daemon of our own. To the cpu mixer the device is none of its business: it is the trainer's.
-    pub fn arguments(&self) -> Vec<String> {
+    pub fn arguments(&self) -> Vec<OsString> {
         let device = if self.mixer == MixerKind::Cpu { Device::Cpu } else { self.device };
         let cache = match self.cache {
             Cache::Auto => "auto".to_owned(),
@@ -178,7 +186,12 @@ impl PipelineArgs {
             ("on-bad-image", self.on_bad_image.to_string()),
         ];
         let cpus = self.cpus.as_ref().map(|cpus| ("cpus", cpus.to_string()));
-        options.into_iter().chain(cpus).map(|(key, value)| format!("--{key}={value}")).collect()
+        let mut arguments: Vec<OsString> =
+            options.into_iter().chain(cpus).map(|(key, value)| format!("--{key}={value}").into()).collect();
+        if let Some(path) = &self.cache_file {
+            arguments.extend(["--cache-file".into(), path.into()]);
+        }
+        arguments
     }
 }
 
@@ -250,7 +263,7 @@ impl FeedArgs {
         };
         let channels = |name: &str, values: &[f32]| match *values {
             [r, g, b] => Ok([r, g, b]),
-            _ => anyhow::bail!("--{name} has {} numbers: it must have three, such as 0.47,0.48,0.45", values.len()),
+            _ => bail!("--{name} has {} numbers: it must have three, such as 0.47,0.48,0.45", values.len()),
         };
         let mixup =
             |alpha| Mix::Mixup(Mixup { alpha, lambda: self.lambda, fold: !self.no_fold, pairing: self.pairing });

@@ -3,6 +3,7 @@
 use anyhow::{Context, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,7 @@ impl OwnDaemon {
     ///
     /// # Errors
     /// When it does not come up; its own words are on standard error then.
-    pub fn start(data: &Path, arguments: &[String]) -> anyhow::Result<Self> {
+    pub fn start(data: &Path, arguments: &[OsString]) -> anyhow::Result<Self> {
         let socket = crate::control::default_socket().with_file_name(format!("own-{}.sock", std::process::id()));
         let mut command = Command::new(super::program()?);
         command.arg("serve").arg("--data").arg(data).arg("--socket").arg(&socket).arg("--until-eof").args(arguments);

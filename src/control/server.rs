@@ -76,7 +76,9 @@ fn refusal(error: &AttachError) -> Status {
         AttachError::Draining => Status::unavailable(text),
         AttachError::Open(OpenError::Spec(_) | OpenError::Sampler(_)) => Status::invalid_argument(text),
         AttachError::Open(OpenError::Mix(_)) => Status::failed_precondition(text),
-        AttachError::Open(OpenError::Ring(_) | OpenError::Memory(_)) => Status::resource_exhausted(text),
+        AttachError::Open(OpenError::Ring(_) | OpenError::Memory(_) | OpenError::CacheFile(_)) => {
+            Status::resource_exhausted(text)
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use super::{Shared, StoreEntry};
 use crate::cpus::Workers;
 use crate::image::Loader;
 use crate::stats::{Clock, Doing};
-use crate::store::Claim;
+use crate::store::{Claim, stamp};
 use crate::types::SampleId;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io;
@@ -99,10 +99,26 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
         }
         let Job { sample, entry, mut claim, stored, .. } = job;
         shared.dataset.path_into(entry.split, sample, &mut path);
+        let file = entry.store.rows().file().filter(|_| stored);
+        // Of the file as it is before it is read: should it change meanwhile, its stamp is not this one.
+        let stamp = file.and_then(|_| stamp(&std::fs::metadata(&path).ok()?));
+        if let (Some(file), Some(stamp)) = (file, stamp)
+            && file.holds(claim.row(), sample, stamp, claim.bytes())
+        {
+            claim.ready();
+            clock.lap(Doing::Busy);
+            continue;
+        }
+        if let Some(file) = file {
+            file.clear(claim.row());
+        }
         match loader.load(&path, entry.image_size, claim.bytes()) {
             Ok(()) => {
                 if stored {
                     entry.store.count_decoded();
+                }
+                if let (Some(file), Some(stamp)) = (file, stamp) {
+                    file.record(claim.row(), sample, stamp, claim.bytes());
                 }
                 claim.ready();
             }

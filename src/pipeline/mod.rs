@@ -22,30 +22,33 @@ pub use ledger::{BadSample, OnBadImage};
 use crate::config::{FeedSpec, SpecError};
 use crate::cpus::Workers;
 use crate::dataset::Dataset;
-use crate::image::LoadOptions;
+use crate::image::{JPEG_DECODER, LoadOptions};
 use crate::mix::{Helpers, MixError, MixerKind};
 use crate::ring::RingError;
 use crate::sampler::{Sampler, SamplerError};
 use crate::stats::Stats;
-use crate::store::{SampleStore, Settled};
+use crate::store::{FileError, Key, SampleStore, Settled};
 use crate::types::{Device, ImageSize, Place, Split};
 use decode::DecodePool;
 use ledger::Ledger;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
+use xxhash_rust::xxh3::Xxh3;
 
 /// Batches that a feed has in flight between plan and slot.
 pub const BATCHES_AHEAD: usize = 3;
 
 /// How the pipeline is set up, for all feeds.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Decode threads.
     pub workers: Workers,
     /// Bytes of decoded samples to keep.
     pub cache_bytes: u64,
+    /// Where decoded samples outlive the process: a file a split and size, whose name begins with this one.
+    pub cache_file: Option<PathBuf>,
     /// How files become samples.
     pub load: LoadOptions,
     /// Which mixer.
@@ -74,6 +77,9 @@ pub enum OpenError {
     /// No memory for samples.
     #[error("cannot map memory for samples: {0}")]
     Memory(io::Error),
+    /// No file for samples.
+    #[error(transparent)]
+    CacheFile(#[from] FileError),
 }
 
 /// Why a feed cannot go on.
@@ -223,7 +229,7 @@ impl Pipeline {
         let Options { mixer, device, .. } = self.shared.options;
         let (rows, slots) = (spec.batch_size as usize, spec.slots as usize);
         let mixer = crate::mix::mixer(mixer, device, spec.format(), rows, slots, self.helpers.clone())?;
-        let entry = self.store(spec.split, spec.image_size).map_err(OpenError::Memory)?;
+        let entry = self.store(spec.split, spec.image_size)?;
         let (shared, jobs, stopped) = (Arc::clone(&self.shared), self.pool.jobs(), Arc::default());
         let source = fetch::Source { shared, entry, jobs, stopped };
         let (fetcher, recycler) = fetch::Fetcher::new(source.clone(), &spec).map_err(OpenError::Memory)?;
@@ -231,8 +237,22 @@ impl Pipeline {
         Ok((fetcher, finisher))
     }
 
+    /// Hash of everything but the files' content that the samples of a split depend on.
+    fn pixels_key(&self, split: Split, image_size: ImageSize) -> u64 {
+        let LoadOptions { decode, resize } = self.shared.options.load;
+        let settings = [env!("CARGO_PKG_VERSION"), JPEG_DECODER, decode.name(), resize.name(), split.name()].join(" ");
+        let mut hash = Xxh3::new();
+        hash.update(format!("{settings} {image_size}").as_bytes());
+        let paths = self.dataset().samples(split).iter().map(|sample| sample.path.as_path());
+        for path in std::iter::once(self.dataset().root.as_path()).chain(paths) {
+            hash.update(path.as_os_str().as_encoded_bytes());
+            hash.update(&[0]);
+        }
+        hash.digest()
+    }
+
     /// The store of a split at a size; made from what is left of the budget when it is first asked for.
-    fn store(&self, split: Split, image_size: ImageSize) -> io::Result<Arc<StoreEntry>> {
+    fn store(&self, split: Split, image_size: ImageSize) -> Result<Arc<StoreEntry>, OpenError> {
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         // What a feed that was refused after this left behind takes nothing of the budget.
         stores.retain(|entry| Arc::strong_count(entry) > 1 || entry.store.decoded() > 0);
@@ -242,7 +262,16 @@ impl Pipeline {
         let taken: u64 = stores.iter().map(|entry| entry.store.bytes()).sum();
         let budget = self.shared.options.cache_bytes.saturating_sub(taken);
         let samples = self.dataset().samples(split).len() as u32;
-        let store = SampleStore::new(samples, image_size.values(), budget, Arc::clone(&self.shared.settled))?;
+        let (row_bytes, settled) = (image_size.values(), Arc::clone(&self.shared.settled));
+        let store = match &self.shared.options.cache_file {
+            None => SampleStore::new(samples, row_bytes, budget, settled).map_err(OpenError::Memory)?,
+            Some(path) => {
+                let mut path = path.clone().into_os_string();
+                path.push(format!(".{split}-{image_size}"));
+                let key = Key { key: self.pixels_key(split, image_size), samples, row_bytes };
+                SampleStore::in_file(Path::new(&path), key, budget, settled)?
+            }
+        };
         let entry = Arc::new(StoreEntry { split, image_size, store });
         stores.push(Arc::clone(&entry));
         Ok(entry)
@@ -274,6 +303,7 @@ mod tests {
         let options = Options {
             workers: Workers::Count(std::num::NonZeroUsize::MIN),
             cache_bytes: 1 << 30,
+            cache_file: None,
             load: LoadOptions::default(),
             mixer: MixerKind::Cpu,
             device: Device::Cpu,

@@ -4,11 +4,14 @@
 //! are never evicted: an epoch reads each sample once, so whatever stays is as good as anything else, and what is in it
 //! never changes. Samples without a row are decoded anew each time, into rows that the caller brings.
 
+mod file;
 mod rows;
 
+pub use file::{FileError, Key, RowsFile, stamp};
 pub use rows::{Claim, Rows, Settled, State};
 
 use crate::types::SampleId;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -34,8 +37,8 @@ pub struct SampleStore {
     rows: Arc<Rows>,
     /// For each sample its row, [`UNASSIGNED`] or [`BAD`].
     row_of: Box<[AtomicU32]>,
-    /// Rows given out; locked once in a sample's life.
-    assigned: Mutex<u32>,
+    /// Rows that no sample has, the next one last; locked once in a sample's life.
+    free: Mutex<Vec<u32>>,
     /// Decodes that landed in the store.
     decoded: AtomicU64,
 }
@@ -46,13 +49,37 @@ impl SampleStore {
     /// # Errors
     /// When the memory cannot be mapped.
     pub fn new(samples: u32, sample_bytes: usize, budget_bytes: u64, settled: Arc<Settled>) -> std::io::Result<Self> {
-        let capacity = (budget_bytes / sample_bytes as u64).min(u64::from(samples)) as u32;
-        Ok(Self {
-            rows: Rows::new(capacity, sample_bytes, settled)?,
+        let capacity = capacity(samples, sample_bytes, budget_bytes);
+        Ok(Self::over(Rows::new(capacity, sample_bytes, settled)?, samples))
+    }
+
+    /// A store in a file, whose rows are decoded anew unless they still hold what they held.
+    ///
+    /// # Errors
+    /// When the file cannot be used.
+    pub fn in_file(path: &Path, key: Key, budget_bytes: u64, settled: Arc<Settled>) -> Result<Self, FileError> {
+        let capacity = capacity(key.samples, key.row_bytes, budget_bytes);
+        let file = RowsFile::open(path, key, capacity)?;
+        let known: Vec<(u32, SampleId)> = (0..capacity).filter_map(|row| Some((row, file.sample_of(row)?))).collect();
+        let store = Self::over(Rows::in_file(file, settled), key.samples);
+        let mut taken = vec![false; capacity as usize];
+        for (row, sample) in known {
+            let row_of = &store.row_of[sample as usize];
+            // Of two rows for one sample, which no lawful file has, the first counts.
+            taken[row as usize] =
+                row_of.compare_exchange(UNASSIGNED, row, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        }
+        store.free.lock().unwrap_or_else(PoisonError::into_inner).retain(|&row| !taken[row as usize]);
+        Ok(store)
+    }
+
+    fn over(rows: Arc<Rows>, samples: u32) -> Self {
+        Self {
             row_of: (0..samples).map(|_| AtomicU32::new(UNASSIGNED)).collect(),
-            assigned: Mutex::new(0),
+            free: Mutex::new((0..rows.len()).rev().collect()),
             decoded: AtomicU64::new(0),
-        })
+            rows,
+        }
     }
 
     /// Looks a sample up, giving it a row if it has none yet and there is one.
@@ -65,18 +92,17 @@ impl SampleStore {
         }
         // Rows are given out in the order of the first requests, not of the samples: what is decoded first lies together, and a
         // huge page that the kernel has to clear is filled at once.
-        let mut assigned = self.assigned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let row = match row_of.load(Ordering::Acquire) {
             BAD => return Lookup::Bad,
-            UNASSIGNED if *assigned == self.rows.len() => return Lookup::Full,
             UNASSIGNED => {
-                row_of.store(*assigned, Ordering::Release);
-                *assigned += 1;
-                *assigned - 1
+                let Some(row) = free.pop() else { return Lookup::Full };
+                row_of.store(row, Ordering::Release);
+                row
             }
             theirs => theirs,
         };
-        drop(assigned);
+        drop(free);
         self.rows.claim(row).map_or(Lookup::Row(row), Lookup::Claimed)
     }
 
@@ -114,6 +140,11 @@ impl SampleStore {
     pub fn decoded(&self) -> u64 {
         self.decoded.load(Ordering::Relaxed)
     }
+}
+
+/// Samples that fit a budget.
+fn capacity(samples: u32, sample_bytes: usize, budget_bytes: u64) -> u32 {
+    (budget_bytes / sample_bytes as u64).min(u64::from(samples)) as u32
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Rows of memory that are written once by whoever claims them and then read by anyone.
 #![expect(unsafe_code, reason = "hands out disjoint rows of one mapping across threads")]
 
+use super::file::RowsFile;
 use memmap2::{MmapOptions, MmapRaw};
 use std::io;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -61,10 +62,19 @@ impl Settled {
 
 /// A fixed number of rows of equal size, each 64-byte aligned when the row size is.
 pub struct Rows {
-    map: Option<MmapRaw>,
+    memory: Memory,
     row_bytes: usize,
     states: Box<[AtomicU8]>,
     settled: Arc<Settled>,
+}
+
+enum Memory {
+    /// No rows.
+    None,
+    /// This process's own.
+    Anonymous(MmapRaw),
+    /// A file's.
+    File(RowsFile),
 }
 
 impl Rows {
@@ -73,18 +83,35 @@ impl Rows {
     /// # Errors
     /// When the memory cannot be mapped.
     pub fn new(rows: u32, row_bytes: usize, settled: Arc<Settled>) -> io::Result<Arc<Self>> {
-        let bytes = rows as usize * row_bytes;
-        let map = match bytes {
-            0 => None,
-            _ => {
+        let memory = match rows as usize * row_bytes {
+            0 => Memory::None,
+            bytes => {
                 let map: MmapRaw = MmapOptions::new().len(bytes).map_anon()?.into();
                 // Fewer page faults and TLB misses where the kernel grants it; nothing depends on it.
                 let _ = map.advise(memmap2::Advice::HugePage);
-                Some(map)
+                Memory::Anonymous(map)
             }
         };
+        Ok(Self::over(memory, rows, row_bytes, settled))
+    }
+
+    /// The rows of a file, all empty until what they hold was checked.
+    pub fn in_file(file: RowsFile, settled: Arc<Settled>) -> Arc<Self> {
+        let (rows, row_bytes) = (file.capacity(), file.row_bytes());
+        Self::over(Memory::File(file), rows, row_bytes, settled)
+    }
+
+    fn over(memory: Memory, rows: u32, row_bytes: usize, settled: Arc<Settled>) -> Arc<Self> {
         let states = (0..rows).map(|_| AtomicU8::new(State::Empty as u8)).collect();
-        Ok(Arc::new(Self { map, row_bytes, states, settled }))
+        Arc::new(Self { memory, row_bytes, states, settled })
+    }
+
+    /// The file that the rows lie in.
+    pub fn file(&self) -> Option<&RowsFile> {
+        match &self.memory {
+            Memory::File(file) => Some(file),
+            Memory::None | Memory::Anonymous(_) => None,
+        }
     }
 
     /// How many rows there are.
@@ -153,9 +180,13 @@ impl Rows {
 
     fn start(&self, row: u32) -> *mut u8 {
         assert!((row as usize) < self.states.len());
-        let map = self.map.as_ref().expect("there is a row, so there is memory");
-        // SAFETY: the mapping holds `states.len()` rows of `row_bytes`.
-        unsafe { map.as_mut_ptr().add(row as usize * self.row_bytes) }
+        let first = match &self.memory {
+            Memory::Anonymous(map) => map.as_mut_ptr(),
+            Memory::File(file) => file.rows(),
+            Memory::None => unreachable!("there is a row, so there is memory"),
+        };
+        // SAFETY: the memory holds `states.len()` rows of `row_bytes`.
+        unsafe { first.add(row as usize * self.row_bytes) }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use mixd::client::{self, ClientError};
 use mixd::config::FeedSpec;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -114,7 +114,10 @@ impl Daemon {
     pub fn bench_trainer(&self, args: &[&str]) -> Child {
         let mut command = mixd();
         command.args(["bench-trainer", "--touch=all", "--images=0", "--seconds=600", "--socket"]).arg(self.socket());
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
+        let mut child = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // Asks for a round; the pipe stays open with the child.
+        writeln!(child.stdin.as_mut().unwrap()).unwrap();
+        child
     }
 }
 

@@ -1,0 +1,252 @@
+//! Decoded samples in a file, which outlives the daemon (`--cache-file`).
+//!
+//! A page of header, then an entry for every row that there can be, then the rows. The header's key stands for the data set and for
+//! every setting that pixels depend on: a file with another key is emptied. An entry names the sample that its row holds, the *stamp* of
+//! the image file that it was decoded from (which file, size, change times), and a hash of the row. A row is believed only if all three
+//! are right when the sample is next asked for: a changed image, a row half written when the machine went down, a damaged disk are decoded anew.
+#![expect(unsafe_code, reason = "typed views of a file that is mapped shared")]
+
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatvfs};
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::num::NonZeroU64;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+use xxhash_rust::xxh3::xxh3_64;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"mixdrows");
+const VERSION: u64 = 1;
+const PAGE_BYTES: usize = 4096;
+/// A file that changed this little ago may change again without its times moving, which tick every few milliseconds.
+const SETTLED_NS: i128 = 1_000_000_000;
+
+/// Why a cache file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// Another daemon has it.
+    #[error("{}: another mixd uses this cache file (give each daemon its own --cache-file)", .0.display())]
+    InUse(PathBuf),
+    /// The file system has no room.
+    #[error("no room for a cache file of {need} bytes at {}: {free} bytes are free (use a smaller --cache)", path.display())]
+    NoSpace {
+        /// Bytes needed.
+        need: u64,
+        /// Bytes free.
+        free: u64,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A system call failed.
+    #[error("cannot use the cache file {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// What a file's rows depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    /// Hash of the data set and of the settings.
+    pub key: u64,
+    /// Samples of the split.
+    pub samples: u32,
+    /// Bytes of a row.
+    pub row_bytes: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Header {
+    magic: u64,
+    version: u64,
+    key: u64,
+    samples: u64,
+    row_bytes: u64,
+}
+
+/// What a row holds.
+#[repr(C)]
+struct Entry {
+    /// 0 where it holds nothing.
+    stamp: AtomicU64,
+    hash: AtomicU64,
+    sample: AtomicU32,
+    unused: AtomicU32,
+}
+
+/// Rows in a file, and what they hold.
+pub struct RowsFile {
+    map: MmapRaw,
+    capacity: u32,
+    key: Key,
+    /// Holds the lock.
+    _file: File,
+}
+
+/// What tells an image file's content: which file, its size, when it changed; `None` while it may still be changing.
+pub fn stamp(meta: &Metadata) -> Option<NonZeroU64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as i128);
+    let changed = i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec());
+    let times = [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()].map(|time| time as u64);
+    let numbers = [meta.dev(), meta.ino(), meta.size(), times[0], times[1], times[2], times[3]];
+    (now - changed > SETTLED_NS)
+        .then(|| NonZeroU64::new(xxh3_64(bytemuck::cast_slice(&numbers))).unwrap_or(NonZeroU64::MIN))
+}
+
+impl RowsFile {
+    /// Opens or makes the file, for `capacity` rows.
+    ///
+    /// # Errors
+    /// When another daemon uses it, or there is no room, or a system call fails.
+    pub fn open(path: &Path, key: Key, capacity: u32) -> Result<Self, FileError> {
+        let failed = |source: io::Error| FileError::Io { path: path.to_owned(), source };
+        let mut options = OpenOptions::new();
+        let file =
+            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
+            rustix::io::Errno::WOULDBLOCK => FileError::InUse(path.to_owned()),
+            errno => failed(errno.into()),
+        })?;
+        let header = Header {
+            magic: MAGIC,
+            version: VERSION,
+            key: key.key,
+            samples: key.samples.into(),
+            row_bytes: key.row_bytes as u64,
+        };
+        let mut found = [0; size_of::<Header>()];
+        let whole = std::os::unix::fs::FileExt::read_exact_at(&file, &mut found, 0).is_ok();
+        if !whole || found != bytemuck::bytes_of(&header) {
+            file.set_len(0).map_err(failed)?;
+        }
+        let bytes = first_row(key.samples) + capacity as usize * key.row_bytes;
+        fallocate(&file, FallocateFlags::empty(), 0, bytes as u64).map_err(|errno| match errno {
+            rustix::io::Errno::NOSPC => {
+                let free = fstatvfs(&file).map_or(0, |fs| fs.f_bavail * fs.f_frsize);
+                FileError::NoSpace { need: bytes as u64, free, path: path.to_owned() }
+            }
+            errno => failed(errno.into()),
+        })?;
+        // Last: whoever finds the header finds room for all behind it.
+        std::os::unix::fs::FileExt::write_all_at(&file, bytemuck::bytes_of(&header), 0).map_err(failed)?;
+        let map = MmapOptions::new().len(bytes).map_raw(&file).map_err(failed)?;
+        Ok(Self { map, capacity, key, _file: file })
+    }
+
+    /// Rows.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// Bytes of a row.
+    pub fn row_bytes(&self) -> usize {
+        self.key.row_bytes
+    }
+
+    /// Where the rows begin in memory.
+    pub fn rows(&self) -> *mut u8 {
+        // SAFETY: inside the mapping, or at its end where there are no rows.
+        unsafe { self.map.as_mut_ptr().add(first_row(self.key.samples)) }
+    }
+
+    /// The sample that a row may hold.
+    pub fn sample_of(&self, row: u32) -> Option<u32> {
+        let entry = self.entry(row);
+        let sample = entry.sample.load(Ordering::Relaxed);
+        (entry.stamp.load(Ordering::Acquire) != 0 && sample < self.key.samples).then_some(sample)
+    }
+
+    /// Whether a row holds `sample` as it was decoded from a file of this stamp.
+    pub fn holds(&self, row: u32, sample: u32, stamp: NonZeroU64, bytes: &[u8]) -> bool {
+        let entry = self.entry(row);
+        entry.stamp.load(Ordering::Acquire) == stamp.get()
+            && entry.sample.load(Ordering::Relaxed) == sample
+            && entry.hash.load(Ordering::Relaxed) == xxh3_64(bytes)
+    }
+
+    /// Notes that a row is going to be written: it holds nothing.
+    pub fn clear(&self, row: u32) {
+        self.entry(row).stamp.store(0, Ordering::SeqCst);
+    }
+
+    /// Notes what was written to a row.
+    pub fn record(&self, row: u32, sample: u32, stamp: NonZeroU64, bytes: &[u8]) {
+        let entry = self.entry(row);
+        entry.sample.store(sample, Ordering::Relaxed);
+        entry.hash.store(xxh3_64(bytes), Ordering::Relaxed);
+        entry.stamp.store(stamp.get(), Ordering::Release);
+    }
+
+    fn entry(&self, row: u32) -> &Entry {
+        assert!(row < self.capacity && self.capacity <= self.key.samples);
+        // SAFETY: the mapping begins with a page of header and an entry for every sample; entries are atomics, of which any bits are
+        // valid, and aligned, since a page is.
+        unsafe { &*self.map.as_ptr().add(PAGE_BYTES).cast::<Entry>().add(row as usize) }
+    }
+}
+
+/// Offset of the first row.
+fn first_row(samples: u32) -> usize {
+    (PAGE_BYTES + samples as usize * size_of::<Entry>()).next_multiple_of(PAGE_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: Key = Key { key: 7, samples: 5, row_bytes: 64 };
+    const STAMP: NonZeroU64 = NonZeroU64::MAX;
+
+    fn fill(file: &RowsFile, row: u32, sample: u32, value: u8) -> [u8; 64] {
+        let bytes = [value; 64];
+        file.clear(row);
+        // SAFETY: the row lies in the mapping, and nobody else has it.
+        unsafe { file.rows().add(row as usize * 64).copy_from_nonoverlapping(bytes.as_ptr(), 64) };
+        file.record(row, sample, STAMP, &bytes);
+        bytes
+    }
+
+    fn bytes(file: &RowsFile, row: u32) -> [u8; 64] {
+        // SAFETY: as above.
+        unsafe { file.rows().add(row as usize * 64).cast::<[u8; 64]>().read() }
+    }
+
+    #[test]
+    fn rows_outlive_the_file_s_user_and_other_keys_empty_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows");
+        let file = RowsFile::open(&path, KEY, 3).unwrap();
+        fill(&file, 2, 4, 9);
+        assert!(matches!(RowsFile::open(&path, KEY, 3), Err(FileError::InUse(_))));
+        drop(file);
+        for capacity in [3, 5, 4] {
+            let file = RowsFile::open(&path, KEY, capacity).unwrap();
+            assert_eq!((0..capacity).map(|row| file.sample_of(row)).collect::<Vec<_>>()[..3], [None, None, Some(4)]);
+            assert!(file.holds(2, 4, STAMP, &bytes(&file, 2)));
+            assert!(!file.holds(2, 3, STAMP, &bytes(&file, 2)), "another sample");
+            assert!(!file.holds(2, 4, NonZeroU64::MIN, &bytes(&file, 2)), "another file");
+            assert!(!file.holds(2, 4, STAMP, &[8; 64]), "other bytes");
+        }
+        assert_eq!(RowsFile::open(&path, KEY, 2).unwrap().sample_of(1), None);
+        for key in [Key { key: 8, ..KEY }, Key { samples: 6, ..KEY }, Key { row_bytes: 32, ..KEY }] {
+            fill(&RowsFile::open(&path, KEY, 3).unwrap(), 2, 4, 9);
+            let file = RowsFile::open(&path, key, 3).unwrap();
+            assert_eq!(file.sample_of(2), None, "{key:?}");
+        }
+    }
+
+    #[test]
+    fn a_cleared_row_holds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = RowsFile::open(&dir.path().join("rows"), KEY, 3).unwrap();
+        let bytes = fill(&file, 1, 2, 3);
+        file.clear(1);
+        assert!(file.sample_of(1).is_none() && !file.holds(1, 2, STAMP, &bytes));
+    }
+}

@@ -8,6 +8,7 @@ EPOCHS ?= $(if $(sample),6,1)
 MIXD   := $(or $(CARGO_TARGET_DIR),target)/release/mixd
 # libjpeg-turbo decodes faster than what is built in else, and to Pillow's pixels; its build needs two tools.
 jpeg   := $(if $(and $(shell command -v cmake),$(shell command -v nasm)),turbojpeg)
+plain  := $(if $(jpeg),--features $(jpeg))
 with   := --features "torch $(jpeg)"
 CARGO_TEST   := cargo test --release --locked
 CARGO_CLIPPY := cargo clippy --release --locked --all-targets
@@ -29,7 +30,7 @@ help: ## Print the targets
 # mixd itself links no torch, so that it starts at once; it becomes mixd-torch for what needs torch.
 build: libtorch ## Build target/release/mixd, and mixd-torch beside it
 	cargo build --release --locked $(with) --bin mixd-torch
-	cargo build --release --locked $(if $(jpeg),--features $(jpeg),)
+	cargo build --release --locked $(plain)
 
 # The main job is an epoch of the full set with the defaults; 200 images learn something from smaller steps, and more of them.
 demo: ARGS ?= $(if $(sample),--lr 0.02 --batch-size 16)
@@ -64,7 +65,7 @@ lint: libtorch ## Check the format, clippy and rustdoc, without libtorch and lib
 	$(CARGO_DOC) $(with)
 
 bench: build ## Run the benchmarks, then measure the daemon on DATA
-	cargo bench --locked $(if $(jpeg),--features $(jpeg),) --benches
+	cargo bench --locked $(plain) --benches
 	$(MIXD) bench --data "$(DATA)" $(ARGS)
 
 compare: ROUNDS  ?= 3

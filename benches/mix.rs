@@ -11,9 +11,8 @@ use mixd::types::{Device, Dtype};
 
 fn mix(criterion: &mut Criterion) {
     let values = FeedSpec::train().format().image_size.values();
-    let samples: Vec<Vec<u8>> = (0..std::env::var("N").map_or(2000, |n| n.parse().unwrap()))
-        .map(|n| (0..values).map(|at| (at * 31 + n * 7 + at / 97) as u8).collect())
-        .collect();
+    let samples: Vec<Vec<u8>> =
+        (0..2_000).map(|n| (0..values).map(|at| (at * 31 + n * 7 + at / 97) as u8).collect()).collect();
     let mut group = criterion.benchmark_group("mix");
     group.throughput(Throughput::Elements(64));
     for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::U8] {

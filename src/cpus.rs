@@ -44,12 +44,6 @@ impl fmt::Display for Cpus {
 }
 
 impl Cpus {
-    /// How many there are; never 0.
-    #[expect(clippy::len_without_is_empty, reason = "a list has at least one")]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
     /// Has the calling thread, and threads that it starts from now on, run on these processors only.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ pub mod image;
 pub mod mix;
 pub mod rng;
 pub mod sampler;
+pub mod stamp;
 // Who computes it.
 pub mod cpus;
 pub mod pipeline;

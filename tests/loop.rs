@@ -184,7 +184,7 @@ fn a_cache_file_serves_no_stale_pixels() {
     assert!(refused.contains("another mixd uses this cache file"), "{refused}");
     first.signal(rustix::process::Signal::KILL);
     drop(first);
-    assert_eq!(epoch(&Daemon::on(folder.path(), &[&option])), (whole.clone(), 0));
+    assert!(epoch(&Daemon::on(folder.path(), &[&option])) == (whole.clone(), 0), "after a kill");
 
     // The same name, size and class, but other pixels.
     std::fs::copy(folder.path().join("train/n01440764/003.png"), folder.path().join("train/n01440764/007.png"))
@@ -192,8 +192,8 @@ fn a_cache_file_serves_no_stale_pixels() {
     settle();
     let (changed, decoded) = epoch(&Daemon::on(folder.path(), &[&option]));
     let image = whole.len() / 50;
-    assert_eq!(changed[7 * image..8 * image], whole[3 * image..4 * image]);
-    assert_eq!((&changed[8 * image..], decoded), (&whole[8 * image..], 1));
+    assert!(changed[7 * image..8 * image] == whole[3 * image..4 * image], "stale pixels");
+    assert!((&changed[8 * image..], decoded) == (&whole[8 * image..], 1), "{decoded} decoded anew");
 
     // A damaged row.
     let file = common::files(cache.path()).remove(0);
@@ -201,7 +201,7 @@ fn a_cache_file_serves_no_stale_pixels() {
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     std::fs::write(&file, bytes).unwrap();
-    assert_eq!(epoch(&Daemon::on(folder.path(), &[&option])), (changed, 1));
+    assert!(epoch(&Daemon::on(folder.path(), &[&option])) == (changed, 1), "a damaged row");
     assert_eq!(epoch(&Daemon::on(folder.path(), &[&option, "--resize=fast"])).1, 50);
     let both = run(&["serve", "--data", "x", "--cache=off", &option]);
     assert!(stderr(&both).contains("leave one of them out"), "{}", stderr(&both));

@@ -6,10 +6,10 @@ use super::own_daemon::OwnDaemon;
 use crate::client;
 use crate::config::FeedSpec;
 use crate::control::proto;
-use crate::cpus::{Cpus, Workers};
+use crate::cpus::Cpus;
 use crate::dataset::Dataset;
 use crate::image::Loader;
-use crate::pipeline::BATCHES_AHEAD;
+use crate::pipeline::in_flight;
 use crate::ring::now_ns;
 use crate::sampler::Sampler;
 use crate::types::{Dtype, ImageSize, Split};
@@ -107,7 +107,7 @@ impl Bench {
         let dataset = self.data.open()?;
         let batches = Sampler::new(spec, dataset.samples(spec.split).len() as u32)?.batches();
         let cached = self.pipeline.cache != Cache::Off;
-        let in_flight = u64::from(self.slots) + BATCHES_AHEAD as u64 + 1;
+        let in_flight = in_flight(self.slots);
         let warmup = self.warmup.unwrap_or(in_flight + if cached { batches } else { 0 });
         let started_ns = now_ns();
         let daemon = OwnDaemon::start(&self.data.data, &self.pipeline.arguments())?;
@@ -123,7 +123,8 @@ impl Bench {
                 Report::Round(_) => anyhow::bail!("a trainer counted unasked"),
             }
         }
-        let mut ceiling = self.ceiling.then(|| Ceiling::new(&dataset, spec, &self.pipeline));
+        let workers = client::status(daemon.socket())?.decode_workers as usize;
+        let mut ceiling = self.ceiling.then(|| Ceiling::new(&dataset, spec, &self.pipeline, workers));
         let rounds = (0..self.rounds)
             .map(|_| {
                 let ceiling = ceiling.as_mut().map(Ceiling::measure);
@@ -311,6 +312,8 @@ struct Ceiling<'a> {
     dataset: &'a Dataset,
     spec: FeedSpec,
     pipeline: &'a PipelineArgs,
+    /// Decode threads of the daemon.
+    workers: usize,
     next: AtomicU64,
     slots: Vec<Vec<u8>>,
 }
@@ -324,10 +327,10 @@ struct Measured {
 }
 
 impl<'a> Ceiling<'a> {
-    fn new(dataset: &'a Dataset, spec: FeedSpec, pipeline: &'a PipelineArgs) -> Self {
+    fn new(dataset: &'a Dataset, spec: FeedSpec, pipeline: &'a PipelineArgs, workers: usize) -> Self {
         let batch_bytes = spec.batch_size as usize * spec.format().image_bytes();
         let slots = (0..spec.slots).map(|_| vec![1; batch_bytes]).collect();
-        let mut ceiling = Self { dataset, spec, pipeline, next: AtomicU64::new(0), slots };
+        let mut ceiling = Self { dataset, spec, pipeline, workers, next: AtomicU64::new(0), slots };
         // Once over the first files, so that neither the page cache nor the processor's clock starts cold.
         ceiling.measure();
         ceiling
@@ -356,24 +359,16 @@ impl<'a> Ceiling<'a> {
             }
         };
         std::thread::scope(|scope| {
-            for _ in 0..self.workers() {
+            for _ in 0..self.workers {
                 scope.spawn(work);
             }
         });
         done.into_inner() as f64 / start.elapsed().as_secs_f64()
     }
 
-    /// Decode threads of a daemon with these options.
-    fn workers(&self) -> usize {
-        match (self.pipeline.workers, &self.pipeline.cpus) {
-            (Workers::Auto, Some(cpus)) => cpus.len(),
-            (workers, _) => workers.count(),
-        }
-    }
-
     /// On as many threads as mix a batch: each writes its part of every slot.
     fn write(&mut self, until: Instant) -> f64 {
-        let (images, start, workers) = (AtomicU64::new(0), Instant::now(), self.workers());
+        let (images, start, workers) = (AtomicU64::new(0), Instant::now(), self.workers);
         let part_bytes = self.slots[0].len().div_ceil(workers);
         let part_images = u64::from(self.spec.batch_size) / workers as u64;
         let mut parts: Vec<Vec<&mut [u8]>> = (0..workers).map(|_| Vec::new()).collect();

@@ -2,7 +2,7 @@
 
 use super::options::FeedArgs;
 use crate::client::{self, Batch, Feed};
-use crate::pipeline::BATCHES_AHEAD;
+use crate::pipeline::in_flight;
 use crate::ring::now_ns;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -88,7 +88,7 @@ impl BenchTrainer {
         say(&Report::Warm { attach_ns, first_batch_ns })?;
         // A line on standard input asks for a round. What was made while nobody read is not counted.
         for _ in std::io::stdin().lines() {
-            for _ in 0..self.feed.spec()?.slots + BATCHES_AHEAD as u32 + 1 {
+            for _ in 0..in_flight(self.feed.spec()?.slots) {
                 checksum ^= self.step(&feed.next_batch()?);
             }
             let counted = self.round(&mut feed, checksum)?;

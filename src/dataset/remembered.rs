@@ -1,38 +1,27 @@
 //! The walk over a folder, remembered: good as long as every folder below it is as it was.
 //!
-//! A folder's change time moves whenever a name in it comes, goes or changes, and no program can set it. What a file holds is not
+//! A folder's change time, and so its [`stamp`], moves whenever a name in it comes, goes or changes. What a file holds is not
 //! remembered, so that may change as it likes.
 
+use crate::stamp::{is_settled, stamp};
 use std::ffi::OsStr;
-use std::fs::Metadata;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// First bytes of a file of this version.
 const MAGIC: &[u8] = b"mixd index 1\0";
 /// Fewer files are walked as fast as they are read.
 const FILES_MIN: usize = 1_000;
-/// A folder that changed this little ago may change again without its change time moving, which ticks every few milliseconds.
-const SETTLED_NS: i128 = 1_000_000_000;
-
 /// What a walk saw.
 #[derive(Default)]
 pub struct Walk {
     /// Images, relative to the root, sorted by the bytes of their paths.
     pub images: Vec<PathBuf>,
     /// Folders, relative to the root, each as it was before it was listed.
-    folders: Vec<(PathBuf, String)>,
+    folders: Vec<(PathBuf, u64)>,
     /// Whether the same folders always mean the same walk.
     lasting: bool,
-}
-
-/// What tells a folder that was changed.
-fn stamp(meta: &Metadata) -> String {
-    let numbers = [meta.dev() as i64, meta.ino() as i64, meta.size() as i64, meta.mtime(), meta.mtime_nsec()];
-    format!("{numbers:?} {} {}", meta.ctime(), meta.ctime_nsec())
 }
 
 impl Walk {
@@ -44,9 +33,7 @@ impl Walk {
     /// Notes a folder that is about to be listed.
     pub fn enter(&mut self, root: &Path, folder: &Path) -> io::Result<()> {
         let meta = std::fs::metadata(root.join(folder))?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as i128);
-        let changed = i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec());
-        self.lasting &= now - changed > SETTLED_NS;
+        self.lasting &= is_settled(&meta);
         self.folders.push((folder.to_owned(), stamp(&meta)));
         Ok(())
     }
@@ -69,7 +56,8 @@ impl Walk {
         }
         // Pairs of a folder and its stamp, an empty stamp, then the images.
         while let Some(expected) = fields.next()?.to_str().filter(|stamp| !stamp.is_empty()) {
-            if stamp(&std::fs::metadata(root.join(fields.next()?)).ok()?) != expected {
+            let found = stamp(&std::fs::metadata(root.join(fields.next()?)).ok()?);
+            if found.to_string() != expected {
                 return None;
             }
         }
@@ -89,7 +77,7 @@ impl Walk {
         };
         field(root.as_os_str().as_bytes());
         for (folder, stamp) in &self.folders {
-            field(stamp.as_bytes());
+            field(stamp.to_string().as_bytes());
             field(folder.as_os_str().as_bytes());
         }
         field(b"");

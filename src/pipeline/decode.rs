@@ -4,8 +4,9 @@ use super::ledger::BadSample;
 use super::{Shared, StoreEntry};
 use crate::cpus::Workers;
 use crate::image::Loader;
+use crate::stamp::{is_settled, stamp};
 use crate::stats::{Clock, Doing};
-use crate::store::{Claim, stamp};
+use crate::store::Claim;
 use crate::types::SampleId;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io;
@@ -101,7 +102,8 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
         shared.dataset.path_into(entry.split, sample, &mut path);
         let file = entry.store.rows().file().filter(|_| stored);
         // Of the file as it is before it is read: should it change meanwhile, its stamp is not this one.
-        let stamp = file.and_then(|_| stamp(&std::fs::metadata(&path).ok()?));
+        let meta = file.and_then(|_| std::fs::metadata(&path).ok());
+        let stamp = meta.filter(is_settled).map(|meta| stamp(&meta));
         if let (Some(file), Some(stamp)) = (file, stamp)
             && file.holds(claim.row(), sample, stamp, claim.bytes())
         {

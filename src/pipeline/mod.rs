@@ -40,6 +40,12 @@ use xxhash_rust::xxh3::Xxh3;
 /// Batches that a feed has in flight between plan and slot.
 pub const BATCHES_AHEAD: usize = 3;
 
+/// Batches of a feed with `slots` slots that may be made before its trainer has read any: in the ring, on the way, in the
+/// mixer's hands.
+pub fn in_flight(slots: u32) -> u64 {
+    u64::from(slots) + BATCHES_AHEAD as u64 + 1
+}
+
 /// How the pipeline is set up, for all feeds.
 #[derive(Debug, Clone)]
 pub struct Options {

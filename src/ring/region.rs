@@ -257,8 +257,8 @@ impl DataFile {
     /// The bytes of one slot, for its writer.
     ///
     /// # Safety
-    /// The caller must be the ring's only writer, hold no other slice of this slot, have made this file and reserved the slot, and every live
-    /// reader must have released the slot.
+    /// The caller must be the ring's only writer, hold no other slice of this slot, have made this file and reserved the
+    /// slot, and every live reader must have released it.
     #[expect(clippy::mut_from_ref, reason = "exclusive by the ring's protocol, not by the borrow")]
     pub unsafe fn slot_mut(&self, slot: u32) -> &mut [u8] {
         assert!(slot < self.slots);

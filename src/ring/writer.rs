@@ -164,7 +164,8 @@ impl RingWriter {
     /// Waits until every live reader has released the next slot, and hands it out for writing.
     ///
     /// # Errors
-    /// When the feed was stopped, or its last reader evicted, or the slot is used for the first time and there is no memory for it.
+    /// When the feed was stopped, or its last reader evicted, or the slot is used for the first time and there is no memory
+    /// for it.
     pub fn next_slot(&mut self) -> Result<SlotMut<'_>, WriterStopped> {
         let (seq, slots) = (self.seq, self.shared.data.slots);
         let stopped = || self.shared.stop.load(Ordering::SeqCst);
@@ -227,8 +228,8 @@ pub struct SlotMut<'a>(&'a mut RingWriter);
 impl SlotMut<'_> {
     fn bytes(&mut self) -> &mut [u8] {
         let RingWriter { shared, seq, .. } = &*self.0;
-        // SAFETY: `next_slot` alone makes a `SlotMut`, once the slot is reserved, of the only writer (it is not `Clone`, and `self` borrows it), after
-        // every reader on the list released batch `seq − slots`, read with Acquire in `await_room`; readers that are no
+        // SAFETY: `next_slot` alone makes a `SlotMut`, once the slot is reserved, of the only writer (it is not `Clone`, and
+        // `self` borrows it), after every reader on the list released batch `seq − slots`, read with Acquire in `await_room`; readers that are no
         // longer on the list have lost their leases.
         unsafe { shared.data.slot_mut(slot_of(*seq, shared.data.slots)) }
     }

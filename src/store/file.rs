@@ -1,28 +1,23 @@
 //! Decoded samples in a file, which outlives the daemon (`--cache-file`).
 //!
 //! A page of header, then an entry for every row that there can be, then the rows. The header's key stands for the data set and for
-//! every setting that pixels depend on: a file with another key is emptied. An entry names the sample that its row holds, the *stamp* of
-//! the image file that it was decoded from (which file, size, change times), and a hash of the row. A row is believed only if all three
+//! every setting that pixels depend on: a file with another key is emptied. An entry names the sample that its row holds, the
+//! [stamp](crate::stamp) of the image file that it was decoded from, and a hash of the row. A row is believed only if all three
 //! are right when the sample is next asked for: a changed image, a row half written when the machine went down, a damaged disk are decoded anew.
 #![expect(unsafe_code, reason = "typed views of a file that is mapped shared")]
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatvfs};
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::num::NonZeroU64;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"mixdrows");
 const VERSION: u64 = 1;
 const PAGE_BYTES: usize = 4096;
-/// A file that changed this little ago may change again without its times moving, which tick every few milliseconds.
-const SETTLED_NS: i128 = 1_000_000_000;
-
 /// Why a cache file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
@@ -73,7 +68,7 @@ struct Header {
 /// What a row holds.
 #[repr(C)]
 struct Entry {
-    /// 0 where it holds nothing.
+    /// Of the image file, never 0; 0 where the row holds nothing.
     stamp: AtomicU64,
     hash: AtomicU64,
     sample: AtomicU32,
@@ -87,16 +82,6 @@ pub struct RowsFile {
     key: Key,
     /// Holds the lock.
     _file: File,
-}
-
-/// What tells an image file's content: which file, its size, when it changed; `None` while it may still be changing.
-pub fn stamp(meta: &Metadata) -> Option<NonZeroU64> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as i128);
-    let changed = i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec());
-    let times = [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()].map(|time| time as u64);
-    let numbers = [meta.dev(), meta.ino(), meta.size(), times[0], times[1], times[2], times[3]];
-    (now - changed > SETTLED_NS)
-        .then(|| NonZeroU64::new(xxh3_64(bytemuck::cast_slice(&numbers))).unwrap_or(NonZeroU64::MIN))
 }
 
 impl RowsFile {
@@ -163,9 +148,9 @@ impl RowsFile {
     }
 
     /// Whether a row holds `sample` as it was decoded from a file of this stamp.
-    pub fn holds(&self, row: u32, sample: u32, stamp: NonZeroU64, bytes: &[u8]) -> bool {
+    pub fn holds(&self, row: u32, sample: u32, stamp: u64, bytes: &[u8]) -> bool {
         let entry = self.entry(row);
-        entry.stamp.load(Ordering::Acquire) == stamp.get()
+        entry.stamp.load(Ordering::Acquire) == stamp
             && entry.sample.load(Ordering::Relaxed) == sample
             && entry.hash.load(Ordering::Relaxed) == xxh3_64(bytes)
     }
@@ -176,11 +161,11 @@ impl RowsFile {
     }
 
     /// Notes what was written to a row.
-    pub fn record(&self, row: u32, sample: u32, stamp: NonZeroU64, bytes: &[u8]) {
+    pub fn record(&self, row: u32, sample: u32, stamp: u64, bytes: &[u8]) {
         let entry = self.entry(row);
         entry.sample.store(sample, Ordering::Relaxed);
         entry.hash.store(xxh3_64(bytes), Ordering::Relaxed);
-        entry.stamp.store(stamp.get(), Ordering::Release);
+        entry.stamp.store(stamp, Ordering::Release);
     }
 
     fn entry(&self, row: u32) -> &Entry {
@@ -201,7 +186,7 @@ mod tests {
     use super::*;
 
     const KEY: Key = Key { key: 7, samples: 5, row_bytes: 64 };
-    const STAMP: NonZeroU64 = NonZeroU64::MAX;
+    const STAMP: u64 = u64::MAX;
 
     fn fill(file: &RowsFile, row: u32, sample: u32, value: u8) -> [u8; 64] {
         let bytes = [value; 64];
@@ -230,7 +215,7 @@ mod tests {
             assert_eq!((0..capacity).map(|row| file.sample_of(row)).collect::<Vec<_>>()[..3], [None, None, Some(4)]);
             assert!(file.holds(2, 4, STAMP, &bytes(&file, 2)));
             assert!(!file.holds(2, 3, STAMP, &bytes(&file, 2)), "another sample");
-            assert!(!file.holds(2, 4, NonZeroU64::MIN, &bytes(&file, 2)), "another file");
+            assert!(!file.holds(2, 4, 1, &bytes(&file, 2)), "another file");
             assert!(!file.holds(2, 4, STAMP, &[8; 64]), "other bytes");
         }
         assert_eq!(RowsFile::open(&path, KEY, 2).unwrap().sample_of(1), None);

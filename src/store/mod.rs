@@ -7,7 +7,7 @@
 mod file;
 mod rows;
 
-pub use file::{FileError, Key, RowsFile, stamp};
+pub use file::{FileError, Key, RowsFile};
 pub use rows::{Claim, Rows, Settled, State};
 
 use crate::types::SampleId;

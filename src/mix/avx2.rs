@@ -38,32 +38,66 @@ fn steps<E: Element, const MIXED: bool, const STREAM: bool>(
 ) {
     assert!(own.len() == out.len() && partner.len() == out.len());
     let (a, b, c) = (_mm256_set1_ps(factors.own), _mm256_set1_ps(factors.partner), _mm256_set1_ps(factors.offset));
+    // SAFETY: as many bytes as are read.
+    let order = const { order(E::DTYPE) }.map(|bytes| unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) });
     for at in (0..out.len() / STEP * STEP).step_by(STEP) {
+        // SAFETY: all three slices have this length (asserted above), and the step ends before it.
+        let (own, partner) = unsafe { (load::<E>(own.as_ptr().add(at)), load::<E>(partner.as_ptr().add(at))) };
         let mut values = [a; STEP / 8];
-        for (eighth, value) in values.iter_mut().enumerate() {
-            // SAFETY: all three slices have this length (asserted above), and the step ends before it.
-            unsafe {
-                *value = _mm256_mul_ps(a, eight(own.as_ptr().add(at + 8 * eighth)));
-                if MIXED {
-                    *value = _mm256_add_ps(*value, _mm256_mul_ps(b, eight(partner.as_ptr().add(at + 8 * eighth))));
-                }
+        for (nth, value) in values.iter_mut().enumerate() {
+            *value = _mm256_mul_ps(a, numbers(own[nth / 2], order[nth]));
+            if MIXED {
+                *value = _mm256_add_ps(*value, _mm256_mul_ps(b, numbers(partner[nth / 2], order[nth])));
             }
-            *value = _mm256_add_ps(*value, c);
+            if E::DTYPE != Dtype::U8 {
+                *value = _mm256_add_ps(*value, c);
+            }
         }
         // SAFETY: as above; what is streamed begins aligned, and a step of any type is a multiple of a vector.
         unsafe { store::<E, STREAM>(values, out.as_mut_ptr().add(at).cast()) };
     }
 }
 
-/// Eight bytes as numbers.
+/// The 32 bytes of a step as sources of its first two vectors and its last two: 16 bytes in both halves; for u8, whose values are
+/// packed again half by half, all of them.
 ///
 /// # Safety
-/// `bytes` must be readable for 8 bytes.
+/// `bytes` must be readable for 32 bytes.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn eight(bytes: *const u8) -> __m256 {
+unsafe fn load<E: Element>(bytes: *const u8) -> [__m256i; 2] {
     // SAFETY: the caller's promise.
-    _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(bytes.cast()) }))
+    unsafe {
+        match E::DTYPE {
+            Dtype::U8 => [_mm256_loadu_si256(bytes.cast()); 2],
+            _ => [0, 16].map(|at| _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.add(at).cast()))),
+        }
+    }
+}
+
+/// For each vector of a step, which byte of each half of its source becomes a number's lowest. Vectors hold neighbouring values;
+/// those of bf16 every other one, and those of u8 four from each half, so that they are packed without being put in order.
+const fn order(dtype: Dtype) -> [[i8; 32]; STEP / 8] {
+    let mut order = [[-1; 32]; STEP / 8];
+    let mut at = 0;
+    while at < STEP {
+        let (vector, nth) = (at / 8, at % 8);
+        let byte = match dtype {
+            Dtype::F32 | Dtype::F16 => 8 * (vector % 2) + nth,
+            Dtype::Bf16 => 2 * nth + vector % 2,
+            Dtype::U8 => 4 * vector + nth % 4,
+        };
+        order[vector][4 * nth] = byte as i8;
+        at += 1;
+    }
+    order
+}
+
+/// Eight bytes of a source as numbers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn numbers(source: __m256i, order: __m256i) -> __m256 {
+    _mm256_cvtepi32_ps(_mm256_shuffle_epi8(source, order))
 }
 
 /// Stores [`STEP`] mixed values as elements.
@@ -98,11 +132,8 @@ unsafe fn store<E: Element, const STREAM: bool>([a, b, c, d]: [__m256; 4], to: *
             // Rounds to nearest even, as the processor does by default and Rust relies on.
             let ab = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
             let cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
-            // Packing works on halves: four values of a, b, c, d each, and then their other four.
-            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-            let abcd = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(ab, cd), order);
             // SAFETY: 32 elements are one vector.
-            unsafe { put::<STREAM>(to, abcd) };
+            unsafe { put::<STREAM>(to, _mm256_packus_epi16(ab, cd)) };
         }
     }
 }
@@ -130,19 +161,18 @@ fn half(values: __m256) -> __m128i {
     _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values)
 }
 
-/// Sixteen values as bf16: to nearest, ties to even.
+/// Eight values and those between them as bf16: to nearest, ties to even.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn bf16(a: __m256, b: __m256) -> __m256i {
-    // Packing works on halves: their order is put right after.
-    _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(upper(a), upper(b)))
+fn bf16(even: __m256, odd: __m256) -> __m256i {
+    _mm256_blend_epi16::<0b1010_1010>(_mm256_srli_epi32::<16>(rounded(even)), rounded(odd))
 }
 
-/// The upper halves of eight values, rounded.
+/// Eight values, rounded so that their upper halves are bf16.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn upper(values: __m256) -> __m256i {
+fn rounded(values: __m256) -> __m256i {
     let bits = _mm256_castps_si256(values);
     let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-    _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))))
+    _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd)
 }

@@ -21,7 +21,7 @@ export LIBTORCH := $(CURDIR)/.libtorch/$(if $(filter 1,$(MIXD_LIBTORCH_CUDA)),cu
 export MIXD_LIBTORCH_CUDA
 endif
 
-.PHONY: help build demo test check-replay lint bench compare libtorch clean-libtorch tools
+.PHONY: help build demo test check-replay check-bench lint bench compare libtorch clean-libtorch tools
 .NOTPARALLEL:
 
 help: ## Print the targets
@@ -47,15 +47,19 @@ test: libtorch ## Run every test and each benchmark once, without libtorch and l
 	$(CARGO_TEST) --doc
 	$(CARGO_TEST) --all-targets $(with)
 	$(CARGO_TEST) --doc $(with)
-	@$(MAKE) --no-print-directory check-replay
+	@$(MAKE) --no-print-directory check-replay check-bench
 
-check-replay: build .pillow ## Compare replayed batches of the sample data with Pillow and the formula
-	PYTHONPATH=.pillow python3 scripts/check-replay.py $(MIXD) sample-data 3
+check-replay: build .python ## Compare replayed batches of the sample data with Pillow and the formula
+	PYTHONPATH=.python python3 scripts/check-replay.py $(MIXD) sample-data 3
+
+check-bench: build .python ## Run each measurement of `make bench` once, on the sample data
+	PYTHONPATH=.python python3 scripts/bench.py --mixd $(MIXD) --data sample-data --seconds 0.1 --quick --out target/check-bench
 
 # 11.3 is the last Pillow whose resize goes horizontal first, always.
-.pillow:
-	python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target .pillow.partial pillow==11.3.0 numpy
-	mv .pillow.partial .pillow
+.python:
+	python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target .python.partial \
+		pillow==11.3.0 numpy matplotlib
+	mv .python.partial .python
 
 lint: libtorch ## Check the format, clippy and rustdoc, without libtorch and libjpeg-turbo, and with them
 	cargo fmt --all --check
@@ -64,12 +68,12 @@ lint: libtorch ## Check the format, clippy and rustdoc, without libtorch and lib
 	$(CARGO_DOC)
 	$(CARGO_DOC) $(with)
 
-bench: build ## Run the benchmarks, then measure the daemon on DATA
+bench compare: SECONDS ?= 4
+bench: build .python ## Measure mixd on DATA beside the machine's ceilings, and what each choice costs; then the parts alone
+	PYTHONPATH=.python python3 scripts/bench.py --mixd $(MIXD) --data "$(DATA)" --seconds $(SECONDS) --out benches/results
 	cargo bench --locked $(plain) --benches
-	$(MIXD) bench --data "$(DATA)" $(ARGS)
 
 compare: ROUNDS  ?= 3
-compare: SECONDS ?= 4
 compare: build ## Measure mixd beside torch's DataLoader, DALI and loops over memory, on DATA (installs them into .compare: 5 GB)
 	python3 scripts/compare.py --mixd $(MIXD) --data "$(DATA)" --rounds $(ROUNDS) --seconds $(SECONDS) --out benches/results
 

@@ -299,6 +299,7 @@ fn bench_reports_every_figure_cold_and_cached_with_one_and_two_trainers() {
             assert!(result[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {result}");
         }
         assert!(result["images"].as_u64().unwrap() >= 400 * trainers, "{result}");
+        assert!(result["ceiling"]["wake_us_p50"].as_f64().unwrap() > 0.0, "{result}");
         for key in ["handoff_us_p50", "handoff_us_p99", "bottleneck"] {
             assert!(result.get(key).is_some(), "{key}: {result}");
         }
@@ -321,7 +322,7 @@ fn bench_names_the_stage_that_is_starved_of_time() {
         ("plan", &["--size=1", "--batch-size=200", "--dtype=u8"]),
     ];
     let data = sample_data();
-    let bench = ["bench", "--json", "--seconds=0.5", "--rounds=1", "--data", data.to_str().unwrap()];
+    let bench = ["bench", "--json", "--seconds=0.5", "--rounds=1", "--ceiling", "--data", data.to_str().unwrap()];
     for (stage, options) in cases {
         let output = run(&[&bench, options].concat());
         assert!(output.status.success(), "{}", stderr(&output));

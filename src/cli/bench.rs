@@ -1,24 +1,21 @@
 //! `mixd bench`: how fast a daemon delivers to separate trainer processes, and what share of the machine's ceiling that is.
 
+use super::bench_ceiling::{Ceiling, Measured};
 use super::bench_trainer::{Counted, Report, Touch};
 use super::options::{Cache, DataArgs, PipelineArgs};
 use super::own_daemon::OwnDaemon;
 use crate::client;
 use crate::config::FeedSpec;
 use crate::control::proto;
-use crate::cpus::Cpus;
-use crate::dataset::Dataset;
-use crate::image::Loader;
 use crate::pipeline::in_flight;
 use crate::ring::now_ns;
 use crate::sampler::Sampler;
-use crate::types::{Dtype, ImageSize, Split};
+use crate::types::{Dtype, ImageSize};
 use anyhow::Context;
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Measure images per second through a daemon of its own and separate trainer processes.
@@ -61,16 +58,14 @@ pub struct Bench {
     /// What trainers read: the header and an element of every image, or all bytes.
     #[arg(long, env = "MIXD_TOUCH", default_value = "element")]
     touch: Touch,
-    /// Measure the machine's ceilings before each round: decode + resize with nothing else, and writing finished batches to memory.
+    /// Measure the machine's ceilings before each round: decode + resize with nothing else, writing finished batches to memory,
+    /// waking a thread.
     #[arg(long, env = "MIXD_CEILING")]
     ceiling: bool,
     /// Print one line of JSON at the end.
     #[arg(long, env = "MIXD_JSON")]
     json: bool,
 }
-
-/// How long the decode ceiling is measured in a round; the memory's needs a quarter.
-const CEILING_TIME: Duration = Duration::from_millis(800);
 
 /// A process that is ended if it has not ended by itself.
 struct Trainer {
@@ -120,7 +115,7 @@ impl Bench {
                     attach_ms.push(attach_ns as f64 / 1e6);
                     first_batch_ns = first_batch_ns.min(first);
                 }
-                Report::Round(_) => anyhow::bail!("a trainer counted unasked"),
+                report => anyhow::bail!("a trainer counted unasked: {report:?}"),
             }
         }
         let workers = client::status(daemon.socket())?.decode_workers as usize;
@@ -174,12 +169,11 @@ impl Bench {
         let counted = || rounds.iter().flat_map(|round| &round.trainers);
         let over = |figure: &dyn Fn(&Round) -> Option<f64>| median(rounds.iter().filter_map(figure).collect());
         let ceiling = |round: &Round| round.ceiling.as_ref().map(|at| if warm { at.write } else { at.decode });
-        let mut handoff_us: Vec<f64> = counted().flat_map(|one| one.handoff_us.clone()).collect();
-        handoff_us.sort_by(f64::total_cmp);
-        let quantile = |q: f64| {
-            let last = handoff_us.len().checked_sub(1)?;
-            Some(handoff_us[(last as f64 * q).round() as usize])
-        };
+        let handoff_us: Vec<f64> = counted().flat_map(|one| one.handoff_us.clone()).collect();
+        let handoffs = handoff_us.len();
+        let wake_us = rounds.iter().flat_map(|round| round.ceiling.iter().flat_map(|at| at.wake_us.clone())).collect();
+        let ([handoff_us_p50, handoff_us_p99], [wake_us_p50, wake_us_p99]) =
+            (quantiles(handoff_us), quantiles(wake_us));
         let last = &rounds.last().expect("at least one round").after;
         let stages = stages(rounds);
         let window_s: f64 = rounds.iter().map(|round| round.window.as_secs_f64()).sum();
@@ -204,10 +198,12 @@ impl Bench {
                 "kind": if warm { "memory write" } else { "decode + resize" },
                 "decode_images_per_s": over(&|round| Some(round.ceiling.as_ref()?.decode)),
                 "memory_write_images_per_s": over(&|round| Some(round.ceiling.as_ref()?.write)),
+                "wake_us_p50": wake_us_p50,
+                "wake_us_p99": wake_us_p99,
             })),
-            "handoff_us_p50": quantile(0.5),
-            "handoff_us_p99": quantile(0.99),
-            "handoffs": handoff_us.len(),
+            "handoff_us_p50": handoff_us_p50,
+            "handoff_us_p99": handoff_us_p99,
+            "handoffs": handoffs,
             "bottleneck": bottleneck(&stages, window_s),
             "stages": stages,
             "trainers": self.trainers,
@@ -235,13 +231,17 @@ struct Round {
 
 /// Has all trainers count once.
 fn round(daemon: &OwnDaemon, trainers: &mut [Trainer]) -> anyhow::Result<Round> {
-    let (before, window) = (client::status(daemon.socket())?, Instant::now());
     for trainer in &mut *trainers {
         writeln!(trainer.child.stdin.as_mut().expect("piped"))?;
     }
+    for trainer in &mut *trainers {
+        let report = trainer.report()?;
+        anyhow::ensure!(matches!(report, Report::Counting), "a trainer does not begin to count: {report:?}");
+    }
+    let (before, window) = (client::status(daemon.socket())?, Instant::now());
     let counted = trainers.iter_mut().map(|trainer| match trainer.report()? {
         Report::Round(counted) => Ok(counted),
-        Report::Warm { .. } => anyhow::bail!("a trainer is warm twice"),
+        report => anyhow::bail!("a trainer has not counted: {report:?}"),
     });
     let trainers = counted.collect::<anyhow::Result<_>>()?;
     Ok(Round { trainers, before, after: client::status(daemon.socket())?, window: window.elapsed(), ceiling: None })
@@ -272,6 +272,13 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len().checked_sub(1)? / 2;
     Some((values[middle] + values[values.len() / 2]) / 2.0)
+}
+
+/// The median and the 99th percentile.
+fn quantiles(mut values: Vec<f64>) -> [Option<f64>; 2] {
+    values.sort_by(f64::total_cmp);
+    let last = values.len().saturating_sub(1) as f64;
+    [0.5, 0.99].map(|q| values.get((last * q).round() as usize).copied())
 }
 
 /// What each stage did in all rounds.
@@ -307,94 +314,6 @@ fn bottleneck(stages: &[Value], window_s: f64) -> String {
     busiest.and_then(|stage| stage["name"].as_str()).unwrap_or("unknown").to_owned()
 }
 
-/// What the machine can do at best, measured again and again with the memory it was first measured with.
-struct Ceiling<'a> {
-    dataset: &'a Dataset,
-    spec: FeedSpec,
-    pipeline: &'a PipelineArgs,
-    /// Decode threads of the daemon.
-    workers: usize,
-    next: AtomicU64,
-    slots: Vec<Vec<u8>>,
-}
-
-/// Ceilings in images a second.
-struct Measured {
-    /// Decode and resize with nothing else, on as many threads as the daemon has workers.
-    decode: f64,
-    /// Writing finished images to the slots of a ring.
-    write: f64,
-}
-
-impl<'a> Ceiling<'a> {
-    fn new(dataset: &'a Dataset, spec: FeedSpec, pipeline: &'a PipelineArgs, workers: usize) -> Self {
-        let batch_bytes = spec.batch_size as usize * spec.format().image_bytes();
-        let slots = (0..spec.slots).map(|_| vec![1; batch_bytes]).collect();
-        let mut ceiling = Self { dataset, spec, pipeline, workers, next: AtomicU64::new(0), slots };
-        // Once over the first files, so that neither the page cache nor the processor's clock starts cold.
-        ceiling.measure();
-        ceiling
-    }
-
-    fn measure(&mut self) -> Measured {
-        Measured {
-            decode: self.decode(Instant::now() + CEILING_TIME),
-            write: self.write(Instant::now() + CEILING_TIME / 4),
-        }
-    }
-
-    fn decode(&self, until: Instant) -> f64 {
-        let samples = self.dataset.samples(Split::Train).len() as u64;
-        let (done, start, size) = (AtomicU64::new(0), Instant::now(), self.spec.image_size);
-        let work = || {
-            // Fails only where the daemon's start has failed.
-            let _ = self.pipeline.cpus.as_ref().map(Cpus::pin);
-            let (mut loader, mut out) = (Loader::new(self.pipeline.load()), vec![0; size.values()]);
-            while Instant::now() < until {
-                let sample = self.next.fetch_add(1, Ordering::Relaxed) % samples;
-                let path = self.dataset.path_of(Split::Train, sample as u32);
-                if loader.load(&path, size, &mut out).is_ok() {
-                    done.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 0..self.workers {
-                scope.spawn(work);
-            }
-        });
-        done.into_inner() as f64 / start.elapsed().as_secs_f64()
-    }
-
-    /// On as many threads as mix a batch: each writes its part of every slot.
-    fn write(&mut self, until: Instant) -> f64 {
-        let (images, start, workers) = (AtomicU64::new(0), Instant::now(), self.workers);
-        let part_bytes = self.slots[0].len().div_ceil(workers);
-        let part_images = u64::from(self.spec.batch_size) / workers as u64;
-        let mut parts: Vec<Vec<&mut [u8]>> = (0..workers).map(|_| Vec::new()).collect();
-        for slot in &mut self.slots {
-            slot.chunks_mut(part_bytes).zip(&mut parts).for_each(|(part, of)| of.push(part));
-        }
-        std::thread::scope(|scope| {
-            for mut parts in parts {
-                let images = &images;
-                scope.spawn(move || {
-                    let mut value = 0_u8;
-                    while Instant::now() < until {
-                        for part in &mut parts {
-                            value = value.wrapping_add(1);
-                            part.fill(value);
-                            std::hint::black_box(&part[part.len() / 2]);
-                            images.fetch_add(part_images, Ordering::Relaxed);
-                        }
-                    }
-                });
-            }
-        });
-        images.into_inner() as f64 / start.elapsed().as_secs_f64()
-    }
-}
-
 fn table(result: &Value) -> String {
     use std::fmt::Write as _;
     let number = |key: &str| result[key].as_f64();
@@ -423,6 +342,11 @@ fn table(result: &Value) -> String {
     row("attaching", text(number("attach_ms"), " ms"));
     row("hand-off, median", text(number("handoff_us_p50"), " µs"));
     row("hand-off, 99 %", text(number("handoff_us_p99"), " µs"));
+    if let (Some(p50), Some(p99)) =
+        (result["ceiling"]["wake_us_p50"].as_f64(), result["ceiling"]["wake_us_p99"].as_f64())
+    {
+        row("  the kernel's wake-up alone", format!("{p50:.1} µs, {p99:.1} µs"));
+    }
     row("bottleneck", result["bottleneck"].as_str().unwrap_or_default().to_owned());
     for stage in result["stages"].as_array().into_iter().flatten() {
         let time = |key: &str| stage[key].as_f64().unwrap_or(0.0);

@@ -52,6 +52,8 @@ pub enum Report {
         /// When the first batch was there, on the machine's clock.
         first_batch_ns: u64,
     },
+    /// A round begins: what was made while nobody read is out of the way.
+    Counting,
     /// A round was counted.
     Round(Counted),
 }
@@ -86,11 +88,12 @@ impl BenchTrainer {
             checksum ^= self.step(&batch);
         }
         say(&Report::Warm { attach_ns, first_batch_ns })?;
-        // A line on standard input asks for a round. What was made while nobody read is not counted.
+        // A line on standard input asks for a round.
         for _ in std::io::stdin().lines() {
             for _ in 0..in_flight(self.feed.spec()?.slots) {
                 checksum ^= self.step(&feed.next_batch()?);
             }
+            say(&Report::Counting)?;
             let counted = self.round(&mut feed, checksum)?;
             checksum = counted.checksum;
             say(&Report::Round(counted))?;

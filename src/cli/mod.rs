@@ -1,6 +1,7 @@
 //! The command line: one file a command.
 
 mod bench;
+mod bench_ceiling;
 mod bench_trainer;
 mod config_file;
 mod options;

@@ -1,4 +1,5 @@
-//! The CPU mixer alone: batches of 64 mixed images of 128 × 128, in one thread.
+//! The CPU mixer alone: batches of 64 mixed images of 128 × 128, in one thread, for each element type, order of axes and instruction
+//! set.
 //!
 //! `cargo bench --bench mix`. Samples are rows of 2,000 (98 MB: not in cache), the output goes round four slots. What it leaves
 //! out: decoding, waking, other processes; `mixd bench` has those.
@@ -6,8 +7,10 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use mixd::config::FeedSpec;
-use mixd::mix::{MixerKind, Row, mixer};
-use mixd::types::{Device, Dtype};
+use mixd::mix::{CpuMixer, Level, Mixer, Row};
+use mixd::types::{Dtype, Layout};
+
+const SLOTS: usize = 4;
 
 fn mix(criterion: &mut Criterion) {
     let values = FeedSpec::train().format().image_size.values();
@@ -15,22 +18,25 @@ fn mix(criterion: &mut Criterion) {
         (0..2_000).map(|n| (0..values).map(|at| (at * 31 + n * 7 + at / 97) as u8).collect()).collect();
     let mut group = criterion.benchmark_group("mix");
     group.throughput(Throughput::Elements(64));
-    for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::U8] {
-        let format = FeedSpec { dtype, ..FeedSpec::train() }.format();
-        let mut mixer = mixer(MixerKind::Cpu, Device::Cpu, format, 64, 4, None).unwrap();
-        let mut slots = vec![vec![0_u64; 64 * format.image_bytes() / 8]; 4];
-        let mut turn = 0;
-        group.bench_function(dtype.name(), |bencher| {
-            bencher.iter(|| {
-                turn += 1;
-                let row = |at: usize| {
-                    let sample = |salt: usize| &samples[(turn * 64 + at * salt) % samples.len()][..];
-                    Row { own: sample(17), partner: sample(29), lambda: 0.7, partner_row: -1 }
-                };
-                let rows: Vec<Row<'_>> = (0..64).map(row).collect();
-                mixer.mix(&rows, bytemuck::cast_slice_mut(&mut slots[turn % 4])).unwrap();
+    for (dtype, layout) in Dtype::ALL.iter().flat_map(|&dtype| Layout::ALL.iter().map(move |&layout| (dtype, layout))) {
+        let format = FeedSpec { dtype, layout, ..FeedSpec::train() }.format();
+        let slot_bytes = 64 * format.image_bytes();
+        let mut slots = vec![vec![0_u64; slot_bytes / 8]; SLOTS];
+        for level in Level::available() {
+            let mut mixer = CpuMixer::new(format, SLOTS * slot_bytes, None).at(level);
+            let mut turn = 0;
+            group.bench_function(format!("{dtype} {layout} {level:?}"), |bencher| {
+                bencher.iter(|| {
+                    turn += 1;
+                    let row = |at: usize| {
+                        let sample = |salt: usize| &samples[(turn * 64 + at * salt) % samples.len()][..];
+                        Row { own: sample(17), partner: sample(29), lambda: 0.7, partner_row: -1 }
+                    };
+                    let rows: Vec<Row<'_>> = (0..64).map(row).collect();
+                    mixer.mix(&rows, bytemuck::cast_slice_mut(&mut slots[turn % SLOTS])).unwrap();
+                });
             });
-        });
+        }
     }
     group.finish();
 }

@@ -40,6 +40,8 @@ COLUMNS = {
     "bottleneck": lambda f: f["bottleneck"],
 }
 DECODING = ["--cache", "off"]
+# How often each point of a curve is measured.
+PASSES = 3
 
 
 def pair(median: float | None, last: float | None) -> str:
@@ -91,21 +93,20 @@ class Curves:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.panels: dict[str, dict[str, list[tuple[float | str, dict]]]] = {}
+        self.panels: dict[str, dict[str, dict[float | str, list[dict]]]] = {}
 
-    def point(self, panel: str, series: str, x: float | str, options: list[str], data: Path | None = None, **env: str) -> dict:
-        """Measures one point."""
-        rounds = ["--rounds", "1"] if self.options.quick else ["--rounds", "3"]
-        figures = bench(self.options.mixd, data or self.options.data, self.options.seconds, [*options, *rounds], **env)
-        self.panels.setdefault(panel, {}).setdefault(series, []).append((x, figures))
-        return figures
+    def point(self, panel: str, series: str, x: float | str, options: list[str], data: Path | None = None) -> None:
+        """Measures one point once."""
+        seconds = self.options.seconds / PASSES
+        figures = bench(self.options.mixd, data or self.options.data, seconds, [*options, "--rounds", "1"])
+        self.panels.setdefault(panel, {}).setdefault(series, {}).setdefault(x, []).append(figures)
 
     def ends(self, values: list) -> list:
         """All values, or the least alone."""
         return values[:1] if self.options.quick else values
 
     def measure(self) -> None:
-        """All panels."""
+        """All panels once."""
         cores = len(os.sched_getaffinity(0))
         for workers in self.ends([n for n in (1, 2, 4, 8, 16, 32, 64) if n <= cores]):
             self.point("decode workers", "decoding", workers, [*DECODING, "--workers", str(workers)])
@@ -128,10 +129,16 @@ class Curves:
             cache = "off" if percent == 0 else str(-(-bytes_all * percent // 100))
             self.point("per cent of the data set that the store has room for", "", percent, ["--cache", cache])
         for count in self.ends([1000, 3000, 10000, 30000, 100000]):
-            source, index = multiplied(self.options.data, count), HOME / "index"
-            shutil.rmtree(index, ignore_errors=True)
-            for series in ("decoding, folder walked", "decoding, walk remembered"):
-                self.point("images of the data set", series, count, DECODING, source, MIXD_CACHE_DIR=str(index.resolve()))
+            # The walk over the folder is remembered: `mixd bench` has looked at it before it starts the daemon.
+            self.point("images of the data set", "decoding", count, DECODING, multiplied(self.options.data, count))
+
+    def points(self) -> dict[str, dict[str, list[tuple[float | str, dict]]]]:
+        """Of each point the pass with the median rate."""
+        middle = lambda passes: sorted(passes, key=lambda figures: figures["images_per_s"])[len(passes) // 2]
+        return {
+            title: {name: [(x, middle(passes)) for x, passes in xs.items()] for name, xs in series.items()}
+            for title, series in self.panels.items()
+        }
 
     def draw(self, to: Path) -> None:
         """Images a second as lines, processor time as broken ones, a panel a choice; and the first batch against the data set's size."""
@@ -141,8 +148,8 @@ class Curves:
         from matplotlib import pyplot
 
         figure, axes = pyplot.subplots(3, 3, figsize=(15, 11), layout="constrained")
-        panels = [(title, series, "images_per_s") for title, series in self.panels.items()]
-        last, series = list(self.panels.items())[-1]
+        panels = [(title, series, "images_per_s") for title, series in self.points().items()]
+        last, series = list(self.points().items())[-1]
         panels.append((last, series, "first_batch_ms"))
         for axis, (title, series, key) in zip(axes.flat, panels):
             cost = axis.twinx() if key == "images_per_s" else None
@@ -155,10 +162,10 @@ class Curves:
                 axis.set_xscale("log", base=10 if title == "images of the data set" else 2)
             axis.set_xlabel(title)
             axis.set_ylabel("images/s" if cost else "ms from start to the first batch")
-            axis.set_ylim(0)
+            axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
             if cost:
                 cost.set_ylabel("CPU ms per 1,000 images (dotted)")
-                cost.set_ylim(0)
+                cost.set_ylim(0, 1.1 * cost.get_ylim()[1])
             if all(series):
                 axis.legend(fontsize="small")
         figure.suptitle(self.options.head)
@@ -180,9 +187,11 @@ def main() -> None:
     rounds = ["--rounds", "1"] if options.quick else []
     figures = {name: bench(options.mixd, options.data, options.seconds, ["--ceiling", *more, *rounds]) for name, more in TABLE.items()}
     curves = Curves(options)
-    curves.measure()
+    # Each point again only after all others: the machine's speed may change by half from one minute to the next.
+    for _ in range(1 if options.quick else PASSES):
+        curves.measure()
     rows = [["", *COLUMNS], *([name, *(column(of) for column in COLUMNS.values())] for name, of in figures.items())]
-    stem = report("bench", options.out, options.head, rows, {"table": figures, "curves": curves.panels})
+    stem = report("bench", options.out, options.head, rows, {"table": figures, "curves": curves.points()})
     curves.draw(stem.with_suffix(".svg"))
     print(f"curves: {stem.with_suffix('.svg')}", file=sys.stderr)
 

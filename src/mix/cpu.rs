@@ -22,7 +22,7 @@ const CHUNK: usize = 512;
 
 /// Instruction sets that the pass is written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Level {
+pub enum Level {
     /// What every processor of the target has.
     Baseline,
     /// AVX2 and F16C.
@@ -32,7 +32,7 @@ enum Level {
 
 impl Level {
     /// Those that this machine has, best last.
-    fn available() -> Vec<Self> {
+    pub fn available() -> Vec<Self> {
         let mut levels = vec![Self::Baseline];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
@@ -67,6 +67,15 @@ impl CpuMixer {
             part_bytes: PART_BYTES,
             helpers,
         }
+    }
+
+    /// The same mixer with another instruction set; it gives the same bits.
+    ///
+    /// # Panics
+    /// When the machine does not have it.
+    pub fn at(self, level: Level) -> Self {
+        assert!(Level::available().contains(&level), "this machine has no {level:?}");
+        Self { level, ..self }
     }
 }
 

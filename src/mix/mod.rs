@@ -16,6 +16,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+pub use cpu::{CpuMixer, Level};
 #[cfg(feature = "torch")]
 pub use torch::torch_device;
 

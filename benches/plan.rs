@@ -1,0 +1,37 @@
+//! Planning alone: the order of an epoch, and the plan of a batch of 64, for as many samples as imagenette and ImageNet have.
+//!
+//! `cargo bench --bench plan`. What it leaves out: finding the samples, decoding, mixing; `mixd bench` has those.
+#![allow(missing_docs, reason = "criterion's macros")]
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use mixd::config::FeedSpec;
+use mixd::sampler::Sampler;
+
+fn plan(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("plan");
+    for samples in [9_469, 1_281_167] {
+        let sampler = Sampler::new(FeedSpec::train(), samples).unwrap();
+        let mut number = 0;
+        group.bench_function(format!("epoch of {samples}"), |bencher| {
+            bencher.iter(|| {
+                number += 1;
+                sampler.epoch(number)
+            });
+        });
+        let (epoch, mut index) = (sampler.epoch(0), 0);
+        group.bench_function(format!("batch of {samples}"), |bencher| {
+            bencher.iter(|| {
+                index = (index + 1) % sampler.batches();
+                epoch.plan(index)
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(20);
+    targets = plan
+}
+criterion_main!(benches);

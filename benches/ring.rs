@@ -1,0 +1,66 @@
+//! The ring alone: what publishing, leasing and releasing a batch cost beside its pixels.
+//!
+//! `cargo bench --bench ring`. `in turn` is one thread, so nobody waits; `two threads` hand batches over as fast as they can, so that
+//! the one or the other often sleeps. What it leaves out: filling slots, other processes; `mixd bench` has those.
+#![allow(missing_docs, reason = "criterion's macros")]
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use mixd::config::FeedSpec;
+use mixd::ring::{self, Next, RingReader, RingWriter};
+use mixd::sampler::{Plan, Sampler};
+use std::time::Instant;
+
+struct Ends {
+    writer: RingWriter,
+    reader: RingReader,
+    plan: Plan,
+    labels: [i64; 64],
+    _dir: tempfile::TempDir,
+}
+
+fn ends() -> Ends {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let spec = FeedSpec::train();
+    let (writer, handle) = ring::create(&dir.path().join("ring"), &spec.format(), spec.batch_size, spec.slots).unwrap();
+    let (_, cursor) = handle.add_reader().unwrap();
+    let reader = RingReader::open(&handle.data_path(), &cursor).unwrap();
+    Ends { writer, reader, plan: Sampler::new(spec, 6_400).unwrap().epoch(0).plan(0), labels: [0; 64], _dir: dir }
+}
+
+fn publish(writer: &mut RingWriter, plan: &Plan, labels: &[i64]) {
+    writer.next_slot().unwrap().publish(plan, labels, labels, 0);
+}
+
+fn take(reader: &mut RingReader) {
+    assert!(matches!(reader.next_batch(), Ok(Next::Batch(_))));
+}
+
+fn ring(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("ring");
+    group.bench_function("in turn", |bencher| {
+        let Ends { mut writer, mut reader, plan, labels, _dir } = ends();
+        bencher.iter(|| {
+            publish(&mut writer, &plan, &labels);
+            take(&mut reader);
+        });
+    });
+    group.bench_function("two threads", |bencher| {
+        bencher.iter_custom(|batches| {
+            let Ends { mut writer, mut reader, plan, labels, _dir } = ends();
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                scope.spawn(|| (0..batches).for_each(|_| publish(&mut writer, &plan, &labels)));
+                (0..batches).for_each(|_| take(&mut reader));
+            });
+            start.elapsed()
+        });
+    });
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(20);
+    targets = ring
+}
+criterion_main!(benches);

@@ -32,7 +32,7 @@ fn resize(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     for (width, height) in [(213, 160), (667, 500)] {
         let values: Vec<u8> = (0..width * height * 3).map(|at| (at * 31 + at / 97) as u8).collect();
-        let picture = Picture { width, height, channels: 3, values: &values };
+        let picture = Picture::new(width, height, 3, &values);
         let mut out = vec![0; size.values()];
         for kind in ResizeKind::ALL {
             let mut resize = Resize::new(*kind);

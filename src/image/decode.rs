@@ -29,9 +29,21 @@ pub struct Picture<'a> {
     pub channels: usize,
     /// The values, row by row.
     pub values: &'a [u8],
+    /// How many eighths of pixels of a row, and of rows, show the image: all, unless the last ones of a scaled JPEG reach beyond it.
+    pub extent: [u32; 2],
 }
 
-impl Picture<'_> {
+impl<'a> Picture<'a> {
+    /// A picture whose image reaches to its edges.
+    pub fn new(width: u32, height: u32, channels: usize, values: &'a [u8]) -> Self {
+        Self { width, height, channels, values, extent: [8 * width, 8 * height] }
+    }
+
+    /// Whether it has as many pixels as `size` and its image reaches to their edges.
+    pub fn is(&self, size: ImageSize) -> bool {
+        (self.width, self.height) == (size.width, size.height) && self.extent == [8 * size.width, 8 * size.height]
+    }
+
     /// The same as RGB.
     pub fn to_rgb(&self) -> Vec<u8> {
         match self.channels {
@@ -77,9 +89,9 @@ impl Decoder {
             return Err(ImageError::Decode("the file is cut off: it has no end marker".to_owned()));
         }
         #[cfg(feature = "turbojpeg")]
-        if let Some((width, height, channels)) = self.turbo.decode(file, at_least, &mut self.raw)? {
+        if let Some((width, height, channels, extent)) = self.turbo.decode(file, at_least, &mut self.raw)? {
             let values = &self.raw[..width as usize * height as usize * channels];
-            return Ok(Picture { width, height, channels, values });
+            return Ok(Picture { extent, ..Picture::new(width, height, channels, values) });
         }
         #[cfg(not(feature = "turbojpeg"))]
         let _ = at_least;
@@ -97,7 +109,7 @@ impl Decoder {
             Err(ImageError::Decode(cause)) if cause.contains("[strict-mode]") => self.decode_jpeg(file, false)?,
             other => other?,
         };
-        Ok(Picture { width, height, channels, values: &self.raw })
+        Ok(Picture::new(width, height, channels, &self.raw))
     }
 
     /// Frees scratch above `bytes`.
@@ -142,7 +154,7 @@ impl Decoder {
             other => return Err(ImageError::Decode(format!("separate scans of pixels {other:?} are not supported"))),
         };
         self.raw = decoder.decode().map_err(failed)?;
-        Ok(Picture { width, height, channels, values: &self.raw })
+        Ok(Picture::new(width, height, channels, &self.raw))
     }
 
     fn decode_other(&mut self, file: &[u8]) -> Result<Picture<'_>, ImageError> {
@@ -180,7 +192,7 @@ impl Decoder {
             }
             self.raw.truncate(pixels * channels);
         }
-        Ok(Picture { width, height, channels, values: &self.raw })
+        Ok(Picture::new(width, height, channels, &self.raw))
     }
 }
 

@@ -20,7 +20,8 @@ const FRACTION: u32 = 22;
 /// Scratch for resizing, and the weights of the shapes that were seen.
 #[derive(Default)]
 pub struct Exact {
-    axes: HashMap<(u32, u32), Axis>,
+    /// By inputs, eighths of inputs that show the image, and outputs.
+    axes: HashMap<(u32, u32, u32), Axis>,
     /// Rows that were resized along themselves: for each row of the picture its channels, one after the other.
     narrow: Vec<u8>,
     /// The last rows of a picture, with room for loads that reach beyond them.
@@ -31,12 +32,13 @@ pub struct Exact {
 impl Exact {
     /// Resizes `picture` to `size` into the first `picture.channels` planes of `out`.
     pub fn run(&mut self, picture: &Picture<'_>, size: ImageSize, out: &mut [u8]) {
-        let (across, down) = ((picture.width, size.width), (picture.height, size.height));
+        let [width, height] = picture.extent;
+        let (across, down) = ((picture.width, width, size.width), (picture.height, height, size.height));
         if self.axes.len() + 2 > AXES_MAX {
             self.axes.clear();
         }
-        for key @ (inputs, outputs) in [across, down] {
-            self.axes.entry(key).or_insert_with(|| Axis::new(inputs, outputs));
+        for key in [across, down] {
+            self.axes.entry(key).or_insert_with(|| Axis::new(key));
         }
         let (across, down) = (&self.axes[&across], &self.axes[&down]);
         let narrow_row = across.outputs() * picture.channels;
@@ -74,8 +76,8 @@ struct Axis {
 }
 
 impl Axis {
-    fn new(inputs: u32, outputs: u32) -> Self {
-        let scale = f64::from(inputs) / f64::from(outputs);
+    fn new((inputs, eighths, outputs): (u32, u32, u32)) -> Self {
+        let scale = f64::from(eighths) / 8.0 / f64::from(outputs);
         let reach = scale.max(1.0);
         let weights_of = |output: usize| {
             let center = (output as f64 + 0.5) * scale;
@@ -340,9 +342,9 @@ mod tests {
         #[test]
         fn without_vectors_it_is_the_same(width in 1_u32..60, height in 1_u32..60, to_width in 1_u32..40, to_height in 1_u32..40) {
             let values: Vec<u8> = (0..width * height * 3).map(|at| (at * 73 + at / 5 * 19) as u8).collect();
-            let picture = Picture { width, height, channels: 3, values: &values };
+            let picture = Picture::new(width, height, 3, &values);
             let size = ImageSize { height: to_height, width: to_width };
-            let (across, down) = (Axis::new(width, to_width), Axis::new(height, to_height));
+            let (across, down) = (Axis::new((width, 8 * width, to_width)), Axis::new((height, 8 * height, to_height)));
             let mut narrow = vec![0; (to_width * height * 3) as usize];
             let mut ours = vec![0; size.values()];
             along_rows(&picture, &across, &mut narrow);

@@ -1,6 +1,8 @@
 //! JPEGs through libjpeg-turbo (feature `turbojpeg`): Pillow's pixels to the bit, and scaled ones for less than full ones.
 
 use super::ImageError;
+#[cfg(doc)]
+use super::Picture;
 use super::decode::check_size;
 use crate::types::ImageSize;
 use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat, ScalingFactor};
@@ -20,14 +22,14 @@ pub struct Turbo {
 }
 
 impl Turbo {
-    /// Decodes a JPEG into the beginning of `out`, and returns width, height and channels; `None` for colours that it does not turn
-    /// into RGB.
+    /// Decodes a JPEG into the beginning of `out`, and returns width, height, channels and [`Picture::extent`]; `None` for colours
+    /// that it does not turn into RGB.
     pub fn decode(
         &mut self,
         file: &[u8],
         at_least: Option<ImageSize>,
         out: &mut Vec<u8>,
-    ) -> Result<Option<(u32, u32, usize)>, ImageError> {
+    ) -> Result<Option<(u32, u32, usize, [u32; 2])>, ImageError> {
         let failed = |error: turbojpeg::Error| ImageError::Decode(error.to_string());
         let header = made(&mut self.full)?.read_header(file).map_err(failed)?;
         check_size(header.width as u32, header.height as u32)?;
@@ -36,20 +38,22 @@ impl Turbo {
             Colorspace::RGB | Colorspace::YCbCr => (PixelFormat::RGB, 3),
             Colorspace::CMYK | Colorspace::YCCK => return Ok(None),
         };
-        let covers = |factor: &ScalingFactor| {
+        let covers = |factor: ScalingFactor| {
             let (width, height) = (factor.scale(header.width), factor.scale(header.height));
             at_least.is_some_and(|size| width >= size.width as usize && height >= size.height as usize)
         };
-        let factor = EIGHTHS.map(|eighths| ScalingFactor::new(eighths, 8)).into_iter().find(covers);
-        let decompressor = match factor {
-            Some(factor) => {
+        let eighths = EIGHTHS.into_iter().find(|&eighths| covers(ScalingFactor::new(eighths, 8)));
+        let decompressor = match eighths {
+            Some(eighths) => {
                 let scaled = made(&mut self.scaled)?;
-                scaled.set_scaling_factor(factor).map_err(failed)?;
+                scaled.set_scaling_factor(ScalingFactor::new(eighths, 8)).map_err(failed)?;
                 scaled
             }
             None => made(&mut self.full)?,
         };
-        let header = header.scaled(factor.unwrap_or(ScalingFactor::ONE));
+        let eighths = eighths.unwrap_or(8);
+        let extent = [header.width, header.height].map(|pixels| (pixels * eighths) as u32);
+        let header = header.scaled(ScalingFactor::new(eighths, 8));
         let (width, height, pitch) = (header.width, header.height, header.width * channels);
         // Every value is written: what is damaged is gray, and an error.
         if out.len() < pitch * height {
@@ -61,7 +65,7 @@ impl Turbo {
             Err(turbojpeg::Error::TurboJpegError(cause)) if cause.contains("extraneous bytes before marker") => {}
             other => other.map_err(failed)?,
         }
-        Ok(Some((width as u32, height as u32, channels)))
+        Ok(Some((width as u32, height as u32, channels, extent)))
     }
 }
 

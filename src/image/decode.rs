@@ -89,7 +89,8 @@ impl Decoder {
             return Err(ImageError::Decode("the file is cut off: it has no end marker".to_owned()));
         }
         #[cfg(feature = "turbojpeg")]
-        if let Some((width, height, channels, extent)) = self.turbo.decode(file, at_least, &mut self.raw)? {
+        if let Some(shape) = self.turbo.decode(file, at_least, &mut self.raw)? {
+            let super::turbo::Shape { width, height, channels, extent } = shape;
             let values = &self.raw[..width as usize * height as usize * channels];
             return Ok(Picture { extent, ..Picture::new(width, height, channels, values) });
         }

@@ -1,8 +1,6 @@
 //! JPEGs through libjpeg-turbo (feature `turbojpeg`): Pillow's pixels to the bit, and scaled ones for less than full ones.
 
 use super::ImageError;
-#[cfg(doc)]
-use super::Picture;
 use super::decode::check_size;
 use crate::types::ImageSize;
 use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat, ScalingFactor};
@@ -13,6 +11,16 @@ const EIGHTHS: [usize; 4] = [1, 2, 3, 4];
 /// The most scans of a progressive file. Encoders make about ten; a few bytes each can make a file of thousands that takes minutes.
 const SCANS_MAX: u32 = 500;
 
+/// A [`Picture`] but for its values.
+///
+/// [`Picture`]: super::Picture
+pub struct Shape {
+    pub width: u32,
+    pub height: u32,
+    pub channels: usize,
+    pub extent: [u32; 2],
+}
+
 /// libjpeg-turbo's state, made when it is first needed. One for full size and one for less: its choice of the inverse transform
 /// does not return from scaled to full.
 #[derive(Default)]
@@ -22,14 +30,13 @@ pub struct Turbo {
 }
 
 impl Turbo {
-    /// Decodes a JPEG into the beginning of `out`, and returns width, height, channels and [`Picture::extent`]; `None` for colours
-    /// that it does not turn into RGB.
+    /// Decodes a JPEG into the beginning of `out`; `None` for colours that it does not turn into RGB.
     pub fn decode(
         &mut self,
         file: &[u8],
         at_least: Option<ImageSize>,
         out: &mut Vec<u8>,
-    ) -> Result<Option<(u32, u32, usize, [u32; 2])>, ImageError> {
+    ) -> Result<Option<Shape>, ImageError> {
         let failed = |error: turbojpeg::Error| ImageError::Decode(error.to_string());
         let header = made(&mut self.full)?.read_header(file).map_err(failed)?;
         check_size(header.width as u32, header.height as u32)?;
@@ -65,7 +72,7 @@ impl Turbo {
             Err(turbojpeg::Error::TurboJpegError(cause)) if cause.contains("extraneous bytes before marker") => {}
             other => other.map_err(failed)?,
         }
-        Ok(Some((width as u32, height as u32, channels, extent)))
+        Ok(Some(Shape { width: width as u32, height: height as u32, channels, extent }))
     }
 }
 

@@ -18,6 +18,7 @@ fn files() -> Vec<Vec<u8>> {
 fn decode(criterion: &mut Criterion) {
     let files = files();
     let mut group = criterion.benchmark_group("decode");
+    group.sample_size(20);
     group.throughput(Throughput::Elements(files.len() as u64));
     let mut decoder = Decoder::default();
     group.bench_function("160 px", |bencher| {
@@ -29,6 +30,7 @@ fn decode(criterion: &mut Criterion) {
 fn resize(criterion: &mut Criterion) {
     let size = ImageSize::square(128);
     let mut group = criterion.benchmark_group("resize");
+    group.sample_size(20);
     group.throughput(Throughput::Elements(1));
     for (width, height) in [(213, 160), (667, 500)] {
         let values: Vec<u8> = (0..width * height * 3).map(|at| (at * 31 + at / 97) as u8).collect();
@@ -44,9 +46,5 @@ fn resize(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group! {
-    name = benches;
-    config = Criterion::default().sample_size(20);
-    targets = decode, resize
-}
+criterion_group!(benches, decode, resize);
 criterion_main!(benches);

@@ -17,6 +17,7 @@ fn mix(criterion: &mut Criterion) {
     let samples: Vec<Vec<u8>> =
         (0..2_000).map(|n| (0..values).map(|at| (at * 31 + n * 7 + at / 97) as u8).collect()).collect();
     let mut group = criterion.benchmark_group("mix");
+    group.sample_size(20);
     group.throughput(Throughput::Elements(64));
     for (dtype, layout) in Dtype::ALL.iter().flat_map(|&dtype| Layout::ALL.iter().map(move |&layout| (dtype, layout))) {
         let format = FeedSpec { dtype, layout, ..FeedSpec::train() }.format();
@@ -41,9 +42,5 @@ fn mix(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group! {
-    name = benches;
-    config = Criterion::default().sample_size(20);
-    targets = mix
-}
+criterion_group!(benches, mix);
 criterion_main!(benches);

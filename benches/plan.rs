@@ -9,6 +9,7 @@ use mixd::sampler::Sampler;
 
 fn plan(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("plan");
+    group.sample_size(20);
     for samples in [9_469, 1_281_167] {
         let sampler = Sampler::new(FeedSpec::train(), samples).unwrap();
         let mut number = 0;
@@ -29,9 +30,5 @@ fn plan(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group! {
-    name = benches;
-    config = Criterion::default().sample_size(20);
-    targets = plan
-}
+criterion_group!(benches, plan);
 criterion_main!(benches);

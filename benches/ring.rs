@@ -37,6 +37,7 @@ fn take(reader: &mut RingReader) {
 
 fn ring(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("ring");
+    group.sample_size(20);
     group.bench_function("in turn", |bencher| {
         let Ends { mut writer, mut reader, plan, labels, _dir } = ends();
         bencher.iter(|| {
@@ -58,9 +59,5 @@ fn ring(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group! {
-    name = benches;
-    config = Criterion::default().sample_size(20);
-    targets = ring
-}
+criterion_group!(benches, ring);
 criterion_main!(benches);

@@ -49,9 +49,14 @@ def pair(median: float | None, last: float | None) -> str:
     return "-" if median is None else f"{median:.0f}, {last:.0f}"
 
 
+def derived(data: Path, kind: str) -> Path:
+    """Where a data set lies that was made of another: a folder for each original."""
+    return HOME / f"{data.resolve().as_posix().strip('/').replace('/', '-')}-{kind}"
+
+
 def upscaled(data: Path, side: int, count: int) -> Path:
     """A data set of some of the images with shorter side `side`; noise gives enlarged ones about as many bytes as photographs have."""
-    to = HOME / f"{side}px-{count}"
+    to = derived(data, f"{side}px-{count}")
     if to.exists():
         return to
     partial, random = HOME / "partial", numpy.random.default_rng(0)
@@ -72,7 +77,7 @@ def upscaled(data: Path, side: int, count: int) -> Path:
 
 def multiplied(data: Path, count: int) -> Path:
     """A data set of `count` training images by links to the images of another."""
-    to, sources = HOME / f"links-{count}", sorted((data / "train").glob("*/*"))
+    to, sources = derived(data, f"links-{count}"), sorted((data / "train").glob("*/*"))
     if to.exists():
         return to
     partial = HOME / "partial"

@@ -1,5 +1,5 @@
 //! The CPU mixer alone: batches of 64 mixed images of 128 × 128, in one thread, for each element type, order of axes and instruction
-//! set.
+//! set; and flipped, and with a CutMix box.
 //!
 //! `cargo bench --bench mix`. Samples are rows of 2,000 (98 MB: not in cache), the output goes round four slots. What it leaves
 //! out: decoding, waking, other processes; `mixd bench` has those.
@@ -8,7 +8,7 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use mixd::config::FeedSpec;
 use mixd::mix::{CpuMixer, Level, Mixer, Row};
-use mixd::types::{Dtype, Layout};
+use mixd::types::{Cut, Dtype, Layout};
 
 const SLOTS: usize = 4;
 
@@ -19,19 +19,25 @@ fn mix(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("mix");
     group.sample_size(20);
     group.throughput(Throughput::Elements(64));
-    for (dtype, layout) in Dtype::ALL.iter().flat_map(|&dtype| Layout::ALL.iter().map(move |&layout| (dtype, layout))) {
+    let layouts = |dtype| Layout::ALL.iter().map(move |&layout| (dtype, layout));
+    let plain = Dtype::ALL.iter().flat_map(|&dtype| layouts(dtype)).map(|(dtype, layout)| (dtype, layout, "mixup"));
+    let kinds = [Dtype::F32, Dtype::U8].into_iter().flat_map(|dtype| ["flipped", "cutmix"].map(|kind| (dtype, kind)));
+    for (dtype, layout, kind) in plain.chain(kinds.map(|(dtype, kind)| (dtype, Layout::Nchw, kind))) {
         let format = FeedSpec { dtype, layout, ..FeedSpec::train() }.format();
         let slot_bytes = 64 * format.image_bytes();
         let mut slots = vec![vec![0_u64; slot_bytes / 8]; SLOTS];
+        let cut = (kind == "cutmix").then_some(Cut { top: 20, bottom: 90, left: 33, right: 103 });
+        let lambda = if cut.is_some() { 1.0 } else { 0.7 };
         for level in Level::available() {
             let mut mixer = CpuMixer::new(format, SLOTS * slot_bytes, None).at(level);
             let mut turn = 0;
-            group.bench_function(format!("{dtype} {layout} {level:?}"), |bencher| {
+            group.bench_function(format!("{kind} {dtype} {layout} {level:?}"), |bencher| {
                 bencher.iter(|| {
                     turn += 1;
                     let row = |at: usize| {
                         let sample = |salt: usize| &samples[(turn * 64 + at * salt) % samples.len()][..];
-                        Row { own: sample(17), partner: sample(29), lambda: 0.7, partner_row: -1 }
+                        let (flip, partner_flip) = (kind == "flipped" && at % 2 == 0, kind == "flipped" && at % 4 < 2);
+                        Row { flip, partner_flip, cut, ..Row::new(sample(17), sample(29), lambda) }
                     };
                     let rows: Vec<Row<'_>> = (0..64).map(row).collect();
                     mixer.mix(&rows, bytemuck::cast_slice_mut(&mut slots[turn % SLOTS])).unwrap();

@@ -6,7 +6,7 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use mixd::config::FeedSpec;
-use mixd::ring::{self, Next, RingReader, RingWriter};
+use mixd::ring::{self, Next, Pace, RingReader, RingWriter};
 use mixd::sampler::{Plan, Sampler};
 use std::time::Instant;
 
@@ -21,9 +21,12 @@ struct Ends {
 fn ends() -> Ends {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let spec = FeedSpec::train();
-    let (writer, handle) = ring::create(&dir.path().join("ring"), &spec.format(), spec.batch_size, spec.slots).unwrap();
-    let (_, cursor) = handle.add_reader().unwrap();
-    let reader = RingReader::open(&handle.data_path(), &cursor).unwrap();
+    let (writer, handle) = {
+        let (dir, format) = (dir.path().join("ring"), spec.format());
+        ring::create(&dir, &format, spec.batch_size, spec.slots, Pace::PRIVATE).unwrap()
+    };
+    let (_, cursor) = handle.add_reader(Some).unwrap();
+    let reader = RingReader::open(&handle.data_path(), &cursor, std::sync::Arc::new(())).unwrap();
     Ends { writer, reader, plan: Sampler::new(spec, 6_400).unwrap().epoch(0).plan(0), labels: [0; 64], _dir: dir }
 }
 

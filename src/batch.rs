@@ -1,6 +1,9 @@
 //! What a batch is: the fields every consumer sees, wherever the bytes lie.
 
+use crate::rng::PLAN_VERSION;
 use crate::types::{Dtype, ImageSize, Layout, SampleId};
+use bytemuck::cast_slice;
+use xxhash_rust::xxh3::Xxh3;
 
 /// A view of one finished batch, in a slot of the ring or in memory of its own.
 ///
@@ -36,7 +39,7 @@ pub struct BatchView<'a> {
     pub batches: u64,
     /// Rows at the batch's end that repeat the head of the permutation so that all ranks have equal counts.
     pub pad: u32,
-    /// xxh3 over the plan fields and `x`; 0 when the feed makes no digests.
+    /// [`BatchView::digest_by`] the daemon's mixer; 0 when the feed makes no digests.
     pub digest: u64,
 }
 
@@ -60,8 +63,98 @@ impl BatchView<'_> {
         }
     }
 
+    /// The digest of this batch as made by the mixer of this name: XXH3, 64 bits, of everything that the batch is.
+    ///
+    /// Hashed are, one after the other: `"mixd digest 1\0"`; the mixer's name and a 0, for u8 `"any"` since all mixers make the same
+    /// bytes then, while in floating point they round differently; the plan version, `dtype` (0 f32, 1 f16, 2 bf16, 3 u8), `layout`
+    /// (0 NCHW, 1 NHWC), height, width, `len` and `pad`, each as u32; `epoch`, `index` and `batches` as u64; `label_a`, `label_b`,
+    /// `lambda`, `partner`, `sample_id`, `partner_id` and `x` as they lie. All numbers are little-endian. A digest that would be 0,
+    /// which means that there is none, is 1.
+    pub fn digest_by(&self, mixer: &str) -> u64 {
+        let mut hash = Xxh3::new();
+        hash.update(b"mixd digest 1\0");
+        hash.update(if self.dtype == Dtype::U8 { "any" } else { mixer }.as_bytes());
+        hash.update(&[0]);
+        let ImageSize { height, width } = self.image_size;
+        let (dtype, layout) = (self.dtype as u32, self.layout as u32);
+        hash.update(cast_slice(&[PLAN_VERSION, dtype, layout, height, width, self.len() as u32, self.pad]));
+        hash.update(cast_slice(&[self.epoch, self.index, self.batches]));
+        hash.update(cast_slice(self.label_a));
+        hash.update(cast_slice(self.label_b));
+        hash.update(cast_slice(self.lambda));
+        hash.update(cast_slice(self.partner));
+        hash.update(cast_slice(self.sample_id));
+        hash.update(cast_slice(self.partner_id));
+        hash.update(self.x);
+        hash.digest().max(1)
+    }
+
     /// Whether this is the last batch of its epoch.
     pub fn ends_epoch(&self) -> bool {
         self.index + 1 == self.batches
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two images of one pixel.
+    fn view() -> BatchView<'static> {
+        BatchView {
+            x: &[1, 2, 3, 4, 5, 6],
+            dtype: Dtype::U8,
+            layout: Layout::Nchw,
+            image_size: ImageSize::square(1),
+            label_a: &[1, 2],
+            label_b: &[2, 1],
+            lambda: &[0.5, 1.0],
+            partner: &[1, 0],
+            sample_id: &[7, 8],
+            partner_id: &[8, 7],
+            epoch: 3,
+            index: 4,
+            batches: 5,
+            pad: 1,
+            digest: 0,
+        }
+    }
+
+    #[test]
+    fn the_digest_is_what_its_definition_says() {
+        let mut bytes = b"mixd digest 1\0any\0".to_vec();
+        for number in [PLAN_VERSION, 3, 0, 1, 1, 2, 1] {
+            bytes.extend(number.to_le_bytes());
+        }
+        for number in [3_u64, 4, 5, 1, 2, 2, 1] {
+            bytes.extend(number.to_le_bytes());
+        }
+        bytes.extend([0.5_f32, 1.0].iter().flat_map(|lambda| lambda.to_le_bytes()));
+        for number in [1_u32, 0, 7, 8, 8, 7] {
+            bytes.extend(number.to_le_bytes());
+        }
+        bytes.extend([1, 2, 3, 4, 5, 6]);
+        assert_eq!(view().digest_by("cpu"), xxhash_rust::xxh3::xxh3_64(&bytes));
+        assert_eq!(view().digest_by("cpu"), GOLDEN);
+    }
+    const GOLDEN: u64 = 12_082_400_370_111_074_482;
+
+    #[test]
+    fn the_digest_tells_batches_and_floating_point_mixers_apart() {
+        let base = view();
+        let x = [0; 24];
+        let float = BatchView { dtype: Dtype::F32, x: &x, ..base };
+        assert_eq!(base.digest_by("cpu"), base.digest_by("torch"));
+        assert_ne!(float.digest_by("cpu"), float.digest_by("torch"));
+        let others = [
+            BatchView { epoch: 4, ..base },
+            BatchView { pad: 0, ..base },
+            BatchView { layout: Layout::Nhwc, ..base },
+            BatchView { lambda: &[0.5, 0.5], ..base },
+            BatchView { partner_id: &[8, 8], ..base },
+            BatchView { x: &[1, 2, 3, 4, 5, 7], ..base },
+            float,
+        ];
+        assert!(others.iter().all(|other| other.digest_by("cpu") != base.digest_by("cpu")));
     }
 }

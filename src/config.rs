@@ -2,7 +2,7 @@
 
 use crate::mix::Format;
 use crate::types::ParseError;
-use crate::types::{Dtype, ImageSize, Last, Layout, Place, Split, named};
+use crate::types::{Dtype, ImageSize, Last, Layout, Split, Start, named};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -13,6 +13,8 @@ pub const BATCH_SIZE_MAX: u32 = 65_536;
 pub const SLOTS_MAX: u32 = 1_024;
 /// The most ranks that an epoch may be dealt to.
 pub const WORLD_SIZE_MAX: u32 = 256;
+/// Seconds that a trainer may be allowed to keep others waiting: a day.
+pub const MAX_LAG_S_MAX: f64 = 86_400.0;
 
 /// Whether every image has a λ of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +57,22 @@ impl Default for Mixup {
     }
 }
 
+/// CutMix (Yun et al. 2019): a box of the partner in the own image. With λ from Beta(α, α), the box has the sides `W·√(1−λ)` and
+/// `H·√(1−λ)`, both rounded down, about a uniform pixel, and is clipped to the image; λ is then the share of the image outside it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CutMix {
+    /// α of Beta(α, α); positive and finite.
+    pub alpha: f64,
+    /// One box an image, or one a batch as in the paper.
+    pub lambda: LambdaPer,
+}
+
+impl Default for CutMix {
+    fn default() -> Self {
+        Self { alpha: 1.0, lambda: LambdaPer::Image }
+    }
+}
+
 /// How the images of a batch are mixed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -63,6 +81,112 @@ pub enum Mix {
     None,
     /// Mixup.
     Mixup(Mixup),
+    /// CutMix.
+    CutMix(CutMix),
+}
+
+impl Mix {
+    /// Whether partners are a second batch, with samples of their own.
+    pub fn takes_a_second_batch(&self) -> bool {
+        matches!(self, Self::Mixup(Mixup { pairing: Pairing::SecondBatch, .. }))
+    }
+
+    fn alpha(&self) -> Option<f64> {
+        match *self {
+            Self::None => None,
+            Self::Mixup(Mixup { alpha, .. }) | Self::CutMix(CutMix { alpha, .. }) => Some(alpha),
+        }
+    }
+}
+
+/// Who waits for whom in a shared feed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Delivery {
+    /// Every trainer sees every batch once and in order; the slowest sets the pace.
+    #[default]
+    Lossless,
+    /// Nobody waits for a slower trainer: the fastest sets the pace, and the others skip what they miss.
+    Latest,
+}
+named!(Delivery, "delivery", "lossless or latest", Lossless = "lossless", Latest = "latest");
+
+/// Name of a shared feed: 1 to [`ShareName::LEN_MAX`] letters, digits, `-`, `_` and `.`.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ShareName {
+    bytes: [u8; Self::LEN_MAX],
+    len: u8,
+}
+
+impl ShareName {
+    /// The longest name, in bytes.
+    pub const LEN_MAX: usize = 64;
+}
+
+impl std::ops::Deref for ShareName {
+    type Target = str;
+    fn deref(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.len.into()]).expect("made of ASCII")
+    }
+}
+
+impl FromStr for ShareName {
+    type Err = ParseError;
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if text.is_empty() || text.len() > Self::LEN_MAX || !text.bytes().all(allowed) {
+            let expected = "1 to 64 letters, digits, `-`, `_` and `.`";
+            return Err(ParseError { what: "name of a shared feed", found: text.to_owned(), expected });
+        }
+        let mut bytes = [0; Self::LEN_MAX];
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        Ok(Self { bytes, len: text.len() as u8 })
+    }
+}
+
+impl TryFrom<String> for ShareName {
+    type Error = ParseError;
+    fn try_from(text: String) -> Result<Self, ParseError> {
+        text.parse()
+    }
+}
+
+impl From<ShareName> for String {
+    fn from(name: ShareName) -> Self {
+        (*name).to_owned()
+    }
+}
+
+impl fmt::Debug for ShareName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+impl fmt::Display for ShareName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self)
+    }
+}
+
+/// How a feed is shared: trainers that name the same share, with equal specs, read the same slots.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Share {
+    /// Which feed.
+    pub name: ShareName,
+    /// Who waits for whom.
+    pub delivery: Delivery,
+    /// Seconds, above 0 and at most [`MAX_LAG_S_MAX`], for which a trainer of a lossless feed may keep others waiting at a stretch
+    /// before it is evicted.
+    pub max_lag_s: f64,
+}
+
+impl Share {
+    /// A lossless share whose trainers may keep others waiting for five minutes: long enough to validate or to save.
+    pub fn new(name: ShareName) -> Self {
+        Self { name, delivery: Delivery::default(), max_lag_s: 300.0 }
+    }
 }
 
 /// Everything that decides what a feed delivers. Equal specs over equal data deliver equal bytes.
@@ -98,8 +222,14 @@ pub struct FeedSpec {
     pub world_size: u32,
     /// Slots of the ring, 2 to [`SLOTS_MAX`].
     pub slots: u32,
-    /// The first batch to deliver.
-    pub start: Place,
+    /// Whether each image is flipped horizontally with a chance of one half, anew in every epoch.
+    pub flip: bool,
+    /// Whether each batch carries its digest ([`crate::batch::BatchView::digest_by`]).
+    pub digest: bool,
+    /// Whether other trainers read the same slots; a feed without a share is private.
+    pub share: Option<Share>,
+    /// Where this trainer begins.
+    pub start: Start,
 }
 
 /// A feed spec that cannot be served.
@@ -133,7 +263,10 @@ impl FeedSpec {
             rank: 0,
             world_size: 1,
             slots: 4,
-            start: Place::default(),
+            flip: false,
+            digest: false,
+            share: None,
+            start: Start::Now,
         }
     }
 
@@ -153,7 +286,7 @@ impl FeedSpec {
     /// Names the first key that is out of range.
     pub fn validate(&self) -> Result<(), SpecError> {
         let side = 1..=ImageSize::SIDE_MAX;
-        let checks: [(bool, &'static str, String, String); 10] = [
+        let checks: [(bool, &'static str, String, String); 11] = [
             range("batch_size", self.batch_size, 1, BATCH_SIZE_MAX),
             (
                 side.contains(&self.image_size.height) && side.contains(&self.image_size.width),
@@ -177,17 +310,20 @@ impl FeedSpec {
                 format!("{:?}", self.std),
                 "three positive numbers".to_owned(),
             ),
-            match self.mix {
-                Mix::Mixup(Mixup { alpha, .. }) => (
-                    alpha.is_finite() && alpha > 0.0,
-                    "alpha",
-                    alpha.to_string(),
-                    "positive and finite (for no mixing ask for mix none)".to_owned(),
-                ),
-                Mix::None => (true, "alpha", String::new(), String::new()),
-            },
             (
-                self.start.epoch >> crate::rng::EPOCH_BITS == 0,
+                self.mix.alpha().is_none_or(|alpha| alpha.is_finite() && alpha > 0.0),
+                "alpha",
+                self.mix.alpha().unwrap_or_default().to_string(),
+                "positive and finite (for no mixing ask for mix none)".to_owned(),
+            ),
+            (
+                self.share.is_none_or(|share| share.max_lag_s > 0.0 && share.max_lag_s <= MAX_LAG_S_MAX),
+                "max_lag",
+                self.share.map_or(0.0, |share| share.max_lag_s).to_string(),
+                format!("above 0 and at most {MAX_LAG_S_MAX} seconds"),
+            ),
+            (
+                self.start.of_a_new_feed().epoch >> crate::rng::EPOCH_BITS == 0,
                 "start",
                 self.start.to_string(),
                 format!("in an epoch below 2^{}", crate::rng::EPOCH_BITS),
@@ -200,6 +336,20 @@ impl FeedSpec {
     }
 }
 
+impl FeedSpec {
+    /// The keys in which `other` asks for other batches or another way of sharing them, each with both values. Where trainers
+    /// start is their own business.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let keys = |spec: &Self| match serde_json::to_value(Self { start: Start::Now, ..*spec }) {
+            Ok(serde_json::Value::Object(keys)) => keys,
+            other => unreachable!("a struct of plain values is {other:?}"),
+        };
+        let (ours, theirs) = (keys(self), keys(other));
+        let differing = ours.iter().filter(|(key, value)| theirs.get(*key) != Some(value));
+        differing.map(|(key, value)| format!("{key} ({value}, not {})", theirs[key])).collect()
+    }
+}
+
 fn range(key: &'static str, value: u32, low: u32, high: u32) -> (bool, &'static str, String, String) {
     ((low..=high).contains(&value), key, value.to_string(), format!("{low} to {high}"))
 }
@@ -207,6 +357,7 @@ fn range(key: &'static str, value: u32, low: u32, high: u32) -> (bool, &'static 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Place;
 
     #[test]
     fn the_defaults_are_valid() {
@@ -218,6 +369,7 @@ mod tests {
     fn values_out_of_range_are_refused_by_name() {
         let train = FeedSpec::train();
         let mixup = |alpha| Mix::Mixup(Mixup { alpha, ..Mixup::default() });
+        let share = Share::new("a".parse().unwrap());
         let cases = [
             ("batch_size", FeedSpec { batch_size: 0, ..train }),
             ("image_size", FeedSpec { image_size: ImageSize { height: 0, width: 9 }, ..train }),
@@ -229,9 +381,30 @@ mod tests {
             ("std", FeedSpec { std: [0.1, 0.0, 0.1], ..train }),
             ("alpha", FeedSpec { mix: mixup(0.0), ..train }),
             ("alpha", FeedSpec { mix: mixup(f64::INFINITY), ..train }),
+            ("alpha", FeedSpec { mix: Mix::CutMix(CutMix { alpha: -1.0, ..CutMix::default() }), ..train }),
+            ("max_lag", FeedSpec { share: Some(Share { max_lag_s: 0.0, ..share }), ..train }),
+            ("start", FeedSpec { start: Start::At(Place { epoch: 1 << 60, index: 0 }), ..train }),
         ];
         for (key, spec) in cases {
             assert_eq!(spec.validate().unwrap_err().key, key);
+        }
+    }
+
+    #[test]
+    fn differences_name_the_keys_and_both_values_but_not_the_start() {
+        let train = FeedSpec::train();
+        let start = Start::At(Place { epoch: 3, index: 1 });
+        assert_eq!(train.differences(&FeedSpec { start, ..train }), [] as [String; 0]);
+        let other = FeedSpec { batch_size: 32, dtype: Dtype::U8, ..train };
+        assert_eq!(train.differences(&other), ["batch_size (64, not 32)", "dtype (\"f32\", not \"u8\")"]);
+    }
+
+    #[test]
+    fn names_of_shares_are_short_and_plain() {
+        let name: ShareName = "sweep-1.a_B".parse().unwrap();
+        assert_eq!((&*name, serde_json::to_string(&name).unwrap().as_str()), ("sweep-1.a_B", "\"sweep-1.a_B\""));
+        for text in ["", "a b", "a/b", "ä", &"x".repeat(65)] {
+            assert!(text.parse::<ShareName>().is_err(), "{text}");
         }
     }
 }

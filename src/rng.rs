@@ -31,8 +31,10 @@ pub enum Stream {
     Permutation = 0,
     /// The partners within a batch.
     Shuffle = 1,
-    /// λ.
+    /// λ and, after it, where a CutMix box lies: its row, then its column.
     Lambda = 2,
+    /// Flips: the top bit of a row's first word is its own image's, that of the second a second batch's.
+    Augmentation = 3,
 }
 
 /// The generator for one purpose at one place.
@@ -51,7 +53,7 @@ pub fn at(seed: u64, stream: Stream, epoch: u64, batch: u64, row: u64) -> ChaCha
 }
 
 /// A uniform number in `0..bound` by multiplication, with rejection (Lemire 2019), from 32-bit words.
-fn below(rng: &mut ChaCha8Rng, bound: u32) -> u32 {
+pub fn below(rng: &mut ChaCha8Rng, bound: u32) -> u32 {
     let threshold = bound.wrapping_neg() % bound;
     loop {
         let product = u64::from(rng.next_u32()) * u64::from(bound);
@@ -70,12 +72,17 @@ pub fn permutation(mut rng: ChaCha8Rng, n: u32) -> Vec<u32> {
     order
 }
 
+/// A fair coin: the top bit of the next 32-bit word.
+pub fn coin(rng: &mut ChaCha8Rng) -> bool {
+    rng.next_u32() >> 31 == 1
+}
+
 /// A draw of Beta(α, α), in [0, 1].
 ///
 /// # Panics
 /// When `alpha` is not a positive, finite number.
-pub fn beta(mut rng: ChaCha8Rng, alpha: f64) -> f64 {
-    Beta::new(alpha, alpha).expect("α is validated with the feed spec").sample(&mut rng)
+pub fn beta(rng: &mut ChaCha8Rng, alpha: f64) -> f64 {
+    Beta::new(alpha, alpha).expect("α is validated with the feed spec").sample(rng)
 }
 
 #[cfg(test)]
@@ -89,7 +96,7 @@ mod tests {
             [words(Stream::Permutation, 0, 0, 0), words(Stream::Shuffle, 1, 2, 0), words(Stream::Lambda, 3, 4, 5)];
         assert_eq!(pinned, PINNED_WORDS);
         assert_eq!(permutation(at(7, Stream::Permutation, 0, 0, 0), 10), PINNED_PERMUTATION);
-        assert_eq!(beta(at(7, Stream::Lambda, 0, 0, 0), 0.4).to_bits(), PINNED_BETA);
+        assert_eq!(beta(&mut at(7, Stream::Lambda, 0, 0, 0), 0.4).to_bits(), PINNED_BETA);
     }
     const PINNED_WORDS: [u64; 3] = [14903477740133753189, 12691110767023999054, 17437460801570986790];
     const PINNED_PERMUTATION: [u32; 10] = [8, 2, 1, 0, 5, 3, 4, 6, 7, 9];
@@ -99,7 +106,7 @@ mod tests {
     fn places_do_not_share_words() {
         let mut seen = std::collections::HashSet::new();
         for seed in 0..3 {
-            for stream in [Stream::Permutation, Stream::Shuffle, Stream::Lambda] {
+            for stream in [Stream::Permutation, Stream::Shuffle, Stream::Lambda, Stream::Augmentation] {
                 for place in 0..64 {
                     let (epoch, batch, row) = (place >> 4, place >> 2 & 3, place & 3);
                     assert!(seen.insert(at(seed, stream, epoch, batch, row).next_u64()));

@@ -1,8 +1,8 @@
 //! Plans: which samples, partners and λ make each batch, as a pure function of the feed spec and the number of samples.
 
-use crate::config::{FeedSpec, LambdaPer, Mix, Mixup, Pairing};
+use crate::config::{CutMix, FeedSpec, LambdaPer, Mix, Mixup, Pairing};
 use crate::rng::{self, Stream};
-use crate::types::{Last, Place, SampleId};
+use crate::types::{Cut, ImageSize, Last, Place, SampleId};
 
 /// One batch before any pixel is touched. All vectors have one element a row.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +19,12 @@ pub struct Plan {
     pub partner: Vec<SampleId>,
     /// Weight of each own sample; 1 where nothing is mixed.
     pub lambda: Vec<f32>,
+    /// CutMix: the partner's box in each image. Empty where the feed cuts nothing.
+    pub cuts: Vec<Cut>,
+    /// Whether each own sample is flipped. Empty where the feed flips nothing.
+    pub flip: Vec<bool>,
+    /// Whether each partner is flipped: as its own row's sample is, or by a coin of its own where partners are a second batch.
+    pub partner_flip: Vec<bool>,
     /// Rows at the end that repeat the head of the permutation.
     pub pad: u32,
 }
@@ -79,7 +85,7 @@ impl Sampler {
             Last::Keep => (n.div_ceil(world), n.div_ceil(world).div_ceil(batch)),
             Last::Drop => (n / world / batch * batch, n / world / batch),
         };
-        let start = spec.start;
+        let start = spec.start.of_a_new_feed();
         if batches == 0 {
             Err(SamplerError::NoBatch { samples, world_size: spec.world_size, batch_size: spec.batch_size })
         } else if batches >> rng::BATCH_BITS != 0 || (batch * world) >> rng::ROW_BITS != 0 {
@@ -91,6 +97,11 @@ impl Sampler {
         }
     }
 
+    /// What is sampled.
+    pub fn spec(&self) -> &FeedSpec {
+        &self.spec
+    }
+
     /// Batches in each epoch, the same for every rank.
     pub fn batches(&self) -> u64 {
         self.batches
@@ -98,7 +109,18 @@ impl Sampler {
 
     /// The first place to deliver.
     pub fn start(&self) -> Place {
-        self.spec.start
+        self.spec.start.of_a_new_feed()
+    }
+
+    /// How many batches lie before `place`, from epoch 0, batch 0.
+    pub fn number(&self, place: Place) -> u128 {
+        u128::from(place.epoch) * u128::from(self.batches) + u128::from(place.index)
+    }
+
+    /// The place of batch `number`, from epoch 0, batch 0.
+    pub fn place(&self, number: u128) -> Place {
+        let batches = u128::from(self.batches);
+        Place { epoch: (number / batches) as u64, index: (number % batches) as u64 }
     }
 
     /// The place after `place`.
@@ -116,7 +138,7 @@ impl Sampler {
             true => rng::permutation(rng::at(self.spec.seed, Stream::Permutation, epoch, 0, row), self.samples),
             false => (0..self.samples).collect(),
         };
-        let second = matches!(self.spec.mix, Mix::Mixup(Mixup { pairing: Pairing::SecondBatch, .. }));
+        let second = self.spec.mix.takes_a_second_batch();
         // A second order is always a shuffled one: in the order of the index every row would be its own partner.
         let second =
             second.then(|| rng::permutation(rng::at(self.spec.seed, Stream::Permutation, epoch, 0, 1), self.samples));
@@ -157,46 +179,90 @@ impl Epoch<'_> {
             rows.clone().map(|row| order[(global(row) % u64::from(*samples)) as usize]).collect()
         };
         let own = pick(&self.order);
+        let (len, mut cuts) = (len as u32, Vec::new());
         let (partner_row, lambda) = match spec.mix {
             Mix::None => ((0..len as i32).collect(), vec![1.0; len as usize]),
-            Mix::Mixup(mixup) => (self.partner_rows(index, len as u32, mixup), self.lambdas(index, len, mixup)),
+            Mix::Mixup(mixup @ Mixup { pairing: Pairing::SecondBatch, .. }) => {
+                (vec![-1; len as usize], self.lambdas(index, len, mixup))
+            }
+            Mix::Mixup(mixup) => (self.partner_rows(index, len), self.lambdas(index, len, mixup)),
+            Mix::CutMix(cut_mix) => {
+                cuts = self.cuts(index, len, cut_mix);
+                (self.partner_rows(index, len), cuts.iter().map(|&cut| share_outside(cut, spec.image_size)).collect())
+            }
         };
         let partner = match &self.second {
             Some(second) => pick(second),
             None => partner_row.iter().map(|&row| own[row as usize]).collect(),
         };
+        let (flip, partner_flip) = if spec.flip { self.flips(index, &partner_row) } else { Default::default() };
         let place = Place { epoch: self.epoch, index };
-        Plan { place, batches: *batches, own, partner_row, partner, lambda, pad }
+        Plan { place, batches: *batches, own, partner_row, partner, lambda, cuts, flip, partner_flip, pad }
     }
 
-    fn partner_rows(&self, index: u64, len: u32, mixup: Mixup) -> Vec<i32> {
+    fn partner_rows(&self, index: u64, len: u32) -> Vec<i32> {
         let spec = &self.sampler.spec;
-        match mixup.pairing {
-            Pairing::SecondBatch => vec![-1; len as usize],
-            Pairing::Shuffle => {
-                let rng = rng::at(spec.seed, Stream::Shuffle, self.epoch, index, u64::from(spec.rank));
-                rng::permutation(rng, len).into_iter().map(|row| row as i32).collect()
-            }
-        }
+        let rng = rng::at(spec.seed, Stream::Shuffle, self.epoch, index, u64::from(spec.rank));
+        rng::permutation(rng, len).into_iter().map(|row| row as i32).collect()
     }
 
-    fn lambdas(&self, index: u64, len: u64, mixup: Mixup) -> Vec<f32> {
+    /// The generator of a row of a batch, which no row of another rank has.
+    fn row(&self, stream: Stream, index: u64, row: u32) -> rand_chacha::ChaCha8Rng {
         let spec = &self.sampler.spec;
-        let draw = |row: u64| {
-            let row = row * u64::from(spec.world_size) + u64::from(spec.rank);
-            let raw = rng::beta(rng::at(spec.seed, Stream::Lambda, self.epoch, index, row), mixup.alpha);
+        let row = u64::from(row) * u64::from(spec.world_size) + u64::from(spec.rank);
+        rng::at(spec.seed, stream, self.epoch, index, row)
+    }
+
+    fn lambdas(&self, index: u64, len: u32, mixup: Mixup) -> Vec<f32> {
+        per(mixup.lambda, len, |row| {
+            let raw = rng::beta(&mut self.row(Stream::Lambda, index, row), mixup.alpha);
             (if mixup.fold { raw.max(1.0 - raw) } else { raw }) as f32
-        };
-        match mixup.lambda {
-            LambdaPer::Image => (0..len).map(draw).collect(),
-            LambdaPer::Batch => vec![draw(0); len as usize],
-        }
+        })
     }
+
+    /// The boxes of Yun et al. 2019, algorithm 1.
+    fn cuts(&self, index: u64, len: u32, cut_mix: CutMix) -> Vec<Cut> {
+        let ImageSize { height, width } = self.sampler.spec.image_size;
+        per(cut_mix.lambda, len, |row| {
+            let mut rng = self.row(Stream::Lambda, index, row);
+            let side = (1.0 - rng::beta(&mut rng, cut_mix.alpha)).sqrt();
+            let mut span = |extent: u32| {
+                let (half, centre) = ((f64::from(extent) * side) as u32 / 2, rng::below(&mut rng, extent));
+                (centre.saturating_sub(half), (centre + half).min(extent))
+            };
+            let ((top, bottom), (left, right)) = (span(height), span(width));
+            Cut { top, bottom, left, right }
+        })
+    }
+
+    fn flips(&self, index: u64, partner_row: &[i32]) -> (Vec<bool>, Vec<bool>) {
+        let toss = |row| {
+            let mut rng = self.row(Stream::Augmentation, index, row);
+            [rng::coin(&mut rng), rng::coin(&mut rng)]
+        };
+        let coins: Vec<[bool; 2]> = (0..partner_row.len() as u32).map(toss).collect();
+        let partner = |(row, &from): (usize, &i32)| usize::try_from(from).map_or(coins[row][1], |from| coins[from][0]);
+        (coins.iter().map(|coin| coin[0]).collect(), partner_row.iter().enumerate().map(partner).collect())
+    }
+}
+
+/// A draw for each row, or the first row's for all.
+fn per<T: Copy>(per: LambdaPer, len: u32, draw: impl Fn(u32) -> T) -> Vec<T> {
+    match per {
+        LambdaPer::Image => (0..len).map(draw).collect(),
+        LambdaPer::Batch => vec![draw(0); len as usize],
+    }
+}
+
+/// λ of CutMix: the share of the image outside the box.
+fn share_outside(cut: Cut, image_size: ImageSize) -> f32 {
+    (1.0 - cut.pixels() as f64 / image_size.pixels() as f64) as f32
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Start;
     use proptest::prelude::*;
 
     fn spec(batch_size: u32, last: Last, rank: u32, world_size: u32) -> FeedSpec {
@@ -206,7 +272,7 @@ mod tests {
     proptest! {
         #[test]
         fn ranks_cover_each_epoch_once_with_equal_counts(
-            samples in 1_u32..200, world in 1_u32..=17, batch in 1_u32..=9, keep: bool, epoch in 0_u64..3,
+            samples in 0_u32..=200, world in 1_u32..=17, batch in 1_u32..=9, keep: bool, epoch in 0_u64..3,
         ) {
             let last = if keep { Last::Keep } else { Last::Drop };
             let mut seen = vec![0_u32; samples as usize];
@@ -214,7 +280,7 @@ mod tests {
             for rank in 0..world {
                 match Sampler::new(spec(batch, last, rank, world), samples) {
                     Err(error) => {
-                        prop_assert!(!keep && samples / world < batch, "{error}");
+                        prop_assert!(samples == 0 || !keep && samples / world < batch, "{error}");
                         return Ok(());
                     }
                     Ok(sampler) => {
@@ -301,6 +367,81 @@ mod tests {
         assert!(firsts.iter().any(|&lambda| lambda != firsts[0]));
     }
 
+    proptest! {
+        #[test]
+        fn boxes_lie_in_the_image_and_lambda_is_what_they_leave(
+            height in 1_u32..40, width in 1_u32..40, alpha in 0.1_f64..3.0, seed: u64, per_batch: bool,
+        ) {
+            let lambda = if per_batch { LambdaPer::Batch } else { LambdaPer::Image };
+            let (image_size, mix) = (ImageSize { height, width }, Mix::CutMix(CutMix { alpha, lambda }));
+            let spec = FeedSpec { image_size, mix, seed, ..spec(16, Last::Keep, 0, 1) };
+            let plan = Sampler::new(spec, 50).unwrap().epoch(2).plan(1);
+            prop_assert_eq!((plan.cuts.len(), plan.partner_row.iter().min()), (16, Some(&0)));
+            for (&Cut { top, bottom, left, right }, &lambda) in plan.cuts.iter().zip(&plan.lambda) {
+                prop_assert!(top <= bottom && bottom <= height && left <= right && right <= width);
+                let inside = f64::from((bottom - top) * (right - left)) / f64::from(height * width);
+                prop_assert!((f64::from(lambda) - (1.0 - inside)).abs() < 1e-6);
+            }
+            prop_assert!(!per_batch || plan.cuts.iter().all(|&cut| cut == plan.cuts[0]));
+        }
+    }
+
+    /// Unclipped boxes have the area that λ asks for; over many, with α = 1, their mean is near that of uniform λ and clipping.
+    #[test]
+    fn boxes_are_as_large_as_lambda_says() {
+        let (side, mix) = (200, Mix::CutMix(CutMix::default()));
+        let spec = FeedSpec { image_size: ImageSize::square(side), mix, ..spec(1_000, Last::Keep, 0, 1) };
+        let sampler = Sampler::new(spec, 20_000).unwrap();
+        let epoch = sampler.epoch(0);
+        let (mut unclipped, mut lambdas) = (0, Vec::new());
+        for index in 0..20 {
+            let plan = epoch.plan(index);
+            for (row, cut) in plan.cuts.iter().enumerate() {
+                let raw = rng::beta(&mut epoch.row(Stream::Lambda, index, row as u32), 1.0);
+                let wanted = 2 * ((f64::from(side) * (1.0 - raw).sqrt()) as u32 / 2);
+                let (height, width) = (cut.bottom - cut.top, cut.right - cut.left);
+                let inside = cut.top > 0 && cut.left > 0 && cut.bottom < side && cut.right < side;
+                assert!(height <= wanted && width <= wanted && (!inside || (height, width) == (wanted, wanted)));
+                unclipped += u32::from(inside);
+            }
+            lambdas.extend(plan.lambda.iter().map(|&lambda| f64::from(lambda)));
+        }
+        assert!(unclipped > 2_000, "{unclipped}");
+        // A side of share s keeps s − s²/4 of its length in the mean over the centre, and E (s − s²/4)² over s = √u is 83/240.
+        let (mean, exact) = (lambdas.iter().sum::<f64>() / lambdas.len() as f64, 1.0 - EXPECTED_INSIDE);
+        assert!((mean - exact).abs() < 0.01, "{mean} for {exact}");
+    }
+    const EXPECTED_INSIDE: f64 = 1.0 / 2.0 - 1.0 / 5.0 + 1.0 / 48.0;
+
+    #[test]
+    fn half_of_the_rows_are_flipped_anew_each_epoch_and_partners_with_their_rows() {
+        let spec = FeedSpec { flip: true, ..spec(50, Last::Keep, 1, 2) };
+        let plans = |spec| {
+            let sampler = Sampler::new(spec, 4_000).unwrap();
+            let epoch = |epoch| (0..sampler.batches()).map(|index| sampler.epoch(epoch).plan(index)).collect::<Vec<_>>();
+            [epoch(0), epoch(1)]
+        };
+        let flips = |plans: &[Plan]| plans.iter().flat_map(|plan| plan.flip.clone()).collect::<Vec<_>>();
+        let [first, second] = plans(spec);
+        let count = flips(&first).iter().filter(|&&flip| flip).count();
+        assert!((900..1_100).contains(&count), "{count} of 2,000");
+        assert_ne!(flips(&first), flips(&second));
+        assert_ne!(flips(&first), flips(&plans(FeedSpec { rank: 0, ..spec })[0]));
+        for plan in &first {
+            for (row, &from) in plan.partner_row.iter().enumerate() {
+                assert_eq!(plan.partner_flip[row], plan.flip[from as usize]);
+            }
+        }
+        let pairing = Pairing::SecondBatch;
+        let [other, _] = plans(FeedSpec { mix: Mix::Mixup(Mixup { pairing, ..Mixup::default() }), ..spec });
+        assert_eq!(flips(&other), flips(&first));
+        assert!(other.iter().any(|plan| plan.flip != plan.partner_flip));
+        // Nothing else changes with the flips.
+        let [plain, _] = plans(FeedSpec { flip: false, ..spec });
+        assert!(plain.iter().all(|plan| plan.flip.is_empty() && plan.partner_flip.is_empty()));
+        assert!(plain.iter().zip(&first).all(|(a, b)| (&a.own, &a.lambda) == (&b.own, &b.lambda)));
+    }
+
     #[test]
     fn an_unmixed_feed_in_order_is_the_index() {
         let sampler = Sampler::new(FeedSpec::val(), 300).unwrap();
@@ -330,7 +471,7 @@ mod tests {
         assert!(matches!(refused(spec(8, Last::Drop, 0, 1), 7), SamplerError::NoBatch { .. }));
         assert!(matches!(refused(spec(1, Last::Keep, 0, 1), 0), SamplerError::NoBatch { .. }));
         assert!(matches!(refused(spec(1, Last::Keep, 0, 1), 1 << 25), SamplerError::TooMany { .. }));
-        let start = FeedSpec { start: Place { epoch: 0, index: 5 }, ..FeedSpec::train() };
+        let start = FeedSpec { start: Start::At(Place { epoch: 0, index: 5 }), ..FeedSpec::train() };
         assert!(matches!(refused(start, 128), SamplerError::StartOutOfRange { batches: 2, .. }));
     }
 

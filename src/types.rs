@@ -166,6 +166,26 @@ impl FromStr for ImageSize {
     }
 }
 
+/// A box of pixels: rows `top..bottom`, columns `left..right`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// First row.
+    pub top: u32,
+    /// First row below it.
+    pub bottom: u32,
+    /// First column.
+    pub left: u32,
+    /// First column right of it.
+    pub right: u32,
+}
+
+impl Cut {
+    /// Pixels in the box.
+    pub const fn pixels(self) -> usize {
+        (self.bottom - self.top) as usize * (self.right - self.left) as usize
+    }
+}
+
 /// A batch's place in the endless sequence of its feed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Place {
@@ -178,6 +198,61 @@ pub struct Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "epoch {}, batch {}", self.epoch, self.index)
+    }
+}
+
+/// Where a trainer begins to read a feed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// At the next batch; a feed that is opened begins at epoch 0, batch 0.
+    #[default]
+    Now,
+    /// At the first batch of the next epoch; a feed that is opened begins at epoch 0, batch 0.
+    NextEpoch,
+    /// At this batch.
+    At(Place),
+}
+
+impl Start {
+    /// Where a feed begins that is opened with this.
+    pub fn of_a_new_feed(self) -> Place {
+        match self {
+            Self::Now | Self::NextEpoch => Place::default(),
+            Self::At(place) => place,
+        }
+    }
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Now => f.write_str("now"),
+            Self::NextEpoch => f.write_str("next-epoch"),
+            Self::At(Place { epoch, index }) => write!(f, "{epoch},{index}"),
+        }
+    }
+}
+
+impl FromStr for Start {
+    type Err = ParseError;
+
+    /// Reads `now`, `next-epoch`, or `EPOCH,BATCH`, both from 0.
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let place = || {
+            let (epoch, index) = text.split_once(',')?;
+            Some(Self::At(Place { epoch: epoch.trim().parse().ok()?, index: index.trim().parse().ok()? }))
+        };
+        match text {
+            "now" => Some(Self::Now),
+            "next-epoch" => Some(Self::NextEpoch),
+            _ => place(),
+        }
+        .ok_or_else(|| ParseError {
+            what: "start",
+            found: text.to_owned(),
+            expected: "now, next-epoch, or EPOCH,BATCH such as 40,100",
+        })
     }
 }
 

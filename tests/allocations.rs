@@ -57,8 +57,8 @@ fn per_batch(cache_bytes: u64, batch_size: u32) -> f64 {
     let spec = FeedSpec { batch_size, image_size: ImageSize::square(48), ..FeedSpec::train() };
     assert!(matches!(spec.mix, Mix::Mixup(_)));
     let dir = tempfile::tempdir().unwrap();
-    let feed = pipeline.open(spec, &dir.path().join("ring")).unwrap();
-    let mut reader = RingReader::open(&feed.ring().data_path(), feed.cursor_path()).unwrap();
+    let (feed, seat) = pipeline.open(spec, &dir.path().join("ring"), false).unwrap();
+    let mut reader = RingReader::open(&feed.ring().data_path(), &seat.cursor_path, std::sync::Arc::new(())).unwrap();
     let mut read = |batches: u64| {
         for _ in 0..batches {
             assert!(matches!(reader.next_batch().unwrap(), Next::Batch(_)));

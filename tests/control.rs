@@ -24,11 +24,11 @@ fn other_versions_are_refused_naming_both() {
     let daemon = Daemon::start(&[]);
     let refusal = block_on(async {
         let other = Versions { layout: 99, ..versions() };
-        let request = AttachRequest { versions: Some(other), spec: None, pid: 1 };
+        let request = AttachRequest { versions: Some(other), spec: None, pid: 1, trainers: 0 };
         connect(&daemon).await.attach(tokio_stream::once(request)).await.unwrap_err()
     });
     let text = refusal.message();
-    assert!(text.contains("layout 1,") && text.contains("layout 99,"), "{text}");
+    assert!(text.contains("layout 2,") && text.contains("layout 99,"), "{text}");
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn a_watcher_sees_feeds_come() {
         feed.next_batch().unwrap();
         while watch.next().await.unwrap().unwrap().feeds.is_empty() {}
         let feeds = client.list_feeds(ListFeedsRequest {}).await.unwrap().into_inner().feeds;
-        assert_eq!((feeds.len(), feeds[0].pid), (1, std::process::id()));
+        assert_eq!((feeds.len(), feeds[0].trainers[0].pid), (1, std::process::id()));
         assert!(feeds[0].published > 0);
         let refused = client.watch(WatchRequest { interval_ms: Some(1) }).await.unwrap_err();
         assert!(refused.message().contains("it must be 100 to 60000"), "{refused}");

@@ -84,7 +84,7 @@ fn ctrl_c_on_a_terminal_leaves_nothing() {
 #[test]
 fn a_killed_daemon_is_an_error_after_what_was_published() {
     let mut daemon = Daemon::start(&[]);
-    let mut feed = daemon.attach(spec()).unwrap();
+    let mut feed = client::attach_for(&daemon.socket(), &spec(), Duration::ZERO).unwrap();
     let held = feed.next_batch().unwrap();
     let before = held.view().x.to_vec();
     daemon.child.kill().unwrap();
@@ -107,7 +107,7 @@ fn a_killed_daemon_is_an_error_after_what_was_published() {
 #[test]
 fn a_trainer_that_waits_learns_of_the_daemons_death() {
     let mut daemon = Daemon::start(&[]);
-    let mut feed = daemon.attach(spec()).unwrap();
+    let mut feed = client::attach_for(&daemon.socket(), &spec(), Duration::ZERO).unwrap();
     let waiting = std::thread::spawn(move || {
         loop {
             if let Err(error) = feed.next_batch() {

@@ -11,7 +11,7 @@ mod protocol;
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::AtomicBool;
 use loom::sync::{Arc, Condvar, Mutex};
-use protocol::{CursorWords, Sleeper, WriterWords, has_room, slot_of};
+use protocol::{CursorWords, NO_BATCH, Sleeper, WriterWords, has_room};
 use sync::{AtomicU32, AtomicU64, Ordering};
 
 const SLOTS: u32 = 2;
@@ -24,9 +24,9 @@ struct Futex {
 }
 
 impl Sleeper for Futex {
-    fn sleep(&self, event: &AtomicU32, seen: u32) {
+    fn sleep(&self, events: &[(&AtomicU32, u32)]) {
         let guard = self.lock.lock().unwrap();
-        if event.load(Ordering::SeqCst) == seen {
+        if events.iter().all(|(event, seen)| event.load(Ordering::SeqCst) == *seen) {
             drop(self.changed.wait(guard).unwrap());
         }
     }
@@ -41,14 +41,29 @@ impl Sleeper for Futex {
     }
 }
 
+#[derive(Default)]
+struct Cursor {
+    released: AtomicU64,
+    event: AtomicU32,
+    waiting: AtomicU32,
+    evicted: AtomicU32,
+    held: [AtomicU64; 1],
+}
+
+impl Cursor {
+    fn words(&self) -> CursorWords<'_> {
+        let Self { released, event, waiting, evicted, held } = self;
+        CursorWords { released, event, reader_waiting: waiting, evicted, held }
+    }
+}
+
 struct Ring {
     published: AtomicU64,
     event: AtomicU32,
     ended: AtomicU32,
     writer_waiting: AtomicU32,
-    released: AtomicU64,
-    cursor_event: AtomicU32,
-    reader_waiting: AtomicU32,
+    holds: [AtomicU64; SLOTS as usize],
+    cursor: Cursor,
     gone: AtomicBool,
     slots: [UnsafeCell<u64>; SLOTS as usize],
     futex: Futex,
@@ -61,9 +76,8 @@ impl Ring {
             event: AtomicU32::new(0),
             ended: AtomicU32::new(0),
             writer_waiting: AtomicU32::new(0),
-            released: AtomicU64::new(0),
-            cursor_event: AtomicU32::new(0),
-            reader_waiting: AtomicU32::new(0),
+            holds: [AtomicU64::new(NO_BATCH), AtomicU64::new(NO_BATCH)],
+            cursor: Cursor::default(),
             gone: AtomicBool::new(false),
             slots: [UnsafeCell::new(u64::MAX), UnsafeCell::new(u64::MAX)],
             futex: Futex::default(),
@@ -71,30 +85,36 @@ impl Ring {
     }
 
     fn words(&self) -> WriterWords<'_> {
-        let Self { published, event, ended, writer_waiting, .. } = self;
-        WriterWords { published, event, ended, writer_waiting }
+        let Self { published, event, ended, writer_waiting, holds, .. } = self;
+        WriterWords { published, event, ended, writer_waiting, holds }
     }
 
     fn cursor(&self) -> CursorWords<'_> {
-        let Self { released, cursor_event: event, reader_waiting, .. } = self;
-        CursorWords { released, event, reader_waiting }
+        self.cursor.words()
     }
 
+    /// Lossless delivery to a reader that is waited for until it is gone.
     fn write(&self, seq: u64) {
         let gone = || self.gone.load(Ordering::SeqCst);
-        let enough = |released| has_room(seq, released, SLOTS);
-        self.words().await_room(self.cursor(), enough, gone, &self.futex);
+        let done = || has_room(seq, self.cursor.released.load(Ordering::Acquire), SLOTS) || gone();
+        self.words().await_cursors(&[self.cursor()], done, &self.futex);
         if gone() {
             return;
         }
+        assert!(self.words().claim((seq % u64::from(SLOTS)) as u32, std::iter::empty()));
+        self.fill(seq, (seq % u64::from(SLOTS)) as usize);
+    }
+
+    fn fill(&self, seq: u64, slot: usize) {
         // loom reports any access that is not ordered before or after this one.
-        self.slots[slot_of(seq, SLOTS) as usize].with_mut(|slot| {
+        self.slots[slot].with_mut(|slot| {
             // SAFETY: checked by loom.
             #[allow(unsafe_code, reason = "loom's cell")]
             unsafe {
                 *slot = seq;
             }
         });
+        self.holds[slot].store(seq, Ordering::Relaxed);
         self.words().publish(seq + 1, std::iter::once(self.cursor()), &self.futex);
     }
 
@@ -102,15 +122,21 @@ impl Ring {
         if !self.words().await_published(seq, self.cursor(), || false, &self.futex) {
             return None;
         }
-        let value = self.slots[slot_of(seq, SLOTS) as usize].with(|slot| {
+        let slot = self.words().lease(seq, self.cursor())?;
+        let value = self.look(slot);
+        self.cursor().let_go(slot);
+        self.words().release(seq + 1, self.cursor(), &self.futex);
+        Some(value)
+    }
+
+    fn look(&self, slot: u32) -> u64 {
+        self.slots[slot as usize].with(|slot| {
             // SAFETY: checked by loom.
             #[allow(unsafe_code, reason = "loom's cell")]
             unsafe {
                 *slot
             }
-        });
-        self.words().release(seq + 1, self.cursor(), &self.futex);
-        Some(value)
+        })
     }
 }
 
@@ -155,6 +181,85 @@ fn a_writer_that_waits_for_a_reader_that_goes_is_woken() {
         };
         ring.gone.store(true, Ordering::SeqCst);
         ring.words().dismiss(ring.cursor(), &ring.futex);
+        writer.join().unwrap();
+    });
+}
+
+/// Delivery latest: the writer takes any slot that is not leased, and waits for nobody.
+#[test]
+fn what_is_leased_is_not_overwritten_by_a_writer_that_does_not_wait() {
+    check(|| {
+        let ring = Ring::new();
+        ring.fill(0, 0);
+        ring.fill(1, 1);
+        let writer = {
+            let ring = Arc::clone(&ring);
+            loom::thread::spawn(move || {
+                for seq in 2..4 {
+                    let claim = |slot: &u32| ring.words().claim(*slot, std::iter::once(ring.cursor()));
+                    // One reader leases one slot of two; but it may go from one to the other between two looks.
+                    let free = loop {
+                        match (0..SLOTS).find(claim) {
+                            Some(free) => break free,
+                            None => loom::thread::yield_now(),
+                        }
+                    };
+                    ring.fill(seq, free as usize);
+                }
+            })
+        };
+        for seq in 0..2 {
+            if let Some(slot) = ring.words().lease(seq, ring.cursor()) {
+                assert_eq!(ring.look(slot), seq);
+                ring.cursor().let_go(slot);
+            }
+        }
+        writer.join().unwrap();
+    });
+}
+
+#[test]
+fn what_an_evicted_reader_has_leased_is_not_overwritten_and_it_leases_nothing_more() {
+    check(|| {
+        let ring = Ring::new();
+        ring.fill(0, 0);
+        ring.fill(1, 1);
+        let writer = {
+            let ring = Arc::clone(&ring);
+            loom::thread::spawn(move || {
+                ring.cursor().evict(1);
+                for slot in 0..SLOTS {
+                    if ring.words().claim(slot, std::iter::once(ring.cursor())) {
+                        ring.fill(2 + u64::from(slot), slot as usize);
+                    }
+                }
+            })
+        };
+        for seq in 0..2 {
+            if let Some(slot) = ring.words().lease(seq, ring.cursor()) {
+                assert_eq!(ring.look(slot), seq);
+                ring.cursor().let_go(slot);
+            }
+        }
+        writer.join().unwrap();
+        assert_eq!(ring.words().lease(1, ring.cursor()), None);
+    });
+}
+
+/// Two readers, and a writer that sleeps on both: whichever releases wakes it.
+#[test]
+fn a_writer_that_waits_for_any_of_two_is_woken_by_either() {
+    check(|| {
+        let (ring, other) = (Ring::new(), Arc::new(Cursor::default()));
+        let writer = {
+            let (ring, other) = (Arc::clone(&ring), Arc::clone(&other));
+            loom::thread::spawn(move || {
+                let moved = |cursor: CursorWords<'_>| cursor.released.load(Ordering::Acquire) > 0;
+                let done = || moved(ring.cursor()) || moved(other.words());
+                ring.words().await_cursors(&[ring.cursor(), other.words()], done, &ring.futex);
+            })
+        };
+        ring.words().release(1, other.words(), &ring.futex);
         writer.join().unwrap();
     });
 }

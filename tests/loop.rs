@@ -5,7 +5,7 @@ mod common;
 use common::{Daemon, mixd, run, sample_data, small_folder, stderr, until};
 use mixd::client;
 use mixd::config::{FeedSpec, Mix, Mixup, Pairing};
-use mixd::types::{Dtype, Layout, Place};
+use mixd::types::{Dtype, Layout, Place, Start};
 use safetensors::SafeTensors;
 use std::io::Write;
 use std::path::PathBuf;
@@ -68,7 +68,7 @@ fn plan_prints_what_the_feed_delivers() {
     let plan = run(&["plan", "--data", data.to_str().unwrap(), "--epoch=1", "--batch-size=16", "--seed=5", "--json"]);
     let lines: Vec<serde_json::Value> =
         String::from_utf8(plan.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let mut feed = daemon.attach(FeedSpec { start: Place { epoch: 1, index: 0 }, ..spec() }).unwrap();
+    let mut feed = daemon.attach(FeedSpec { start: Start::At(Place { epoch: 1, index: 0 }), ..spec() }).unwrap();
     assert_eq!(lines.len() as u64, feed.batches());
     for (line, batch) in lines.iter().zip(feed.epoch()) {
         let batch = batch.unwrap();
@@ -225,7 +225,7 @@ fn specs_out_of_range_are_refused_and_running_feeds_go_on() {
     let mut running = daemon.attach(spec()).unwrap();
     let refused = |spec| daemon.attach(spec).err().unwrap().to_string();
     assert!(refused(FeedSpec { batch_size: 0, ..spec() }).contains("batch_size is 0: it must be 1 to 65536"));
-    let start = Place { epoch: 0, index: 99 };
+    let start = Start::At(Place { epoch: 0, index: 99 });
     assert!(refused(FeedSpec { start, ..spec() }).contains("an epoch has 13 batches"));
     let last = mixd::types::Last::Drop;
     assert!(refused(FeedSpec { last, batch_size: 400, ..spec() }).contains("an epoch has no batch"));
@@ -254,7 +254,7 @@ fn a_full_tmpfs_is_a_refusal_that_names_need_and_room() {
     until("the feed closes", || client::status(&daemon.socket()).unwrap().feeds.is_empty().then_some(()));
     drop(daemon.attach(FeedSpec { batch_size: 4, ..spec() }).unwrap());
     let _ = std::process::Command::new("umount").arg("-l").arg(&shm).status();
-    assert!(error.contains("no room for a ring of 50352128 bytes") && error.contains("bytes are free"), "{error}");
+    assert!(error.contains("no room for a ring of 50356224 bytes") && error.contains("bytes are free"), "{error}");
     assert_eq!(free, 100);
 }
 

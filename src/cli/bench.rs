@@ -156,6 +156,8 @@ impl Bench {
             ("dtype", self.dtype.to_string()),
             ("slots", self.slots.to_string()),
             ("seed", nth.to_string()),
+            // Its daemon is not started again.
+            ("reconnect", "0".to_owned()),
         ];
         command.args(options.map(|(key, value)| format!("--{key}={value}")));
         let mut child =

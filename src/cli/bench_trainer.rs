@@ -1,6 +1,6 @@
 //! One trainer of `mixd bench`, a process of its own: reads batches, touches them and counts.
 
-use super::options::FeedArgs;
+use super::options::{FeedArgs, JoinArgs};
 use crate::client::{self, Batch, Feed};
 use crate::pipeline::in_flight;
 use crate::ring::now_ns;
@@ -39,6 +39,8 @@ pub struct BenchTrainer {
     step_us: u64,
     #[command(flatten)]
     feed: FeedArgs,
+    #[command(flatten)]
+    join: JoinArgs,
 }
 
 /// What a trainer reports on its standard output, a line each.
@@ -76,7 +78,8 @@ pub struct Counted {
 impl BenchTrainer {
     pub fn run(self) -> anyhow::Result<()> {
         let start_ns = now_ns();
-        let mut feed = client::attach(&self.socket, &self.feed.spec()?)?;
+        let spec = self.join.spec(self.feed.spec()?)?;
+        let mut feed = client::attach_for(&self.socket, &spec, self.join.reconnect()?)?;
         let attach_ns = now_ns() - start_ns;
         let mut checksum = 0_u64;
         let mut first_batch_ns = 0;
@@ -90,7 +93,7 @@ impl BenchTrainer {
         say(&Report::Warm { attach_ns, first_batch_ns })?;
         // A line on standard input asks for a round.
         for _ in std::io::stdin().lines() {
-            for _ in 0..in_flight(self.feed.spec()?.slots) {
+            for _ in 0..in_flight(spec.slots) {
                 checksum ^= self.step(&feed.next_batch()?);
             }
             say(&Report::Counting)?;

@@ -1,18 +1,20 @@
 //! Groups of options that several commands share, and how they become the domain's types.
 
-use crate::config::{FeedSpec, LambdaPer, Mix, Mixup, Pairing};
+use crate::client;
+use crate::config::{CutMix, Delivery, FeedSpec, LambdaPer, Mix, Mixup, Pairing, Share, ShareName};
 use crate::cpus::{Cpus, Workers};
 use crate::dataset::{Dataset, Progress};
 use crate::image::{DecodeKind, JPEG_DECODER, LoadOptions, ResizeKind};
 use crate::mix::MixerKind;
 use crate::pipeline::{self, OnBadImage};
-use crate::types::{Device, Dtype, ImageSize, Last, Layout, ParseError, Split};
+use crate::types::{Device, Dtype, ImageSize, Last, Layout, ParseError, Split, Start};
 use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 /// The data set.
 #[derive(Debug, Args)]
@@ -217,12 +219,15 @@ pub struct FeedArgs {
     #[arg(long, env = "MIXD_LAST", default_value = "keep")]
     pub last: Last,
     /// Mixup's α [default: 0.4 for train; val is mixed only if this is given].
-    #[arg(long, env = "MIXD_ALPHA", conflicts_with = "no_mixup")]
+    #[arg(long, env = "MIXD_ALPHA", conflicts_with_all = ["no_mixup", "cutmix"])]
     pub alpha: Option<f64>,
+    /// CutMix instead of mixup, with this α (the paper's is 1).
+    #[arg(long, env = "MIXD_CUTMIX", value_name = "ALPHA", conflicts_with = "no_mixup")]
+    pub cutmix: Option<f64>,
     /// Do not mix.
     #[arg(long, env = "MIXD_NO_MIXUP")]
     pub no_mixup: bool,
-    /// One λ per-image or per-batch.
+    /// One λ (CutMix: one box) per-image or per-batch.
     #[arg(long, env = "MIXD_LAMBDA", default_value = "per-image")]
     pub lambda: LambdaPer,
     /// Leave λ as drawn, in [0, 1], instead of max(λ, 1−λ).
@@ -231,6 +236,12 @@ pub struct FeedArgs {
     /// Partners from a shuffle of the batch, or from a second-batch.
     #[arg(long, env = "MIXD_PAIRING", default_value = "shuffle")]
     pub pairing: Pairing,
+    /// Flip images horizontally, each with a chance of one half, anew each epoch.
+    #[arg(long, env = "MIXD_FLIP")]
+    pub flip: bool,
+    /// Put a digest of its plan and pixels in every batch.
+    #[arg(long, env = "MIXD_DIGEST")]
+    pub digest: bool,
     /// Element type: f32, f16, bf16, or u8 (raw pixels).
     #[arg(long, env = "MIXD_DTYPE", default_value = "f32")]
     pub dtype: Dtype,
@@ -273,10 +284,14 @@ impl FeedArgs {
             shuffle: self.shuffle.unwrap_or(base.shuffle),
             seed: self.seed,
             last: self.last,
-            mix: match (self.no_mixup, self.alpha, base.mix) {
-                (true, ..) | (false, None, Mix::None) => Mix::None,
-                (false, Some(alpha), _) | (false, None, Mix::Mixup(Mixup { alpha, .. })) => mixup(alpha),
+            mix: match (self.no_mixup, self.cutmix, self.alpha, base.mix) {
+                (true, ..) => Mix::None,
+                (_, Some(alpha), ..) => Mix::CutMix(CutMix { alpha, lambda: self.lambda }),
+                (_, _, Some(alpha), _) | (_, _, None, Mix::Mixup(Mixup { alpha, .. })) => mixup(alpha),
+                (.., mix) => mix,
             },
+            flip: self.flip,
+            digest: self.digest,
             dtype: self.dtype,
             layout: self.layout,
             mean: channels("mean", &self.mean)?,
@@ -288,6 +303,43 @@ impl FeedArgs {
         };
         spec.validate()?;
         Ok(spec)
+    }
+}
+
+/// How a trainer takes part in a feed.
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// Share the feed with the trainers that name the same, with the same options: they read the same batches [default: a feed of its
+    /// own].
+    #[arg(long, env = "MIXD_SHARE", value_name = "NAME")]
+    pub share: Option<ShareName>,
+    /// Who waits for whom in a shared feed: lossless (all for the slowest) or latest (nobody; the slow skip batches).
+    #[arg(long, env = "MIXD_DELIVERY", default_value = "lossless")]
+    pub delivery: Delivery,
+    /// Seconds for which a trainer of a lossless shared feed may keep others waiting before it is evicted.
+    #[arg(long, env = "MIXD_MAX_LAG", value_name = "S", default_value_t = 300.0)]
+    pub max_lag: f64,
+    /// Where to begin: now, next-epoch, or EPOCH,BATCH [default: now; of a feed of its own 0,0].
+    #[arg(long, env = "MIXD_START", default_value = "now", hide_default_value = true)]
+    pub start: Start,
+    /// Seconds to wait for a daemon that is gone to be started again.
+    #[arg(long, env = "MIXD_RECONNECT", value_name = "S", default_value_t = client::RECONNECT.as_secs_f64())]
+    pub reconnect: f64,
+}
+
+impl JoinArgs {
+    /// The spec with these options.
+    pub fn spec(&self, spec: FeedSpec) -> anyhow::Result<FeedSpec> {
+        let share = self.share.map(|name| Share { name, delivery: self.delivery, max_lag_s: self.max_lag });
+        let spec = FeedSpec { share, start: self.start, ..spec };
+        spec.validate()?;
+        Ok(spec)
+    }
+
+    /// How long to wait for a daemon that is gone.
+    pub fn reconnect(&self) -> anyhow::Result<Duration> {
+        let seconds = Duration::try_from_secs_f64(self.reconnect);
+        seconds.with_context(|| format!("--reconnect is {}: it must be a number of seconds", self.reconnect))
     }
 }
 

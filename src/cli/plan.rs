@@ -33,11 +33,20 @@ impl Plan {
         for index in 0..sampler.batches() {
             let plan = epoch.plan(index);
             if self.json {
-                let line = json!({
+                let mut line = json!({
                     "epoch": plan.place.epoch, "index": index, "len": plan.own.len(), "sample_id": plan.own,
                     "label_a": labels(&plan.own), "partner": plan.partner_row, "partner_id": plan.partner,
                     "label_b": labels(&plan.partner), "lambda": plan.lambda,
                 });
+                // Only of feeds that cut or flip: the fields of every plan come first and are the same for all.
+                if !plan.cuts.is_empty() {
+                    let cuts = plan.cuts.iter().map(|cut| [cut.top, cut.bottom, cut.left, cut.right]);
+                    line["box"] = json!(cuts.collect::<Vec<_>>());
+                }
+                if !plan.flip.is_empty() {
+                    line["flip"] = json!(plan.flip);
+                    line["partner_flip"] = json!(plan.partner_flip);
+                }
                 writeln!(out, "{line}")?;
                 continue;
             }
@@ -46,7 +55,16 @@ impl Plan {
                 let lambda = plan.lambda[row];
                 let path = |id: u32| samples[id as usize].path.display();
                 let (own, partner) = (path(own), path(plan.partner[row]));
-                writeln!(out, "  {row:>4}  {lambda:.4} {own}  +  {:.4} {partner}", 1.0 - lambda)?;
+                let flipped = |flips: &[bool]| if flips.get(row) == Some(&true) { " flipped" } else { "" };
+                let (own_flip, partner_flip) = (flipped(&plan.flip), flipped(&plan.partner_flip));
+                let cut = plan.cuts.get(row).map_or(String::new(), |cut| {
+                    format!(" in rows {}..{}, columns {}..{}", cut.top, cut.bottom, cut.left, cut.right)
+                });
+                writeln!(
+                    out,
+                    "  {row:>4}  {lambda:.4} {own}{own_flip}  +  {:.4} {partner}{partner_flip}{cut}",
+                    1.0 - lambda
+                )?;
             }
         }
         Ok(out.flush()?)

@@ -2,9 +2,11 @@
 
 use super::options::{DataArgs, FeedArgs, PipelineArgs};
 use crate::batch::BatchView;
+use crate::config::FeedSpec;
+use crate::image::JPEG_DECODER;
 use crate::pipeline::Pipeline;
 use crate::types::{Dtype, Place};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use safetensors::tensor::Dtype as Element;
 use std::borrow::Cow;
@@ -26,23 +28,41 @@ pub struct Replay {
     #[command(flatten)]
     pub pipeline: PipelineArgs,
     /// Where to write the batch's fields, as safetensors.
-    #[arg(long, env = "MIXD_OUT")]
-    out: PathBuf,
+    #[arg(long, env = "MIXD_OUT", required_unless_present_any = ["verify", "png"])]
+    out: Option<PathBuf>,
     /// Where to write the batch as a picture, too.
     #[arg(long, env = "MIXD_PNG")]
     png: Option<PathBuf>,
+    /// Check that the batch has this digest, as a batch's header or `replay` names it: 0x and hexadecimal digits, or a decimal number.
+    #[arg(long, env = "MIXD_VERIFY", value_name = "DIGEST", value_parser = digest)]
+    verify: Option<u64>,
+}
+
+fn digest(text: &str) -> Result<u64, std::num::ParseIntError> {
+    text.strip_prefix("0x").map_or_else(|| text.parse(), |digits| u64::from_str_radix(digits, 16))
 }
 
 impl Replay {
     pub fn run(self) -> anyhow::Result<()> {
         let pipeline = Pipeline::start(self.data.open()?, self.pipeline.options()?)?;
-        let spec = self.feed.spec()?;
+        let spec = FeedSpec { digest: true, ..self.feed.spec()? };
         let batch = pipeline.batch(spec, Place { epoch: self.epoch, index: self.batch })?;
-        safetensors::serialize_to_file(tensors(&batch.view()), None, &self.out)
-            .with_context(|| format!("cannot write {}", self.out.display()))?;
-        match &self.png {
-            Some(png) => super::preview::draw(&batch.view(), &spec, pipeline.dataset(), png),
-            None => Ok(()),
+        let view = batch.view();
+        if let Some(out) = &self.out {
+            safetensors::serialize_to_file(tensors(&view), None, out)
+                .with_context(|| format!("cannot write {}", out.display()))?;
+        }
+        if let Some(png) = &self.png {
+            super::preview::draw(&view, &spec, pipeline.dataset(), png)?;
+        }
+        let (digest, mixer) = (view.digest, self.pipeline.mixer);
+        println!("epoch {}, batch {} of {}: digest {digest:#018x}, mixer {mixer}", view.epoch, view.index, view.batches);
+        match self.verify {
+            Some(expected) if expected != digest => bail!(
+                "the digest is {digest:#018x}, not {expected:#018x}: another batch, feed, data set, decoder ({JPEG_DECODER} here) or \
+                 mixer (batches in floating point are verified with the --mixer that made them)"
+            ),
+            _ => Ok(()),
         }
     }
 }

@@ -63,16 +63,35 @@ fn to_text(s: &proto::Status, out: &mut String) -> std::fmt::Result {
     for x in &s.feeds {
         let (spec, mib) = (x.spec.clone().unwrap_or_default(), mib(x.ring_bytes));
         let what = format!("{} in batches of {} {}", spec.split(), spec.batch_size(), spec.dtype());
-        writeln!(
-            out,
-            "feed     {} for pid {}: {what}, {} published, {} released, {mib:.0} MiB",
-            x.feed_id, x.pid, x.published, x.released
-        )?;
+        let share = spec.share.map_or("private".to_owned(), |share| {
+            format!("shared as {} ({}, at most {} s of lag)", share.name, share.delivery(), share.max_lag_s())
+        });
+        let next = place(x.next, x.batches);
+        writeln!(out, "feed     {}: {what}, {share}, {} published, next {next}, {mib:.0} MiB", x.feed_id, x.published)?;
+        for one in &x.trainers {
+            let evicted = if one.evicted { ", evicted" } else { "" };
+            writeln!(
+                out,
+                "trainer  pid {} of feed {}: at {}, {} read, {} skipped, {:.2} s waited, {} behind{evicted}",
+                one.pid,
+                x.feed_id,
+                place(one.place, x.batches),
+                one.read,
+                one.skipped,
+                one.waited_s,
+                one.lag
+            )?;
+        }
     }
     for x in &s.bad_samples {
         writeln!(out, "bad      {} {}: {}: {}", x.split, x.sample_id, x.path, x.cause)?;
     }
     Ok(())
+}
+
+fn place(place: Option<proto::Place>, batches: u64) -> String {
+    let proto::Place { epoch, index } = place.unwrap_or_default();
+    format!("epoch {epoch}, batch {index} of {batches}")
 }
 
 fn to_json(s: &proto::Status) -> serde_json::Value {
@@ -86,9 +105,19 @@ fn to_json(s: &proto::Status) -> serde_json::Value {
             "decoded": x.decoded, "bytes": x.bytes,
         })).collect::<Vec<_>>(),
         "feeds": s.feeds.iter().map(|x| json!({
-            "feed_id": x.feed_id, "pid": x.pid, "published": x.published, "released": x.released,
-            "ring_bytes": x.ring_bytes, "split": x.spec.as_ref().map(|spec| spec.split().to_owned()),
+            "feed_id": x.feed_id, "published": x.published, "batches": x.batches, "ring_bytes": x.ring_bytes,
+            "epoch": x.next.map(|next| next.epoch), "index": x.next.map(|next| next.index),
+            "split": x.spec.as_ref().map(|spec| spec.split().to_owned()),
             "batch_size": x.spec.as_ref().map(proto::FeedSpec::batch_size),
+            "dtype": x.spec.as_ref().map(|spec| spec.dtype().to_owned()),
+            "share": x.spec.as_ref().and_then(|spec| spec.share.as_ref()).map(|share| json!({
+                "name": share.name, "delivery": share.delivery(), "max_lag_s": share.max_lag_s(),
+            })),
+            "trainers": x.trainers.iter().map(|one| json!({
+                "pid": one.pid, "read": one.read, "skipped": one.skipped, "waited_s": one.waited_s, "lag": one.lag,
+                "epoch": one.place.map(|place| place.epoch), "index": one.place.map(|place| place.index),
+                "evicted": one.evicted,
+            })).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
         "bad_samples": s.bad_samples.iter().map(|x| json!({
             "split": x.split, "sample_id": x.sample_id, "path": x.path, "cause": x.cause,

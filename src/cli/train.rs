@@ -3,7 +3,7 @@
 #[cfg(feature = "torch")]
 mod run;
 
-use super::options::{FeedArgs, PipelineArgs, SocketArgs};
+use super::options::{FeedArgs, JoinArgs, PipelineArgs, SocketArgs};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -26,6 +26,8 @@ pub struct Train {
     smoothing: f64,
     #[command(flatten)]
     feed: FeedArgs,
+    #[command(flatten)]
+    join: JoinArgs,
     #[command(flatten)]
     pipeline: PipelineArgs,
     /// Torch's threads [default: its own choice].

@@ -1,77 +1,164 @@
-//! An attached feed: a thread that keeps the control stream open, and a reader of the ring.
+//! An attached feed: a thread that keeps the control stream open, and attaches again when the daemon was gone; and a reader of the
+//! ring.
 
 use super::call::{connect, runtime};
 use super::{Batch, ClientError};
 use crate::config::FeedSpec;
 use crate::control::proto::{AttachRequest, Attached, Class};
-use crate::control::{spec_to_proto, versions};
-use crate::ring::{Next, RingReader};
+use crate::control::{place_from_proto, spec_to_proto, versions};
+use crate::ring::{Eviction, GiveUp, Next, RingReader};
+use crate::types::{Place, Start};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
 use tokio_stream::StreamExt;
 
-/// A feed that this process reads. Dropping it detaches. Batches that are still held stay readable: their memory stays mapped,
-/// and nobody writes it any more.
+/// How long a trainer waits by default for a daemon that is gone to be started again.
+pub const RECONNECT: Duration = Duration::from_secs(30);
+
+/// How often it looks whether one answers.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A feed that this process reads. Dropping it detaches, once every batch is dropped, too.
 pub struct Feed {
     reader: RingReader,
     attached: Attached,
+    spec: FeedSpec,
+    place: Place,
     socket: PathBuf,
-    close: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-/// Opens a private feed on the daemon behind `socket`.
-///
-/// # Errors
-/// When no daemon answers, versions differ, or the spec is refused.
-pub fn attach(socket: &Path, spec: &FeedSpec) -> Result<Feed, ClientError> {
-    let (close, closed) = oneshot::channel();
-    let (opened, opening) = mpsc::sync_channel(1);
-    let request =
-        AttachRequest { versions: Some(versions()), spec: Some(spec_to_proto(spec)), pid: std::process::id() };
-    let path = socket.to_owned();
-    let runtime = runtime()?;
-    let run = move || runtime.block_on(keep_open(&path, request, &opened, closed));
-    let thread = std::thread::Builder::new().name("mixd-client".to_owned()).spawn(run).map_err(ClientError::Start)?;
-    let (attached, reader) = opening.recv().map_err(|_| ClientError::DaemonGone(socket.to_owned()))??;
-    Ok(Feed { reader, attached, socket: socket.to_owned(), close: Some(close), thread: Some(thread) })
+    /// What comes after the reader gave up.
+    later: mpsc::Receiver<Opened>,
 }
 
 type Opened = Result<(Attached, RingReader), ClientError>;
 
-/// Attaches, reports how that went, and holds the streams until either side ends them.
-async fn keep_open(
-    socket: &Path,
-    request: AttachRequest,
-    opened: &mpsc::SyncSender<Opened>,
+/// Opens a feed on the daemon behind `socket`, or joins a shared one. Should the daemon die, the feed waits [`RECONNECT`] for the next
+/// and goes on with the next batch.
+///
+/// # Errors
+/// When no daemon answers, versions differ, or the spec is refused.
+pub fn attach(socket: &Path, spec: &FeedSpec) -> Result<Feed, ClientError> {
+    attach_for(socket, spec, RECONNECT)
+}
+
+/// [`attach`], but waits `reconnect` for the next daemon.
+///
+/// # Errors
+/// As [`attach`].
+pub fn attach_for(socket: &Path, spec: &FeedSpec, reconnect: Duration) -> Result<Feed, ClientError> {
+    let (opened, later) = mpsc::channel();
+    let runtime = runtime()?;
+    let attachment = Attachment { socket: socket.to_owned(), spec: *spec, reconnect, opened };
+    let run = move || runtime.block_on(attachment.keep());
+    std::thread::Builder::new().name("mixd-client".to_owned()).spawn(run).map_err(ClientError::Start)?;
+    let (attached, reader) = later.recv().map_err(|_| ClientError::DaemonGone(socket.to_owned()))??;
+    let place = attached.start.map(place_from_proto).unwrap_or_default();
+    Ok(Feed { reader, attached, spec: *spec, place, socket: socket.to_owned(), later })
+}
+
+/// What the client's thread needs.
+struct Attachment {
+    socket: PathBuf,
+    spec: FeedSpec,
+    reconnect: Duration,
+    opened: mpsc::Sender<Opened>,
+}
+
+/// An open stream, as the client's thread has it.
+struct Stream {
+    inbound: tonic::Streaming<Attached>,
+    attached: Attached,
+    ring: GiveUp,
+    /// Resolves when the reader and its last lease are gone.
     closed: oneshot::Receiver<()>,
-) {
-    let attach = async {
-        let mut client = connect(socket).await?;
-        let refused = |status| ClientError::from_status(socket, &status);
+}
+
+impl Attachment {
+    /// Attaches, and keeps the stream open until the reader is gone; again and again while daemons die.
+    async fn keep(self) {
+        let mut stream = match self.attach(self.spec.start, 0).await {
+            Err(error) => {
+                let _ = self.opened.send(Err(error));
+                return;
+            }
+            Ok((stream, reader)) => {
+                let opened = self.opened.send(Ok((stream.attached.clone(), reader)));
+                if opened.is_err() {
+                    return;
+                }
+                stream
+            }
+        };
+        loop {
+            tokio::select! {
+                _ = &mut stream.closed => return,
+                _ = stream.inbound.message() => {}
+            }
+            if stream.ring.has_ended() {
+                return stream.ring.give_up();
+            }
+            let Stream { attached, ring, closed, .. } = &mut stream;
+            let next = tokio::select! {
+                _ = closed => return,
+                next = self.again(attached, ring) => next,
+            };
+            let (outcome, next) = match next {
+                Ok((next, reader)) => (Ok((next.attached.clone(), reader)), Some(next)),
+                Err(error) => (Err(error), None),
+            };
+            let heard = self.opened.send(outcome).is_ok();
+            stream.ring.give_up();
+            match next {
+                Some(next) if heard => stream = next,
+                _ => return,
+            }
+        }
+    }
+
+    /// Attaches, from `start` on, to a daemon that takes the place of one that is gone.
+    async fn again(&self, gone: &Attached, ring: &GiveUp) -> Result<(Stream, RingReader), ClientError> {
+        let deadline = Instant::now() + self.reconnect;
+        let (origin, batches) = (gone.origin.map(place_from_proto).unwrap_or_default(), gone.batches);
+        // What was published is read from the old ring, by all that share it; so all of them go on with the same batch.
+        let number = u128::from(origin.epoch) * u128::from(batches) + u128::from(origin.index + ring.next());
+        let epoch = (number / u128::from(batches)) as u64;
+        let start = Start::At(Place { epoch, index: (number % u128::from(batches)) as u64 });
+        loop {
+            if Instant::now() >= deadline {
+                return Err(ClientError::DaemonGone(self.socket.clone()));
+            }
+            match self.attach(start, ring.readers()).await {
+                Err(ClientError::NoDaemon { .. } | ClientError::DaemonGone(_)) => sleep(LOOK_INTERVAL).await,
+                Err(error) => return Err(error),
+                Ok((next, reader)) => {
+                    let key = |attached: &Attached| (attached.identity, attached.batches, attached.classes.clone());
+                    return if key(&next.attached) == key(gone) {
+                        Ok((next, reader))
+                    } else {
+                        Err(ClientError::OtherDaemon(self.socket.clone()))
+                    };
+                }
+            }
+        }
+    }
+
+    async fn attach(&self, start: Start, trainers: u32) -> Result<(Stream, RingReader), ClientError> {
+        let spec = spec_to_proto(&FeedSpec { start, ..self.spec });
+        let request =
+            AttachRequest { versions: Some(versions()), spec: Some(spec), pid: std::process::id(), trainers };
+        let mut client = connect(&self.socket).await?;
+        let refused = |status| ClientError::from_status(&self.socket, &status);
         // The request stream stays open after its one message, for as long as the feed.
         let outbound = tokio_stream::once(request).chain(tokio_stream::pending());
         let mut inbound = client.attach(outbound).await.map_err(refused)?.into_inner();
         let attached = inbound.message().await.map_err(refused)?;
-        let attached = attached.ok_or_else(|| ClientError::DaemonGone(socket.to_owned()))?;
-        let reader = RingReader::open(Path::new(&attached.data_path), Path::new(&attached.cursor_path))?;
-        Ok((attached, reader, inbound))
-    };
-    match attach.await {
-        Err(error) => {
-            let _ = opened.send(Err(error));
-        }
-        Ok((attached, reader, mut inbound)) => {
-            let give_up = reader.give_up_handle();
-            if opened.send(Ok((attached, reader))).is_ok() {
-                tokio::select! {
-                    _ = closed => {}
-                    _ = inbound.message() => give_up.give_up(),
-                }
-            }
-        }
+        let attached = attached.ok_or_else(|| ClientError::DaemonGone(self.socket.clone()))?;
+        let (session, closed) = oneshot::channel::<()>();
+        let (data, cursor) = (Path::new(&attached.data_path), Path::new(&attached.cursor_path));
+        let reader = RingReader::open(data, cursor, Arc::new(session))?;
+        Ok((Stream { inbound, attached, ring: reader.give_up_handle(), closed }, reader))
     }
 }
 
@@ -79,19 +166,50 @@ impl Feed {
     /// Waits for the next batch of the endless sequence.
     ///
     /// # Errors
-    /// When the feed ended or the daemon is gone, after everything published was read; or when this trainer itself holds
-    /// every slot.
+    /// When the feed ended, or the daemon is gone and no other takes its place in time, after everything published was read; when this
+    /// trainer was evicted; or when it holds all the slots that it may.
     pub fn next_batch(&mut self) -> Result<Batch, ClientError> {
-        match self.reader.next_batch()? {
-            Next::Batch(batch) => Ok(batch),
-            Next::Ended { reason, .. } => Err(ClientError::Ended(reason)),
-            Next::GaveUp => Err(ClientError::DaemonGone(self.socket.clone())),
+        loop {
+            match self.reader.next_batch()? {
+                Next::Batch(batch) => {
+                    let (header, batches) = (batch.header(), self.attached.batches);
+                    let over = header.index + 1 == batches;
+                    self.place = match over {
+                        true => Place { epoch: header.epoch + 1, index: 0 },
+                        false => Place { epoch: header.epoch, index: header.index + 1 },
+                    };
+                    return Ok(batch);
+                }
+                Next::Ended { reason, .. } => return Err(ClientError::Ended(reason)),
+                Next::Evicted(Eviction::Lag) => {
+                    let max_lag_s = self.spec.share.map_or(0.0, |share| share.max_lag_s);
+                    return Err(ClientError::Evicted(format!("it kept others waiting for more than {max_lag_s} s")));
+                }
+                Next::Evicted(Eviction::Unlawful) => {
+                    return Err(ClientError::Evicted("its cursor said what cannot be".to_owned()));
+                }
+                Next::GaveUp => {
+                    let gone = |_| ClientError::DaemonGone(self.socket.clone());
+                    (self.attached, self.reader) = self.later.recv().map_err(gone)??;
+                }
+            }
         }
     }
 
     /// The batches up to the end of the current epoch.
     pub fn epoch(&mut self) -> Epoch<'_> {
         Epoch { feed: self, over: false }
+    }
+
+    /// The place of the next batch, unless batches are skipped. A feed that is opened with this as its start goes on from here.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Whether a batch, this daemon's, is what its digest says; true of batches without one.
+    pub fn is_intact(&self, batch: &Batch) -> bool {
+        let view = batch.view();
+        view.digest == 0 || view.digest == view.digest_by(&self.attached.mixer)
     }
 
     /// Whether the next batch is there already.
@@ -114,19 +232,14 @@ impl Feed {
         &self.attached.classes
     }
 
+    /// The mixer that digests name.
+    pub fn mixer(&self) -> &str {
+        &self.attached.mixer
+    }
+
     /// The daemon's process id.
     pub fn daemon_pid(&self) -> u32 {
         self.attached.pid
-    }
-}
-
-impl Drop for Feed {
-    fn drop(&mut self) {
-        // Dropping the sender ends the thread's wait.
-        self.close = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 

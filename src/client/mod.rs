@@ -16,7 +16,7 @@ mod call;
 
 pub use crate::control::default_socket;
 pub use crate::ring::Lease as Batch;
-pub use attach::{Feed, attach};
+pub use attach::{Feed, RECONNECT, attach, attach_for};
 pub use call::{shutdown, status};
 
 use crate::ring::RingError;
@@ -40,6 +40,15 @@ pub enum ClientError {
     /// The daemon went away without ending the feed.
     #[error("the daemon on {} is gone (see its log; start it again)", .0.display())]
     DaemonGone(PathBuf),
+    /// A daemon has taken the place of one that was gone, but cannot go on where that one was.
+    #[error(
+        "the daemon that answers on {} now does not make the same batches: its data set, decoder, resize, mixer or version is another (start it as before)",
+        .0.display()
+    )]
+    OtherDaemon(PathBuf),
+    /// The daemon has put this trainer out of a shared feed.
+    #[error("evicted from the shared feed: {0} (read faster, allow a longer max_lag, or use delivery latest or a private feed)")]
+    Evicted(String),
     /// The feed ended.
     #[error("the feed ended: {0}")]
     Ended(String),

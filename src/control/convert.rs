@@ -1,15 +1,15 @@
 //! Between the messages of the control plane and the types of the domain; the only file that sees both.
 
 use super::proto;
-use crate::config::{FeedSpec, Mix, Mixup};
+use crate::config::{CutMix, FeedSpec, Mix, Mixup, Share};
 use crate::dataset::Class;
 use crate::pipeline::{BadSample, StoreEntry};
 use crate::stats::Stage;
-use crate::types::{ImageSize, ParseError, Place};
+use crate::types::{ImageSize, ParseError, Place, Start};
 use std::str::FromStr;
 
 /// Version of `control.proto`.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The versions of this build.
 pub fn versions() -> proto::Versions {
@@ -75,18 +75,58 @@ pub fn spec_from_proto(message: &proto::FeedSpec) -> Result<FeedSpec, SpecMessag
     set(&mut spec.rank, m.rank);
     set(&mut spec.world_size, m.world_size);
     set(&mut spec.slots, m.slots);
-    set(&mut spec.start, m.start.map(|proto::Place { epoch, index }| Place { epoch, index }));
+    set(&mut spec.flip, m.flip);
+    set(&mut spec.digest, m.digest);
+    spec.share = m.share.as_ref().map(share_from_proto).transpose()?;
+    set(&mut spec.start, m.start.as_ref().map(start_from_proto));
     Ok(spec)
 }
 
+fn share_from_proto(message: &proto::Share) -> Result<Share, ParseError> {
+    let mut share = Share::new(message.name.parse()?);
+    set(&mut share.delivery, parse(message.delivery.as_deref())?);
+    set(&mut share.max_lag_s, message.max_lag_s);
+    Ok(share)
+}
+
+fn start_from_proto(message: &proto::Start) -> Start {
+    use proto::start::At;
+    match message.at {
+        None | Some(At::Now(_)) => Start::Now,
+        Some(At::NextEpoch(_)) => Start::NextEpoch,
+        Some(At::Place(at)) => Start::At(place_from_proto(at)),
+    }
+}
+
+/// The place that a message names.
+pub fn place_from_proto(message: proto::Place) -> Place {
+    Place { epoch: message.epoch, index: message.index }
+}
+
+/// The message of a place.
+pub fn place(place: Place) -> proto::Place {
+    proto::Place { epoch: place.epoch, index: place.index }
+}
+
 fn mix_from_proto(message: &proto::Mix) -> Result<Mix, ParseError> {
-    let Some(proto::mix::Kind::Mixup(m)) = &message.kind else { return Ok(Mix::None) };
-    let mut mixup = Mixup::default();
-    set(&mut mixup.alpha, m.alpha);
-    set(&mut mixup.lambda, parse(m.lambda.as_deref())?);
-    set(&mut mixup.fold, m.fold);
-    set(&mut mixup.pairing, parse(m.pairing.as_deref())?);
-    Ok(Mix::Mixup(mixup))
+    use proto::mix::Kind;
+    match &message.kind {
+        None | Some(Kind::None(_)) => Ok(Mix::None),
+        Some(Kind::Mixup(m)) => {
+            let mut mixup = Mixup::default();
+            set(&mut mixup.alpha, m.alpha);
+            set(&mut mixup.lambda, parse(m.lambda.as_deref())?);
+            set(&mut mixup.fold, m.fold);
+            set(&mut mixup.pairing, parse(m.pairing.as_deref())?);
+            Ok(Mix::Mixup(mixup))
+        }
+        Some(Kind::Cutmix(m)) => {
+            let mut cut_mix = CutMix::default();
+            set(&mut cut_mix.alpha, m.alpha);
+            set(&mut cut_mix.lambda, parse(m.lambda.as_deref())?);
+            Ok(Mix::CutMix(cut_mix))
+        }
+    }
 }
 
 /// The message of a spec, with every field set.
@@ -100,6 +140,19 @@ pub fn spec_to_proto(spec: &FeedSpec) -> proto::FeedSpec {
             fold: Some(fold),
             pairing: Some(pairing.to_string()),
         }),
+        Mix::CutMix(CutMix { alpha, lambda }) => {
+            Kind::Cutmix(proto::CutMix { alpha: Some(alpha), lambda: Some(lambda.to_string()) })
+        }
+    };
+    let share = spec.share.map(|share| proto::Share {
+        name: share.name.to_string(),
+        delivery: Some(share.delivery.to_string()),
+        max_lag_s: Some(share.max_lag_s),
+    });
+    let at = match spec.start {
+        Start::Now => proto::start::At::Now(proto::Now {}),
+        Start::NextEpoch => proto::start::At::NextEpoch(proto::NextEpoch {}),
+        Start::At(at) => proto::start::At::Place(place(at)),
     };
     proto::FeedSpec {
         split: Some(spec.split.to_string()),
@@ -118,7 +171,10 @@ pub fn spec_to_proto(spec: &FeedSpec) -> proto::FeedSpec {
         rank: Some(spec.rank),
         world_size: Some(spec.world_size),
         slots: Some(spec.slots),
-        start: Some(proto::Place { epoch: spec.start.epoch, index: spec.start.index }),
+        start: Some(proto::Start { at: Some(at) }),
+        flip: Some(spec.flip),
+        digest: Some(spec.digest),
+        share,
     }
 }
 
@@ -167,7 +223,7 @@ pub fn stage(name: &str, stage: &Stage) -> proto::Stage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{LambdaPer, Pairing};
+    use crate::config::{Delivery, LambdaPer, Pairing};
     use crate::types::{Dtype, Last, Layout, Split};
 
     #[test]
@@ -188,9 +244,14 @@ mod tests {
             rank: 3,
             world_size: 5,
             slots: 9,
-            start: Place { epoch: 4, index: 2 },
+            start: Start::At(Place { epoch: 4, index: 2 }),
+            flip: true,
+            digest: true,
+            share: Some(Share { delivery: Delivery::Latest, max_lag_s: 2.5, ..Share::new("a-1".parse().unwrap()) }),
         };
-        for spec in [FeedSpec::train(), FeedSpec::val(), unusual] {
+        let cut = Mix::CutMix(CutMix { alpha: 0.7, lambda: LambdaPer::Batch });
+        let other = FeedSpec { mix: cut, start: Start::NextEpoch, ..unusual };
+        for spec in [FeedSpec::train(), FeedSpec::val(), unusual, other] {
             assert_eq!(spec_from_proto(&spec_to_proto(&spec)), Ok(spec));
         }
     }

@@ -1,8 +1,9 @@
 //! The daemon's state: one pipeline, and the feeds that trainers have open.
 
 use super::{convert, proto};
-use crate::config::FeedSpec;
-use crate::pipeline::{Feed, OpenError, Pipeline};
+use crate::config::{FeedSpec, ShareName};
+use crate::pipeline::{Feed, OpenError, Pipeline, Seat};
+use crate::ring::{ReaderId, ReaderStatus, RingError};
 use crate::types::Split;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,11 +12,25 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::sync::watch;
 
-/// A feed and the trainer that reads it.
-struct Session {
+/// A feed and the trainers that read it.
+struct Open {
     feed: Feed,
     spec: FeedSpec,
-    pid: u32,
+    /// Their process ids.
+    trainers: BTreeMap<ReaderId, u32>,
+    /// How many trainers the feed's first batches are kept for.
+    awaited: u32,
+}
+
+/// A trainer at a feed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket {
+    /// Which feed.
+    pub feed: u64,
+    /// Which of its readers.
+    pub reader: ReaderId,
+    /// Whether the feed waits for other trainers ([`Daemon::release_hold`]).
+    pub holds: bool,
 }
 
 /// Why a trainer was not attached.
@@ -24,6 +39,14 @@ pub enum AttachError {
     /// The feed cannot be served.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// A shared feed of that name is another.
+    #[error("the shared feed `{name}` is another one: its {} (ask for the same, or take another name)", differences.join(", "))]
+    Differs {
+        /// The share.
+        name: String,
+        /// Each key, with the feed's value and the one that was asked for.
+        differences: Vec<String>,
+    },
     /// No feeds are opened any more.
     #[error("the daemon is going down and opens no more feeds")]
     Draining,
@@ -32,10 +55,12 @@ pub enum AttachError {
 /// A running daemon.
 pub struct Daemon {
     // Declared, and so dropped, before the pipeline: feeds hold on to its decoders.
-    sessions: Mutex<BTreeMap<u64, Session>>,
+    feeds: Mutex<BTreeMap<u64, Open>>,
     pipeline: Pipeline,
     shm_dir: PathBuf,
     next_feed: AtomicU64,
+    /// Held while a shared feed is opened, so that the next trainer finds it.
+    opening: Mutex<()>,
     started: Instant,
     draining: watch::Sender<bool>,
     open_feeds: watch::Sender<usize>,
@@ -45,61 +70,127 @@ impl Daemon {
     /// A daemon whose rings lie in `shm_dir`.
     pub fn new(pipeline: Pipeline, shm_dir: PathBuf) -> Self {
         Self {
-            sessions: Mutex::default(),
+            feeds: Mutex::default(),
             pipeline,
             shm_dir,
             next_feed: AtomicU64::new(1),
+            opening: Mutex::default(),
             started: Instant::now(),
             draining: watch::Sender::new(false),
             open_feeds: watch::Sender::new(0),
         }
     }
 
-    fn sessions(&self) -> MutexGuard<'_, BTreeMap<u64, Session>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    fn open_feeds(&self) -> MutexGuard<'_, BTreeMap<u64, Open>> {
+        self.feeds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a private feed for a trainer. Blocks while memory is reserved.
+    /// Opens a feed for a trainer, or gives it a seat at a shared one. Blocks while memory is reserved. A shared feed that is opened
+    /// for one of several `expected` trainers keeps its first batches for them.
     ///
     /// # Errors
     /// When the spec cannot be served or the daemon is going down; other feeds are untouched.
-    pub fn attach(&self, spec: FeedSpec, pid: u32) -> Result<(u64, proto::Attached), AttachError> {
+    pub fn attach(&self, spec: FeedSpec, pid: u32, expected: u32) -> Result<(Ticket, proto::Attached), AttachError> {
+        let Some(share) = spec.share else { return self.open(spec, pid, 1) };
+        // Refused before it is compared, and where a place does not exist.
+        self.pipeline.sampler(&spec)?;
+        let _one_at_a_time = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.join(share.name, &spec, pid)? {
+            Some(joined) => Ok(joined),
+            None => self.open(spec, pid, expected),
+        }
+    }
+
+    /// Takes a seat at the shared feed of this name; `None` when there is none, or it is over.
+    fn join(
+        &self,
+        name: ShareName,
+        spec: &FeedSpec,
+        pid: u32,
+    ) -> Result<Option<(Ticket, proto::Attached)>, AttachError> {
+        let mut feeds = self.open_feeds();
+        let named = |open: &Open| open.spec.share.is_some_and(|share| share.name == name);
+        for (&id, open) in feeds.iter_mut().filter(|(_, open)| named(open)) {
+            let differences = open.spec.differences(spec);
+            if !differences.is_empty() {
+                return Err(AttachError::Differs { name: name.to_string(), differences });
+            }
+            match open.feed.join(spec.start) {
+                Err(OpenError::Ring(RingError::Closed)) => {}
+                seat => return Ok(Some(self.seat(id, open, seat?, pid))),
+            }
+        }
+        Ok(None)
+    }
+
+    fn open(&self, spec: FeedSpec, pid: u32, expected: u32) -> Result<(Ticket, proto::Attached), AttachError> {
         let id = self.next_feed.fetch_add(1, Ordering::Relaxed);
-        let feed = self.pipeline.open(spec, &self.shm_dir.join(id.to_string()))?;
+        let (feed, seat) = self.pipeline.open(spec, &self.shm_dir.join(id.to_string()), expected > 1)?;
+        let mut feeds = self.open_feeds();
+        // Looked at here, where `drain` either comes before or finds the feed in the list.
+        if *self.draining.borrow() {
+            drop(feeds);
+            return Err(AttachError::Draining);
+        }
+        let open = Open { feed, spec, trainers: BTreeMap::new(), awaited: expected };
+        let open = feeds.entry(id).or_insert(open);
+        let attached = self.seat(id, open, seat, pid);
+        self.open_feeds.send_replace(feeds.len());
+        Ok(attached)
+    }
+
+    /// Enters a trainer, and tells it where everything lies.
+    fn seat(&self, id: u64, open: &mut Open, seat: Seat, pid: u32) -> (Ticket, proto::Attached) {
+        let Open { feed, spec, trainers, awaited } = open;
+        trainers.insert(seat.reader, pid);
+        let holds = (trainers.len() as u32) < *awaited;
+        if !holds {
+            feed.release_hold();
+        }
         let dataset = self.pipeline.dataset();
         let attached = proto::Attached {
             feed_id: id,
             data_path: feed.ring().data_path().display().to_string(),
-            cursor_path: feed.cursor_path().display().to_string(),
+            cursor_path: seat.cursor_path.display().to_string(),
             batches: feed.batches(),
             samples: dataset.samples(spec.split).len() as u32,
             classes: dataset.classes.iter().map(convert::class).collect(),
             versions: Some(convert::versions()),
             pid: std::process::id(),
+            origin: Some(convert::place(feed.place(0))),
+            start: Some(convert::place(seat.start)),
+            mixer: self.pipeline.options().mixer.to_string(),
+            identity: self.pipeline.identity(spec.split, spec.image_size),
         };
-        let mut sessions = self.sessions();
-        // Looked at here, where `drain` either comes before or finds the feed in the list.
-        if *self.draining.borrow() {
-            drop(sessions);
-            return Err(AttachError::Draining);
-        }
-        sessions.insert(id, Session { feed, spec, pid });
-        self.open_feeds.send_replace(sessions.len());
-        tracing::info!(feed = id, pid, split = %spec.split, batch_size = spec.batch_size, "trainer attached");
-        Ok((id, attached))
+        let share = spec.share.map(|share| tracing::field::display(share.name));
+        tracing::info!(feed = id, share, pid, split = %spec.split, batch_size = spec.batch_size, "trainer attached");
+        (Ticket { feed: id, reader: seat.reader, holds }, attached)
     }
 
-    /// Closes a trainer's feed; its leases are free. Blocks until the feed's threads have ended.
-    pub fn detach(&self, id: u64) {
-        let session = self.sessions().remove(&id);
-        if let Some(session) = session {
-            session.feed.stop("the trainer left");
-            session.feed.detach_reader();
-            tracing::info!(feed = id, pid = session.pid, published = session.feed.ring().published(), "trainer left");
-            drop(session);
+    /// Has a feed go on without the trainers that it waits for.
+    pub fn release_hold(&self, feed: u64) {
+        if let Some(open) = self.open_feeds().get(&feed) {
+            open.feed.release_hold();
         }
-        let sessions = self.sessions();
-        self.open_feeds.send_replace(sessions.len());
+    }
+
+    /// Takes a trainer's seat: its leases are free. The last one's feed is closed; blocks until its threads have ended.
+    pub fn detach(&self, ticket: Ticket) {
+        let mut feeds = self.open_feeds();
+        let Some(open) = feeds.get_mut(&ticket.feed) else { return };
+        let Some(pid) = open.trainers.remove(&ticket.reader) else { return };
+        tracing::info!(feed = ticket.feed, pid, published = open.feed.ring().published(), "trainer left");
+        if !open.trainers.is_empty() {
+            return open.feed.leave(ticket.reader);
+        }
+        let closed = feeds.remove(&ticket.feed);
+        drop(feeds);
+        if let Some(Open { feed, .. }) = closed {
+            feed.stop("the trainer left");
+            feed.leave(ticket.reader);
+        }
+        let feeds = self.open_feeds();
+        self.open_feeds.send_replace(feeds.len());
     }
 
     /// Opens no more feeds from now on.
@@ -110,8 +201,8 @@ impl Daemon {
     /// Opens no more feeds, and ends those that are open after what is published.
     pub fn stop_feeds(&self, reason: &str) {
         self.drain();
-        for session in self.sessions().values() {
-            session.feed.stop(reason);
+        for open in self.open_feeds().values() {
+            open.feed.stop(reason);
         }
     }
 
@@ -123,15 +214,31 @@ impl Daemon {
 
     /// The feeds that are open.
     pub fn feeds(&self) -> Vec<proto::Feed> {
-        let feed = |(&feed_id, Session { feed, spec, pid }): (&u64, &Session)| proto::Feed {
-            feed_id,
-            pid: *pid,
-            spec: Some(convert::spec_to_proto(spec)),
-            published: feed.ring().published(),
-            released: feed.ring().readers().first().map_or(0, |&(_, released)| released),
-            ring_bytes: feed.ring().bytes(),
+        let feed = |(&feed_id, Open { feed, spec, trainers, .. }): (&u64, &Open)| {
+            let published = feed.ring().published();
+            let trainer = |reader: ReaderStatus| {
+                let &pid = trainers.get(&reader.id)?;
+                Some(proto::Trainer {
+                    pid,
+                    read: reader.read,
+                    skipped: reader.skipped,
+                    waited_s: reader.waited.as_secs_f64(),
+                    lag: published.saturating_sub(reader.released),
+                    place: Some(convert::place(feed.place(reader.released))),
+                    evicted: reader.evicted,
+                })
+            };
+            proto::Feed {
+                feed_id,
+                spec: Some(convert::spec_to_proto(spec)),
+                published,
+                next: Some(convert::place(feed.place(published))),
+                batches: feed.batches(),
+                ring_bytes: feed.ring().bytes(),
+                trainers: feed.ring().readers().into_iter().filter_map(trainer).collect(),
+            }
         };
-        self.sessions().iter().map(feed).collect()
+        self.open_feeds().iter().map(feed).collect()
     }
 
     /// What the daemon is doing.

@@ -79,10 +79,19 @@ fn text(status: &proto::Status) -> String {
     };
     family("store_samples", "gauge", "Samples decoded into the store.", stores(|store| store.decoded as f64));
     family("store_capacity_samples", "gauge", "Samples that fit.", stores(|store| f64::from(store.capacity)));
-    let feeds = |value: fn(&proto::Feed) -> f64| {
-        status.feeds.iter().map(|feed| (format!("{{feed=\"{}\"}}", feed.feed_id), value(feed))).collect()
+    let feed = |feed: &proto::Feed| format!("feed=\"{}\"", feed.feed_id);
+    let published = status.feeds.iter().map(|x| (format!("{{{}}}", feed(x)), x.published as f64)).collect();
+    family("feed_published_batches", "gauge", "Batches published.", published);
+    let trainers = |value: fn(&proto::Trainer) -> f64| {
+        let of = |x: &proto::Feed| {
+            let feed = feed(x);
+            x.trainers.clone().into_iter().map(move |one| (format!("{{{feed},pid=\"{}\"}}", one.pid), value(&one)))
+        };
+        status.feeds.iter().flat_map(of).collect()
     };
-    family("feed_published_batches", "gauge", "Batches published.", feeds(|feed| feed.published as f64));
-    family("feed_released_batches", "gauge", "Batches given back.", feeds(|feed| feed.released as f64));
+    family("trainer_read_batches", "gauge", "Batches read.", trainers(|one| one.read as f64));
+    family("trainer_skipped_batches", "gauge", "Batches skipped.", trainers(|one| one.skipped as f64));
+    family("trainer_waited_seconds", "gauge", "Time with nothing to read.", trainers(|one| one.waited_s));
+    family("trainer_lag_batches", "gauge", "Batches published and not given back.", trainers(|one| one.lag as f64));
     out
 }

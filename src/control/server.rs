@@ -18,6 +18,9 @@ use tonic::{Request, Response, Status, Streaming};
 /// How long readers may take to read what is published once the daemon goes down.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// How long a shared feed that is opened again keeps its first batches for the trainers that it had.
+const RETURN_TIME: Duration = Duration::from_secs(3);
+
 /// Serves until `stop` resolves to a reason or a client asks for it; then ends all feeds and waits 3 s for trainers.
 ///
 /// # Errors
@@ -75,7 +78,8 @@ fn refusal(error: &AttachError) -> Status {
     match error {
         AttachError::Draining => Status::unavailable(text),
         AttachError::Open(OpenError::Spec(_) | OpenError::Sampler(_)) => Status::invalid_argument(text),
-        AttachError::Open(OpenError::Mix(_)) => Status::failed_precondition(text),
+        AttachError::Open(OpenError::Mix(_)) | AttachError::Differs { .. } => Status::failed_precondition(text),
+        AttachError::Open(OpenError::Passed { .. }) => Status::out_of_range(text),
         AttachError::Open(OpenError::Ring(_) | OpenError::Memory(_) | OpenError::CacheFile(_)) => {
             Status::resource_exhausted(text)
         }
@@ -114,22 +118,29 @@ impl Control for Service {
         // In a task of its own: this method is dropped half-way when the trainer dies, and would leave the feed open.
         tokio::spawn(async move {
             let opener = Arc::clone(&daemon);
-            let opened = match tokio::task::spawn_blocking(move || opener.attach(spec, first.pid)).await {
+            let opened = match tokio::task::spawn_blocking(move || opener.attach(spec, first.pid, first.trainers)).await {
                 Ok(opened) => opened.map_err(|error| refusal(&error)),
                 Err(panic) => Err(Status::internal(panic.to_string())),
             };
-            let (id, attached) = match opened {
+            let (ticket, attached) = match opened {
                 Ok(opened) => opened,
                 Err(refusal) => {
                     let _ = outbound.send(Err(refusal)).await;
                     return;
                 }
             };
+            if ticket.holds {
+                let daemon = Arc::clone(&daemon);
+                tokio::spawn(async move {
+                    tokio::time::sleep(RETURN_TIME).await;
+                    daemon.release_hold(ticket.feed);
+                });
+            }
             if outbound.send(Ok(attached)).await.is_ok() {
                 // Whatever comes next is the end: the trainer closed its stream, or its process is gone.
                 let _ = inbound.message().await;
             }
-            let _ = tokio::task::spawn_blocking(move || daemon.detach(id)).await;
+            let _ = tokio::task::spawn_blocking(move || daemon.detach(ticket)).await;
             drop(outbound);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))

@@ -22,6 +22,26 @@ pub fn mix_run<E: Element>(own: &[u8], partner: Option<&[u8]>, factors: Factors,
     mix_values(&own[whole..], partner.map(|partner| &partner[whole..]), factors, &mut out[whole..]);
 }
 
+/// Copies bytes in reverse order.
+#[target_feature(enable = "avx2")]
+pub fn reverse(from: &[u8], to: &mut [u8]) {
+    assert_eq!(from.len(), to.len());
+    let within_halves = _mm256_broadcastsi128_si256(_mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    let whole = to.len() / STEP * STEP;
+    for at in (0..whole).step_by(STEP) {
+        // SAFETY: both slices have this length (asserted above), and the step ends before it.
+        unsafe {
+            let bytes = _mm256_loadu_si256(from.as_ptr().add(from.len() - at - STEP).cast());
+            let halves = _mm256_shuffle_epi8(bytes, within_halves);
+            _mm256_storeu_si256(to.as_mut_ptr().add(at).cast(), _mm256_permute2x128_si256::<1>(halves, halves));
+        }
+    }
+    let rest = from.len() - whole;
+    for (to, &from) in to[whole..].iter_mut().zip(from[..rest].iter().rev()) {
+        *to = from;
+    }
+}
+
 /// Has what was streamed be seen before whatever is stored after this.
 pub fn fence() {
     // SAFETY: SSE is part of x86-64.

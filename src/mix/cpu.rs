@@ -11,13 +11,14 @@
 #[path = "avx2.rs"]
 mod avx2;
 
-use super::{Format, Helpers, MixError, Mixer, Row};
+use super::{Format, Helpers, MixError, Mixer, Row, compose};
 use crate::types::{Dtype, Layout};
 use bytemuck::cast_slice_mut;
 use half::{bf16 as Bf16, f16 as F16};
 use std::sync::{Mutex, PoisonError};
 
-/// Pixels that are mixed before they are interleaved (NHWC): three channels of them stay in the first-level cache.
+/// Pixels that are mixed at once where they are flipped or cut before, or interleaved after: three channels of them stay in the
+/// first-level cache.
 const CHUNK: usize = 512;
 
 /// Instruction sets that the pass is written for.
@@ -40,6 +41,21 @@ impl Level {
         }
         levels
     }
+
+    /// The best that this machine has.
+    pub fn best() -> Self {
+        *Self::available().last().expect("the baseline is always there")
+    }
+
+    /// Copies bytes in reverse order.
+    pub(super) fn reverse(self, from: &[u8], to: &mut [u8]) {
+        match self {
+            Self::Baseline => to.iter_mut().zip(from.iter().rev()).for_each(|(to, &from)| *to = from),
+            // SAFETY: `available` lists it only where the machine has the features.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { avx2::reverse(from, to) },
+        }
+    }
 }
 
 /// Mixes on the processor, in the calling thread and, where the batch is worth it, in those that help.
@@ -59,10 +75,9 @@ const PART_BYTES: usize = 1 << 20;
 impl CpuMixer {
     /// A mixer with the best instruction set that the machine has, for batches that go round `ring_bytes` of memory.
     pub fn new(format: Format, ring_bytes: usize, helpers: Helpers) -> Self {
-        let level = *Level::available().last().expect("the baseline is always there");
         Self {
             format,
-            level,
+            level: Level::best(),
             stream: ring_bytes > crate::cpus::last_level_cache_bytes(),
             part_bytes: PART_BYTES,
             helpers,
@@ -128,12 +143,29 @@ fn mix_row_as<E: Element>(level: Level, format: &Format, row: &Row<'_>, stream: 
     let pixels = format.image_size.pixels();
     assert_eq!(row.own.len(), 3 * pixels);
     // A partner of weight 0 adds an exact 0: it need not be read.
-    let partner = (row.lambda != 1.0).then_some(row.partner);
+    let mixed = row.lambda != 1.0;
     let factors: [Factors; 3] = std::array::from_fn(|channel| Factors::new(format, row.lambda, channel));
+    let (own_changes, partner_changes) = (compose::changes_own(row), mixed && row.partner_flip);
     let run = |channel: usize, first: usize, stream: bool, out: &mut [E]| {
-        let here = channel * pixels + first..channel * pixels + first + out.len();
-        let partner = partner.map(|partner| &partner[here.clone()]);
-        mix_run(level, &row.own[here], partner, factors[channel], stream, out);
+        let (mut own_made, mut partner_made) = ([0; CHUNK], [0; CHUNK]);
+        let chunk = if own_changes || partner_changes { CHUNK } else { out.len() };
+        for (nth, out) in out.chunks_mut(chunk).enumerate() {
+            let (first, len) = (first + nth * chunk, out.len());
+            let plain = channel * pixels + first..channel * pixels + first + len;
+            let own = if own_changes {
+                compose::own(level, row, format.image_size, channel, first, &mut own_made[..len]);
+                &own_made[..len]
+            } else {
+                &row.own[plain.clone()]
+            };
+            let partner = if partner_changes {
+                compose::partner(level, row, format.image_size, channel, first, &mut partner_made[..len]);
+                Some(&partner_made[..len])
+            } else {
+                mixed.then(|| &row.partner[plain])
+            };
+            mix_run(level, own, partner, factors[channel], stream, out);
+        }
     };
     match format.layout {
         Layout::Nchw => {
@@ -302,7 +334,7 @@ mod tests {
             let mix = |partner| {
                 let mut out = vec![0_u64; format.image_bytes().div_ceil(8)];
                 let image = &mut bytemuck::cast_slice_mut(&mut out)[..format.image_bytes()];
-                mix_row(Level::Baseline, &format, &Row { own: sample, partner, lambda: 1.0, partner_row: 0 }, false, image);
+                mix_row(Level::Baseline, &format, &Row::new(sample, partner, 1.0), false, image);
                 image.to_vec()
             };
             prop_assert_eq!(mix(&[]), mix(sample));

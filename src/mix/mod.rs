@@ -2,16 +2,18 @@
 //!
 //! One convention for all of them (SPEC §4): every sample is normalised, `x = (u/255 − mean)/std`, and then mixed,
 //! `x̃ = λ·x_own + (1−λ)·x_partner`, in f32. f16 and bf16 are that result rounded to nearest even. u8 is
-//! `λ·u_own + (1−λ)·u_partner` rounded to nearest even, without normalisation. `naive.rs` computes just that, slowly;
-//! the other implementations are checked against it.
+//! `λ·u_own + (1−λ)·u_partner` rounded to nearest even, without normalisation. Samples are flipped before anything else, and
+//! CutMix's box shows the partner in place of a mix: `x̃ = x_partner` inside, `x_own` outside. `naive.rs` computes just that, slowly; the
+//! other implementations are checked against it.
 
+mod compose;
 mod cpu;
 #[cfg(test)]
 mod naive;
 #[cfg(feature = "torch")]
 mod torch;
 
-use crate::types::{Device, Dtype, ImageSize, Layout, ParseError, named};
+use crate::types::{Cut, Device, Dtype, ImageSize, Layout, ParseError, named};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -60,10 +62,23 @@ pub struct Row<'a> {
     pub own: &'a [u8],
     /// The partner: u8 `[3, H, W]`. Need not be read where λ is 1.
     pub partner: &'a [u8],
-    /// Weight of the own sample, in [0, 1].
+    /// Weight of the own sample in every pixel outside `cut`, in [0, 1].
     pub lambda: f32,
     /// Row of this batch whose own sample is the partner; -1 where the partner comes from elsewhere.
     pub partner_row: i32,
+    /// Where the partner is shown in place of the own sample; λ must be 1 then.
+    pub cut: Option<Cut>,
+    /// Whether the own sample is flipped horizontally.
+    pub flip: bool,
+    /// Whether the partner is; of a row of this batch, as its own row says.
+    pub partner_flip: bool,
+}
+
+impl<'a> Row<'a> {
+    /// A row that mixes `own` with a sample from elsewhere.
+    pub fn new(own: &'a [u8], partner: &'a [u8], lambda: f32) -> Self {
+        Self { own, partner, lambda, partner_row: -1, cut: None, flip: false, partner_flip: false }
+    }
 }
 
 /// Why a mixer could not be had or could not mix.
@@ -160,6 +175,10 @@ mod tests {
         pub samples: Vec<Vec<u8>>,
         /// For each row λ, and its partner: a row, or -1 for a sample from elsewhere.
         pub plan: Vec<(f32, i32)>,
+        /// A box for each row, of a feed that cuts.
+        pub cuts: Vec<Cut>,
+        /// Whether each sample is flipped, of a feed that flips.
+        pub flips: Vec<bool>,
     }
 
     impl Case {
@@ -167,7 +186,10 @@ mod tests {
             let len = self.plan.len();
             let row = |(at, &(lambda, partner_row)): (usize, &(f32, i32))| {
                 let partner = usize::try_from(partner_row).unwrap_or(len + at);
-                Row { own: &self.samples[at], partner: &self.samples[partner], lambda, partner_row }
+                let flip = |at: usize| self.flips.get(at).copied().unwrap_or(false);
+                let (cut, flip, partner_flip) = (self.cuts.get(at).copied(), flip(at), flip(partner));
+                let lambda = if cut.is_some() { 1.0 } else { lambda };
+                Row { own: &self.samples[at], partner: &self.samples[partner], lambda, partner_row, cut, flip, partner_flip }
             };
             self.plan.iter().enumerate().map(row).collect()
         }
@@ -201,12 +223,12 @@ mod tests {
 
     /// Random batches of every type, order and pairing.
     pub fn case() -> impl Strategy<Value = Case> {
-        let kinds = (prop::sample::select(Dtype::ALL), prop::sample::select(Layout::ALL), any::<bool>());
-        let sizes = (1_u32..40, 1_u32..40, 1_usize..9);
+        let kinds = (prop::sample::select(Dtype::ALL), prop::sample::select(Layout::ALL), any::<[bool; 3]>());
+        let sizes = (1_u32..40, 1_u32..80, 1_usize..9);
         // About the values that SPEC §8's tolerances were measured with.
         let (mean, std) = (prop::array::uniform3(0.4_f32..0.5), prop::array::uniform3(0.3_f32..0.5));
         (kinds, sizes, mean, std, any::<u64>()).prop_map(
-            |((dtype, layout, elsewhere), (height, width, len), mean, std, seed)| {
+            |((dtype, layout, [elsewhere, cut, flip]), (height, width, len), mean, std, seed)| {
                 let format = Format { image_size: ImageSize { height, width }, dtype, layout, mean, std };
                 let mut state = seed | 1;
                 let mut random = move || {
@@ -225,7 +247,17 @@ mod tests {
                     };
                     plan.push((lambda.min(1.0), if elsewhere { -1 } else { (random() % len as u32) as i32 }));
                 }
-                Case { format, samples, plan }
+                let mut span = |extent: u32| {
+                    let (a, b) = (random() % (extent + 1), random() % (extent + 1));
+                    (a.min(b), a.max(b))
+                };
+                let mut cuts: Vec<Cut> = Vec::new();
+                for _ in 0..if cut { len } else { 0 } {
+                    let ((top, bottom), (left, right)) = (span(height), span(width));
+                    cuts.push(Cut { top, bottom, left, right });
+                }
+                let flips = (0..if flip { 2 * len } else { 0 }).map(|_| random() % 2 == 0).collect();
+                Case { format, samples, plan, cuts, flips }
             },
         )
     }
@@ -273,7 +305,9 @@ mod tests {
             for (dtype, golden) in [(Dtype::F32, "f32"), (Dtype::F16, "f16"), (Dtype::Bf16, "bf16")] {
                 let expected = tensors.tensor(&format!("{name}.mixed_{golden}")).unwrap();
                 let spec = crate::config::FeedSpec { image_size, dtype, ..crate::config::FeedSpec::train() };
-                let case = Case { format: spec.format(), samples: samples.clone(), plan: Vec::clone(&plan) };
+                let (cuts, flips) = Default::default();
+                let case =
+                    Case { format: spec.format(), samples: samples.clone(), plan: Vec::clone(&plan), cuts, flips };
                 assert_eq!(naive::mix(&case.format, &case.rows()), expected.data(), "{name} {dtype}");
                 for mut mixer in mixers(case.format, len) {
                     let mut out = case.out();
@@ -302,7 +336,7 @@ mod tests {
         let shuffle = numbers(&tensors, "all48.shuffle", i64::from_le_bytes);
         let lambda = numbers(&tensors, "all48.lam", f32::from_le_bytes);
         let plan = lambda.into_iter().zip(shuffle.into_iter().map(|row| row as i32)).collect();
-        let case = Case { format, samples, plan };
+        let case = Case { format, samples, plan, cuts: Vec::new(), flips: Vec::new() };
         let oracle = naive::mix(&format, &case.rows());
         let hash: String = Sha256::digest(&oracle).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hash, golden["sha256_f32_le"].as_str().unwrap());

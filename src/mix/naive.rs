@@ -5,13 +5,21 @@ use crate::types::{Dtype, Layout};
 
 /// The finished images of `rows`, as the bytes that a mixer should write.
 pub fn mix(format: &Format, rows: &[Row<'_>]) -> Vec<u8> {
-    let pixels = format.image_size.pixels();
+    let (pixels, width) = (format.image_size.pixels(), format.image_size.width as usize);
     let mut out = vec![0; rows.len() * format.image_bytes()];
     for (row, image) in rows.iter().zip(out.chunks_exact_mut(format.image_bytes())) {
         for channel in 0..3 {
             let norm = |u: u8| (f32::from(u) / 255.0 - format.mean[channel]) / format.std[channel];
             for pixel in 0..pixels {
-                let (own, partner) = (row.own[channel * pixels + pixel], row.partner[channel * pixels + pixel]);
+                let (y, x) = (pixel / width, pixel % width);
+                let value = |sample: &[u8], flip: bool| {
+                    sample[channel * pixels + y * width + if flip { width - 1 - x } else { x }]
+                };
+                let (own, partner) = (value(row.own, row.flip), value(row.partner, row.partner_flip));
+                let inside = row.cut.is_some_and(|cut| {
+                    (cut.top..cut.bottom).contains(&(y as u32)) && (cut.left..cut.right).contains(&(x as u32))
+                });
+                let own = if inside { partner } else { own };
                 let mix = |a: f32, b: f32| row.lambda * a + (1.0 - row.lambda) * b;
                 let at = match format.layout {
                     Layout::Nchw => channel * pixels + pixel,

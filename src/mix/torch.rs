@@ -1,7 +1,8 @@
 //! The torch mixer: staged rows, one copy to the device, then torch's own operations; the same on the CPU and on CUDA.
 #![expect(unsafe_code, reason = "torch tensors over memory that torch does not own")]
 
-use super::{Format, MixError, Mixer, Row};
+use super::cpu::Level;
+use super::{Format, MixError, Mixer, Row, compose};
 use crate::types::{Device, Dtype, Layout};
 use tch::{Kind, TchError, Tensor, no_grad};
 
@@ -59,18 +60,16 @@ impl TorchMixer {
         Ok(Self { format, device: place, staging, mean, std, full })
     }
 
-    /// Copies samples into consecutive rows of the staging memory, from row `first` on.
-    fn stage<'a>(&mut self, first: usize, samples: impl Iterator<Item = &'a [u8]>) {
-        let bytes = self.format.image_size.values();
-        let rows = self.staging.size()[0] as usize;
-        for (row, sample) in (first..).zip(samples) {
-            assert!(row < rows && sample.len() == bytes);
-            // SAFETY: the staging tensor is contiguous u8 of `rows` × `bytes`, owned here, and no copy from it is under way:
-            // `mix` ends with a copy into main memory, which waits for the device.
-            unsafe {
-                let to = self.staging.data_ptr().cast::<u8>().add(row * bytes);
-                std::ptr::copy_nonoverlapping(sample.as_ptr(), to, bytes);
-            }
+    /// Writes images into consecutive rows of the staging memory, from row `first` on; `write` fills one channel of one.
+    fn stage(&mut self, first: usize, rows: &[Row<'_>], write: impl Fn(&Row<'_>, usize, &mut [u8])) {
+        let (pixels, staged) = (self.format.image_size.pixels(), self.staging.size()[0] as usize);
+        assert!(first + rows.len() <= staged);
+        // SAFETY: the staging tensor is contiguous u8 of `staged` images of three channels of `pixels`, owned here, and no copy from
+        // it is under way: `mix` ends with a copy into main memory, which waits for the device.
+        let memory =
+            unsafe { std::slice::from_raw_parts_mut(self.staging.data_ptr().cast::<u8>(), staged * 3 * pixels) };
+        for (row, image) in rows.iter().zip(memory[first * 3 * pixels..].chunks_exact_mut(3 * pixels)) {
+            image.chunks_exact_mut(pixels).enumerate().for_each(|(channel, plane)| write(row, channel, plane));
         }
     }
 
@@ -86,9 +85,11 @@ impl TorchMixer {
     fn mixed(&mut self, rows: &[Row<'_>]) -> Result<Tensor, TchError> {
         let len = rows.len() as i64;
         let within = rows.iter().all(|row| row.partner_row >= 0);
-        self.stage(0, rows.iter().map(|row| row.own));
+        let (level, size) = (Level::best(), self.format.image_size);
+        // Flipped as own images, and so as partners of other rows; a box is cut where nothing else is mixed.
+        self.stage(0, rows, |row, channel, plane| compose::own(level, row, size, channel, 0, plane));
         if !within {
-            self.stage(rows.len(), rows.iter().map(|row| row.partner));
+            self.stage(rows.len(), rows, |row, channel, plane| compose::partner(level, row, size, channel, 0, plane));
         }
         let staged = self.staging.f_narrow(0, 0, if within { len } else { 2 * len })?;
         let values = self.values(&staged.f_to_device_(self.device, Kind::Uint8, true, false)?)?;

@@ -2,50 +2,79 @@
 
 use super::fetch::{Fetcher, Pending};
 use super::finish::{Finisher, Labels};
-use super::{BATCHES_AHEAD, FeedError, Shared};
-use crate::ring::{self, ReaderId, RingError, RingHandle, RingWriter, WriterStopped};
+use super::{BATCHES_AHEAD, FeedError, OpenError, Shared};
+use crate::config::Delivery;
+use crate::ring::{self, Pace, ReaderId, RingError, RingHandle, RingWriter, WriterStopped};
 use crate::sampler::Sampler;
 use crate::stats::{Clock, Doing};
+use crate::types::{Place, Start};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// An open feed. Dropping it stops it and waits for its threads.
 pub struct Feed {
     ring: RingHandle,
-    reader: (ReaderId, PathBuf),
     sampler: Sampler,
     shared: Arc<Shared>,
     stopped: Arc<AtomicBool>,
     reason: Arc<Mutex<String>>,
+    /// Stands in the ring for trainers that are still to come.
+    hold: Mutex<Option<ReaderId>>,
     threads: Vec<JoinHandle<()>>,
 }
 
+/// A trainer's place at a feed.
+#[derive(Debug, Clone)]
+pub struct Seat {
+    /// Which reader of the ring it is.
+    pub reader: ReaderId,
+    /// The file of its cursor.
+    pub cursor_path: PathBuf,
+    /// The first batch that it gets.
+    pub start: Place,
+}
+
 impl Feed {
-    /// Makes the ring and starts the threads.
-    pub(super) fn start(sampler: Sampler, fetcher: Fetcher, finisher: Finisher, dir: &Path) -> Result<Self, RingError> {
+    /// Makes the ring, with a seat for the trainer that opens the feed, and starts the threads. With `hold` the first batches stay
+    /// in the ring until [`Feed::release_hold`].
+    pub(super) fn start(
+        sampler: Sampler,
+        fetcher: Fetcher,
+        finisher: Finisher,
+        dir: &Path,
+        hold: bool,
+    ) -> Result<(Self, Seat), OpenError> {
         let (spec, shared, stopped) = (*finisher.spec(), finisher.shared(), finisher.stopped());
-        let (writer, ring) = ring::create(dir, &spec.format(), spec.batch_size, spec.slots)?;
-        // Before the writer runs: without a reader to wait for it would overwrite what nobody has read.
-        let reader = ring.add_reader()?;
-        let (batches, planned) = bounded(BATCHES_AHEAD);
+        let pace = spec.share.map_or(Pace::PRIVATE, |share| Pace {
+            delivery: share.delivery,
+            max_lag: Duration::from_secs_f64(share.max_lag_s),
+        });
+        let (writer, ring) = ring::create(dir, &spec.format(), spec.batch_size, spec.slots, pace)?;
+        let hold = hold.then(|| ring.hold(0)).transpose()?;
         let reason = Arc::new(Mutex::new("the feed was closed".to_owned()));
+        let (hold, threads) = (Mutex::new(hold), Vec::new());
+        let mut feed = Self { ring, sampler, shared, stopped, reason, hold, threads };
+        // Before the writer runs: without a reader to wait for it would end.
+        let seat = feed.join(spec.start)?;
+        let (batches, planned) = bounded(BATCHES_AHEAD);
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let made = std::thread::Builder::new().name(name.to_owned()).spawn(run);
             made.map_err(|source| RingError::Io { action: "start a thread for", path: dir.to_owned(), source })
         };
         let plans = {
-            let sampler = sampler.clone();
+            let sampler = feed.sampler.clone();
             move || plan(&sampler, fetcher, &batches)
         };
         let mixes = {
-            let reason = Arc::clone(&reason);
+            let reason = Arc::clone(&feed.reason);
             move || mix(finisher, &planned, writer, &reason)
         };
-        let threads = vec![spawn("mixd-mix", Box::new(mixes))?, spawn("mixd-plan", Box::new(plans))?];
-        Ok(Self { ring, reader, sampler, shared, stopped, reason, threads })
+        feed.threads = vec![spawn("mixd-mix", Box::new(mixes))?, spawn("mixd-plan", Box::new(plans))?];
+        Ok((feed, seat))
     }
 
     /// The ring.
@@ -53,14 +82,55 @@ impl Feed {
         &self.ring
     }
 
-    /// The file of the feed's one reader's cursor.
-    pub fn cursor_path(&self) -> &Path {
-        &self.reader.1
+    /// Gives another trainer a seat.
+    ///
+    /// # Errors
+    /// When the feed has passed the batch to start with, has ended, or has no seat left.
+    pub fn join(&self, start: Start) -> Result<Seat, OpenError> {
+        let (origin, batches) = (self.sampler.number(self.sampler.start()), u128::from(self.sampler.batches()));
+        let mut number = 0;
+        let choose = |published: u64| {
+            let next = origin + u128::from(published);
+            number = match start {
+                Start::Now => next,
+                Start::NextEpoch => next.div_ceil(batches) * batches,
+                Start::At(place) => self.sampler.number(place),
+            };
+            if self.waits_for_nobody() {
+                number = number.max(next);
+            }
+            number.checked_sub(origin).and_then(|seq| seq.try_into().ok())
+        };
+        match self.ring.add_reader(choose) {
+            Ok((reader, cursor_path)) => Ok(Seat { reader, cursor_path, start: self.sampler.place(number) }),
+            Err(RingError::Gone { published, .. }) => Err(OpenError::Passed {
+                start: self.sampler.place(number),
+                next: self.place(published),
+            }),
+            Err(error) => Err(error.into()),
+        }
     }
 
-    /// Takes the feed's reader off its ring, whose writer must have been stopped: what the reader holds stays as it is.
-    pub fn detach_reader(&self) {
-        self.ring.remove_reader(self.reader.0);
+    fn waits_for_nobody(&self) -> bool {
+        self.sampler.spec().share.is_some_and(|share| share.delivery == Delivery::Latest)
+    }
+
+    /// Takes a trainer's seat: its leases are free.
+    pub fn leave(&self, reader: ReaderId) {
+        self.ring.remove_reader(reader);
+    }
+
+    /// Waits no longer for trainers that are still to come.
+    pub fn release_hold(&self) {
+        let hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(hold) = hold {
+            self.ring.remove_reader(hold);
+        }
+    }
+
+    /// The place of the ring's batch `seq`.
+    pub fn place(&self, seq: u64) -> Place {
+        self.sampler.place(self.sampler.number(self.sampler.start()) + u128::from(seq))
     }
 
     /// Batches in each epoch.
@@ -118,6 +188,7 @@ fn mix(mut finisher: Finisher, planned: &Receiver<Pending>, mut writer: RingWrit
         Stop::Ring(WriterStopped::Stopped) | Stop::Failed(FeedError::Stopping) => {
             (reason.lock().unwrap_or_else(PoisonError::into_inner).clone(), false)
         }
+        Stop::Ring(WriterStopped::Deserted) => ("nobody reads the feed any more".to_owned(), false),
         Stop::Ring(WriterStopped::Evicted(why) | WriterStopped::NoSpace(why)) => (why, true),
         Stop::Failed(error) => {
             tracing::error!("a feed ends: {error}");
@@ -150,7 +221,8 @@ fn fill(finisher: &mut Finisher, planned: &Receiver<Pending>, writer: &mut RingW
         if let Err(error) = finisher.mix(&pending, slot.x_mut(len), &mut labels) {
             return Stop::Failed(error);
         }
-        slot.publish(&pending.plan, &labels.label_a, &labels.label_b, 0);
+        let digest = finisher.digest(&pending.plan, &labels, slot.x_mut(len));
+        slot.publish(&pending.plan, &labels.label_a, &labels.label_b, digest);
         finisher.recycle(pending);
         clock.count();
         clock.lap(Doing::Busy);

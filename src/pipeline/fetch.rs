@@ -2,7 +2,7 @@
 
 use super::decode::Job;
 use super::{BATCHES_AHEAD, FeedError, Shared, StoreEntry};
-use crate::config::{FeedSpec, Mix, Mixup, Pairing};
+use crate::config::FeedSpec;
 use crate::sampler::Plan;
 use crate::store::{Lookup, Rows, State};
 use crate::types::SampleId;
@@ -137,8 +137,7 @@ impl Fetcher {
     /// # Errors
     /// When the memory for staging cannot be mapped.
     pub fn new(source: Source, spec: &FeedSpec) -> io::Result<(Self, Sender<Scratch>)> {
-        let second = matches!(spec.mix, Mix::Mixup(Mixup { pairing: Pairing::SecondBatch, .. }));
-        let samples = spec.batch_size * if second { 2 } else { 1 };
+        let samples = spec.batch_size * if spec.mix.takes_a_second_batch() { 2 } else { 1 };
         let staging_rows = if source.entry.store.holds_all() { 0 } else { samples };
         let (recycler, free) = bounded(BATCHES_AHEAD);
         for _ in 0..BATCHES_AHEAD {

@@ -125,7 +125,12 @@ impl Finisher {
             .map(|at| {
                 let partner_row = plan.partner_row[at];
                 let partner = usize::try_from(partner_row).unwrap_or(rows + at);
-                Row { own: sample(at), partner: sample(partner), lambda: plan.lambda[at], partner_row }
+                let cut = plan.cuts.get(at).copied();
+                // A box shows the partner as it is, and the rest the own image.
+                let lambda = if cut.is_some() { 1.0 } else { plan.lambda[at] };
+                let flip = |flips: &[bool]| flips.get(at).copied().unwrap_or(false);
+                let (flip, partner_flip) = (flip(&plan.flip), flip(&plan.partner_flip));
+                Row { own: sample(at), partner: sample(partner), lambda, partner_row, cut, flip, partner_flip }
             })
             .collect();
         self.mixer.mix(&rows, x)?;
@@ -137,12 +142,38 @@ impl Finisher {
         Ok(())
     }
 
+    /// The digest of a mixed batch, where the feed makes digests; 0 otherwise.
+    pub fn digest(&self, plan: &Plan, labels: &Labels, x: &[u8]) -> u64 {
+        if self.spec.digest { view(&self.spec, plan, labels, x, 0).digest_by(self.mixer.name()) } else { 0 }
+    }
+
     /// Gives a finished batch's scratch back.
     pub fn recycle(&self, pending: Pending) -> Plan {
         let (plan, scratch) = pending.into_scratch();
         // Full is impossible; disconnected means that the plan stage has ended.
         let _ = self.recycler.try_send(scratch);
         plan
+    }
+}
+
+/// A batch whose parts lie here and there.
+fn view<'a>(spec: &FeedSpec, plan: &'a Plan, labels: &'a Labels, x: &'a [u8], digest: u64) -> BatchView<'a> {
+    BatchView {
+        x,
+        dtype: spec.dtype,
+        layout: spec.layout,
+        image_size: spec.image_size,
+        label_a: &labels.label_a,
+        label_b: &labels.label_b,
+        lambda: &plan.lambda,
+        partner: &plan.partner_row,
+        sample_id: &plan.own,
+        partner_id: &plan.partner,
+        epoch: plan.place.epoch,
+        index: plan.place.index,
+        batches: plan.batches,
+        pad: plan.pad,
+        digest,
     }
 }
 
@@ -154,6 +185,7 @@ pub struct OwnedBatch {
     labels: Labels,
     x: Vec<u128>,
     x_bytes: usize,
+    digest: u64,
     /// The files of the own samples, relative to the data set.
     pub paths: Vec<PathBuf>,
 }
@@ -166,31 +198,16 @@ impl OwnedBatch {
         let x_bytes = pending.plan.own.len() * spec.format().image_bytes();
         let (mut x, mut labels) = (vec![0_u128; x_bytes.div_ceil(16)], Labels::default());
         finisher.mix(&pending, &mut bytemuck::cast_slice_mut(&mut x)[..x_bytes], &mut labels)?;
+        let digest = finisher.digest(&pending.plan, &labels, &bytemuck::cast_slice(&x)[..x_bytes]);
         let plan = finisher.recycle(pending);
         let shared = finisher.shared();
         let samples = shared.dataset.samples(spec.split);
         let paths = plan.own.iter().map(|&id| samples[id as usize].path.clone()).collect();
-        Ok(Self { spec, plan, labels, x, x_bytes, paths })
+        Ok(Self { spec, plan, labels, x, x_bytes, digest, paths })
     }
 
     /// The batch.
     pub fn view(&self) -> BatchView<'_> {
-        BatchView {
-            x: &bytemuck::cast_slice(&self.x)[..self.x_bytes],
-            dtype: self.spec.dtype,
-            layout: self.spec.layout,
-            image_size: self.spec.image_size,
-            label_a: &self.labels.label_a,
-            label_b: &self.labels.label_b,
-            lambda: &self.plan.lambda,
-            partner: &self.plan.partner_row,
-            sample_id: &self.plan.own,
-            partner_id: &self.plan.partner,
-            epoch: self.plan.place.epoch,
-            index: self.plan.place.index,
-            batches: self.plan.batches,
-            pad: self.plan.pad,
-            digest: 0,
-        }
+        view(&self.spec, &self.plan, &self.labels, &bytemuck::cast_slice(&self.x)[..self.x_bytes], self.digest)
     }
 }

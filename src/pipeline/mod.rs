@@ -15,7 +15,7 @@ mod fetch;
 mod finish;
 mod ledger;
 
-pub use feed::Feed;
+pub use feed::{Feed, Seat};
 pub use finish::OwnedBatch;
 pub use ledger::{BadSample, OnBadImage};
 
@@ -28,7 +28,7 @@ use crate::ring::RingError;
 use crate::sampler::{Sampler, SamplerError};
 use crate::stats::Stats;
 use crate::store::{FileError, Key, SampleStore, Settled};
-use crate::types::{Device, ImageSize, Place, Split};
+use crate::types::{Device, ImageSize, Place, Split, Start};
 use decode::DecodePool;
 use ledger::Ledger;
 use std::io;
@@ -86,6 +86,16 @@ pub enum OpenError {
     /// No file for samples.
     #[error(transparent)]
     CacheFile(#[from] FileError),
+    /// A shared feed is past the batch to start with.
+    #[error(
+        "the shared feed has passed {start}: the next batch to come is {next} (start now or at the next epoch, or open a private feed)"
+    )]
+    Passed {
+        /// Where the trainer would have begun.
+        start: Place,
+        /// What comes next.
+        next: Place,
+    },
 }
 
 /// Why a feed cannot go on.
@@ -209,14 +219,22 @@ impl Pipeline {
         Ok(Sampler::new(*spec, self.dataset().samples(spec.split).len() as u32)?)
     }
 
-    /// Opens a feed whose ring lies in `dir`, a folder that must not exist, and starts its threads.
+    /// Opens a feed whose ring lies in `dir`, a folder that must not exist, and starts its threads; with a seat for the trainer that
+    /// asked for it. With `hold` the first batches stay in the ring until [`Feed::release_hold`].
     ///
     /// # Errors
     /// When the spec cannot be served; nothing is left behind.
-    pub fn open(&self, spec: FeedSpec, dir: &Path) -> Result<Feed, OpenError> {
+    pub fn open(&self, spec: FeedSpec, dir: &Path, hold: bool) -> Result<(Feed, Seat), OpenError> {
         let sampler = self.sampler(&spec)?;
         let (fetcher, finisher) = self.stages(spec)?;
-        Ok(Feed::start(sampler, fetcher, finisher, dir)?)
+        Feed::start(sampler, fetcher, finisher, dir, hold)
+    }
+
+    /// Hash of everything beside the feed spec that the bytes of a split's batches depend on, but for what the files hold.
+    pub fn identity(&self, split: Split, image_size: ImageSize) -> u64 {
+        let mut hash = Xxh3::with_seed(self.pixels_key(split, image_size));
+        hash.update(self.shared.options.mixer.name().as_bytes());
+        hash.digest()
     }
 
     /// Makes one batch, in memory of its own.
@@ -224,7 +242,7 @@ impl Pipeline {
     /// # Errors
     /// When the spec cannot be served, the place does not exist, or an image fails as the policy says.
     pub fn batch(&self, mut spec: FeedSpec, place: Place) -> Result<OwnedBatch, BatchError> {
-        spec.start = place;
+        spec.start = Start::At(place);
         let sampler = self.sampler(&spec)?;
         let (mut fetcher, mut finisher) = self.stages(spec)?;
         let pending = fetcher.fetch(sampler.epoch(place.epoch).plan(place.index))?;

@@ -1,16 +1,17 @@
 //! The bytes of the ring: what lies where in the data file and in a cursor.
 //!
-//! Integers are little-endian and of fixed width. The data file is one page of [`DataHeader`], then the slots, each a
-//! [`BatchHeader`], the row arrays and `x` at the offsets of [`SlotLayout`].
+//! Integers are little-endian and of fixed width. The data file is one page of [`DataHeader`], then the directory (for each slot the
+//! number of its batch, a u64), then the slots, each a [`BatchHeader`], the row arrays and `x` at the offsets of [`SlotLayout`].
 
 use crate::mix::Format;
 use crate::sync::{AtomicU32, AtomicU64};
+use crate::config::{Delivery, SLOTS_MAX};
 use crate::types::{Dtype, ImageSize, Layout};
 use std::mem::{offset_of, size_of};
 use std::sync::atomic::AtomicU8;
 
 /// Version of everything in this file; both sides must have the same.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// First bytes of a data file.
 pub const DATA_MAGIC: [u8; 8] = *b"mixdring";
@@ -25,6 +26,11 @@ pub const REASON_BYTES_MAX: usize = 1024;
 pub const ENDED_STOPPED: u32 = 1;
 /// [`DataHeader::ended`]: the feed failed.
 pub const ENDED_FAILED: u32 = 2;
+
+/// [`Cursor::evicted`]: the reader kept others waiting for too long.
+pub const EVICTED_LAG: u32 = 1;
+/// [`Cursor::evicted`]: what its cursor said cannot be.
+pub const EVICTED_UNLAWFUL: u32 = 2;
 
 #[cfg(target_endian = "big")]
 compile_error!("the ring's layout is little-endian");
@@ -50,7 +56,11 @@ pub struct DataHeader {
     pub layout: u32,
     /// Process id of the daemon.
     pub daemon_pid: u32,
-    gap: [u8; 88],
+    /// 0 lossless, 1 latest.
+    pub delivery: u32,
+    /// Readers attached.
+    pub readers: AtomicU32,
+    gap: [u8; 80],
     /// Batches published.
     pub published: AtomicU64,
     /// Event word for readers.
@@ -79,7 +89,22 @@ pub struct Cursor {
     pub event: AtomicU32,
     /// 1 while the reader sleeps.
     pub reader_waiting: AtomicU32,
+    gap2: [u8; 112],
+    /// Batches read, for people to see.
+    pub read: AtomicU64,
+    /// Batches skipped, for people to see.
+    pub skipped: AtomicU64,
+    /// Nanoseconds for which the reader had nothing to read, for people to see.
+    pub waited_ns: AtomicU64,
+    gap3: [u8; 104],
+    /// A bit for each slot that is leased.
+    pub held: [AtomicU64; HELD_WORDS],
+    /// 0, or one of the `EVICTED_…` codes; the daemon stores it.
+    pub evicted: AtomicU32,
 }
+
+/// Words of [`Cursor::held`].
+const HELD_WORDS: usize = SLOTS_MAX as usize / 64;
 
 /// Start of every slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -113,13 +138,14 @@ const _: () = {
     assert!(offset_of!(DataHeader, ended) == 140 && offset_of!(DataHeader, writer_waiting) == 256);
     assert!(offset_of!(DataHeader, reason_len) == 260 && offset_of!(DataHeader, reason) == 384);
     assert!(offset_of!(Cursor, released) == 128 && offset_of!(Cursor, event) == 136);
-    assert!(offset_of!(Cursor, reader_waiting) == 140);
+    assert!(offset_of!(Cursor, reader_waiting) == 140 && offset_of!(Cursor, read) == 256);
+    assert!(offset_of!(Cursor, held) == 384 && offset_of!(Cursor, evicted) == 512);
     assert!(size_of::<BatchHeader>() == 64 && offset_of!(BatchHeader, len) == 48);
 };
 
 impl DataHeader {
     /// The header's fixed part, as the writer stores it.
-    pub fn fixed(format: &Format, batch_size: u32, slots: u32) -> Self {
+    pub fn fixed(format: &Format, batch_size: u32, slots: u32, delivery: Delivery) -> Self {
         Self {
             magic: DATA_MAGIC,
             layout_version: LAYOUT_VERSION,
@@ -130,7 +156,9 @@ impl DataHeader {
             dtype: Dtype::ALL.iter().position(|&dtype| dtype == format.dtype).expect("listed") as u32,
             layout: Layout::ALL.iter().position(|&layout| layout == format.layout).expect("listed") as u32,
             daemon_pid: std::process::id(),
-            gap: [0; 88],
+            delivery: delivery as u32,
+            readers: AtomicU32::new(0),
+            gap: [0; 80],
             published: AtomicU64::new(0),
             event: AtomicU32::new(0),
             ended: AtomicU32::new(0),
@@ -150,14 +178,21 @@ impl DataHeader {
 }
 
 impl Cursor {
-    /// A cursor that has released nothing.
-    pub fn fresh() -> Self {
+    /// A cursor at batch `seq`.
+    pub fn at(seq: u64) -> Self {
         Self {
             magic: CURSOR_MAGIC,
             gap: [0; 120],
-            released: AtomicU64::new(0),
+            released: AtomicU64::new(seq),
             event: AtomicU32::new(0),
             reader_waiting: AtomicU32::new(0),
+            gap2: [0; 112],
+            read: AtomicU64::new(0),
+            skipped: AtomicU64::new(0),
+            waited_ns: AtomicU64::new(0),
+            gap3: [0; 104],
+            held: [const { AtomicU64::new(0) }; HELD_WORDS],
+            evicted: AtomicU32::new(0),
         }
     }
 }
@@ -199,14 +234,15 @@ impl SlotLayout {
         Self { label_a, label_b, lambda, partner, sample_id, partner_id, x, image_bytes, slot_bytes }
     }
 
-    /// Offset of slot number `slot` in the data file.
-    pub const fn slot_offset(&self, slot: u32) -> usize {
-        PAGE_BYTES + slot as usize * self.slot_bytes
+    /// Offset of slot number `slot` of `slots` in the data file.
+    pub const fn slot_offset(&self, slots: u32, slot: u32) -> usize {
+        let directory = slots as usize * size_of::<u64>();
+        PAGE_BYTES + directory.next_multiple_of(PAGE_BYTES) + slot as usize * self.slot_bytes
     }
 
     /// Bytes of the data file.
     pub const fn file_bytes(&self, slots: u32) -> usize {
-        self.slot_offset(slots)
+        self.slot_offset(slots, slots)
     }
 }
 
@@ -236,12 +272,13 @@ mod tests {
     }
 
     #[test]
-    fn slots_of_the_seed_pipeline_lie_where_version_1_says() {
+    fn slots_of_the_seed_pipeline_lie_where_version_2_says() {
         let layout = SlotLayout::new(64, 3 * 128 * 128 * 4);
         assert_eq!((layout.label_a, layout.label_b, layout.lambda), (64, 576, 1088));
         assert_eq!((layout.partner, layout.sample_id, layout.partner_id), (1344, 1600, 1856));
         assert_eq!((layout.x, layout.slot_bytes), (4096, 4096 + 12_582_912));
-        assert_eq!(layout.file_bytes(4), 4096 + 4 * layout.slot_bytes);
+        assert_eq!(layout.slot_offset(4, 1), 4096 + 4096 + layout.slot_bytes);
+        assert_eq!(layout.file_bytes(513), 4096 + 8192 + 513 * layout.slot_bytes);
     }
 
     #[test]

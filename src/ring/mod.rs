@@ -1,17 +1,29 @@
 //! The ring: batches in shared memory, from one writer (the daemon) to up to [`READERS_MAX`] readers (trainers).
 //!
-//! **Files.** On tmpfs, mode 0600 in a folder of mode 0700: `data` holds a header page and the slots, and readers map it
-//! read-only; each reader has a page of its own, its *cursor*, the only thing that it may write.
+//! **Files.** On tmpfs, mode 0600 in a folder of mode 0700: `data` holds a header page, the directory and the slots, and readers map
+//! it read-only; each reader has a page of its own, its *cursor*, the only thing that it may write.
 //!
 //! **Counters.** `published` counts the batches made so far, so batch number `seq` (from 0) is readable once
-//! `published > seq`, and it lies in slot `seq mod slots`. A reader's `released` counts the batches it has given back:
-//! every batch below it may be overwritten as far as that reader is concerned.
+//! `published > seq`; the directory says which slot it lies in. A reader's `released` counts the batches it has given back:
+//! every batch below it may be overwritten as far as that reader is concerned. A reader that joins begins with the `released` that
+//! it is given: the next batch, or a later one, up to which it holds up nobody.
 //!
-//! **Writing** batch `seq`: wait until `seq − released < slots` for every live reader (*sync point B*), fill the slot and its
-//! header, store `published = seq + 1` (*sync point A*), wake.
+//! **Writing** batch `seq`, delivery *lossless*: wait until every live reader has released the oldest batch (*sync point B*), claim its
+//! slot, fill it, note `seq` in the directory, store `published = seq + 1` (*sync point A*), wake. *Latest*: wait until the fastest reader
+//! has room, and claim the oldest slot that nobody has leased.
 //!
-//! **Reading** batch `seq`: wait until `published > seq` (*sync point A*), read the slot in place, store
-//! `released` past the oldest batch still leased (*sync point B*), wake. Several leases may be held and dropped in any order.
+//! **Reading** batch `seq`: wait until `published > seq` (*sync point A*), lease its slot, read it in place, let go of the slot (*sync
+//! point E*), store `released` past the oldest batch still leased (*sync point B*), wake. Several leases may be held and dropped in any
+//! order; of a latest feed, one. There, a reader that has fallen behind by the whole ring goes on with the newest batch.
+//!
+//! **Leasing.** A reader sets the slot's bit in its cursor, and then looks whether the directory still says `seq` and it was not evicted;
+//! else it takes the bit back. To claim a slot the writer takes its number out of the directory, and then looks at the bits; if one is
+//! set it puts the number back and takes another slot. A SeqCst fence on either side between the two steps (*sync point F*) sees to it
+//! that one of them sees the other. The writer looks at the bits of everybody (latest), or of those that it has evicted (lossless: the
+//! others have released what it claims).
+//!
+//! **Eviction.** A reader of a lossless feed that keeps others waiting for longer than `max_lag` is put out: the daemon stores `evicted`
+//! in its cursor and waits for it no more. What it has leased is not overwritten until it lets go or its process is gone.
 //!
 //! **Memory order.** A: the writer's Release store of `published` pairs with the reader's Acquire load, so the slot's bytes
 //! are seen whole. B: the reader's Release store of `released` pairs with the writer's Acquire load, so no read of the old
@@ -23,11 +35,12 @@
 //! event, SeqCst fence, announcement. Waiter: announcement, SeqCst fence, counter and event. So one of the two sees the other
 //! (*sync point C*), and the wake-up system call is made only when somebody sleeps. The event word is incremented with Release
 //! and first read with Acquire: whoever sleeps on its new value has seen the new counter (*sync point D*). Every sleep has a
-//! deadline.
+//! deadline. The writer of a latest feed sleeps on the events of all readers at once (`futex_waitv`).
 //!
-//! **Trust.** The daemon checks what it reads in a cursor: `released` never falls and never passes `published`; else that
-//! reader is evicted. A reader's event word and announcement cost at most a needless wake-up. When a reader goes, the daemon
-//! takes it off the list and wakes the writer, which no longer waits for it.
+//! **Trust.** The daemon checks what it reads in a cursor: `released` never falls and never passes `published`, and a reader of a latest
+//! feed leases one slot; else that reader is evicted, and its leases count for nothing. Its event word and announcement cost at most
+//! a needless wake-up, its counters are for people to see. When a reader goes, the daemon takes it off the list and wakes the writer,
+//! which no longer waits for it; when the last goes, the feed is over.
 //!
 //! **End.** `ended` becomes non-zero after the last `published`, with the reason beside it. Readers first read what is published.
 
@@ -39,10 +52,10 @@ mod wake;
 mod writer;
 
 pub use layout::{BatchHeader, LAYOUT_VERSION};
-pub use reader::{GiveUp, Lease, Next, RingReader};
+pub use reader::{Eviction, GiveUp, Lease, Next, RingReader};
 pub use region::RingError;
 pub use wake::now_ns;
-pub use writer::{ReaderId, RingHandle, RingWriter, SlotMut, WriterStopped, create};
+pub use writer::{Pace, ReaderId, ReaderStatus, RingHandle, RingWriter, SlotMut, WriterStopped, create};
 
 /// The most readers of one ring.
 pub const READERS_MAX: usize = 64;

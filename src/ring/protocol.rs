@@ -4,15 +4,19 @@
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
-/// How to sleep on an event word, and how to wake those who do.
+/// How to sleep on event words, and how to wake those who do.
 pub trait Sleeper {
-    /// Sleeps while `event` has the value `seen`, until woken or for as long as the implementation allows; may return early.
-    fn sleep(&self, event: &AtomicU32, seen: u32);
+    /// Sleeps while every event word has the value that was seen with it, until woken on any of them or for as long as the
+    /// implementation allows; may return early.
+    fn sleep(&self, events: &[(&AtomicU32, u32)]);
     /// Wakes everyone who sleeps on `event`.
     fn wake(&self, event: &AtomicU32);
     /// One turn of waiting awake; false when it is time to sleep.
     fn spin(&self, turn: u32) -> bool;
 }
+
+/// Value of [`WriterWords::holds`]: the slot holds no batch, or is being written.
+pub const NO_BATCH: u64 = u64::MAX;
 
 /// The words that the writer owns and readers only read.
 #[derive(Debug, Clone, Copy)]
@@ -25,22 +29,23 @@ pub struct WriterWords<'a> {
     pub ended: &'a AtomicU32,
     /// 1 while the writer sleeps, or is about to, on some cursor's event.
     pub writer_waiting: &'a AtomicU32,
+    /// For each slot the number of the batch in it, or [`NO_BATCH`].
+    pub holds: &'a [AtomicU64],
 }
 
 /// The words that one reader owns; the daemon trusts none of them.
 #[derive(Debug, Clone, Copy)]
 pub struct CursorWords<'a> {
-    /// Batches released; only the reader stores it; rises, at most to `published`.
+    /// Batches released: all below it; only the reader stores it; rises, at most to `published`.
     pub released: &'a AtomicU64,
-    /// Incremented after each change of `released`, and by the daemon when the reader goes.
+    /// Incremented after each change of `released` and `held`, and by the daemon when the reader goes.
     pub event: &'a AtomicU32,
     /// 1 while the reader sleeps, or is about to, on the writer's event.
     pub reader_waiting: &'a AtomicU32,
-}
-
-/// The slot of batch number `seq`.
-pub const fn slot_of(seq: u64, slots: u32) -> u32 {
-    (seq % slots as u64) as u32
+    /// Not 0 once the reader was evicted; the one word that the daemon stores.
+    pub evicted: &'a AtomicU32,
+    /// A bit for each slot that the reader has leased, from the lowest of the first word.
+    pub held: &'a [AtomicU64],
 }
 
 /// Whether batch `seq` may be written as far as a reader with this `released` is concerned.
@@ -48,9 +53,40 @@ pub const fn has_room(seq: u64, released: u64, slots: u32) -> bool {
     seq.saturating_sub(released) < slots as u64
 }
 
-/// Whether a reader may move its cursor from `before` to `now` while `published` batches are out.
+/// Whether a reader may move its cursor from `before` to `now` while `published` batches are out. A cursor that begins at a later
+/// batch stands still until that is published.
 pub const fn is_lawful(before: u64, now: u64, published: u64) -> bool {
-    before <= now && now <= published
+    before == now || before <= now && now <= published
+}
+
+impl CursorWords<'_> {
+    /// The word of `held` and the bit in it for a slot.
+    fn bit(&self, slot: u32) -> (&AtomicU64, u64) {
+        (&self.held[slot as usize / 64], 1 << (slot % 64))
+    }
+
+    /// Says that a slot is read no more; [`WriterWords::release`] follows.
+    pub fn let_go(&self, slot: u32) {
+        let (word, bit) = self.bit(slot);
+        word.fetch_and(!bit, Ordering::Release); // sync point E, with `has_leased`
+    }
+
+    /// Whether the reader says that it has leased a slot.
+    pub fn has_leased(&self, slot: u32) -> bool {
+        let (word, bit) = self.bit(slot);
+        word.load(Ordering::Acquire) & bit != 0 // sync point E, with `let_go`
+    }
+
+    /// How many slots the reader says that it has leased.
+    pub fn leases(&self) -> u32 {
+        self.held.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum()
+    }
+
+    /// Puts the reader out: it leases nothing from here on, and what it has leased stays claimed by [`WriterWords::claim`].
+    pub fn evict(&self, code: u32) {
+        self.evicted.store(code, Ordering::Relaxed);
+        fence(Ordering::SeqCst); // sync point F, with `lease`
+    }
 }
 
 impl WriterWords<'_> {
@@ -74,22 +110,45 @@ impl WriterWords<'_> {
         }
     }
 
-    /// Waits until `cursor` has released enough, or `give_up`.
-    ///
-    /// Returns the `released` that was read last, unchecked.
-    pub fn await_room(
-        &self,
-        cursor: CursorWords<'_>,
-        enough: impl Fn(u64) -> bool,
-        give_up: impl Fn() -> bool,
-        sleeper: &impl Sleeper,
-    ) -> u64 {
+    /// Takes a slot for writing; false, and nothing has changed, where one of `cursors` has leased it.
+    pub fn claim<'c>(&self, slot: u32, mut cursors: impl Iterator<Item = CursorWords<'c>>) -> bool {
+        let holds = &self.holds[slot as usize];
+        let before = holds.swap(NO_BATCH, Ordering::Relaxed);
+        fence(Ordering::SeqCst); // sync point F, with `lease`
+        let leased = cursors.any(|cursor| cursor.has_leased(slot));
+        if leased {
+            holds.store(before, Ordering::Relaxed);
+        }
+        !leased
+    }
+
+    /// Leases batch `seq`, which is published, and returns its slot; `None` where no slot holds it any more or the reader was
+    /// evicted.
+    pub fn lease(&self, seq: u64, cursor: CursorWords<'_>) -> Option<u32> {
+        let slots = self.holds.len() as u64;
+        let holds = |slot: u64| self.holds[slot as usize].load(Ordering::Relaxed) == seq;
+        let slot = (0..slots).map(|offset| (seq + offset) % slots).find(|&slot| holds(slot))?;
+        let (word, bit) = cursor.bit(slot as u32);
+        word.fetch_or(bit, Ordering::Relaxed);
+        fence(Ordering::SeqCst); // sync point F, with `claim` and `evict`
+        if holds(slot) && cursor.evicted.load(Ordering::Relaxed) == 0 {
+            return Some(slot as u32);
+        }
+        cursor.let_go(slot as u32);
+        None
+    }
+
+    /// Waits until `done`, which looks at the words of `cursors` with Acquire, and at nothing else that changes without
+    /// [`WriterWords::dismiss`].
+    pub fn await_cursors(&self, cursors: &[CursorWords<'_>], done: impl Fn() -> bool, sleeper: &impl Sleeper) {
         let mut turn = 0;
         loop {
-            let event = cursor.event.load(Ordering::Acquire); // sync point D, with `release` and `dismiss`
-            let released = cursor.released.load(Ordering::Acquire); // sync point B, with `release`
-            if enough(released) || give_up() {
-                return released;
+            // Sync point D, with `release` and `dismiss`.
+            let seen = |cursor: &CursorWords<'_>| cursor.event.load(Ordering::Acquire);
+            let events: Vec<_> = cursors.iter().map(|cursor| (cursor.event, seen(cursor))).collect();
+            // Sync point B, with `release`.
+            if done() {
+                return;
             }
             if sleeper.spin(turn) {
                 turn += 1;
@@ -97,17 +156,17 @@ impl WriterWords<'_> {
             }
             self.writer_waiting.store(1, Ordering::Relaxed);
             fence(Ordering::SeqCst); // sync point C, with `release` and `dismiss`
-            if !enough(cursor.released.load(Ordering::Relaxed)) && !give_up() {
-                sleeper.sleep(cursor.event, event);
+            if !done() {
+                sleeper.sleep(&events);
             }
             self.writer_waiting.store(0, Ordering::Relaxed);
         }
     }
 
-    /// Wakes the writer though `cursor` has not moved: after something that its `give_up` looks at has changed.
+    /// Wakes the writer though `cursor` has not moved: after something else that its `done` looks at has changed.
     pub fn dismiss(&self, cursor: CursorWords<'_>, sleeper: &impl Sleeper) {
-        cursor.event.fetch_add(1, Ordering::Release); // sync point D, with `await_room`
-        fence(Ordering::SeqCst); // sync point C, with `await_room`
+        cursor.event.fetch_add(1, Ordering::Release); // sync point D, with `await_cursors`
+        fence(Ordering::SeqCst); // sync point C, with `await_cursors`
         sleeper.wake(cursor.event);
     }
 
@@ -138,7 +197,7 @@ impl WriterWords<'_> {
             cursor.reader_waiting.store(1, Ordering::Relaxed);
             fence(Ordering::SeqCst); // sync point C, with `announce`
             if self.published.load(Ordering::Relaxed) <= seq && self.ended.load(Ordering::Relaxed) == 0 && !give_up() {
-                sleeper.sleep(self.event, event);
+                sleeper.sleep(&[(self.event, event)]);
             }
             cursor.reader_waiting.store(0, Ordering::Relaxed);
         }
@@ -146,9 +205,9 @@ impl WriterWords<'_> {
 
     /// Gives back the batches below `count` and wakes the writer if it waits.
     pub fn release(&self, count: u64, cursor: CursorWords<'_>, sleeper: &impl Sleeper) {
-        cursor.released.store(count, Ordering::Release); // sync point B, with `await_room`
-        cursor.event.fetch_add(1, Ordering::Release); // sync point D, with `await_room`
-        fence(Ordering::SeqCst); // sync point C, with `await_room`
+        cursor.released.store(count, Ordering::Release); // sync point B, with `await_cursors`
+        cursor.event.fetch_add(1, Ordering::Release); // sync point D, with `await_cursors`
+        fence(Ordering::SeqCst); // sync point C, with `await_cursors`
         if self.writer_waiting.load(Ordering::Relaxed) != 0 {
             sleeper.wake(cursor.event);
         }
@@ -169,5 +228,6 @@ mod tests {
     fn cursors_may_neither_fall_nor_pass_what_is_published() {
         assert!(is_lawful(3, 3, 5) && is_lawful(3, 5, 5));
         assert!(!is_lawful(3, 2, 5) && !is_lawful(3, 6, 5));
+        assert!(is_lawful(9, 9, 5) && !is_lawful(9, 10, 5), "one that begins later");
     }
 }

@@ -1,17 +1,18 @@
 //! The reading end: leases on published batches.
 #![expect(unsafe_code, reason = "reads slots in place, which the protocol keeps unwritten while leased")]
 
-use super::layout::{BatchHeader, ENDED_FAILED};
-use super::protocol::slot_of;
+use super::layout::{BatchHeader, ENDED_FAILED, EVICTED_UNLAWFUL};
 use super::region::{CursorFile, DataFile, RingError};
 use super::wake::Futex;
 use crate::batch::BatchView;
+use crate::config::Delivery;
 use crate::sync::Ordering;
 use bytemuck::cast_slice;
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Which batches are out, and which of them are held.
 #[derive(Debug, Default)]
@@ -23,7 +24,11 @@ struct Window {
 }
 
 impl Window {
-    fn lease(&mut self) {
+    /// Leases batch `seq`; those before it that were not leased are skipped.
+    fn lease(&mut self, seq: u64) {
+        if self.held.is_empty() {
+            self.released = seq;
+        }
         self.held.push_back(true);
     }
 
@@ -44,6 +49,8 @@ struct Inner {
     cursor: CursorFile,
     window: Mutex<Window>,
     give_up: AtomicBool,
+    /// The first batch for this reader.
+    first: u64,
 }
 
 /// What came of waiting for a batch.
@@ -57,17 +64,29 @@ pub enum Next {
         /// Whether it failed, rather than being stopped in order.
         failed: bool,
     },
+    /// The writer has put this reader out.
+    Evicted(Eviction),
     /// [`GiveUp::give_up`] was called.
     GaveUp,
+}
+
+/// Why a reader was put out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Eviction {
+    /// It has kept others waiting for too long.
+    Lag,
+    /// Its cursor said what cannot be.
+    Unlawful,
 }
 
 /// One reader of a ring.
 pub struct RingReader {
     inner: Arc<Inner>,
     next: u64,
+    session: Arc<dyn Send + Sync>,
 }
 
-/// Makes a reader stop waiting, from another thread.
+/// Makes a reader stop waiting, from another thread, and knows what is left for it to read.
 #[derive(Clone)]
 pub struct GiveUp(Arc<Inner>);
 
@@ -80,17 +99,35 @@ impl GiveUp {
         use super::protocol::Sleeper;
         Futex.wake(self.0.data.words().event);
     }
+
+    /// Whether the writer has ended the feed, rather than died.
+    pub fn has_ended(&self) -> bool {
+        self.0.data.words().ended.load(Ordering::Acquire) != 0
+    }
+
+    /// The first batch that a reader of this ring cannot read any more when the writer is dead.
+    pub fn next(&self) -> u64 {
+        self.0.data.words().published.load(Ordering::Acquire).max(self.0.first)
+    }
+
+    /// Readers attached to this ring.
+    pub fn readers(&self) -> u32 {
+        self.0.data.header().readers.load(Ordering::Relaxed)
+    }
 }
 
 impl RingReader {
-    /// Maps a ring's data file, and the cursor that was made for this reader.
+    /// Maps a ring's data file, and the cursor that was made for this reader. `session` is dropped after the last lease: what it
+    /// stands for keeps the writer from this reader's slots.
     ///
     /// # Errors
     /// When a file cannot be mapped or is not of this version.
-    pub fn open(data: &Path, cursor: &Path) -> Result<Self, RingError> {
+    pub fn open(data: &Path, cursor: &Path, session: Arc<dyn Send + Sync>) -> Result<Self, RingError> {
         let (data, cursor) = (DataFile::open(data)?, CursorFile::open(cursor)?);
-        let inner = Inner { data, cursor, window: Mutex::default(), give_up: AtomicBool::new(false) };
-        Ok(Self { inner: Arc::new(inner), next: 0 })
+        let next = cursor.words().released.load(Ordering::Relaxed);
+        let window = Mutex::new(Window { released: next, held: VecDeque::new() });
+        let inner = Inner { data, cursor, window, give_up: AtomicBool::new(false), first: next };
+        Ok(Self { inner: Arc::new(inner), next, session })
     }
 
     /// A handle that ends this reader's waiting.
@@ -106,29 +143,64 @@ impl RingReader {
     /// Waits for the next batch and leases it.
     ///
     /// # Errors
-    /// When this reader itself holds all slots, or the slot does not hold the batch.
+    /// When this reader itself holds as many slots as it can, or no slot holds the batch.
     pub fn next_batch(&mut self) -> Result<Next, RingError> {
-        let Inner { data, cursor, window, give_up } = &*self.inner;
+        let Inner { data, cursor, window, give_up, .. } = &*self.inner;
         let words = data.words();
         let held = window.lock().unwrap_or_else(PoisonError::into_inner).held.len();
-        if held >= data.slots as usize {
-            return Err(RingError::AllLeased(data.slots));
+        match data.delivery {
+            Delivery::Lossless if held >= data.slots as usize => return Err(RingError::AllLeased(data.slots)),
+            Delivery::Latest if held > 0 => return Err(RingError::OneAtATime),
+            _ => {}
         }
-        let gave_up = || give_up.load(Ordering::SeqCst);
-        if !words.await_published(self.next, cursor.words(), gave_up, &Futex) {
-            return Ok(match words.ended.load(Ordering::Acquire) {
-                0 => Next::GaveUp,
-                code => Next::Ended { reason: data.reason(), failed: code == ENDED_FAILED },
-            });
-        }
-        window.lock().unwrap_or_else(PoisonError::into_inner).lease();
-        let lease = Lease { inner: Arc::clone(&self.inner), seq: self.next };
-        self.next += 1;
+        let evicted = || cursor.words().evicted.load(Ordering::Relaxed);
+        let gave_up = || give_up.load(Ordering::SeqCst) || evicted() != 0;
+        let (seq, slot) = loop {
+            let since = (!self.is_ready()).then(Instant::now);
+            let is_there = words.await_published(self.next, cursor.words(), gave_up, &Futex);
+            count(&cursor.page().waited_ns, since.map_or(Duration::ZERO, |since| since.elapsed()).as_nanos() as u64);
+            match evicted() {
+                0 => {}
+                EVICTED_UNLAWFUL => return Ok(Next::Evicted(Eviction::Unlawful)),
+                _ => return Ok(Next::Evicted(Eviction::Lag)),
+            }
+            if !is_there {
+                return Ok(match words.ended.load(Ordering::Acquire) {
+                    0 => Next::GaveUp,
+                    code => Next::Ended { reason: data.reason(), failed: code == ENDED_FAILED },
+                });
+            }
+            let published = words.published.load(Ordering::Acquire);
+            let sequence = match data.delivery {
+                Delivery::Lossless => self.next..self.next + 1,
+                // In order while it keeps up; who has fallen behind by the whole ring goes on with the newest.
+                Delivery::Latest if published - self.next > u64::from(data.slots) => published - 1..published,
+                Delivery::Latest => self.next..published,
+            };
+            let lease = |seq| Some((seq, words.lease(seq, cursor.words())?));
+            match sequence.clone().find_map(lease) {
+                Some(found) => break found,
+                None if evicted() != 0 || data.delivery == Delivery::Latest => {}
+                None => return Err(RingError::Torn { seq: self.next }),
+            }
+        };
+        window.lock().unwrap_or_else(PoisonError::into_inner).lease(seq);
+        count(&cursor.page().skipped, seq - self.next);
+        count(&cursor.page().read, 1);
+        self.next = seq + 1;
+        let lease = Lease { inner: Arc::clone(&self.inner), seq, slot, _session: Arc::clone(&self.session) };
         let (found, rows_max) = (lease.header(), data.batch_size);
-        if found.seq != lease.seq || found.len > rows_max {
-            return Err(RingError::Torn { seq: lease.seq, found: found.seq });
+        if found.seq != seq || found.len > rows_max {
+            return Err(RingError::Torn { seq });
         }
         Ok(Next::Batch(lease))
+    }
+}
+
+/// Adds to a counter that only this reader stores.
+fn count(counter: &AtomicU64, more: u64) {
+    if more > 0 {
+        counter.fetch_add(more, Ordering::Relaxed);
     }
 }
 
@@ -136,14 +208,16 @@ impl RingReader {
 pub struct Lease {
     inner: Arc<Inner>,
     seq: u64,
+    slot: u32,
+    _session: Arc<dyn Send + Sync>,
 }
 
 impl Lease {
     fn slot(&self) -> &[u8] {
         let data = &self.inner.data;
-        // SAFETY: batch `seq` is published (read with Acquire), and the writer leaves its slot alone until this reader's
-        // cursor passes `seq`, which happens when this lease is dropped.
-        unsafe { data.slot(slot_of(self.seq, data.slots)) }
+        // SAFETY: batch `seq` is published (read with Acquire), and the writer leaves its slot alone until this reader lets go of it
+        // and its cursor passes `seq`, which happens when this lease is dropped; until then the session keeps the reader on a list.
+        unsafe { data.slot(self.slot) }
     }
 
     /// The slot's header.
@@ -186,6 +260,8 @@ impl Drop for Lease {
         let Inner { data, cursor, window, .. } = &*self.inner;
         // The store happens under the lock: of two leases dropped at once the later count must be stored last.
         let mut window = window.lock().unwrap_or_else(PoisonError::into_inner);
+        cursor.words().let_go(self.slot);
+        // An evicted reader's writer waits for the bit, if for anything.
         if let Some(released) = window.give_back(self.seq) {
             data.words().release(released, cursor.words(), &Futex);
         }
@@ -196,7 +272,7 @@ impl Drop for Lease {
 mod tests {
     use super::*;
     use crate::config::FeedSpec;
-    use crate::ring::{RingHandle, RingWriter, WriterStopped, create};
+    use crate::ring::{Pace, RingHandle, RingWriter, WriterStopped, create};
     use crate::sampler::{Plan, Sampler};
     use crate::types::ImageSize;
 
@@ -209,14 +285,22 @@ mod tests {
         _dir: tempfile::TempDir,
     }
 
+    fn open(data: &Path, cursor: &Path) -> Result<RingReader, RingError> {
+        RingReader::open(data, cursor, Arc::new(()))
+    }
+
     fn ring(slots: u32) -> Fixture {
+        ring_at(slots, Pace::PRIVATE)
+    }
+
+    fn ring_at(slots: u32, pace: Pace) -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let spec = FeedSpec { batch_size: 3, image_size: ImageSize { height: 5, width: 7 }, ..FeedSpec::train() };
         let sampler = Sampler::new(spec, 30).unwrap();
         let plans = (0..10).map(|index| sampler.epoch(0).plan(index)).collect();
-        let (writer, handle) = create(&dir.path().join("ring"), &spec.format(), 3, slots).unwrap();
-        let (id, cursor) = handle.add_reader().unwrap();
-        let reader = RingReader::open(&handle.data_path(), &cursor).unwrap();
+        let (writer, handle) = create(&dir.path().join("ring"), &spec.format(), 3, slots, pace).unwrap();
+        let (id, cursor) = handle.add_reader(|_| Some(0)).unwrap();
+        let reader = open(&handle.data_path(), &cursor).unwrap();
         Fixture { writer, handle, reader, id, plans, _dir: dir }
     }
 
@@ -321,9 +405,165 @@ mod tests {
         let writing = std::thread::spawn(move || {
             writer.next_slot().unwrap().publish(&plan, &[0; 3], &[0; 3], 0);
         });
+        let (other, _) = handle.add_reader(Some).unwrap();
         handle.remove_reader(id);
         writing.join().unwrap();
-        assert_eq!(handle.published(), 3);
+        assert_eq!((handle.published(), handle.readers()[0].id), (3, other));
+    }
+
+    fn latest() -> Pace {
+        Pace { delivery: Delivery::Latest, max_lag: Duration::MAX }
+    }
+
+    fn next(reader: &mut RingReader) -> Next {
+        reader.next_batch().unwrap()
+    }
+
+    fn lease(reader: &mut RingReader) -> Lease {
+        match next(reader) {
+            Next::Batch(lease) => lease,
+            _ => panic!("no batch"),
+        }
+    }
+
+    #[test]
+    fn a_reader_joins_at_the_next_batch_or_later_or_at_one_that_is_still_there() {
+        let mut ring = ring(3);
+        ring.write(0);
+        ring.write(1);
+        let join = |choose: &dyn Fn(u64) -> Option<u64>| {
+            let (_, cursor) = ring.handle.add_reader(choose)?;
+            open(&ring.handle.data_path(), &cursor)
+        };
+        let (mut there, mut now, mut later) =
+            (join(&|_| Some(1)).unwrap(), join(&Some).unwrap(), join(&|published| Some(published + 1)).unwrap());
+        ring.write(2);
+        drop((ring.read(), ring.read()));
+        ring.write(3);
+        assert_eq!((lease(&mut there).seq(), lease(&mut now).seq(), lease(&mut later).seq()), (1, 2, 3));
+        for gone in [Some(0), None] {
+            assert!(matches!(ring.handle.add_reader(|_| gone), Err(RingError::Gone { published: 4 })));
+        }
+        assert_eq!(ring.handle.readers().len(), 4);
+    }
+
+    #[test]
+    fn a_reader_that_begins_later_holds_up_nobody() {
+        let mut ring = ring(2);
+        let (_, cursor) = ring.handle.add_reader(|_| Some(4)).unwrap();
+        let mut later = open(&ring.handle.data_path(), &cursor).unwrap();
+        for index in 0..5 {
+            assert!(!later.is_ready());
+            ring.write(index);
+            assert_eq!(ring.read().seq(), index as u64);
+        }
+        assert_eq!(lease(&mut later).seq(), 4);
+    }
+
+    #[test]
+    fn a_hold_keeps_the_first_batches_for_those_that_are_to_come() {
+        let mut ring = ring(2);
+        let hold = ring.handle.hold(0).unwrap();
+        ring.write(0);
+        ring.write(1);
+        drop((ring.read(), ring.read()));
+        std::thread::scope(|scope| {
+            let (writer, plan) = (&mut ring.writer, &ring.plans[2]);
+            scope.spawn(move || writer.next_slot().unwrap().publish(plan, &[0; 3], &[0; 3], 0));
+            let (_, cursor) = ring.handle.add_reader(|_| Some(0)).unwrap();
+            ring.handle.remove_reader(hold);
+            let mut late = open(&ring.handle.data_path(), &cursor).unwrap();
+            for seq in 0..3 {
+                assert_eq!(lease(&mut late).seq(), seq);
+            }
+        });
+    }
+
+    #[test]
+    fn the_last_reader_to_leave_ends_the_ring() {
+        let mut ring = ring(2);
+        ring.handle.remove_reader(ring.id);
+        assert_eq!(ring.writer.next_slot().err(), Some(WriterStopped::Deserted));
+        assert!(matches!(ring.handle.add_reader(Some), Err(RingError::Closed)));
+    }
+
+    #[test]
+    fn a_reader_that_keeps_others_waiting_is_evicted_and_its_leases_stay_whole() {
+        let max_lag = Duration::from_millis(1);
+        let mut ring = ring_at(2, Pace { delivery: Delivery::Lossless, max_lag });
+        ring.write(0);
+        let held = ring.read();
+        let (_, cursor) = ring.handle.add_reader(Some).unwrap();
+        let mut other = open(&ring.handle.data_path(), &cursor).unwrap();
+        let bytes = held.view().x.to_vec();
+        std::thread::scope(|scope| {
+            let reading = scope.spawn(|| (1..10).map(|_| lease(&mut other).seq()).collect::<Vec<_>>());
+            let (writer, plans) = (&mut ring.writer, &ring.plans);
+            scope.spawn(move || {
+                for (index, plan) in plans.iter().enumerate().skip(1) {
+                    let mut slot = writer.next_slot().unwrap();
+                    slot.x_mut(3).fill(index as u8);
+                    slot.publish(plan, &[0; 3], &[0; 3], 0);
+                }
+            });
+            assert_eq!(reading.join().unwrap(), (1..10).collect::<Vec<_>>());
+        });
+        assert!(held.view().x == bytes && held.view().index == 0, "overwritten while leased");
+        assert!(matches!(next(&mut ring.reader), Next::Evicted(Eviction::Lag)));
+        let evicted: Vec<bool> = ring.handle.readers().iter().map(|reader| reader.evicted).collect();
+        assert_eq!(evicted, [false, true]);
+        drop(held);
+        ring.handle.remove_reader(ring.id);
+        assert_eq!(ring.handle.readers().len(), 1);
+    }
+
+    #[test]
+    fn a_slow_reader_of_the_latest_skips_and_holds_up_nobody() {
+        let mut ring = ring_at(3, latest());
+        let (_, cursor) = ring.handle.add_reader(Some).unwrap();
+        let mut slow = open(&ring.handle.data_path(), &cursor).unwrap();
+        ring.write(0);
+        let held = lease(&mut slow);
+        assert!(matches!(slow.next_batch(), Err(RingError::OneAtATime)));
+        assert_eq!(ring.read().seq(), 0);
+        for index in 1..9 {
+            ring.write(index);
+            assert_eq!(ring.read().seq(), index as u64);
+        }
+        assert!(held.view().x.iter().all(|&byte| byte == 0) && held.view().index == 0, "overwritten while leased");
+        drop(held);
+        assert_eq!(lease(&mut slow).seq(), 8);
+        ring.write(9);
+        assert_eq!(lease(&mut slow).seq(), 9);
+        let [fast, slow] = ring.handle.readers()[..] else { panic!("two readers") };
+        assert_eq!((fast.read, fast.skipped, slow.read, slow.skipped), (9, 0, 3, 7));
+        // A slot for each reader, and one to write.
+        assert!(matches!(ring.handle.add_reader(Some), Err(RingError::TooFewSlots { slots: 3, readers: 3 })));
+    }
+
+    #[test]
+    fn the_fastest_reader_of_the_latest_sets_the_pace_whoever_that_is() {
+        let mut ring = ring_at(3, latest());
+        ring.write(0);
+        ring.write(1);
+        ring.write(2);
+        std::thread::scope(|scope| {
+            let (writer, plan) = (&mut ring.writer, &ring.plans[3]);
+            // Nobody has read anything, so the writer waits; then one joins who has room.
+            scope.spawn(move || writer.next_slot().unwrap().publish(plan, &[0; 3], &[0; 3], 0));
+            let (_, cursor) = ring.handle.add_reader(Some).unwrap();
+            let mut other = open(&ring.handle.data_path(), &cursor).unwrap();
+            assert_eq!(lease(&mut other).seq(), 3);
+        });
+    }
+
+    #[test]
+    fn a_reader_of_the_latest_that_leases_several_slots_is_evicted() {
+        let mut ring = ring_at(3, latest());
+        ring.write(0);
+        ring.reader.inner.cursor.words().held[0].store(0b11, Ordering::Relaxed);
+        assert!(matches!(ring.writer.next_slot().err(), Some(WriterStopped::Evicted(_))));
+        assert!(matches!(next(&mut ring.reader), Next::Evicted(Eviction::Unlawful)));
     }
 
     #[test]
@@ -358,12 +598,12 @@ mod tests {
         let cursor = path.with_file_name("cursor-0");
         bytes[8] = 9;
         std::fs::write(&copy, &bytes).unwrap();
-        assert!(matches!(RingReader::open(&copy, &cursor), Err(RingError::Foreign { .. })));
-        bytes[8] = 1;
+        assert!(matches!(open(&copy, &cursor), Err(RingError::Foreign { .. })));
+        bytes[8] = 2;
         std::fs::write(&copy, &bytes[..bytes.len() - 1]).unwrap();
-        assert!(matches!(RingReader::open(&copy, &cursor), Err(RingError::Foreign { .. })));
+        assert!(matches!(open(&copy, &cursor), Err(RingError::Foreign { .. })));
         std::fs::write(&copy, &bytes).unwrap();
-        assert!(RingReader::open(&copy, &cursor).is_ok());
+        assert!(open(&copy, &cursor).is_ok());
     }
 
     #[test]

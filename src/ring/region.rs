@@ -2,7 +2,8 @@
 #![expect(unsafe_code, reason = "typed views of memory that is shared between processes")]
 
 use super::layout::{CURSOR_MAGIC, Cursor, DATA_MAGIC, DataHeader, LAYOUT_VERSION, PAGE_BYTES, SlotLayout};
-use super::protocol::{CursorWords, WriterWords};
+use super::protocol::{CursorWords, NO_BATCH, WriterWords};
+use crate::config::Delivery;
 use crate::types::{Dtype, ImageSize, Layout};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
@@ -53,16 +54,37 @@ pub enum RingError {
     )]
     AllLeased(u32),
     /// A slot does not hold what its number says.
-    #[error("the slot of batch {seq} holds batch {found}: the ring is damaged or this trainer was evicted")]
+    #[error("no slot holds batch {seq}: the ring is damaged")]
     Torn {
         /// The batch that was asked for.
         seq: u64,
-        /// The batch whose header lies there.
-        found: u64,
     },
     /// The ring has as many readers as it can have.
     #[error("the feed has {0} trainers, the most that a ring can have")]
     TooManyReaders(usize),
+    /// A feed that waits for nobody needs a slot for each trainer and one to write.
+    #[error("the feed has {slots} slots and {readers} trainers: with delivery latest it needs a slot for each and one more (open it with more slots)")]
+    TooFewSlots {
+        /// Slots of the ring.
+        slots: u32,
+        /// Its readers.
+        readers: usize,
+    },
+    /// This reader holds a batch of a feed that lends one at a time.
+    #[error("a feed with delivery latest lends one batch at a time: drop it before asking for the next")]
+    OneAtATime,
+    /// The batch to begin at was overwritten.
+    #[error("the batch to begin with is gone: the next to come is {published}")]
+    Gone {
+        /// The next to be published.
+        published: u64,
+    },
+    /// The feed is over; another can be opened.
+    #[error("the feed is over")]
+    Closed,
+    /// The kernel is too old.
+    #[error("delivery latest needs the system call futex_waitv: Linux 5.16 or newer (use delivery lossless)")]
+    OldKernel,
 }
 
 impl RingError {
@@ -168,6 +190,8 @@ pub struct DataFile {
     pub slots: u32,
     /// Most rows of a batch.
     pub batch_size: u32,
+    /// Who waits for whom.
+    pub delivery: Delivery,
     /// Size, type and order of the images.
     pub images: (ImageSize, Dtype, Layout),
 }
@@ -178,11 +202,14 @@ impl DataFile {
         let images = header.images().expect("made from a format");
         let (slots, batch_size) = (header.slots, header.batch_size);
         let layout = SlotLayout::new(batch_size as usize, images.0.values() * images.1.bytes());
+        let delivery = Delivery::ALL[header.delivery as usize];
         let region = Region::create(path, layout.file_bytes(slots))?;
-        region.reserve(0, PAGE_BYTES)?;
+        region.reserve(0, layout.slot_offset(slots, 0))?;
         // SAFETY: the map is page-aligned, larger than the header, writable, and nobody else knows the file yet.
         unsafe { region.map.as_mut_ptr().cast::<DataHeader>().write(header) };
-        Ok(Self { region, layout, slots, batch_size, images })
+        let file = Self { region, layout, slots, batch_size, delivery, images };
+        file.words().holds.iter().for_each(|holds| holds.store(NO_BATCH, Ordering::Relaxed));
+        Ok(file)
     }
 
     /// Maps the file read-only and checks that it is a ring of this version and of the size that its header claims.
@@ -200,11 +227,13 @@ impl DataFile {
         }
         let (slots, batch_size) = (header.slots, header.batch_size);
         let images = header.images().ok_or_else(|| foreign("its dtype or layout is unknown".to_owned()))?;
+        let delivery = Delivery::ALL.get(header.delivery as usize).copied();
+        let delivery = delivery.ok_or_else(|| foreign("its delivery is unknown".to_owned()))?;
         let layout = SlotLayout::new(batch_size as usize, images.0.values() * images.1.bytes());
         if region.map.len() != layout.file_bytes(slots) || slots == 0 {
             return Err(foreign("its size is not what its header says".to_owned()));
         }
-        Ok(Self { region, layout, slots, batch_size, images })
+        Ok(Self { region, layout, slots, batch_size, delivery, images })
     }
 
     /// The header page.
@@ -221,6 +250,17 @@ impl DataFile {
             event: &header.event,
             ended: &header.ended,
             writer_waiting: &header.writer_waiting,
+            holds: self.directory(),
+        }
+    }
+
+    /// Which batch each slot holds.
+    fn directory(&self) -> &[AtomicU64] {
+        // SAFETY: the file holds the header page, the directory of `slots` words and the slots (checked when it was made or opened);
+        // any bits are an `AtomicU64`, and the map lives as long as `self`.
+        unsafe {
+            let start = self.region.map.as_ptr().add(PAGE_BYTES).cast::<AtomicU64>();
+            std::slice::from_raw_parts(start, self.slots as usize)
         }
     }
 
@@ -238,7 +278,7 @@ impl DataFile {
     /// # Errors
     /// When the file system has lost the room that it had when the file was made.
     pub fn reserve_slot(&self, slot: u32) -> Result<(), RingError> {
-        self.region.reserve(self.layout.slot_offset(slot), self.layout.slot_bytes)
+        self.region.reserve(self.layout.slot_offset(self.slots, slot), self.layout.slot_bytes)
     }
 
     /// The bytes of one slot.
@@ -249,7 +289,7 @@ impl DataFile {
         assert!(slot < self.slots);
         // SAFETY: the file holds `slots` slots (checked when it was made or opened); the caller excludes writers.
         unsafe {
-            let start = self.region.map.as_ptr().add(self.layout.slot_offset(slot));
+            let start = self.region.map.as_ptr().add(self.layout.slot_offset(self.slots, slot));
             std::slice::from_raw_parts(start, self.layout.slot_bytes)
         }
     }
@@ -264,7 +304,7 @@ impl DataFile {
         assert!(slot < self.slots);
         // SAFETY: inside the writable map; exclusive by the caller's promise.
         unsafe {
-            let start = self.region.map.as_mut_ptr().add(self.layout.slot_offset(slot));
+            let start = self.region.map.as_mut_ptr().add(self.layout.slot_offset(self.slots, slot));
             std::slice::from_raw_parts_mut(start, self.layout.slot_bytes)
         }
     }
@@ -274,12 +314,12 @@ impl DataFile {
 pub struct CursorFile(Region);
 
 impl CursorFile {
-    /// Makes the file of a new reader.
-    pub fn create(path: &Path) -> Result<Self, RingError> {
+    /// Makes the file of a new reader that begins at batch `seq`.
+    pub fn create(path: &Path, seq: u64) -> Result<Self, RingError> {
         let region = Region::create(path, PAGE_BYTES)?;
         region.reserve(0, PAGE_BYTES)?;
         // SAFETY: page-aligned, large enough, writable, and nobody else knows the file yet.
-        unsafe { region.map.as_mut_ptr().cast::<Cursor>().write(Cursor::fresh()) };
+        unsafe { region.map.as_mut_ptr().cast::<Cursor>().write(Cursor::at(seq)) };
         Ok(Self(region))
     }
 
@@ -293,7 +333,8 @@ impl CursorFile {
         Ok(file)
     }
 
-    fn page(&self) -> &Cursor {
+    /// Everything that a cursor says.
+    pub fn page(&self) -> &Cursor {
         // SAFETY: the map holds at least a page, is page-aligned, lives as long as `self`; every bit pattern is a
         // `Cursor`, of which only the atomic fields change.
         unsafe { &*self.0.map.as_ptr().cast::<Cursor>() }
@@ -301,7 +342,7 @@ impl CursorFile {
 
     /// The words of the protocol.
     pub fn words(&self) -> CursorWords<'_> {
-        let Cursor { released, event, reader_waiting, .. } = self.page();
-        CursorWords { released, event, reader_waiting }
+        let Cursor { released, event, reader_waiting, evicted, held, .. } = self.page();
+        CursorWords { released, event, reader_waiting, evicted, held }
     }
 }

@@ -1,37 +1,103 @@
 //! The writing end: slots to fill, and the list of readers to wait for.
 #![expect(unsafe_code, reason = "writes slots that the protocol gives to the writer alone")]
 
-use super::READERS_MAX;
-use super::layout::{BatchHeader, DataHeader, ENDED_FAILED, ENDED_STOPPED, REASON_BYTES_MAX};
-use super::protocol::{CursorWords, has_room, is_lawful, slot_of};
+use super::layout::{
+    BatchHeader, DataHeader, ENDED_FAILED, ENDED_STOPPED, EVICTED_LAG, EVICTED_UNLAWFUL, REASON_BYTES_MAX,
+};
+use super::protocol::{CursorWords, has_room, is_lawful};
 use super::region::{CursorFile, DataFile, RingError};
-use super::wake::{Futex, now_ns};
+use super::wake::{EVENTS_MAX, Futex, can_wait_for_several, now_ns};
+use super::READERS_MAX;
+use crate::config::Delivery;
 use crate::mix::Format;
 use crate::sampler::Plan;
 use crate::sync::Ordering;
 use bytemuck::cast_slice_mut;
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+const _: () = assert!(READERS_MAX < EVENTS_MAX, "the writer may have to wait for any of them");
 
 /// Number of a reader, unique in its ring.
 pub type ReaderId = u64;
+
+/// Who waits for whom.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    /// Whether the slowest or the fastest reader sets the pace.
+    pub delivery: Delivery,
+    /// How long a reader may keep others waiting at a stretch before it is evicted.
+    pub max_lag: Duration,
+}
+
+impl Pace {
+    /// Of a ring with one reader.
+    pub const PRIVATE: Self = Self { delivery: Delivery::Lossless, max_lag: Duration::MAX };
+}
 
 struct ReaderEntry {
     id: ReaderId,
     path: PathBuf,
     cursor: CursorFile,
-    /// Set once, by the control plane, when the reader is gone.
-    gone: AtomicBool,
+    /// Whether it stands for readers that are still to come, and is none itself.
+    is_hold: bool,
     /// The last `released` that was found lawful; only the writer stores it.
     released: AtomicU64,
+}
+
+impl ReaderEntry {
+    /// What its cursor says now, where that can be.
+    fn look(&self, published: u64, delivery: Delivery) -> Result<u64, String> {
+        let (before, now) = (self.released.load(Ordering::Relaxed), self.released_now());
+        if !is_lawful(before, now, published) {
+            return Err(format!("it says {now} released where at least {before} and at most {published} can be"));
+        }
+        if delivery == Delivery::Latest && self.leases_too_many() {
+            return Err("it holds several slots where one can be".to_owned());
+        }
+        self.released.store(now, Ordering::Relaxed);
+        Ok(now)
+    }
+
+    /// Whether the reader of a feed that lends one batch at a time holds more. Its bits are counted one word after the other, so that
+    /// a lease which moves meanwhile may count twice, but not always.
+    fn leases_too_many(&self) -> bool {
+        (0..100).all(|_| self.cursor.words().leases() > 1)
+    }
+
+    fn released_now(&self) -> u64 {
+        self.cursor.words().released.load(Ordering::Acquire)
+    }
+}
+
+/// The readers of a ring.
+#[derive(Default)]
+struct Readers {
+    /// Those that the writer delivers to.
+    live: Vec<Arc<ReaderEntry>>,
+    /// Those that were evicted for their lag and may still read what they have leased.
+    evicted: Vec<Arc<ReaderEntry>>,
+    /// How often a reader has come or gone.
+    changes: u64,
+    /// Whether the writer has found nobody to deliver to, or has ended.
+    closed: bool,
+}
+
+impl Readers {
+    fn all(&self) -> impl Iterator<Item = &Arc<ReaderEntry>> {
+        self.live.iter().chain(&self.evicted)
+    }
 }
 
 /// What writer and control plane share.
 struct Shared {
     dir: PathBuf,
     data: DataFile,
-    readers: Mutex<Vec<Arc<ReaderEntry>>>,
+    pace: Pace,
+    readers: Mutex<Readers>,
     next_reader: AtomicU64,
     stop: AtomicBool,
 }
@@ -41,6 +107,8 @@ struct Shared {
 pub enum WriterStopped {
     /// The control plane stopped the feed.
     Stopped,
+    /// Nobody reads the ring any more.
+    Deserted,
     /// The last reader was put out because of what its cursor said.
     Evicted(String),
     /// The file system lost the room that it had for the ring.
@@ -50,27 +118,39 @@ pub enum WriterStopped {
 /// Makes the ring's data file in `dir`, which is made with mode 0700 and removed with the ring.
 ///
 /// # Errors
-/// When the file system lacks the room, naming bytes needed and free, or a system call fails.
-pub fn create(dir: &Path, format: &Format, batch_size: u32, slots: u32) -> Result<(RingWriter, RingHandle), RingError> {
+/// When the file system lacks the room, naming bytes needed and free, or a system call fails or is not there.
+pub fn create(
+    dir: &Path,
+    format: &Format,
+    batch_size: u32,
+    slots: u32,
+    pace: Pace,
+) -> Result<(RingWriter, RingHandle), RingError> {
     use std::os::unix::fs::DirBuilderExt;
+    if pace.delivery == Delivery::Latest && !can_wait_for_several() {
+        return Err(RingError::OldKernel);
+    }
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|source| RingError::Io { action: "create", path: dir.to_owned(), source })?;
-    let data = DataFile::create(&dir.join("data"), DataHeader::fixed(format, batch_size, slots)).inspect_err(|_| {
+    let header = DataHeader::fixed(format, batch_size, slots, pace.delivery);
+    let data = DataFile::create(&dir.join("data"), header).inspect_err(|_| {
         let _ = std::fs::remove_dir(dir);
     })?;
     let shared = Arc::new(Shared {
         dir: dir.to_owned(),
         data,
+        pace,
         readers: Mutex::default(),
         next_reader: AtomicU64::new(0),
         stop: AtomicBool::new(false),
     });
-    Ok((RingWriter { shared: Arc::clone(&shared), seq: 0, reserved: 0 }, RingHandle(shared)))
+    let reserved = vec![false; slots as usize];
+    Ok((RingWriter { shared: Arc::clone(&shared), seq: 0, reserved, lagging: Cell::new(None) }, RingHandle(shared)))
 }
 
 impl Shared {
-    fn readers(&self) -> MutexGuard<'_, Vec<Arc<ReaderEntry>>> {
-        // The list is consistent between any two statements, so a panic elsewhere does not spoil it.
+    fn readers(&self) -> MutexGuard<'_, Readers> {
+        // The lists are consistent between any two statements, so a panic elsewhere does not spoil them.
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -78,9 +158,18 @@ impl Shared {
         self.data.words().published.load(Ordering::Relaxed)
     }
 
-    fn with_cursors<R>(&self, act: impl FnOnce(&mut dyn Iterator<Item = CursorWords<'_>>) -> R) -> R {
-        let readers = self.readers();
-        act(&mut readers.iter().map(|reader| reader.cursor.words()))
+    /// Notes that a live reader has gone.
+    fn count_out(&self, reader: &ReaderEntry) {
+        if !reader.is_hold {
+            self.data.header().readers.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Wakes the writer, wherever it waits, after something that it looks at has changed.
+    fn dismiss(&self, readers: &Readers) {
+        for reader in readers.all() {
+            self.data.words().dismiss(reader.cursor.words(), &Futex);
+        }
     }
 }
 
@@ -88,6 +177,23 @@ impl Drop for Shared {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.dir);
     }
+}
+
+/// What is to be known of a reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReaderStatus {
+    /// Which.
+    pub id: ReaderId,
+    /// Batches that it has released, as its cursor says.
+    pub released: u64,
+    /// Batches that it has read.
+    pub read: u64,
+    /// Batches that it has skipped.
+    pub skipped: u64,
+    /// Time for which it had nothing to read.
+    pub waited: Duration,
+    /// Whether it was evicted.
+    pub evicted: bool,
 }
 
 /// The control plane's hold on a ring.
@@ -100,40 +206,73 @@ impl RingHandle {
         self.0.dir.join("data")
     }
 
-    /// Makes a cursor for a new reader, from which on the writer waits for it.
+    /// Makes a cursor for a new reader, from which on the writer waits for it. It begins with the batch that `choose` names when
+    /// told how many are published, `None` being one before the first; nothing is published meanwhile.
     ///
     /// # Errors
-    /// When the ring is full of readers or the cursor cannot be made.
-    pub fn add_reader(&self) -> Result<(ReaderId, PathBuf), RingError> {
+    /// When that batch was overwritten, the ring is full of readers or has ended, or the cursor cannot be made.
+    pub fn add_reader(&self, choose: impl FnOnce(u64) -> Option<u64>) -> Result<(ReaderId, PathBuf), RingError> {
+        self.add(choose, false)
+    }
+
+    /// Keeps every batch from `seq` on in the ring, for readers that are still to come, until it is removed as a reader is.
+    ///
+    /// # Errors
+    /// As for a reader.
+    pub fn hold(&self, seq: u64) -> Result<ReaderId, RingError> {
+        self.add(|_| Some(seq), true).map(|(id, _)| id)
+    }
+
+    fn add(&self, choose: impl FnOnce(u64) -> Option<u64>, is_hold: bool) -> Result<(ReaderId, PathBuf), RingError> {
+        let Shared { dir, data, pace, next_reader, .. } = &*self.0;
         let mut readers = self.0.readers();
-        if readers.len() == READERS_MAX {
+        if readers.closed {
+            return Err(RingError::Closed);
+        }
+        let count = readers.all().filter(|reader| !reader.is_hold).count() + 1;
+        if count > READERS_MAX {
             return Err(RingError::TooManyReaders(READERS_MAX));
         }
-        let id = self.0.next_reader.fetch_add(1, Ordering::Relaxed);
-        let path = self.0.dir.join(format!("cursor-{id}"));
-        let cursor = CursorFile::create(&path)?;
-        let (gone, released) = (AtomicBool::new(false), AtomicU64::new(0));
-        readers.push(Arc::new(ReaderEntry { id, path: path.clone(), cursor, gone, released }));
+        if pace.delivery == Delivery::Latest && count >= data.slots as usize {
+            return Err(RingError::TooFewSlots { slots: data.slots, readers: count });
+        }
+        // Under the lock, as is publishing and claiming a slot.
+        let published = self.0.published();
+        let is_there = |seq| data.words().holds.iter().any(|holds| holds.load(Ordering::Relaxed) == seq);
+        let seq = choose(published).filter(|&seq| (seq..published).all(is_there));
+        let seq = seq.ok_or(RingError::Gone { published })?;
+        let id = next_reader.fetch_add(1, Ordering::Relaxed);
+        let path = dir.join(format!("cursor-{id}"));
+        let cursor = CursorFile::create(&path, seq)?;
+        let entry = ReaderEntry { id, path: path.clone(), cursor, is_hold, released: AtomicU64::new(seq) };
+        readers.live.push(Arc::new(entry));
+        if !is_hold {
+            data.header().readers.fetch_add(1, Ordering::Relaxed);
+        }
+        readers.changes += 1;
+        self.0.dismiss(&readers);
         Ok((id, path))
     }
 
     /// Takes a reader off the list: its leases are free, and the writer no longer waits for it.
     pub fn remove_reader(&self, id: ReaderId) {
         let mut readers = self.0.readers();
-        let Some(at) = readers.iter().position(|reader| reader.id == id) else { return };
-        let reader = readers.swap_remove(at);
-        drop(readers);
-        reader.gone.store(true, Ordering::SeqCst);
+        let Readers { live, evicted, .. } = &mut *readers;
+        let take = |list: &mut Vec<Arc<ReaderEntry>>| {
+            list.iter().position(|reader| reader.id == id).map(|at| list.swap_remove(at))
+        };
+        let Some(reader) = take(live).inspect(|reader| self.0.count_out(reader)).or_else(|| take(evicted)) else { return };
+        readers.changes += 1;
+        self.0.dismiss(&readers);
         self.0.data.words().dismiss(reader.cursor.words(), &Futex);
+        drop(readers);
         let _ = std::fs::remove_file(&reader.path);
     }
 
     /// Stops the writer, wherever it waits.
     pub fn stop(&self) {
         self.0.stop.store(true, Ordering::SeqCst);
-        for reader in self.0.readers().iter() {
-            self.0.data.words().dismiss(reader.cursor.words(), &Futex);
-        }
+        self.0.dismiss(&self.0.readers());
     }
 
     /// Batches published so far.
@@ -141,9 +280,22 @@ impl RingHandle {
         self.0.published()
     }
 
-    /// Readers attached, each with the batches that it has released as of the writer's last look.
-    pub fn readers(&self) -> Vec<(ReaderId, u64)> {
-        self.0.readers().iter().map(|reader| (reader.id, reader.released.load(Ordering::Relaxed))).collect()
+    /// The readers that are attached.
+    pub fn readers(&self) -> Vec<ReaderStatus> {
+        let readers = self.0.readers();
+        let status = |reader: &Arc<ReaderEntry>| {
+            let page = reader.cursor.page();
+            let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
+            ReaderStatus {
+                id: reader.id,
+                released: load(&page.released),
+                read: load(&page.read),
+                skipped: load(&page.skipped),
+                waited: Duration::from_nanos(load(&page.waited_ns)),
+                evicted: page.evicted.load(Ordering::Relaxed) != 0,
+            }
+        };
+        readers.all().filter(|reader| !reader.is_hold).map(status).collect()
     }
 
     /// Bytes of shared memory that the ring takes.
@@ -156,60 +308,200 @@ impl RingHandle {
 pub struct RingWriter {
     shared: Arc<Shared>,
     seq: u64,
-    /// Slots whose memory is reserved.
-    reserved: u32,
+    /// Whether each slot's memory is reserved.
+    reserved: Vec<bool>,
+    /// Who keeps others waiting, at which batch, since when.
+    lagging: Cell<Option<(ReaderId, u64, Instant)>>,
+}
+
+/// How often the writer goes round all slots before it waits for leases to end.
+const TRIES_MAX: u32 = 100;
+
+/// Whom the writer has to wait for.
+enum Wait {
+    /// This reader has not released the oldest batch.
+    Slowest(Arc<ReaderEntry>),
+    /// None of these has room for another batch.
+    Fastest(Vec<Arc<ReaderEntry>>),
+    /// All slots are leased, by these.
+    Leases(Vec<Arc<ReaderEntry>>),
 }
 
 impl RingWriter {
-    /// Waits until every live reader has released the next slot, and hands it out for writing.
+    /// Waits until there is a slot for the next batch, and hands it out for writing.
     ///
     /// # Errors
-    /// When the feed was stopped, or its last reader evicted, or the slot is used for the first time and there is no memory
-    /// for it.
+    /// When the feed was stopped, or nobody reads it any more, or the slot is used for the first time and there is no memory for
+    /// it.
     pub fn next_slot(&mut self) -> Result<SlotMut<'_>, WriterStopped> {
-        let (seq, slots) = (self.seq, self.shared.data.slots);
-        let stopped = || self.shared.stop.load(Ordering::SeqCst);
-        loop {
-            let slowest = {
-                let readers = self.shared.readers();
-                readers.iter().find(|reader| !has_room(seq, reader.released.load(Ordering::Relaxed), slots)).cloned()
+        let slot = loop {
+            let (wait, changes) = {
+                let mut readers = self.shared.readers();
+                self.judge(&mut readers)?;
+                // Looked at under the lock: a feed is stopped before its last reader is taken off, and what that reader still holds
+                // must not be written then.
+                if self.is_stopped() {
+                    return Err(WriterStopped::Stopped);
+                }
+                if readers.live.is_empty() {
+                    readers.closed = true;
+                    return Err(WriterStopped::Deserted);
+                }
+                match self.choose(&readers) {
+                    Ok(slot) => break slot,
+                    Err(wait) => (wait, readers.changes),
+                }
             };
-            // Looked at after the list: a feed is stopped before its reader is taken off, and what that reader still holds
-            // must not be written then.
-            if stopped() {
-                return Err(WriterStopped::Stopped);
-            }
-            let Some(reader) = slowest else { break };
-            let before = reader.released.load(Ordering::Relaxed);
-            let gone = || reader.gone.load(Ordering::SeqCst) || stopped();
-            // Unlawful values end the wait, too; they are judged below.
-            let enough = |released| has_room(seq, released, slots) || !is_lawful(before, released, seq);
-            let now = self.shared.data.words().await_room(reader.cursor.words(), enough, gone, &Futex);
-            if is_lawful(before, now, seq) {
-                reader.released.store(now, Ordering::Relaxed);
-            } else {
-                self.evict(&reader, before, now)?;
-            }
-        }
-        let slot = slot_of(seq, slots);
-        if slot >= self.reserved {
+            self.wait(&wait, changes);
+        };
+        if !self.reserved[slot as usize] {
             self.shared.data.reserve_slot(slot).map_err(|error| WriterStopped::NoSpace(error.to_string()))?;
-            self.reserved = slot + 1;
+            self.reserved[slot as usize] = true;
         }
-        Ok(SlotMut(self))
+        Ok(SlotMut { writer: self, slot })
     }
 
-    fn evict(&self, reader: &ReaderEntry, before: u64, now: u64) -> Result<(), WriterStopped> {
-        let published = self.seq;
-        let reason = format!(
-            "evicted: the trainer's cursor says {now} released where at least {before} and at most {published} can be"
-        );
-        tracing::warn!(reader = reader.id, "{reason}");
-        RingHandle(Arc::clone(&self.shared)).remove_reader(reader.id);
-        if self.shared.readers().is_empty() { Err(WriterStopped::Evicted(reason)) } else { Ok(()) }
+    fn is_stopped(&self) -> bool {
+        self.shared.stop.load(Ordering::SeqCst)
     }
 
-    /// Ends the feed with a reason, which readers see after the last published batch. Only the first end counts.
+    /// Reads all cursors, and puts out those that say what cannot be.
+    fn judge(&self, readers: &mut Readers) -> Result<(), WriterStopped> {
+        let mut outcome = Ok(());
+        readers.live.retain(|reader| match reader.look(self.seq, self.shared.pace.delivery) {
+            Ok(_) => true,
+            Err(why) => {
+                let reason = format!("evicted for what the trainer's cursor says: {why}");
+                tracing::warn!(reader = reader.id, "{reason}");
+                // Its leases are as little to be believed as the rest.
+                reader.cursor.words().evict(EVICTED_UNLAWFUL);
+                self.shared.count_out(reader);
+                let _ = std::fs::remove_file(&reader.path);
+                outcome = Err(WriterStopped::Evicted(reason));
+                false
+            }
+        });
+        if readers.live.is_empty() && outcome.is_err() {
+            readers.closed = true;
+            return outcome;
+        }
+        Ok(())
+    }
+
+    /// Claims the slot with the oldest batch that nobody needs.
+    fn choose(&self, readers: &Readers) -> Result<u32, Wait> {
+        let (words, slots) = (self.shared.data.words(), self.shared.data.slots);
+        let released = |reader: &Arc<ReaderEntry>| reader.released.load(Ordering::Relaxed);
+        let (needed_from, wait, leases): (u64, _, Vec<_>) = match self.shared.pace.delivery {
+            Delivery::Lossless => {
+                let slowest = readers.live.iter().min_by_key(|reader| released(reader)).expect("there is one");
+                (released(slowest), Wait::Slowest(Arc::clone(slowest)), readers.evicted.iter().collect())
+            }
+            Delivery::Latest => {
+                // Those that begin at a later batch do not hurry the others to it.
+                let begun: Vec<_> = readers.live.iter().filter(|reader| released(reader) <= self.seq).collect();
+                let waits = !begun.is_empty() && !begun.iter().any(|reader| has_room(self.seq, released(reader), slots));
+                let begun = Wait::Fastest(begun.into_iter().cloned().collect());
+                if waits {
+                    return Err(begun);
+                }
+                (u64::MAX, begun, readers.all().collect())
+            }
+        };
+        let mut leased = vec![false; if leases.is_empty() { 0 } else { slots as usize }];
+        for _ in 0..TRIES_MAX * slots {
+            // An empty slot counts as the oldest.
+            let age = |slot: &u32| words.holds[*slot as usize].load(Ordering::Relaxed).wrapping_add(1);
+            let free = |slot: &u32| !leased.get(*slot as usize).is_some_and(|&leased| leased);
+            let Some(slot) = (0..slots).filter(free).min_by_key(age) else {
+                if self.shared.pace.delivery == Delivery::Lossless {
+                    break;
+                }
+                // There are more slots than readers: leases have moved while they were looked at.
+                leased.fill(false);
+                continue;
+            };
+            if age(&slot) > needed_from {
+                return Err(wait);
+            }
+            if words.claim(slot, leases.iter().map(|reader| reader.cursor.words())) {
+                return Ok(slot);
+            }
+            leased[slot as usize] = true;
+        }
+        Err(Wait::Leases(leases.into_iter().cloned().collect()))
+    }
+
+    /// Waits until what is waited for may have happened, or the readers are others than after so many `changes`.
+    fn wait(&self, wait: &Wait, changes: u64) {
+        let Shared { data, pace, .. } = &*self.shared;
+        let (words, slots) = (data.words(), data.slots);
+        let until = |readers: &[Arc<ReaderEntry>], done: &dyn Fn(&ReaderEntry) -> bool| {
+            let cursors: Vec<CursorWords<'_>> = readers.iter().map(|reader| reader.cursor.words()).collect();
+            let others = || self.is_stopped() || self.shared.readers().changes != changes;
+            words.await_cursors(&cursors, || readers.iter().any(|reader| done(reader)) || others(), &Futex);
+        };
+        match wait {
+            Wait::Slowest(reader) => {
+                let before = reader.released.load(Ordering::Relaxed);
+                let lags = || pace.max_lag < Duration::MAX && !reader.is_hold && self.lag(reader, before) > pace.max_lag;
+                let evicts = Cell::new(false);
+                until(std::slice::from_ref(reader), &|reader| {
+                    evicts.set(reader.released_now() == before && lags());
+                    reader.released_now() != before || evicts.get()
+                });
+                if evicts.get() {
+                    self.evict(reader);
+                }
+            }
+            Wait::Fastest(readers) => until(readers, &|reader| has_room(self.seq, reader.released_now(), slots)),
+            Wait::Leases(readers) => {
+                tracing::warn!("every slot of a feed is leased by trainers that are evicted or slow; it waits for one");
+                let leases: Vec<u32> = readers.iter().map(|reader| reader.cursor.words().leases()).collect();
+                let changed = |reader: &ReaderEntry| {
+                    let at = readers.iter().position(|other| other.id == reader.id).expect("one of them");
+                    reader.cursor.words().leases() != leases[at]
+                        || pace.delivery == Delivery::Latest && reader.leases_too_many()
+                };
+                until(readers, &changed);
+            }
+        }
+    }
+
+    /// For how long a reader that stands at `released` has kept others waiting at a stretch.
+    fn lag(&self, reader: &ReaderEntry, released: u64) -> Duration {
+        let now = Instant::now();
+        let since = match self.lagging.get() {
+            _ if !self.keeps_others_waiting(reader) => None,
+            Some((id, at, since)) if (id, at) == (reader.id, released) => Some(since),
+            _ => Some(now),
+        };
+        self.lagging.set(since.map(|since| (reader.id, released, since)));
+        since.map_or(Duration::ZERO, |since| now - since)
+    }
+
+    /// Whether another reader sleeps because it has read everything.
+    fn keeps_others_waiting(&self, slowest: &ReaderEntry) -> bool {
+        let readers = self.shared.readers();
+        let sleeps = |other: &ReaderEntry| other.cursor.words().reader_waiting.load(Ordering::Relaxed) != 0;
+        // One that begins at a later batch waits for that.
+        let begun = |other: &ReaderEntry| other.released.load(Ordering::Relaxed) <= self.seq;
+        readers.live.iter().any(|other| other.id != slowest.id && begun(other) && sleeps(other))
+    }
+
+    /// Puts out a reader that lags; what it has leased is left alone.
+    fn evict(&self, reader: &Arc<ReaderEntry>) {
+        let mut readers = self.shared.readers();
+        let Some(at) = readers.live.iter().position(|other| other.id == reader.id) else { return };
+        let max_lag = self.shared.pace.max_lag;
+        tracing::warn!(reader = reader.id, "evicted: it has kept others waiting for more than {max_lag:?}");
+        let reader = readers.live.swap_remove(at);
+        self.shared.count_out(&reader);
+        reader.cursor.words().evict(EVICTED_LAG);
+        readers.evicted.push(reader);
+    }
+
+    /// Ends the feed with a reason, which readers see after the last published batch; none join any more.
     pub fn end(self, reason: &str, failed: bool) {
         let header = self.shared.data.header();
         let len = reason.floor_char_boundary(REASON_BYTES_MAX);
@@ -218,25 +510,31 @@ impl RingWriter {
         }
         header.reason_len.store(len as u32, Ordering::Relaxed);
         let code = if failed { ENDED_FAILED } else { ENDED_STOPPED };
-        self.shared.with_cursors(|cursors| self.shared.data.words().end(code, cursors, &Futex));
+        let mut readers = self.shared.readers();
+        readers.closed = true;
+        let cursors = readers.all().map(|reader| reader.cursor.words());
+        self.shared.data.words().end(code, cursors, &Futex);
     }
 }
 
-/// A slot that is being filled. Dropping it publishes nothing; the same slot is handed out again.
-pub struct SlotMut<'a>(&'a mut RingWriter);
+/// A slot that is being filled. Dropping it publishes nothing; another slot may be handed out then.
+pub struct SlotMut<'a> {
+    writer: &'a mut RingWriter,
+    slot: u32,
+}
 
 impl SlotMut<'_> {
     fn bytes(&mut self) -> &mut [u8] {
-        let RingWriter { shared, seq, .. } = &*self.0;
         // SAFETY: `next_slot` alone makes a `SlotMut`, once the slot is reserved, of the only writer (it is not `Clone`, and
-        // `self` borrows it), after every reader on the list released batch `seq − slots`, read with Acquire in `await_room`; readers that are no
-        // longer on the list have lost their leases.
-        unsafe { shared.data.slot_mut(slot_of(*seq, shared.data.slots)) }
+        // `self` borrows it), after it claimed the slot: every live reader has released its batch (read with Acquire in `look`) or, with
+        // delivery latest, has not leased it, and neither has an evicted one; nobody can lease it until it is published. Readers that
+        // are on neither list have lost their leases.
+        unsafe { self.writer.shared.data.slot_mut(self.slot) }
     }
 
     /// The memory of `x` for `len` rows, 64-byte aligned.
     pub fn x_mut(&mut self, len: usize) -> &mut [u8] {
-        let layout = self.0.shared.data.layout;
+        let layout = self.writer.shared.data.layout;
         &mut self.bytes()[layout.x..][..len * layout.image_bytes]
     }
 
@@ -245,7 +543,8 @@ impl SlotMut<'_> {
     /// # Panics
     /// When the plan has more rows than the ring's batches.
     pub fn publish(mut self, plan: &Plan, label_a: &[i64], label_b: &[i64], digest: u64) {
-        let (layout, rows_max, seq) = (self.0.shared.data.layout, self.0.shared.data.batch_size, self.0.seq);
+        let (slot, seq, data) = (self.slot, self.writer.seq, &self.writer.shared.data);
+        let (layout, rows_max) = (data.layout, data.batch_size);
         let (bytes, len) = (self.bytes(), plan.own.len());
         assert!(len <= rows_max as usize);
         cast_slice_mut(&mut bytes[layout.label_a..][..8 * len]).copy_from_slice(label_a);
@@ -267,8 +566,11 @@ impl SlotMut<'_> {
             reserved: 0,
         };
         bytes[..size_of::<BatchHeader>()].copy_from_slice(bytemuck::bytes_of(&header));
-        self.0.seq = seq + 1;
-        let shared = &self.0.shared;
-        shared.with_cursors(|cursors| shared.data.words().publish(seq + 1, cursors, &Futex));
+        self.writer.seq = seq + 1;
+        let shared = &self.writer.shared;
+        let (words, readers) = (shared.data.words(), shared.readers());
+        // Seen by whoever sees that the batch is published.
+        words.holds[slot as usize].store(seq, Ordering::Relaxed);
+        words.publish(seq + 1, readers.all().map(|reader| reader.cursor.words()), &Futex);
     }
 }

@@ -5,7 +5,7 @@ use super::bench_trainer::{Counted, Report, Touch};
 use super::options::{Cache, DataArgs, PipelineArgs};
 use super::own_daemon::OwnDaemon;
 use crate::client;
-use crate::config::FeedSpec;
+use crate::config::{CutMix, FeedSpec, Mix, ShareName};
 use crate::control::proto;
 use crate::pipeline::in_flight;
 use crate::ring::now_ns;
@@ -37,9 +37,21 @@ pub struct Bench {
     /// Slots of each ring.
     #[arg(long, env = "MIXD_SLOTS", default_value_t = 4)]
     slots: u32,
-    /// Trainer processes, each with a private feed.
+    /// Trainer processes, each with a private feed unless they --share one.
     #[arg(long, env = "MIXD_TRAINERS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     trainers: u32,
+    /// Have all trainers read one shared feed of this name, and in each round one more alone before, to compare with.
+    #[arg(long, env = "MIXD_SHARE", value_name = "NAME")]
+    share: Option<ShareName>,
+    /// Put a digest in every batch.
+    #[arg(long, env = "MIXD_DIGEST")]
+    digest: bool,
+    /// Flip images by chance.
+    #[arg(long, env = "MIXD_FLIP")]
+    flip: bool,
+    /// CutMix instead of mixup, with this α.
+    #[arg(long, env = "MIXD_CUTMIX", value_name = "ALPHA")]
+    cutmix: Option<f64>,
     /// Images that each trainer counts in a round, rounded up to a batch.
     #[arg(long, env = "MIXD_IMAGES", conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..))]
     images: Option<u64>,
@@ -96,6 +108,9 @@ impl Bench {
             image_size: self.size,
             dtype: self.dtype,
             slots: self.slots,
+            mix: self.cutmix.map_or(FeedSpec::train().mix, |alpha| Mix::CutMix(CutMix { alpha, ..CutMix::default() })),
+            flip: self.flip,
+            digest: self.digest,
             ..FeedSpec::train()
         };
         spec.validate()?;
@@ -106,8 +121,13 @@ impl Bench {
         let warmup = self.warmup.unwrap_or(in_flight + if cached { batches } else { 0 });
         let started_ns = now_ns();
         let daemon = OwnDaemon::start(&self.data.data, &self.pipeline.arguments())?;
-        let mut trainers =
-            (0..self.trainers).map(|nth| self.trainer(&daemon, warmup, nth)).collect::<anyhow::Result<Vec<_>>>()?;
+        // Those that share a feed have the same spec; the one that reads alone, too, and it does their warming up.
+        let alone = self.share.is_some().then(|| self.trainer(&daemon, warmup.max(1), 0, None)).transpose()?;
+        let trainers = (0..self.trainers).map(|nth| {
+            let seed = if self.share.is_some() { 0 } else { nth };
+            self.trainer(&daemon, if self.share.is_some() { 0 } else { warmup.max(1) }, seed, self.share)
+        });
+        let mut trainers = alone.into_iter().map(Ok).chain(trainers).collect::<anyhow::Result<Vec<_>>>()?;
         let (mut attach_ms, mut first_batch_ns) = (Vec::new(), u64::MAX);
         for trainer in &mut trainers {
             match trainer.report()? {
@@ -123,7 +143,9 @@ impl Bench {
         let rounds = (0..self.rounds)
             .map(|_| {
                 let ceiling = ceiling.as_mut().map(Ceiling::measure);
-                Ok(Round { ceiling, ..round(&daemon, &mut trainers)? })
+                let (alone, together) = trainers.split_at_mut(usize::from(self.share.is_some()));
+                let alone = if alone.is_empty() { None } else { Some(Box::new(round(&daemon, alone)?)) };
+                Ok(Round { ceiling, alone, ..round(&daemon, together)? })
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         drop(trainers);
@@ -138,7 +160,13 @@ impl Bench {
         Ok(())
     }
 
-    fn trainer(&self, daemon: &OwnDaemon, warmup: u64, nth: u32) -> anyhow::Result<Trainer> {
+    fn trainer(
+        &self,
+        daemon: &OwnDaemon,
+        warmup: u64,
+        seed: u32,
+        share: Option<ShareName>,
+    ) -> anyhow::Result<Trainer> {
         let touch = match self.touch {
             Touch::Element => "element",
             Touch::All => "all",
@@ -155,11 +183,14 @@ impl Bench {
             ("size", self.size.to_string()),
             ("dtype", self.dtype.to_string()),
             ("slots", self.slots.to_string()),
-            ("seed", nth.to_string()),
+            ("seed", seed.to_string()),
             // Its daemon is not started again.
             ("reconnect", "0".to_owned()),
         ];
         command.args(options.map(|(key, value)| format!("--{key}={value}")));
+        command.args(self.cutmix.map(|alpha| format!("--cutmix={alpha}")));
+        command.args(share.map(|name| format!("--share={name}")));
+        command.args([(self.digest, "--digest"), (self.flip, "--flip")].iter().filter(|flag| flag.0).map(|flag| flag.1));
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot start a trainer")?;
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
@@ -206,6 +237,17 @@ impl Bench {
             "handoff_us_p50": handoff_us_p50,
             "handoff_us_p99": handoff_us_p99,
             "handoffs": handoffs,
+            "share": self.share,
+            "alone": over(&|round| Some(round.alone.as_ref()?.images_per_s())).map(|images_per_s| json!({
+                "images_per_s": images_per_s,
+                "cpu_ms_per_1000_images":
+                    over(&|round| round.alone.as_ref()?.cpu_ms_per_1000_images(self.batch_size)),
+                "slowest_trainer_of_alone": over(&|round| Some(round.slowest() / round.alone.as_ref()?.images_per_s())),
+                "cpu_of_alone": over(&|round| {
+                    let alone = round.alone.as_ref()?.cpu_ms_per_1000_images(self.batch_size)?;
+                    Some(round.cpu_ms_per_1000_images(self.batch_size)? / alone)
+                }),
+            })),
             "bottleneck": bottleneck(&stages, window_s),
             "stages": stages,
             "trainers": self.trainers,
@@ -229,6 +271,8 @@ struct Round {
     after: proto::Status,
     window: Duration,
     ceiling: Option<Measured>,
+    /// What a trainer with a feed of its own counted just before, where the others share one.
+    alone: Option<Box<Round>>,
 }
 
 /// Has all trainers count once.
@@ -246,12 +290,18 @@ fn round(daemon: &OwnDaemon, trainers: &mut [Trainer]) -> anyhow::Result<Round> 
         report => anyhow::bail!("a trainer has not counted: {report:?}"),
     });
     let trainers = counted.collect::<anyhow::Result<_>>()?;
-    Ok(Round { trainers, before, after: client::status(daemon.socket())?, window: window.elapsed(), ceiling: None })
+    let (after, window) = (client::status(daemon.socket())?, window.elapsed());
+    Ok(Round { trainers, before, after, window, ceiling: None, alone: None })
 }
 
 impl Round {
     fn images_per_s(&self) -> f64 {
         self.trainers.iter().map(|one| one.images as f64 / one.seconds).sum()
+    }
+
+    /// Images a second of the slowest trainer.
+    fn slowest(&self) -> f64 {
+        self.trainers.iter().map(|one| one.images as f64 / one.seconds).fold(f64::INFINITY, f64::min)
     }
 
     fn seconds(&self) -> f64 {
@@ -329,6 +379,12 @@ fn table(result: &Value) -> String {
     if let (Some(ceiling), Some(share)) = (number("ceiling_images_per_s"), number("share_of_ceiling")) {
         let kind = result["ceiling"]["kind"].as_str().unwrap_or_default();
         row("share of the ceiling", format!("{:.0} % of {ceiling:.0} images/s ({kind})", share * 100.0));
+    }
+    if let Some(alone) = result["alone"].as_object() {
+        let number = |key: &str| alone[key].as_f64().unwrap_or(0.0);
+        row("one trainer alone", format!("{:.0} images/s", number("images_per_s")));
+        row("  the slowest sharer's rate", format!("{:.2} of that", number("slowest_trainer_of_alone")));
+        row("  daemon CPU an image", format!("{:.2} of alone", number("cpu_of_alone")));
     }
     row("images", result["images"].to_string());
     row("seconds", text(number("seconds"), " s"));

@@ -77,27 +77,33 @@ pub struct Counted {
 
 impl BenchTrainer {
     pub fn run(self) -> anyhow::Result<()> {
-        let start_ns = now_ns();
         let spec = self.join.spec(self.feed.spec()?)?;
-        let mut feed = client::attach_for(&self.socket, &spec, self.join.reconnect()?)?;
+        let reconnect = self.join.reconnect()?;
+        let attach = || client::attach_for(&self.socket, &spec, reconnect);
+        let start_ns = now_ns();
+        let mut feed = attach()?;
         let attach_ns = now_ns() - start_ns;
         let mut checksum = 0_u64;
-        let mut first_batch_ns = 0;
-        for nth in 0..self.warmup.max(1) {
+        let mut first_batch_ns = u64::MAX;
+        for nth in 0..self.warmup {
             let batch = feed.next_batch()?;
             if nth == 0 {
                 first_batch_ns = now_ns();
             }
             checksum ^= self.step(&batch);
         }
+        // Who shares a feed leaves it between rounds: the others would wait for a trainer that does not read.
+        let mut feed = spec.share.is_none().then_some(feed);
         say(&Report::Warm { attach_ns, first_batch_ns })?;
         // A line on standard input asks for a round.
         for _ in std::io::stdin().lines() {
+            let mut reading = feed.take().map_or_else(&attach, Ok)?;
             for _ in 0..in_flight(spec.slots) {
-                checksum ^= self.step(&feed.next_batch()?);
+                checksum ^= self.step(&reading.next_batch()?);
             }
             say(&Report::Counting)?;
-            let counted = self.round(&mut feed, checksum)?;
+            let counted = self.round(&mut reading, checksum)?;
+            feed = spec.share.is_none().then_some(reading);
             checksum = counted.checksum;
             say(&Report::Round(counted))?;
         }

@@ -15,9 +15,9 @@ pub struct Train {
     data: Option<PathBuf>,
     #[command(flatten)]
     socket: SocketArgs,
-    /// Epochs.
-    #[arg(long, env = "MIXD_EPOCHS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
-    epochs: u64,
+    /// Epochs, those before a resumed run was saved included [default: 1; resumed: as it was].
+    #[arg(long, env = "MIXD_EPOCHS", value_parser = clap::value_parser!(u64).range(1..))]
+    epochs: Option<u64>,
     /// Learning rate.
     #[arg(long, env = "MIXD_LR", default_value_t = 0.4)]
     lr: f64,
@@ -36,10 +36,17 @@ pub struct Train {
     /// Write every step and epoch to this file, as JSON lines.
     #[arg(long, env = "MIXD_LOG", value_name = "F.jsonl")]
     log: Option<PathBuf>,
-    /// Write the network to this file after each epoch.
+    /// Write the network, and how far training is, to this file after each epoch [default when resumed: the file resumed from].
     #[arg(long, env = "MIXD_SAVE", value_name = "F.safetensors")]
     save: Option<PathBuf>,
+    /// Write it after every so many batches of an epoch, too.
+    #[arg(long, env = "MIXD_SAVE_EVERY", value_name = "BATCHES", value_parser = clap::value_parser!(u64).range(1..))]
+    save_every: Option<u64>,
     /// Start from the network in this file.
     #[arg(long, env = "MIXD_LOAD", value_name = "F.safetensors")]
     load: Option<PathBuf>,
+    /// Go on where the training that was saved in this file stood, with its options.
+    #[arg(long, env = "MIXD_RESUME", value_name = "F.safetensors",
+        conflicts_with_all = ["FeedArgs", "lr", "smoothing", "load", "start", "share"])]
+    resume: Option<PathBuf>,
 }

@@ -1,8 +1,35 @@
-//! Checkpoints: the network's variables as safetensors, under the names of SPEC §6.
+//! Checkpoints: the network's variables as safetensors, under the names of SPEC §6; how far training is, as JSON in the metadata.
 
+use super::trainer::{EpochResult, Options, Running};
+use crate::config::FeedSpec;
+use crate::types::Place;
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tch::nn::VarStore;
-use tch::{Device, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
+
+/// Key of the metadata.
+const KEY: &str = "mixd.train";
+
+/// How far a training is, beside its network. The optimiser, plain SGD, has no state but its learning rate, which is in the options.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct State {
+    /// How it trains.
+    pub options: Options,
+    /// What it trains on.
+    pub feed: FeedSpec,
+    /// The epoch that it began with.
+    pub first_epoch: u64,
+    /// The next batch.
+    pub place: Place,
+    /// Sums over the batches of the epoch so far.
+    pub running: Running,
+    /// The results of the epochs that are done.
+    pub results: Vec<EpochResult>,
+}
 
 /// Why a checkpoint could not be written or used.
 #[derive(Debug, thiserror::Error)]
@@ -46,16 +73,61 @@ pub fn check(path: &Path) -> Result<(), CheckpointError> {
     tried.map_err(|error| CheckpointError::Write { path: path.to_owned(), cause: error.to_string() })
 }
 
-/// Writes every variable; the file is there whole or not at all.
-pub fn save(variables: &VarStore, path: &Path) -> Result<(), CheckpointError> {
+/// A variable as it is written.
+struct Variable {
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+impl Variable {
+    fn new(tensor: &Tensor) -> Self {
+        let tensor = tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
+        let mut values = vec![0_f32; tensor.numel()];
+        tensor.copy_data(&mut values, tensor.numel());
+        let shape = tensor.size().into_iter().map(|side| side as usize).collect();
+        Self { shape, data: bytemuck::cast_slice(&values).to_vec() }
+    }
+}
+
+impl safetensors::View for &Variable {
+    fn dtype(&self) -> safetensors::Dtype {
+        safetensors::Dtype::F32
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.data)
+    }
+    fn data_len(&self) -> usize {
+        self.data.len()
+    }
+}
+
+/// Writes every variable and the state; the file is there whole or not at all.
+pub fn save(variables: &VarStore, state: &State, path: &Path) -> Result<(), CheckpointError> {
     let failed = |cause: String| CheckpointError::Write { path: path.to_owned(), cause };
-    let mut tensors: Vec<(String, Tensor)> = variables.variables().into_iter().collect();
-    tensors.sort_by(|a, b| a.0.cmp(&b.0));
-    let partial = partial(path);
-    let tensors: Vec<(String, Tensor)> =
-        tensors.into_iter().map(|(name, tensor)| (name, tensor.detach().to_device(Device::Cpu).contiguous())).collect();
-    Tensor::write_safetensors(&tensors, &partial).map_err(|error| failed(error.to_string()))?;
+    let variables: Vec<(String, Variable)> =
+        variables.variables().iter().map(|(name, tensor)| (name.clone(), Variable::new(tensor))).collect();
+    let state = serde_json::to_string(state).map_err(|error| failed(error.to_string()))?;
+    let (partial, metadata) = (partial(path), HashMap::from([(KEY.to_owned(), state)]));
+    let written = variables.iter().map(|(name, variable)| (name.as_str(), variable));
+    safetensors::serialize_to_file(written, Some(metadata), &partial).map_err(|error| failed(error.to_string()))?;
     std::fs::rename(&partial, path).map_err(|error| failed(error.to_string()))
+}
+
+/// Reads how far the training of a checkpoint is.
+///
+/// # Errors
+/// When the file cannot be read, or was not written by `mixd train --save`.
+pub fn state(path: &Path) -> Result<State, CheckpointError> {
+    let unread = |cause: String| CheckpointError::Read { path: path.to_owned(), cause };
+    let bytes = std::fs::read(path).map_err(|error| unread(error.to_string()))?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| unread(error.to_string()))?;
+    let foreign = |found: String| CheckpointError::Foreign { path: path.to_owned(), found };
+    let text = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
+    let text = text.ok_or_else(|| foreign("it does not say how far its training is".to_owned()))?;
+    serde_json::from_str(text).map_err(|error| foreign(format!("how far its training is cannot be read: {error}")))
 }
 
 /// Reads every variable; nothing changes unless all of them fit.
@@ -86,6 +158,13 @@ mod tests {
     use super::super::Cnn;
     use super::*;
 
+    fn far() -> State {
+        let options = Options::default();
+        let place = Place { epoch: 3, index: 7 };
+        let running = Running { images: 5.0, loss: 0.1 + 0.2, right: 3.0, last_losses: vec![1.0 / 3.0].into() };
+        State { options, feed: FeedSpec::train(), first_epoch: 1, place, running, results: Vec::new() }
+    }
+
     #[test]
     fn what_was_saved_is_loaded() {
         let _random = super::super::torch_random();
@@ -102,8 +181,9 @@ mod tests {
         let logits = |cnn: &Cnn| no_grad(|| cnn.forward(&x, false));
         assert_ne!(logits(&a), logits(&b));
         check(&path).unwrap();
-        save(&saved, &path).unwrap();
+        save(&saved, &far(), &path).unwrap();
         load(&other, &path).unwrap();
+        assert_eq!(serde_json::to_string(&state(&path).unwrap()).unwrap(), serde_json::to_string(&far()).unwrap());
         assert_eq!(logits(&a), logits(&b));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(matches!(check(&dir.path().join("none/model.safetensors")), Err(CheckpointError::Write { .. })));
@@ -119,10 +199,13 @@ mod tests {
             let _cnn = Cnn::new(&variables, classes);
             variables
         };
-        save(&make(3), &path).unwrap();
+        save(&make(3), &far(), &path).unwrap();
         let error = load(&make(10), &path).unwrap_err();
         assert!(matches!(&error, CheckpointError::Foreign { .. }) && error.to_string().contains("head."), "{error}");
         std::fs::write(&path, "rubbish").unwrap();
         assert!(matches!(load(&make(10), &path), Err(CheckpointError::Read { .. })));
+        assert!(matches!(state(&path), Err(CheckpointError::Read { .. })));
+        Tensor::write_safetensors(&[("x", Tensor::from(1.0))], &path).unwrap();
+        assert!(matches!(state(&path), Err(CheckpointError::Foreign { .. })));
     }
 }

@@ -32,12 +32,12 @@ mod report;
 mod tensors;
 mod trainer;
 
-pub use checkpoint::CheckpointError;
+pub use checkpoint::{CheckpointError, State, state};
 pub use loss::{CrossEntropy, LabelSmoothing, Loss, MixedLoss, Reduction};
 pub use model::Cnn;
 pub use report::{JsonLog, Progress, table};
 pub use tensors::BatchTensors;
-pub use trainer::{Batches, EpochResult, Event, Options, TrainError, run};
+pub use trainer::{Batches, EpochResult, Event, Options, Running, TrainError, run};
 
 /// Held by tests that draw from torch's generator, of which a process has one.
 #[cfg(test)]

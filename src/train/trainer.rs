@@ -1,11 +1,13 @@
 //! The loop: epochs of training over mixed batches, each followed by validation over unmixed ones.
 
-use super::checkpoint::{self, CheckpointError};
+use super::checkpoint::{self, CheckpointError, State};
 use super::{BatchTensors, Cnn, CrossEntropy, LabelSmoothing, Loss, MixedLoss, Reduction};
 use crate::batch::BatchView;
 use crate::mix::{MixError, torch_device};
-use crate::types::Device;
-use serde::Serialize;
+use crate::config::FeedSpec;
+use crate::types::{Device, Place};
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Instant;
 use tch::nn::VarStore;
@@ -14,8 +16,11 @@ use tch::{Kind, Tensor, no_grad};
 /// ε of the smoothed loss that validation reports when training itself does not smooth.
 const REPORTED_SMOOTHING: f64 = 0.1;
 
+/// Losses that the mean of the last ones is taken over.
+const LAST_LOSSES: usize = 30;
+
 /// How to train.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Options {
     /// Epochs, at least 1.
     pub epochs: u64,
@@ -30,10 +35,12 @@ pub struct Options {
     pub device: Device,
     /// Torch's threads; its own choice where not given.
     pub threads: Option<i32>,
-    /// A checkpoint to start from.
+    /// A checkpoint whose network to start from.
     pub load: Option<PathBuf>,
     /// Where to write the checkpoint, after each epoch.
     pub save: Option<PathBuf>,
+    /// Batches of an epoch after which to write it, too.
+    pub save_every: Option<u64>,
     /// Classes.
     pub classes: usize,
 }
@@ -43,7 +50,10 @@ pub trait Batches {
     /// Batches in each epoch.
     fn batches(&self) -> u64;
 
-    /// Hands every batch of the next epoch to `use_batch`, in order.
+    /// The next batch.
+    fn place(&self) -> Place;
+
+    /// Hands every batch of the rest of the epoch to `use_batch`, in order.
     ///
     /// # Errors
     /// Those of `use_batch`, or [`TrainError::Feed`] when the batches stop coming.
@@ -94,7 +104,7 @@ pub enum TrainError {
 }
 
 /// What came of one epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct EpochResult {
     /// From 0, as in plans and batches.
     pub epoch: u64,
@@ -142,25 +152,43 @@ pub enum Event {
     Epoch(EpochResult),
 }
 
-/// Sums over the images of an epoch.
-#[derive(Default)]
-struct Running {
-    images: f64,
-    loss: f64,
-    smoothed: f64,
-    right: f64,
+/// Sums over the images of an epoch so far.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Running {
+    /// Images.
+    pub images: f64,
+    /// Of their losses.
+    pub loss: f64,
+    /// Images whose own label was predicted.
+    pub right: f64,
+    /// Losses of the last batches, the newest last.
+    pub last_losses: VecDeque<f64>,
+}
+
+impl Running {
+    fn add(&mut self, images: f64, loss: f64, right: f64) {
+        self.images += images;
+        self.loss += loss * images;
+        self.right += right;
+        if self.last_losses.len() == LAST_LOSSES {
+            self.last_losses.pop_front();
+        }
+        self.last_losses.push_back(loss);
+    }
 }
 
 fn right(logits: &Tensor, labels: &Tensor) -> f64 {
     logits.argmax(1, false).eq_tensor(labels).sum(Kind::Float).double_value(&[])
 }
 
-/// Trains, and returns the result of each epoch.
+/// Trains on batches of `feed`, from where `resumed` stood or from the beginning, and returns the result of each epoch.
 ///
 /// # Errors
 /// When the batches stop coming, the device is not there, or a file cannot be read or written.
 pub fn run(
     options: &Options,
+    feed: &FeedSpec,
+    resumed: Option<State>,
     train: &mut dyn Batches,
     valid: &mut dyn Batches,
     observe: &mut dyn FnMut(&Event) -> std::io::Result<()>,
@@ -181,9 +209,21 @@ pub fn run(
     }
     options.save.as_deref().map_or(Ok(()), checkpoint::check)?;
     let batches = train.batches();
-    let mut results = Vec::new();
-    for epoch in 0..options.epochs {
-        let (mut running, mut losses, start) = (Running::default(), Vec::new(), Instant::now());
+    let (first_epoch, mut resumed_running, mut results) = match resumed {
+        Some(State { first_epoch, running, results, .. }) => (first_epoch, Some(running), results),
+        None => (train.place().epoch, None, Vec::new()),
+    };
+    let save = |place, running: &Running, results: &[EpochResult]| match &options.save {
+        Some(path) => {
+            let (running, results) = (running.clone(), results.to_vec());
+            let state = State { options: options.clone(), feed: *feed, first_epoch, place, running, results };
+            checkpoint::save(&variables, &state, path)
+        }
+        None => Ok(()),
+    };
+    for epoch in train.place().epoch..first_epoch + options.epochs {
+        let (mut running, start) = (resumed_running.take().unwrap_or_default(), Instant::now());
+        let before = running.images;
         train.epoch(&mut |view| {
             if view.len() == 1 {
                 return Err(TrainError::OneImage { epoch: view.epoch, index: view.index });
@@ -203,46 +243,44 @@ pub fn run(
             if !loss.is_finite() {
                 return Err(TrainError::NotFinite { epoch: view.epoch, index: view.index, loss });
             }
-            losses.push(loss);
-            running.images += images;
-            running.loss += loss * images;
-            running.right += right(&logits, &batch.label_a);
+            running.add(images, loss, right(&logits, &batch.label_a));
+            let next = view.index + 1;
+            if next < batches && options.save_every.is_some_and(|every| next.is_multiple_of(every)) {
+                save(Place { epoch, index: next }, &running, &results)?;
+            }
             let (running_loss, running_acc) = (running.loss / running.images, running.right / running.images);
             Ok(observe(&Event::Step { epoch, index: view.index, batches, loss, running_loss, running_acc })?)
         })?;
         let train_s = start.elapsed().as_secs_f64();
         observe(&Event::Validating)?;
-        let (mut validated, start) = (Running::default(), Instant::now());
+        let (mut validated, mut smoothed_loss, start) = (Running::default(), 0.0, Instant::now());
         valid.epoch(&mut |view| {
             no_grad(|| {
                 let batch = BatchTensors::new(view, device).ok_or(TrainError::RawPixels)?;
                 let logits = cnn.forward(&batch.x, false);
                 let sum = |loss: &dyn Loss| loss.per_image(&logits, &batch.label_a).sum(Kind::Double).double_value(&[]);
-                validated.images += view.len() as f64;
-                validated.loss += sum(&CrossEntropy);
-                validated.smoothed += sum(&smoothed);
-                validated.right += right(&logits, &batch.label_a);
+                let images = view.len() as f64;
+                validated.add(images, sum(&CrossEntropy) / images, right(&logits, &batch.label_a));
+                smoothed_loss += sum(&smoothed);
                 Ok(())
             })
         })?;
-        let last: &[f64] = &losses[losses.len().saturating_sub(30)..];
+        let last = &running.last_losses;
         let result = EpochResult {
             epoch,
             train_loss: running.loss / running.images,
             train_acc: running.right / running.images,
             last30_loss: last.iter().sum::<f64>() / last.len() as f64,
             valid_ce: validated.loss / validated.images,
-            valid_ls: validated.smoothed / validated.images,
+            valid_ls: smoothed_loss / validated.images,
             valid_acc: validated.right / validated.images,
             train_s,
             valid_s: start.elapsed().as_secs_f64(),
-            images_per_s: running.images / train_s,
+            images_per_s: (running.images - before) / train_s,
         };
         observe(&Event::Epoch(result))?;
         results.push(result);
-        if let Some(path) = &options.save {
-            checkpoint::save(&variables, path)?;
-        }
+        save(Place { epoch: epoch + 1, index: 0 }, &Running::default(), &results)?;
     }
     Ok(results)
 }
@@ -257,6 +295,7 @@ mod tests {
         batch_size: usize,
         batches: u64,
         dtype: Dtype,
+        place: Place,
     }
 
     impl Batches for Noise {
@@ -264,12 +303,16 @@ mod tests {
             self.batches
         }
 
+        fn place(&self) -> Place {
+            self.place
+        }
+
         fn epoch(
             &mut self,
             use_batch: &mut dyn FnMut(&BatchView<'_>) -> Result<(), TrainError>,
         ) -> Result<(), TrainError> {
             let image_size = ImageSize::square(32);
-            for index in 0..self.batches {
+            for index in self.place.index..self.batches {
                 let count = self.batch_size * image_size.values();
                 let x: Vec<f32> =
                     (0..count as u64).map(|n| ((n * 2_654_435_761 + index * 97) % 1000) as f32 / 500.0 - 1.0).collect();
@@ -287,39 +330,86 @@ mod tests {
                     partner: &partner,
                     sample_id: &rows,
                     partner_id: &rows,
-                    epoch: 0,
+                    epoch: self.place.epoch,
                     index,
                     batches: self.batches,
                     pad: 0,
                     digest: 0,
                 })?;
             }
+            self.place = Place { epoch: self.place.epoch + 1, index: 0 };
             Ok(())
         }
     }
 
-    fn train(batch_size: usize, dtype: Dtype, seed: u64) -> Result<(Vec<EpochResult>, Vec<f64>), TrainError> {
-        let options = Options {
+    fn options(seed: u64) -> Options {
+        Options {
             epochs: 2,
             lr: 0.002,
             smoothing: 0.1,
             seed,
             device: Device::Cpu,
             threads: Some(1),
-            load: None,
-            save: None,
             classes: 3,
-        };
+            ..Options::default()
+        }
+    }
+
+    fn run_with(
+        options: &Options,
+        batch_size: usize,
+        dtype: Dtype,
+        resumed: Option<State>,
+    ) -> Result<(Vec<EpochResult>, Vec<f64>), TrainError> {
         let _random = super::super::torch_random();
-        let source = || Noise { batch_size, batches: 3, dtype };
-        let mut losses = Vec::new();
-        let results = run(&options, &mut source(), &mut source(), &mut |event| {
+        let source = |place| Noise { batch_size, batches: 3, dtype, place };
+        let place = resumed.as_ref().map_or(Place::default(), |state| state.place);
+        let (mut train, mut valid, mut losses) = (source(place), source(Place::default()), Vec::new());
+        let results = run(options, &FeedSpec::train(), resumed, &mut train, &mut valid, &mut |event| {
             if let Event::Step { loss, .. } = event {
                 losses.push(*loss);
             }
             Ok(())
         })?;
         Ok((results, losses))
+    }
+
+    fn train(batch_size: usize, dtype: Dtype, seed: u64) -> Result<(Vec<EpochResult>, Vec<f64>), TrainError> {
+        run_with(&options(seed), batch_size, dtype, None)
+    }
+
+    #[test]
+    fn a_run_that_is_resumed_anywhere_equals_one_that_was_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let (results, losses) = train(6, Dtype::F32, 1).unwrap();
+        let untimed = |results: &[EpochResult]| -> Vec<EpochResult> {
+            results.iter().map(|r| EpochResult { train_s: 0.0, valid_s: 0.0, images_per_s: 0.0, ..*r }).collect()
+        };
+        // The last file that a run of one epoch writes is that of its end; one that stops half-way leaves that of batch 2.
+        for (epochs, half_way) in [(1, false), (1, true), (2, true)] {
+            let saving = Options { epochs, save: Some(path.clone()), save_every: Some(2), ..options(1) };
+            let done = if half_way {
+                let _random = super::super::torch_random();
+                let source = || Noise { batch_size: 6, batches: 3, dtype: Dtype::F32, place: Place::default() };
+                let mut steps = 3 * (epochs - 1) + 2;
+                let stopped = run(&saving, &FeedSpec::train(), None, &mut source(), &mut source(), &mut |event| {
+                    steps -= u64::from(matches!(event, Event::Step { .. }));
+                    if steps == 0 { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+                });
+                assert!(matches!(stopped, Err(TrainError::Log(_))));
+                3 * (epochs - 1) + 2
+            } else {
+                run_with(&saving, 6, Dtype::F32, None).unwrap();
+                3
+            };
+            let state = checkpoint::state(&path).unwrap();
+            assert_eq!((state.place.epoch, state.place.index), (done / 3, done % 3));
+            let resumed = Options { load: Some(path.clone()), ..options(1) };
+            let (again, rest) = run_with(&resumed, 6, Dtype::F32, Some(state)).unwrap();
+            assert_eq!(rest, losses[done as usize..]);
+            assert_eq!(untimed(&again), untimed(&results));
+        }
     }
 
     #[test]

@@ -6,14 +6,19 @@ use crate::cli::own_daemon::OwnDaemon;
 use crate::client::{self, Feed};
 use crate::config::{FeedSpec, Mix};
 use crate::train::{self, Batches, Event, JsonLog, Options, Progress, TrainError};
-use crate::types::Split;
+use crate::types::{Place, Split, Start};
 use anyhow::Context;
+use std::time::Duration;
 
 impl Train {
     pub fn run(self) -> anyhow::Result<()> {
         anyhow::ensure!(self.lr.is_finite() && self.lr > 0.0, "--lr is {}: it must be positive", self.lr);
         anyhow::ensure!(self.feed.split == Split::Train, "--split is not for train: it reads both splits");
-        let spec = FeedSpec { smoothing: self.smoothing, ..self.feed.spec()? };
+        let resumed = self.resume.as_deref().map(train::state).transpose()?;
+        let spec = match &resumed {
+            Some(state) => FeedSpec { start: Start::At(state.place), share: None, ..state.feed },
+            None => self.join.spec(FeedSpec { smoothing: self.smoothing, ..self.feed.spec()? })?,
+        };
         spec.validate()?;
         let valid = FeedSpec {
             split: Split::Val,
@@ -23,21 +28,30 @@ impl Train {
             last: crate::types::Last::Keep,
             rank: 0,
             world_size: 1,
+            flip: false,
+            // Where trainers validate at the same time, they share the samples.
+            share: None,
+            start: Start::Now,
             ..spec
         };
         let own = self.data.as_ref().map(|data| OwnDaemon::start(data, &self.pipeline.arguments())).transpose()?;
         let socket = own.as_ref().map_or_else(|| self.socket.path(), |own| own.socket().to_owned());
-        let (mut train, mut valid) = (client::attach(&socket, &spec)?, client::attach(&socket, &valid)?);
+        // A daemon of its own is not started again.
+        let reconnect = if own.is_some() { Duration::ZERO } else { self.join.reconnect()? };
+        let attach = |spec| client::attach_for(&socket, spec, reconnect);
+        let (mut train, mut valid) = (attach(&spec)?, attach(&valid)?);
+        let saved = resumed.as_ref().map(|state| state.options.clone());
+        let saved = saved.unwrap_or(Options { epochs: 1, lr: self.lr, smoothing: self.smoothing, ..Options::default() });
         let options = Options {
-            epochs: self.epochs,
-            lr: self.lr,
-            smoothing: self.smoothing,
+            epochs: self.epochs.unwrap_or(saved.epochs),
             seed: spec.seed,
             device: self.pipeline.device,
-            threads: self.threads,
-            load: self.load,
-            save: self.save,
+            threads: self.threads.or(saved.threads),
+            load: self.load.or_else(|| self.resume.clone()),
+            save: self.save.or(self.resume),
+            save_every: self.save_every.or(saved.save_every),
             classes: train.classes().len(),
+            ..saved
         };
         let log = self.log.as_ref();
         let mut log = log
@@ -45,12 +59,12 @@ impl Train {
                 JsonLog::create(path, &options, &spec).with_context(|| format!("cannot write {}", path.display()))
             })
             .transpose()?;
-        let mut progress = Progress::new(self.epochs);
+        let mut progress = Progress::new(options.epochs);
         let mut observe = |event: &Event| {
             progress.observe(event);
             log.as_mut().map_or(Ok(()), |log| log.observe(event))
         };
-        let results = train::run(&options, &mut train, &mut valid, &mut observe)?;
+        let results = train::run(&options, &spec, resumed, &mut train, &mut valid, &mut observe)?;
         drop(progress);
         print!("{}", train::table(&results));
         // Trainers leave before their daemon is told to end.
@@ -62,6 +76,10 @@ impl Train {
 impl Batches for Feed {
     fn batches(&self) -> u64 {
         Feed::batches(self)
+    }
+
+    fn place(&self) -> Place {
+        Feed::place(self)
     }
 
     fn epoch(&mut self, use_batch: &mut dyn FnMut(&BatchView<'_>) -> Result<(), TrainError>) -> Result<(), TrainError> {

@@ -1,0 +1,488 @@
+//! Trainers in processes of their own, at private and shared feeds, that come, stall, are killed and lose their daemon: each gets every
+//! batch that it should, once, in order and whole.
+
+mod common;
+
+use common::{DEADLINE, Daemon, mixd, run, sample_data, stderr, until};
+use mixd::client::{self, ClientError};
+use mixd::config::{CutMix, Delivery, FeedSpec, Mix, Mixup, Pairing, Share};
+use mixd::dataset::Dataset;
+use mixd::image::LoadOptions;
+use mixd::mix::MixerKind;
+use mixd::pipeline::{OnBadImage, Options, Pipeline, in_flight};
+use mixd::sampler::Sampler;
+use mixd::types::{Device, Dtype, ImageSize, Layout, Place, Split, Start};
+use rustix::process::Signal;
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+fn spec() -> FeedSpec {
+    FeedSpec { batch_size: 16, image_size: ImageSize::square(48), digest: true, seed: 3, ..FeedSpec::train() }
+}
+
+fn shared(name: &str, delivery: Delivery) -> Option<Share> {
+    Some(Share { delivery, ..Share::new(name.parse().unwrap()) })
+}
+
+/// What a trainer of these tests is told in the variable `TRAINER`.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Orders {
+    socket: std::path::PathBuf,
+    spec: FeedSpec,
+    /// Batches to read.
+    batches: u64,
+    /// Milliseconds that it works on each.
+    step_ms: u64,
+    /// Whether to wait for a line on standard input while holding the first batch.
+    holds_the_first: bool,
+}
+
+/// Not a test but a trainer: a process that reads batches, checks them against the plan and their digests, and says what it got.
+#[test]
+#[ignore = "run by the others, in a process of its own"]
+fn trainer_process() {
+    let Ok(orders) = std::env::var("TRAINER") else { return };
+    let Orders { socket, spec, batches, step_ms, holds_the_first } = serde_json::from_str(&orders).unwrap();
+    let mut feed = client::attach_for(&socket, &spec, DEADLINE).unwrap();
+    let sampler = Sampler::new(FeedSpec { start: Start::Now, ..spec }, feed.samples()).unwrap();
+    println!("\nattached {} {}", feed.place().epoch, feed.place().index);
+    for nth in 0..batches {
+        let batch = match feed.next_batch() {
+            Ok(batch) => batch,
+            Err(error) => return println!("error {error}"),
+        };
+        std::thread::sleep(Duration::from_millis(step_ms));
+        if holds_the_first && nth == 0 {
+            println!("holding");
+            std::io::stdin().lines().next().unwrap().unwrap();
+        }
+        let view = batch.view();
+        let plan = sampler.epoch(view.epoch).plan(view.index);
+        assert_eq!((view.sample_id, view.partner_id), (&plan.own[..], &plan.partner[..]));
+        assert_eq!((view.lambda, view.partner), (&plan.lambda[..], &plan.partner_row[..]));
+        assert!(view.digest != 0 && feed.is_intact(&batch), "torn: {} {}", view.epoch, view.index);
+        println!("batch {} {} {}", view.epoch, view.index, view.digest);
+    }
+}
+
+struct Trainer {
+    spec: FeedSpec,
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    /// Places and digests of what it has read.
+    read: Vec<(Place, u64)>,
+    /// The first batch that it was promised.
+    start: Place,
+}
+
+impl Trainer {
+    fn start(daemon: &Daemon, spec: FeedSpec, batches: u64, step_ms: u64) -> Self {
+        Self::obey(Orders { socket: daemon.socket(), spec, batches, step_ms, holds_the_first: false })
+    }
+
+    fn obey(orders: Orders) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "trainer_process", "--ignored", "--nocapture"])
+            .env("TRAINER", serde_json::to_string(&orders).unwrap())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut trainer = Self { spec: orders.spec, child, lines, read: Vec::new(), start: Place::default() };
+        let line = trainer.line("attached ").expect("it attaches");
+        let numbers: Vec<u64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
+        trainer.start = Place { epoch: numbers[0], index: numbers[1] };
+        trainer
+    }
+
+    /// The rest of the next line that begins so; `None` when it has ended.
+    fn line(&mut self, begin: &str) -> Option<String> {
+        self.lines.by_ref().map_while(Result::ok).find_map(|line| line.strip_prefix(begin).map(str::to_owned))
+    }
+
+    /// Takes note of its next batch.
+    fn batch(&mut self) -> Option<(Place, u64)> {
+        let line = self.line("batch ")?;
+        let numbers: Vec<u64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
+        self.read.push((Place { epoch: numbers[0], index: numbers[1] }, numbers[2]));
+        self.read.last().copied()
+    }
+
+    fn batches(&mut self, count: usize) {
+        (0..count).for_each(|_| assert!(self.batch().is_some(), "it ended"));
+    }
+
+    /// Kills it; what it had said before counts.
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        while self.batch().is_some() {}
+    }
+
+    /// Reads to its end, which must be a good one.
+    fn finish(&mut self) {
+        while self.batch().is_some() {}
+        assert!(self.child.wait().unwrap().success());
+    }
+
+    fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
+    }
+}
+
+impl Drop for Trainer {
+    fn drop(&mut self) {
+        // An error says that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The same data set in this process, with one decoder and nothing kept: what every batch should be.
+struct Oracle {
+    pipeline: Pipeline,
+    digests: HashMap<(String, Place), u64>,
+}
+
+impl Oracle {
+    fn new() -> Self {
+        let dataset = Dataset::open(&sample_data(), None, &mut |_| {}).unwrap();
+        let options = Options {
+            workers: "1".parse().unwrap(),
+            cache_bytes: 1 << 30,
+            cache_file: None,
+            load: LoadOptions::default(),
+            mixer: MixerKind::Cpu,
+            device: Device::Cpu,
+            on_bad_image: OnBadImage::Fail,
+        };
+        Self { pipeline: Pipeline::start(dataset, options).unwrap(), digests: HashMap::new() }
+    }
+
+    fn digest(&mut self, spec: FeedSpec, place: Place) -> u64 {
+        let spec = FeedSpec { share: None, start: Start::Now, ..spec };
+        let key = (serde_json::to_string(&spec).unwrap(), place);
+        let make = || self.pipeline.batch(spec, place).unwrap().view().digest;
+        *self.digests.entry(key).or_insert_with(make)
+    }
+
+    /// Every batch that a trainer read is the right one, and, unless it may skip, none is lost, repeated or out of order.
+    fn check(&mut self, trainer: &Trainer) {
+        let Trainer { spec, read, start, .. } = trainer;
+        let samples = self.pipeline.dataset().samples(spec.split).len() as u32;
+        let sampler = Sampler::new(FeedSpec { start: Start::Now, ..*spec }, samples).unwrap();
+        let may_skip = spec.share.is_some_and(|share| share.delivery == Delivery::Latest);
+        let mut next = *start;
+        for &(place, digest) in read {
+            assert!(place == next || may_skip && place > next, "{place} where {next} should come, of {spec:?}");
+            assert_eq!(digest, self.digest(*spec, place), "{place} of {spec:?}");
+            next = sampler.next(place);
+        }
+    }
+}
+
+#[test]
+fn eight_trainers_get_what_they_should_while_some_are_killed_and_others_join() {
+    let daemon = Daemon::start(&[]);
+    let base = spec();
+    let second = Mix::Mixup(Mixup { pairing: Pairing::SecondBatch, ..Mixup::default() });
+    let lossless = FeedSpec { flip: true, share: shared("all", Delivery::Lossless), ..base };
+    let cut = Mix::CutMix(CutMix::default());
+    let latest = FeedSpec { share: shared("newest", Delivery::Latest), dtype: Dtype::U8, mix: cut, slots: 6, ..base };
+    let latest = FeedSpec { batch_size: 32, layout: Layout::Nhwc, ..latest };
+    let start = |spec, batches, step_ms| Trainer::start(&daemon, spec, batches, step_ms);
+    let mut trainers = vec![
+        start(FeedSpec { batch_size: 7, ..base }, 1_000_000, 0),
+        start(FeedSpec { batch_size: 256, dtype: Dtype::U8, mix: second, ..base }, 12, 0),
+        start(FeedSpec { batch_size: 50, dtype: Dtype::Bf16, flip: true, ..FeedSpec { slots: 2, ..base } }, 30, 1),
+        start(FeedSpec { digest: true, batch_size: 21, image_size: base.image_size, ..FeedSpec::val() }, 30, 0),
+        start(lossless, 1_000_000, 0),
+        start(lossless, 120, 2),
+        start(latest, 1_000_000, 0),
+        start(latest, 20, 15),
+    ];
+    assert_eq!(trainers.iter().filter(|trainer| trainer.spec.share.is_some()).count(), 4);
+    trainers[0].batches(40);
+    trainers[4].batches(20);
+    trainers[6].batches(20);
+    trainers[0].kill();
+    trainers[4].kill();
+    let goes_on = Start::At(Place { epoch: 1, index: 5 });
+    trainers.push(start(FeedSpec { start: Start::NextEpoch, ..lossless }, 30, 0));
+    trainers.push(start(FeedSpec { start: goes_on, ..trainers[0].spec }, 30, 0));
+    trainers.push(start(FeedSpec { start: Start::NextEpoch, ..latest }, 20, 3));
+    assert_eq!((trainers[8].start.index, trainers[9].start), (0, Place { epoch: 1, index: 5 }));
+    for at in [1, 2, 3, 5, 7, 8, 9, 10] {
+        trainers[at].finish();
+    }
+    trainers[6].kill();
+    let mut oracle = Oracle::new();
+    for trainer in &trainers {
+        oracle.check(trainer);
+    }
+    for (at, batches) in [(1, 12), (2, 30), (3, 30), (5, 120), (7, 20), (8, 30), (9, 30), (10, 20)] {
+        assert_eq!(trainers[at].read.len(), batches);
+    }
+    let skipped = |at: usize| (trainers[at].read.last().unwrap().0, trainers[at].read.len());
+    assert!(skipped(7).0 > Place { epoch: 2, index: 20 % 7 }, "the slow one should have skipped: {:?}", skipped(7));
+    // One size, so each image of each split was decoded once, whoever asked.
+    until("all feeds close", || client::status(&daemon.socket()).unwrap().feeds.is_empty().then_some(()));
+    let status = client::status(&daemon.socket()).unwrap();
+    let decoded: Vec<_> = status.stores.iter().map(|store| (store.split.as_str(), store.decoded)).collect();
+    assert_eq!(decoded, [("train", 200), ("val", 50)]);
+    assert_eq!(status.stages.iter().find(|stage| stage.name == "decode").unwrap().items, 250);
+}
+
+#[test]
+fn trainers_go_on_with_the_next_batch_of_the_daemon_that_takes_the_place_of_a_killed_one() {
+    let mut daemon = Daemon::start(&[]);
+    let lossless = FeedSpec { batch_size: 24, share: shared("all", Delivery::Lossless), ..spec() };
+    let start = |daemon: &Daemon, spec, step_ms| Trainer::start(daemon, spec, 60, step_ms);
+    // One works long enough to sleep through a daemon's death.
+    let mut trainers: Vec<Trainer> = [0, 3, 40].map(|step_ms| start(&daemon, lossless, step_ms)).into();
+    let latest = FeedSpec { share: shared("newest", Delivery::Latest), ..spec() };
+    trainers.extend([start(&daemon, spec(), 1), start(&daemon, latest, 1)]);
+    for _ in 0..3 {
+        trainers.iter_mut().for_each(|trainer| trainer.batches(8));
+        daemon.child.kill().unwrap();
+        daemon.child.wait().unwrap();
+        let dir = std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap());
+        daemon = Daemon::again(dir, &sample_data(), &["--workers=1"]);
+    }
+    let mut oracle = Oracle::new();
+    for trainer in &mut trainers {
+        trainer.finish();
+        oracle.check(trainer);
+        assert_eq!(trainer.read.len(), 60);
+    }
+}
+
+#[test]
+fn a_daemon_that_would_make_other_batches_is_not_taken_for_the_one_that_is_gone() {
+    let mut first = Daemon::start(&[]);
+    let mut feed = client::attach_for(&first.socket(), &spec(), DEADLINE).unwrap();
+    feed.next_batch().unwrap();
+    first.child.kill().unwrap();
+    first.child.wait().unwrap();
+    let dir = std::mem::replace(&mut first.dir, tempfile::tempdir().unwrap());
+    let _second = Daemon::again(dir, &sample_data(), &["--resize=fast"]);
+    let error = loop {
+        if let Err(error) = feed.next_batch() {
+            break error;
+        }
+    };
+    assert!(matches!(error, ClientError::OtherDaemon(_)), "{error}");
+    assert!(feed.next_batch().is_err());
+}
+
+#[test]
+fn a_stopped_trainer_is_evicted_and_what_it_holds_stays_whole() {
+    let daemon = Daemon::start(&[]);
+    let share = shared("all", Delivery::Lossless).map(|share| Share { max_lag_s: 0.3, ..share });
+    let spec = FeedSpec { share, slots: 3, ..spec() };
+    let orders = Orders { socket: daemon.socket(), spec, batches: 100, step_ms: 0, holds_the_first: true };
+    let mut stopped = Trainer::obey(orders);
+    stopped.line("holding").unwrap();
+    stopped.signal(Signal::STOP);
+    let mut other = Trainer::start(&daemon, spec, 60, 0);
+    other.finish();
+    let evicted = || {
+        let status = client::status(&daemon.socket()).unwrap();
+        let trainers = status.feeds.first().map(|feed| feed.trainers.clone()).unwrap_or_default();
+        trainers.iter().any(|trainer| trainer.pid == stopped.child.id() && trainer.evicted)
+    };
+    assert!(evicted() && other.read.len() == 60);
+    stopped.signal(Signal::CONT);
+    writeln!(stopped.child.stdin.as_mut().unwrap()).unwrap();
+    // It checks what it held, 60 batches later, against its digest.
+    let mut oracle = Oracle::new();
+    stopped.batches(1);
+    let error = stopped.line("error ").expect("it is told");
+    assert!(error.contains("evicted from the shared feed: it kept others waiting for more than 0.3 s"), "{error}");
+    oracle.check(&stopped);
+    oracle.check(&other);
+    assert!(stopped.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_dropped_feed_is_left_once_its_last_batch_is_dropped_too() {
+    let daemon = Daemon::start(&[]);
+    let spec = FeedSpec { share: shared("all", Delivery::Lossless), ..spec() };
+    let (mut feed, mut other) = (daemon.attach(spec).unwrap(), daemon.attach(spec).unwrap());
+    let held = feed.next_batch().unwrap();
+    drop(feed);
+    let view = held.view();
+    let mut read = 0;
+    while other.is_ready() {
+        other.next_batch().unwrap();
+        read += 1;
+    }
+    assert!(read <= 4 && view.digest == view.digest_by("cpu"), "{read}");
+    drop(held);
+    for _ in 0..10 {
+        assert!(other.next_batch().is_ok_and(|batch| other.is_intact(&batch)));
+    }
+}
+
+#[test]
+fn another_spec_is_refused_naming_the_keys_and_places_that_have_passed_by_name() {
+    let daemon = Daemon::start(&[]);
+    let spec = FeedSpec { share: shared("all", Delivery::Lossless), ..spec() };
+    let mut feed = daemon.attach(spec).unwrap();
+    let refused = |spec| daemon.attach(spec).err().unwrap().to_string();
+    let other = refused(FeedSpec { batch_size: 32, seed: 9, ..spec });
+    assert!(other.contains("`all` is another one: its batch_size (16, not 32), seed (3, not 9)"), "{other}");
+    (0..6).for_each(|_| drop(feed.next_batch().unwrap()));
+    let first = FeedSpec { start: Start::At(Place::default()), ..spec };
+    let passed = refused(first);
+    assert!(passed.contains("has passed epoch 0, batch 0: the next batch to come is epoch 0, batch "), "{passed}");
+    // A place that is still to come; and any place of a private feed.
+    let later = Start::At(Place { epoch: 1, index: 2 });
+    let mut later = daemon.attach(FeedSpec { start: later, ..spec }).unwrap();
+    assert!(daemon.attach(FeedSpec { share: None, ..first }).is_ok());
+    let reading = std::thread::spawn(move || later.next_batch().map(|batch| (batch.view().epoch, batch.view().index)));
+    while !reading.is_finished() {
+        feed.next_batch().unwrap();
+    }
+    assert_eq!(reading.join().unwrap().unwrap(), (1, 2));
+}
+
+#[test]
+fn a_shared_feed_has_room_for_64_trainers() {
+    let daemon = Daemon::start(&[]);
+    let spec = FeedSpec { share: shared("crowd", Delivery::Latest), slots: 65, image_size: ImageSize::square(8), ..spec() };
+    let attach = || client::attach_for(&daemon.socket(), &spec, Duration::ZERO);
+    let mut feeds: Vec<_> = (0..64).map(|_| attach().unwrap()).collect();
+    let refused = attach().err().unwrap().to_string();
+    assert!(refused.contains("the feed has 64 trainers, the most that a ring can have"), "{refused}");
+    // Each holds a batch, and there is one more to write.
+    let held: Vec<_> = feeds.iter_mut().map(|feed| feed.next_batch().unwrap()).collect();
+    drop(held.into_iter().next());
+    assert!(feeds[0].next_batch().is_ok());
+    let few = FeedSpec { share: shared("few", Delivery::Latest), slots: 2, ..spec };
+    let _one = daemon.attach(few).unwrap();
+    let refused = daemon.attach(few).err().unwrap().to_string();
+    assert!(refused.contains("open it with more slots"), "{refused}");
+}
+
+#[test]
+fn a_feed_that_starts_anywhere_decodes_nothing_of_what_it_skips() {
+    let daemon = Daemon::start(&["--cache=off"]);
+    let spec = FeedSpec { batch_size: 4, start: Start::At(Place { epoch: 40, index: 30 }), ..spec() };
+    let mut feed = daemon.attach(spec).unwrap();
+    assert_eq!(feed.place(), Place { epoch: 40, index: 30 });
+    let batch = feed.next_batch().unwrap();
+    assert_eq!((batch.view().epoch, batch.view().index, feed.place().index), (40, 30, 31));
+    drop((batch, feed));
+    until("the feed closes", || client::status(&daemon.socket()).unwrap().feeds.is_empty().then_some(()));
+    let status = client::status(&daemon.socket()).unwrap();
+    let decoded = status.stages.iter().find(|stage| stage.name == "decode").unwrap().items;
+    // What may be made ahead of the trainer, and the one batch that it gave back.
+    assert!(decoded <= 4 * (in_flight(spec.slots) + 1), "{decoded}");
+}
+
+#[test]
+fn replay_verifies_the_digests_of_what_was_delivered() {
+    let daemon = Daemon::start(&[]);
+    let data = sample_data();
+    let cases: [(FeedSpec, &[&str]); 3] = [
+        (spec(), &[]),
+        (FeedSpec { flip: true, mix: Mix::CutMix(CutMix::default()), ..spec() }, &["--flip", "--cutmix=1"]),
+        (FeedSpec { dtype: Dtype::U8, layout: Layout::Nhwc, ..spec() }, &["--dtype=u8", "--layout=nhwc"]),
+    ];
+    for (spec, options) in cases {
+        let mut feed = daemon.attach(FeedSpec { start: Start::At(Place { epoch: 2, index: 4 }), ..spec }).unwrap();
+        let digest = feed.next_batch().unwrap().header().digest;
+        let replay = |batch: &str, digest: u64| {
+            let verify = format!("--verify={digest:#x}");
+            let fixed = ["replay", "--data", data.to_str().unwrap(), "--epoch=2", batch, &verify, "--cache=off"];
+            run(&[&fixed[..], &["--batch-size=16", "--size=48", "--seed=3", "--workers=1"], options].concat())
+        };
+        let right = replay("--batch=4", digest);
+        assert!(right.status.success(), "{}", stderr(&right));
+        assert!(String::from_utf8_lossy(&right.stdout).contains(&format!("{digest:#018x}")));
+        let wrong = replay("--batch=5", digest);
+        assert!(wrong.status.code() == Some(1) && stderr(&wrong).contains(&format!("not {digest:#018x}")));
+    }
+}
+
+#[test]
+fn two_ranks_on_two_daemons_are_one_world() {
+    let daemons = [Daemon::start(&[]), Daemon::start(&["--workers=1", "--cache=off"])];
+    let whole = FeedSpec { batch_size: 20, flip: true, ..spec() };
+    let epoch = |daemon: &Daemon, spec: FeedSpec| -> Vec<(u32, i64)> {
+        let mut feed = daemon.attach(FeedSpec { start: Start::At(Place { epoch: 1, index: 0 }), ..spec }).unwrap();
+        let rows = |batch: Result<client::Batch, ClientError>| {
+            let batch = batch.unwrap();
+            let view = batch.view();
+            assert_eq!(view.pad, 0);
+            view.sample_id.iter().copied().zip(view.label_a.iter().copied()).collect::<Vec<_>>()
+        };
+        feed.epoch().flat_map(rows).collect()
+    };
+    let ranks = [0, 1].map(|rank| {
+        epoch(&daemons[rank as usize], FeedSpec { batch_size: 10, rank, world_size: 2, ..whole })
+    });
+    assert_eq!(ranks.each_ref().map(Vec::len), [100, 100]);
+    let dealt: Vec<_> = ranks[0].iter().zip(&ranks[1]).flat_map(|(&zero, &one)| [zero, one]).collect();
+    assert_eq!(dealt, epoch(&daemons[0], whole));
+}
+
+#[test]
+fn status_lists_feeds_trainers_places_and_the_store() {
+    let daemon = Daemon::start(&[]);
+    let spec = FeedSpec { share: shared("all", Delivery::Lossless), ..spec() };
+    let (mut fast, _slow) = (daemon.attach(spec).unwrap(), daemon.attach(spec).unwrap());
+    let _val = daemon.attach(FeedSpec::val()).unwrap();
+    (0..3).for_each(|_| drop(fast.next_batch().unwrap()));
+    let status = |more: &[&str]| {
+        let output = run(&[&["status", "--socket", daemon.socket().to_str().unwrap()], more].concat());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    until("four are published", || {
+        let status: serde_json::Value = serde_json::from_str(&status(&["--json"])).unwrap();
+        let feed = &status["feeds"][0];
+        let [fast, slow] = [0, 1].map(|at| &feed["trainers"][at]);
+        assert_eq!((&feed["share"]["name"], &feed["share"]["delivery"]), (&"all".into(), &"lossless".into()));
+        assert_eq!((&fast["read"], &fast["index"], &slow["read"]), (&3.into(), &3.into(), &0.into()));
+        let done = slow["lag"].as_u64() == Some(4) && status["stores"][0]["decoded"].as_u64() >= Some(64);
+        (feed["published"] == 4 && feed["index"] == 4 && done).then_some(())
+    });
+    let text = status(&[]);
+    assert!(text.contains("shared as all (lossless, at most 300 s of lag), 4 published, next epoch 0, batch 4 of 13"));
+    assert!(text.contains("val in batches of 128 f32, private") && text.contains("0 skipped"), "{text}");
+}
+
+#[test]
+fn bench_compares_sharers_with_one_alone() {
+    let data = sample_data();
+    let options = ["--trainers=3", "--share=x", "--images=400", "--rounds=2", "--size=32", "--batch-size=16", "--json"];
+    let output = run(&[&["bench", "--data", data.to_str().unwrap()], &options[..]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for key in ["images_per_s", "cpu_ms_per_1000_images", "slowest_trainer_of_alone", "cpu_of_alone"] {
+        assert!(result["alone"][key].as_f64().is_some_and(|value| value > 0.0), "{key}: {result}");
+    }
+    assert!(result["images"].as_u64().unwrap() >= 2 * 3 * 400 && result["share"] == "x", "{result}");
+}
+
+#[test]
+fn plans_name_boxes_and_flips() {
+    let data = sample_data();
+    let output = mixd()
+        .args(["plan", "--data", data.to_str().unwrap(), "--epoch=0", "--cutmix=1", "--flip", "--json", "--size=32"])
+        .output()
+        .unwrap();
+    let line = String::from_utf8(output.stdout).unwrap();
+    let plan: serde_json::Value = serde_json::from_str(line.lines().next().unwrap()).unwrap();
+    let spec = FeedSpec { image_size: ImageSize::square(32), mix: Mix::CutMix(CutMix::default()), ..FeedSpec::train() };
+    let expected = Sampler::new(FeedSpec { flip: true, ..spec }, 200).unwrap().epoch(0).plan(0);
+    let boxes: Vec<_> = expected.cuts.iter().map(|cut| [cut.top, cut.bottom, cut.left, cut.right]).collect();
+    assert_eq!(plan["box"], serde_json::json!(boxes));
+    assert_eq!(plan["flip"], serde_json::json!(expected.flip));
+    assert_eq!(plan["partner_flip"], serde_json::json!(expected.partner_flip));
+    assert_eq!(Split::Train, spec.split);
+}

@@ -399,6 +399,62 @@ fn train_runs_through_its_own_daemon_and_repeats_itself() {
     assert_ne!(first, losses("c", &["--load", load.to_str().unwrap()]));
 }
 
+/// A run that is killed and resumed, and one that ends and is resumed, equal one that was neither.
+#[test]
+#[cfg(feature = "torch")]
+fn train_resumes_where_it_was_killed() {
+    use std::io::{BufRead, BufReader};
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let train = |log: &str, more: &[&str]| {
+        let mut command = mixd();
+        command.arg("train").args(more).arg("--data").arg(sample_data()).arg("--log").arg(path(log));
+        command
+    };
+    let fresh = ["--size=32", "--batch-size=20", "--lr=0.02", "--smoothing=0.1", "--threads=1", "--flip", "--epochs=3"];
+    let losses = |log: &str| -> Vec<(u64, u64, f64)> {
+        let lines = std::fs::read_to_string(path(log)).unwrap();
+        let lines = lines.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let step = |line: serde_json::Value| {
+            (line["epoch"].as_u64().unwrap(), line["index"].as_u64().unwrap(), line["loss"].as_f64().unwrap())
+        };
+        lines.filter(|line| line["event"] == "step").map(step).collect()
+    };
+    let table = |output: &std::process::Output| -> Vec<String> {
+        assert!(output.status.success(), "{}", stderr(output));
+        // All but the last three columns, which are times.
+        let line = |line: &str| line.split_whitespace().take(7).collect::<Vec<_>>().join(" ");
+        String::from_utf8_lossy(&output.stdout).lines().skip(1).map(line).collect()
+    };
+    let whole = table(&train("whole", &fresh).output().unwrap());
+    let expected = losses("whole");
+    assert_eq!((whole.len(), expected.len()), (3, 30));
+
+    // Killed in its second epoch, once the checkpoint says that it is there.
+    let save = path("killed.safetensors");
+    let options = [&fresh[..], &["--save-every=3", "--save", save.to_str().unwrap()]].concat();
+    let mut killed = train("killed", &options).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(killed.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.starts_with("epoch 0: train loss")), "it ended early");
+    until("it is in its second epoch", || {
+        mixd::train::state(&save).ok().filter(|state| state.place > Place { epoch: 1, index: 2 }).map(|_| ())
+    });
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let place = mixd::train::state(&save).unwrap().place;
+    let resumed = train("resumed", &["--resume", save.to_str().unwrap()]).output().unwrap();
+    assert_eq!(table(&resumed), whole, "from {place}");
+    let rest = expected.into_iter().filter(|&(epoch, index, _)| (epoch, index) >= (place.epoch, place.index));
+    assert_eq!(losses("resumed"), rest.collect::<Vec<_>>(), "from {place}");
+
+    // Three epochs are done; a fourth may follow, and other options may not.
+    let more = train("more", &["--epochs=4", "--resume", save.to_str().unwrap()]).output().unwrap();
+    assert_eq!((table(&more)[..3].to_vec(), losses("more").len()), (whole, 10));
+    let refused = train("refused", &["--lr=0.1", "--resume", save.to_str().unwrap()]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).contains("--lr") && stderr(&refused).contains("--resume"), "{}", stderr(&refused));
+}
+
 /// The writer once started before its reader was on the list, and could lap it.
 #[test]
 fn a_feed_never_runs_ahead_of_its_reader() {

@@ -36,7 +36,7 @@ fn mix(criterion: &mut Criterion) {
                     turn += 1;
                     let row = |at: usize| {
                         let sample = |salt: usize| &samples[(turn * 64 + at * salt) % samples.len()][..];
-                        let (flip, partner_flip) = (kind == "flipped" && at % 2 == 0, kind == "flipped" && at % 4 < 2);
+                        let (flip, partner_flip) = (kind == "flipped" && at % 4 > 1, kind == "flipped" && at % 8 > 3);
                         Row { flip, partner_flip, cut, ..Row::new(sample(17), sample(29), lambda) }
                     };
                     let rows: Vec<Row<'_>> = (0..64).map(row).collect();

@@ -418,7 +418,8 @@ mod tests {
         let spec = FeedSpec { flip: true, ..spec(50, Last::Keep, 1, 2) };
         let plans = |spec| {
             let sampler = Sampler::new(spec, 4_000).unwrap();
-            let epoch = |epoch| (0..sampler.batches()).map(|index| sampler.epoch(epoch).plan(index)).collect::<Vec<_>>();
+            let epoch =
+                |epoch| (0..sampler.batches()).map(|index| sampler.epoch(epoch).plan(index)).collect::<Vec<_>>();
             [epoch(0), epoch(1)]
         };
         let flips = |plans: &[Plan]| plans.iter().flat_map(|plan| plan.flip.clone()).collect::<Vec<_>>();

@@ -353,7 +353,8 @@ fn another_spec_is_refused_naming_the_keys_and_places_that_have_passed_by_name()
 #[test]
 fn a_shared_feed_has_room_for_64_trainers() {
     let daemon = Daemon::start(&[]);
-    let spec = FeedSpec { share: shared("crowd", Delivery::Latest), slots: 65, image_size: ImageSize::square(8), ..spec() };
+    let spec =
+        FeedSpec { share: shared("crowd", Delivery::Latest), slots: 65, image_size: ImageSize::square(8), ..spec() };
     let attach = || client::attach_for(&daemon.socket(), &spec, Duration::ZERO);
     let mut feeds: Vec<_> = (0..64).map(|_| attach().unwrap()).collect();
     let refused = attach().err().unwrap().to_string();
@@ -423,9 +424,8 @@ fn two_ranks_on_two_daemons_are_one_world() {
         };
         feed.epoch().flat_map(rows).collect()
     };
-    let ranks = [0, 1].map(|rank| {
-        epoch(&daemons[rank as usize], FeedSpec { batch_size: 10, rank, world_size: 2, ..whole })
-    });
+    let ranks =
+        [0, 1].map(|rank| epoch(&daemons[rank as usize], FeedSpec { batch_size: 10, rank, world_size: 2, ..whole }));
     assert_eq!(ranks.each_ref().map(Vec::len), [100, 100]);
     let dealt: Vec<_> = ranks[0].iter().zip(&ranks[1]).flat_map(|(&zero, &one)| [zero, one]).collect();
     assert_eq!(dealt, epoch(&daemons[0], whole));

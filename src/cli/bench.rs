@@ -160,13 +160,7 @@ impl Bench {
         Ok(())
     }
 
-    fn trainer(
-        &self,
-        daemon: &OwnDaemon,
-        warmup: u64,
-        seed: u32,
-        share: Option<ShareName>,
-    ) -> anyhow::Result<Trainer> {
+    fn trainer(&self, daemon: &OwnDaemon, warmup: u64, seed: u32, share: Option<ShareName>) -> anyhow::Result<Trainer> {
         let touch = match self.touch {
             Touch::Element => "element",
             Touch::All => "all",
@@ -190,7 +184,8 @@ impl Bench {
         command.args(options.map(|(key, value)| format!("--{key}={value}")));
         command.args(self.cutmix.map(|alpha| format!("--cutmix={alpha}")));
         command.args(share.map(|name| format!("--share={name}")));
-        command.args([(self.digest, "--digest"), (self.flip, "--flip")].iter().filter(|flag| flag.0).map(|flag| flag.1));
+        command
+            .args([(self.digest, "--digest"), (self.flip, "--flip")].iter().filter(|flag| flag.0).map(|flag| flag.1));
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot start a trainer")?;
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();

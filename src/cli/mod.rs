@@ -38,7 +38,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Serve),
-    Train(train::Train),
+    Train(Box<train::Train>),
     Bench(bench::Bench),
     #[command(hide = true)]
     BenchTrainer(bench_trainer::BenchTrainer),

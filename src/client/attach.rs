@@ -146,8 +146,7 @@ impl Attachment {
 
     async fn attach(&self, start: Start, trainers: u32) -> Result<(Stream, RingReader), ClientError> {
         let spec = spec_to_proto(&FeedSpec { start, ..self.spec });
-        let request =
-            AttachRequest { versions: Some(versions()), spec: Some(spec), pid: std::process::id(), trainers };
+        let request = AttachRequest { versions: Some(versions()), spec: Some(spec), pid: std::process::id(), trainers };
         let mut client = connect(&self.socket).await?;
         let refused = |status| ClientError::from_status(&self.socket, &status);
         // The request stream stays open after its one message, for as long as the feed.

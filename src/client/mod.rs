@@ -47,7 +47,9 @@ pub enum ClientError {
     )]
     OtherDaemon(PathBuf),
     /// The daemon has put this trainer out of a shared feed.
-    #[error("evicted from the shared feed: {0} (read faster, allow a longer max_lag, or use delivery latest or a private feed)")]
+    #[error(
+        "evicted from the shared feed: {0} (read faster, allow a longer max_lag, or use delivery latest or a private feed)"
+    )]
     Evicted(String),
     /// The feed ended.
     #[error("the feed ended: {0}")]

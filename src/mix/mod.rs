@@ -189,7 +189,15 @@ mod tests {
                 let flip = |at: usize| self.flips.get(at).copied().unwrap_or(false);
                 let (cut, flip, partner_flip) = (self.cuts.get(at).copied(), flip(at), flip(partner));
                 let lambda = if cut.is_some() { 1.0 } else { lambda };
-                Row { own: &self.samples[at], partner: &self.samples[partner], lambda, partner_row, cut, flip, partner_flip }
+                Row {
+                    own: &self.samples[at],
+                    partner: &self.samples[partner],
+                    lambda,
+                    partner_row,
+                    cut,
+                    flip,
+                    partner_flip,
+                }
             };
             self.plan.iter().enumerate().map(row).collect()
         }

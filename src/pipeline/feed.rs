@@ -103,10 +103,9 @@ impl Feed {
         };
         match self.ring.add_reader(choose) {
             Ok((reader, cursor_path)) => Ok(Seat { reader, cursor_path, start: self.sampler.place(number) }),
-            Err(RingError::Gone { published, .. }) => Err(OpenError::Passed {
-                start: self.sampler.place(number),
-                next: self.place(published),
-            }),
+            Err(RingError::Gone { published, .. }) => {
+                Err(OpenError::Passed { start: self.sampler.place(number), next: self.place(published) })
+            }
             Err(error) => Err(error.into()),
         }
     }

@@ -3,9 +3,9 @@
 //! Integers are little-endian and of fixed width. The data file is one page of [`DataHeader`], then the directory (for each slot the
 //! number of its batch, a u64), then the slots, each a [`BatchHeader`], the row arrays and `x` at the offsets of [`SlotLayout`].
 
+use crate::config::{Delivery, SLOTS_MAX};
 use crate::mix::Format;
 use crate::sync::{AtomicU32, AtomicU64};
-use crate::config::{Delivery, SLOTS_MAX};
 use crate::types::{Dtype, ImageSize, Layout};
 use std::mem::{offset_of, size_of};
 use std::sync::atomic::AtomicU8;

@@ -63,7 +63,9 @@ pub enum RingError {
     #[error("the feed has {0} trainers, the most that a ring can have")]
     TooManyReaders(usize),
     /// A feed that waits for nobody needs a slot for each trainer and one to write.
-    #[error("the feed has {slots} slots and {readers} trainers: with delivery latest it needs a slot for each and one more (open it with more slots)")]
+    #[error(
+        "the feed has {slots} slots and {readers} trainers: with delivery latest it needs a slot for each and one more (open it with more slots)"
+    )]
     TooFewSlots {
         /// Slots of the ring.
         slots: u32,

@@ -1,13 +1,13 @@
 //! The writing end: slots to fill, and the list of readers to wait for.
 #![expect(unsafe_code, reason = "writes slots that the protocol gives to the writer alone")]
 
+use super::READERS_MAX;
 use super::layout::{
     BatchHeader, DataHeader, ENDED_FAILED, ENDED_STOPPED, EVICTED_LAG, EVICTED_UNLAWFUL, REASON_BYTES_MAX,
 };
 use super::protocol::{CursorWords, has_room, is_lawful};
 use super::region::{CursorFile, DataFile, RingError};
 use super::wake::{EVENTS_MAX, Futex, can_wait_for_several, now_ns};
-use super::READERS_MAX;
 use crate::config::Delivery;
 use crate::mix::Format;
 use crate::sampler::Plan;
@@ -261,7 +261,9 @@ impl RingHandle {
         let take = |list: &mut Vec<Arc<ReaderEntry>>| {
             list.iter().position(|reader| reader.id == id).map(|at| list.swap_remove(at))
         };
-        let Some(reader) = take(live).inspect(|reader| self.0.count_out(reader)).or_else(|| take(evicted)) else { return };
+        let Some(reader) = take(live).inspect(|reader| self.0.count_out(reader)).or_else(|| take(evicted)) else {
+            return;
+        };
         readers.changes += 1;
         self.0.dismiss(&readers);
         self.0.data.words().dismiss(reader.cursor.words(), &Futex);
@@ -400,7 +402,8 @@ impl RingWriter {
             Delivery::Latest => {
                 // Those that begin at a later batch do not hurry the others to it.
                 let begun: Vec<_> = readers.live.iter().filter(|reader| released(reader) <= self.seq).collect();
-                let waits = !begun.is_empty() && !begun.iter().any(|reader| has_room(self.seq, released(reader), slots));
+                let waits =
+                    !begun.is_empty() && !begun.iter().any(|reader| has_room(self.seq, released(reader), slots));
                 let begun = Wait::Fastest(begun.into_iter().cloned().collect());
                 if waits {
                     return Err(begun);
@@ -444,7 +447,8 @@ impl RingWriter {
         match wait {
             Wait::Slowest(reader) => {
                 let before = reader.released.load(Ordering::Relaxed);
-                let lags = || pace.max_lag < Duration::MAX && !reader.is_hold && self.lag(reader, before) > pace.max_lag;
+                let lags =
+                    || pace.max_lag < Duration::MAX && !reader.is_hold && self.lag(reader, before) > pace.max_lag;
                 let evicts = Cell::new(false);
                 until(std::slice::from_ref(reader), &|reader| {
                     evicts.set(reader.released_now() == before && lags());

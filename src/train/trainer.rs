@@ -3,8 +3,8 @@
 use super::checkpoint::{self, CheckpointError, State};
 use super::{BatchTensors, Cnn, CrossEntropy, LabelSmoothing, Loss, MixedLoss, Reduction};
 use crate::batch::BatchView;
-use crate::mix::{MixError, torch_device};
 use crate::config::FeedSpec;
+use crate::mix::{MixError, torch_device};
 use crate::types::{Device, Place};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;

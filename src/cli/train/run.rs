@@ -41,7 +41,8 @@ impl Train {
         let attach = |spec| client::attach_for(&socket, spec, reconnect);
         let (mut train, mut valid) = (attach(&spec)?, attach(&valid)?);
         let saved = resumed.as_ref().map(|state| state.options.clone());
-        let saved = saved.unwrap_or(Options { epochs: 1, lr: self.lr, smoothing: self.smoothing, ..Options::default() });
+        let saved =
+            saved.unwrap_or(Options { epochs: 1, lr: self.lr, smoothing: self.smoothing, ..Options::default() });
         let options = Options {
             epochs: self.epochs.unwrap_or(saved.epochs),
             seed: spec.seed,

@@ -247,10 +247,21 @@ fn trainers_go_on_with_the_next_batch_of_the_daemon_that_takes_the_place_of_a_ki
     trainers.extend([start(&daemon, spec(), 1), start(&daemon, latest, 1)]);
     for _ in 0..3 {
         trainers.iter_mut().for_each(|trainer| trainer.batches(8));
+        // It comes back when the others have been back for a while, and had time to read many batches.
+        trainers[1].signal(Signal::STOP);
         daemon.child.kill().unwrap();
         daemon.child.wait().unwrap();
         let dir = std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap());
         daemon = Daemon::again(dir, &sample_data(), &["--workers=1"]);
+        let of_all = |feed: &&mixd::control::proto::Feed| {
+            feed.spec.as_ref().and_then(|spec| spec.share.as_ref()).is_some_and(|share| share.name == "all")
+        };
+        until("two of three are back and wait", || {
+            let feeds = client::status(&daemon.socket()).unwrap().feeds;
+            let feed = feeds.iter().find(of_all)?;
+            (feed.trainers.len() == 2 && feed.published == 4 && feed.trainers[0].read == 4).then_some(())
+        });
+        trainers[1].signal(Signal::CONT);
     }
     let mut oracle = Oracle::new();
     for trainer in &mut trainers {
@@ -435,7 +446,10 @@ fn two_ranks_on_two_daemons_are_one_world() {
 fn status_lists_feeds_trainers_places_and_the_store() {
     let daemon = Daemon::start(&[]);
     let spec = FeedSpec { share: shared("all", Delivery::Lossless), ..spec() };
-    let (mut fast, _slow) = (daemon.attach(spec).unwrap(), daemon.attach(spec).unwrap());
+    let mut fast = daemon.attach(spec).unwrap();
+    // Four may be published by now, none of which can be overwritten.
+    let first = Start::At(Place::default());
+    let _slow = daemon.attach(FeedSpec { start: first, ..spec }).unwrap();
     let _val = daemon.attach(FeedSpec::val()).unwrap();
     (0..3).for_each(|_| drop(fast.next_batch().unwrap()));
     let status = |more: &[&str]| {

@@ -483,6 +483,37 @@ fn bench_compares_sharers_with_one_alone() {
     assert!(result["images"].as_u64().unwrap() >= 2 * 3 * 400 && result["share"] == "x", "{result}");
 }
 
+/// The second of two trainings joins the first one's feed at its next epoch, and goes on when that one is done.
+#[test]
+#[cfg(feature = "torch")]
+fn trainings_share_a_feed() {
+    let daemon = Daemon::start(&[]);
+    let log = |name: &str| daemon.dir.path().join(name);
+    let train = |name: &str, more: &[&str]| {
+        let mut command = mixd();
+        command.args(["train", "--share=sweep", "--size=32", "--batch-size=20", "--threads=1"]).args(more);
+        command.arg("--socket").arg(daemon.socket()).arg("--log").arg(log(name)).stdout(Stdio::null()).spawn().unwrap()
+    };
+    let mut first = train("first", &["--epochs=4", "--lr=0.02"]);
+    let shared = || client::status(&daemon.socket()).unwrap().feeds.into_iter().find(|feed| feed.trainers[0].read > 0);
+    until("the first one trains", shared);
+    let mut second = train("second", &["--epochs=2", "--start=next-epoch", "--lr=0.01"]);
+    let mut refused = train("refused", &["--seed=1"]);
+    assert_eq!(refused.wait().unwrap().code(), Some(1));
+    assert!(first.wait().unwrap().success() && second.wait().unwrap().success());
+    let places = |name: &str| -> Vec<(u64, u64)> {
+        let text = std::fs::read_to_string(log(name)).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let place = |line: serde_json::Value| Some((line["epoch"].as_u64()?, line["index"].as_u64()?));
+        lines.filter(|line| line["event"] == "step").filter_map(place).collect()
+    };
+    let epochs = |from: u64, to: u64| (from..to).flat_map(|epoch| (0..10).map(move |index| (epoch, index)));
+    assert_eq!(places("first"), epochs(0, 4).collect::<Vec<_>>());
+    let joined = places("second")[0].0;
+    assert!(joined > 0);
+    assert_eq!(places("second"), epochs(joined, joined + 2).collect::<Vec<_>>());
+}
+
 #[test]
 fn plans_name_boxes_and_flips() {
     let data = sample_data();

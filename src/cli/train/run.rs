@@ -60,7 +60,8 @@ impl Train {
                 JsonLog::create(path, &options, &spec).with_context(|| format!("cannot write {}", path.display()))
             })
             .transpose()?;
-        let mut progress = Progress::new(options.epochs);
+        let first_epoch = resumed.as_ref().map_or(train.place().epoch, |state| state.first_epoch);
+        let mut progress = Progress::new(first_epoch + options.epochs);
         let mut observe = |event: &Event| {
             progress.observe(event);
             log.as_mut().map_or(Ok(()), |log| log.observe(event))

@@ -1,6 +1,6 @@
 //! The CPU mixer's run of values with AVX2: the operations of `mix_values`, 32 at a time, in registers from load to store.
 
-use super::{Element, Factors, mix_values};
+use super::{Element, Factors, compose, mix_values};
 use crate::types::Dtype;
 use std::arch::x86_64::*;
 
@@ -22,9 +22,18 @@ pub fn mix_run<E: Element>(own: &[u8], partner: Option<&[u8]>, factors: Factors,
     mix_values(&own[whole..], partner.map(|partner| &partner[whole..]), factors, &mut out[whole..]);
 }
 
-/// Copies bytes in reverse order.
+/// Copies values `first..first + out.len()` of a plane whose lines are flipped.
 #[target_feature(enable = "avx2")]
-pub fn reverse(from: &[u8], to: &mut [u8]) {
+pub fn flip(plane: &[u8], width: usize, first: usize, out: &mut [u8]) {
+    for (line, columns, at) in compose::lines(width, first, out.len()) {
+        reverse(&plane[line * width..][width - columns.end..width - columns.start], &mut out[at..at + columns.len()]);
+    }
+}
+
+/// Copies bytes in reverse order.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn reverse(from: &[u8], to: &mut [u8]) {
     assert_eq!(from.len(), to.len());
     let within_halves = _mm256_broadcastsi128_si256(_mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
     let whole = to.len() / STEP * STEP;

@@ -33,17 +33,14 @@ pub fn partner(level: Level, row: &Row<'_>, size: ImageSize, channel: usize, fir
 /// Copies values of a channel of a sample, each line from right to left if `flip`.
 fn plane(level: Level, sample: &[u8], flip: bool, size: ImageSize, channel: usize, first: usize, out: &mut [u8]) {
     let (width, plane) = (size.width as usize, &sample[channel * size.pixels()..][..size.pixels()]);
-    if !flip {
-        return out.copy_from_slice(&plane[first..first + out.len()]);
-    }
-    for (line, columns, at) in lines(width, first, out.len()) {
-        let from = &plane[line * width..][width - columns.end..width - columns.start];
-        level.reverse(from, &mut out[at..at + columns.len()]);
+    match flip {
+        false => out.copy_from_slice(&plane[first..first + out.len()]),
+        true => level.flip(plane, width, first, out),
     }
 }
 
 /// The lines that values `first..first + len` of a plane lie in: which, which columns, and where among the values.
-fn lines(width: usize, first: usize, len: usize) -> impl Iterator<Item = (usize, Range<usize>, usize)> {
+pub fn lines(width: usize, first: usize, len: usize) -> impl Iterator<Item = (usize, Range<usize>, usize)> {
     let end = first + len;
     (first / width..end.div_ceil(width)).map(move |line| {
         let (start, stop) = ((line * width).max(first), ((line + 1) * width).min(end));

@@ -17,9 +17,12 @@ use bytemuck::cast_slice_mut;
 use half::{bf16 as Bf16, f16 as F16};
 use std::sync::{Mutex, PoisonError};
 
-/// Pixels that are mixed at once where they are flipped or cut before, or interleaved after: three channels of them stay in the
-/// first-level cache.
+/// Pixels that are mixed before they are interleaved (NHWC): three channels of them stay in the first-level cache.
 const CHUNK: usize = 512;
+
+/// Pixels of a channel that are flipped or cut before they are mixed: own and partner stay in the first-level cache. A multiple of a
+/// vector of every type.
+const COMPOSED: usize = 2_048;
 
 /// Instruction sets that the pass is written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,13 +50,18 @@ impl Level {
         *Self::available().last().expect("the baseline is always there")
     }
 
-    /// Copies bytes in reverse order.
-    pub(super) fn reverse(self, from: &[u8], to: &mut [u8]) {
+    /// Copies values `first..first + out.len()` of a plane whose lines are flipped.
+    pub(super) fn flip(self, plane: &[u8], width: usize, first: usize, out: &mut [u8]) {
         match self {
-            Self::Baseline => to.iter_mut().zip(from.iter().rev()).for_each(|(to, &from)| *to = from),
+            Self::Baseline => {
+                for (line, columns, at) in compose::lines(width, first, out.len()) {
+                    let from = &plane[line * width..][width - columns.end..width - columns.start];
+                    out[at..at + columns.len()].iter_mut().zip(from.iter().rev()).for_each(|(to, &from)| *to = from);
+                }
+            }
             // SAFETY: `available` lists it only where the machine has the features.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => unsafe { avx2::reverse(from, to) },
+            Self::Avx2 => unsafe { avx2::flip(plane, width, first, out) },
         }
     }
 }
@@ -146,9 +154,9 @@ fn mix_row_as<E: Element>(level: Level, format: &Format, row: &Row<'_>, stream: 
     let mixed = row.lambda != 1.0;
     let factors: [Factors; 3] = std::array::from_fn(|channel| Factors::new(format, row.lambda, channel));
     let (own_changes, partner_changes) = (compose::changes_own(row), mixed && row.partner_flip);
-    let run = |channel: usize, first: usize, stream: bool, out: &mut [E]| {
-        let (mut own_made, mut partner_made) = ([0; CHUNK], [0; CHUNK]);
-        let chunk = if own_changes || partner_changes { CHUNK } else { out.len() };
+    let (mut own_made, mut partner_made) = ([0; COMPOSED], [0; COMPOSED]);
+    let mut run = |channel: usize, first: usize, stream: bool, out: &mut [E]| {
+        let chunk = if own_changes || partner_changes { COMPOSED } else { out.len() };
         for (nth, out) in out.chunks_mut(chunk).enumerate() {
             let (first, len) = (first + nth * chunk, out.len());
             let plain = channel * pixels + first..channel * pixels + first + len;

@@ -302,6 +302,12 @@ mod tests {
             assert_eq!(text.parse::<Device>().unwrap().to_string(), text);
         }
         assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+        for text in ["now", "next-epoch", "40,100"] {
+            assert_eq!(text.parse::<Start>().unwrap().to_string(), text);
+        }
+        for text in ["", "40", "a,1", "1,-1"] {
+            assert!(text.parse::<Start>().is_err(), "{text}");
+        }
         assert_eq!("96x160".parse(), Ok(ImageSize { height: 96, width: 160 }));
     }
 

@@ -20,6 +20,7 @@ pub use attach::{Feed, RECONNECT, attach, attach_for};
 pub use call::{shutdown, status};
 
 use crate::ring::RingError;
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -67,6 +68,8 @@ impl ClientError {
         match status.code() {
             // The transport broke: what stands in the status is hyper's view of a closed socket.
             tonic::Code::Unknown | tonic::Code::Cancelled => Self::DaemonGone(socket.to_owned()),
+            // What has a source was not said by the daemon.
+            _ if status.source().is_some() => Self::DaemonGone(socket.to_owned()),
             _ => Self::Refused(status.message().to_owned()),
         }
     }

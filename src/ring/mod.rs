@@ -47,15 +47,17 @@
 mod layout;
 pub mod protocol;
 mod reader;
+mod readers;
 mod region;
 mod wake;
 mod writer;
 
 pub use layout::{BatchHeader, LAYOUT_VERSION};
 pub use reader::{Eviction, GiveUp, Lease, Next, RingReader};
+pub use readers::{Pace, ReaderId, ReaderStatus, RingHandle, create};
 pub use region::RingError;
 pub use wake::now_ns;
-pub use writer::{Pace, ReaderId, ReaderStatus, RingHandle, RingWriter, SlotMut, WriterStopped, create};
+pub use writer::{RingWriter, SlotMut, WriterStopped};
 
 /// The most readers of one ring.
 pub const READERS_MAX: usize = 64;

@@ -1,0 +1,286 @@
+//! The readers of a ring, as the daemon keeps them: who comes, who goes, and what writer and control plane share.
+
+use super::READERS_MAX;
+use super::layout::DataHeader;
+use super::protocol::is_lawful;
+use super::region::{CursorFile, DataFile, RingError};
+use super::wake::{Futex, can_wait_for_several};
+use super::writer::RingWriter;
+use crate::config::Delivery;
+use crate::mix::Format;
+use crate::sync::Ordering;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Number of a reader, unique in its ring.
+pub type ReaderId = u64;
+
+/// Who waits for whom.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    /// Whether the slowest or the fastest reader sets the pace.
+    pub delivery: Delivery,
+    /// How long a reader may keep others waiting at a stretch before it is evicted.
+    pub max_lag: Duration,
+}
+
+impl Pace {
+    /// Of a ring with one reader.
+    pub const PRIVATE: Self = Self { delivery: Delivery::Lossless, max_lag: Duration::MAX };
+}
+
+pub(super) struct ReaderEntry {
+    pub(super) id: ReaderId,
+    pub(super) path: PathBuf,
+    pub(super) cursor: CursorFile,
+    /// Whether it stands for readers that are still to come, and is none itself.
+    pub(super) is_hold: bool,
+    /// The last `released` that was found lawful; only the writer stores it.
+    pub(super) released: AtomicU64,
+}
+
+impl ReaderEntry {
+    /// What its cursor says now, where that can be.
+    pub(super) fn look(&self, published: u64, delivery: Delivery) -> Result<u64, String> {
+        let (before, now) = (self.released.load(Ordering::Relaxed), self.released_now());
+        if !is_lawful(before, now, published) {
+            return Err(format!("it says {now} released where at least {before} and at most {published} can be"));
+        }
+        if delivery == Delivery::Latest && self.leases_too_many() {
+            return Err("it holds several slots where one can be".to_owned());
+        }
+        self.released.store(now, Ordering::Relaxed);
+        Ok(now)
+    }
+
+    /// Whether the reader of a feed that lends one batch at a time holds more. Its bits are counted one word after the other, so that
+    /// a lease which moves meanwhile may count twice, but not always.
+    pub(super) fn leases_too_many(&self) -> bool {
+        (0..100).all(|_| self.cursor.words().leases() > 1)
+    }
+
+    pub(super) fn released_now(&self) -> u64 {
+        self.cursor.words().released.load(Ordering::Acquire)
+    }
+}
+
+/// The readers of a ring.
+#[derive(Default)]
+pub(super) struct Readers {
+    /// Those that the writer delivers to.
+    pub(super) live: Vec<Arc<ReaderEntry>>,
+    /// Those that were evicted for their lag and may still read what they have leased.
+    pub(super) evicted: Vec<Arc<ReaderEntry>>,
+    /// How often a reader has come or gone.
+    pub(super) changes: u64,
+    /// Whether the writer has found nobody to deliver to, or has ended.
+    pub(super) closed: bool,
+}
+
+impl Readers {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<ReaderEntry>> {
+        self.live.iter().chain(&self.evicted)
+    }
+}
+
+/// What writer and control plane share.
+pub(super) struct Shared {
+    pub(super) dir: PathBuf,
+    pub(super) data: DataFile,
+    pub(super) pace: Pace,
+    pub(super) readers: Mutex<Readers>,
+    pub(super) next_reader: AtomicU64,
+    pub(super) stop: AtomicBool,
+}
+
+/// Makes the ring's data file in `dir`, which is made with mode 0700 and removed with the ring.
+///
+/// # Errors
+/// When the file system lacks the room, naming bytes needed and free, or a system call fails or is not there.
+pub fn create(
+    dir: &Path,
+    format: &Format,
+    batch_size: u32,
+    slots: u32,
+    pace: Pace,
+) -> Result<(RingWriter, RingHandle), RingError> {
+    use std::os::unix::fs::DirBuilderExt;
+    if pace.delivery == Delivery::Latest && !can_wait_for_several() {
+        return Err(RingError::OldKernel);
+    }
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|source| RingError::Io { action: "create", path: dir.to_owned(), source })?;
+    let header = DataHeader::fixed(format, batch_size, slots, pace.delivery);
+    let data = DataFile::create(&dir.join("data"), header).inspect_err(|_| {
+        let _ = std::fs::remove_dir(dir);
+    })?;
+    let shared = Arc::new(Shared {
+        dir: dir.to_owned(),
+        data,
+        pace,
+        readers: Mutex::default(),
+        next_reader: AtomicU64::new(0),
+        stop: AtomicBool::new(false),
+    });
+    Ok((RingWriter::new(Arc::clone(&shared)), RingHandle(shared)))
+}
+
+impl Shared {
+    pub(super) fn readers(&self) -> MutexGuard<'_, Readers> {
+        // The lists are consistent between any two statements, so a panic elsewhere does not spoil them.
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn published(&self) -> u64 {
+        self.data.words().published.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a live reader has gone.
+    pub(super) fn count_out(&self, reader: &ReaderEntry) {
+        if !reader.is_hold {
+            self.data.header().readers.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Wakes the writer, wherever it waits, after something that it looks at has changed.
+    pub(super) fn dismiss(&self, readers: &Readers) {
+        for reader in readers.all() {
+            self.data.words().dismiss(reader.cursor.words(), &Futex);
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// What is to be known of a reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReaderStatus {
+    /// Which.
+    pub id: ReaderId,
+    /// Batches that it has released, as its cursor says.
+    pub released: u64,
+    /// Batches that it has read.
+    pub read: u64,
+    /// Batches that it has skipped.
+    pub skipped: u64,
+    /// Time for which it had nothing to read.
+    pub waited: Duration,
+    /// Whether it was evicted.
+    pub evicted: bool,
+}
+
+/// The control plane's hold on a ring.
+#[derive(Clone)]
+pub struct RingHandle(Arc<Shared>);
+
+impl RingHandle {
+    /// The file that readers map read-only.
+    pub fn data_path(&self) -> PathBuf {
+        self.0.dir.join("data")
+    }
+
+    /// Makes a cursor for a new reader, from which on the writer waits for it. It begins with the batch that `choose` names when
+    /// told how many are published, `None` being one before the first; nothing is published meanwhile.
+    ///
+    /// # Errors
+    /// When that batch was overwritten, the ring is full of readers or has ended, or the cursor cannot be made.
+    pub fn add_reader(&self, choose: impl FnOnce(u64) -> Option<u64>) -> Result<(ReaderId, PathBuf), RingError> {
+        self.add(choose, false)
+    }
+
+    /// Keeps every batch from `seq` on in the ring, for readers that are still to come, until it is removed as a reader is.
+    ///
+    /// # Errors
+    /// As for a reader.
+    pub fn hold(&self, seq: u64) -> Result<ReaderId, RingError> {
+        self.add(|_| Some(seq), true).map(|(id, _)| id)
+    }
+
+    fn add(&self, choose: impl FnOnce(u64) -> Option<u64>, is_hold: bool) -> Result<(ReaderId, PathBuf), RingError> {
+        let Shared { dir, data, pace, next_reader, .. } = &*self.0;
+        let mut readers = self.0.readers();
+        if readers.closed {
+            return Err(RingError::Closed);
+        }
+        let count = readers.all().filter(|reader| !reader.is_hold).count() + 1;
+        if count > READERS_MAX {
+            return Err(RingError::TooManyReaders(READERS_MAX));
+        }
+        if pace.delivery == Delivery::Latest && count >= data.slots as usize {
+            return Err(RingError::TooFewSlots { slots: data.slots, readers: count });
+        }
+        // Under the lock, as is publishing and claiming a slot.
+        let published = self.0.published();
+        let is_there = |seq| data.words().holds.iter().any(|holds| holds.load(Ordering::Relaxed) == seq);
+        let seq = choose(published).filter(|&seq| (seq..published).all(is_there));
+        let seq = seq.ok_or(RingError::Gone { published })?;
+        let id = next_reader.fetch_add(1, Ordering::Relaxed);
+        let path = dir.join(format!("cursor-{id}"));
+        let cursor = CursorFile::create(&path, seq)?;
+        let entry = ReaderEntry { id, path: path.clone(), cursor, is_hold, released: AtomicU64::new(seq) };
+        readers.live.push(Arc::new(entry));
+        if !is_hold {
+            data.header().readers.fetch_add(1, Ordering::Relaxed);
+        }
+        readers.changes += 1;
+        self.0.dismiss(&readers);
+        Ok((id, path))
+    }
+
+    /// Takes a reader off the list: its leases are free, and the writer no longer waits for it.
+    pub fn remove_reader(&self, id: ReaderId) {
+        let mut readers = self.0.readers();
+        let Readers { live, evicted, .. } = &mut *readers;
+        let take = |list: &mut Vec<Arc<ReaderEntry>>| {
+            list.iter().position(|reader| reader.id == id).map(|at| list.swap_remove(at))
+        };
+        let Some(reader) = take(live).inspect(|reader| self.0.count_out(reader)).or_else(|| take(evicted)) else {
+            return;
+        };
+        readers.changes += 1;
+        self.0.dismiss(&readers);
+        self.0.data.words().dismiss(reader.cursor.words(), &Futex);
+        drop(readers);
+        let _ = std::fs::remove_file(&reader.path);
+    }
+
+    /// Stops the writer, wherever it waits.
+    pub fn stop(&self) {
+        self.0.stop.store(true, Ordering::SeqCst);
+        self.0.dismiss(&self.0.readers());
+    }
+
+    /// Batches published so far.
+    pub fn published(&self) -> u64 {
+        self.0.published()
+    }
+
+    /// The readers that are attached.
+    pub fn readers(&self) -> Vec<ReaderStatus> {
+        let readers = self.0.readers();
+        let status = |reader: &Arc<ReaderEntry>| {
+            let page = reader.cursor.page();
+            let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
+            ReaderStatus {
+                id: reader.id,
+                released: load(&page.released),
+                read: load(&page.read),
+                skipped: load(&page.skipped),
+                waited: Duration::from_nanos(load(&page.waited_ns)),
+                evicted: page.evicted.load(Ordering::Relaxed) != 0,
+            }
+        };
+        readers.all().filter(|reader| !reader.is_hold).map(status).collect()
+    }
+
+    /// Bytes of shared memory that the ring takes.
+    pub fn bytes(&self) -> u64 {
+        self.0.data.layout.file_bytes(self.0.data.slots) as u64
+    }
+}

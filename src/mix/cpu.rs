@@ -154,26 +154,12 @@ fn mix_row_as<E: Element>(level: Level, format: &Format, row: &Row<'_>, stream: 
     let mixed = row.lambda != 1.0;
     let factors: [Factors; 3] = std::array::from_fn(|channel| Factors::new(format, row.lambda, channel));
     let (own_changes, partner_changes) = (compose::changes_own(row), mixed && row.partner_flip);
-    let (mut own_made, mut partner_made) = ([0; COMPOSED], [0; COMPOSED]);
-    let mut run = |channel: usize, first: usize, stream: bool, out: &mut [E]| {
-        let chunk = if own_changes || partner_changes { COMPOSED } else { out.len() };
-        for (nth, out) in out.chunks_mut(chunk).enumerate() {
-            let (first, len) = (first + nth * chunk, out.len());
-            let plain = channel * pixels + first..channel * pixels + first + len;
-            let own = if own_changes {
-                compose::own(level, row, format.image_size, channel, first, &mut own_made[..len]);
-                &own_made[..len]
-            } else {
-                &row.own[plain.clone()]
-            };
-            let partner = if partner_changes {
-                compose::partner(level, row, format.image_size, channel, first, &mut partner_made[..len]);
-                Some(&partner_made[..len])
-            } else {
-                mixed.then(|| &row.partner[plain])
-            };
-            mix_run(level, own, partner, factors[channel], stream, out);
+    let run = |channel: usize, first: usize, stream: bool, out: &mut [E]| {
+        if own_changes || partner_changes {
+            return mix_composed(level, format, row, (channel, first), factors[channel], stream, out);
         }
+        let here = channel * pixels + first..channel * pixels + first + out.len();
+        mix_run(level, &row.own[here.clone()], mixed.then(|| &row.partner[here]), factors[channel], stream, out);
     };
     match format.layout {
         Layout::Nchw => {
@@ -193,6 +179,30 @@ fn mix_row_as<E: Element>(level: Level, format: &Format, row: &Row<'_>, stream: 
                 }
             }
         }
+    }
+}
+
+/// Mixes values of a channel of a row that is flipped or cut, from a position on. Apart, since other rows have no use for its memory,
+/// which takes longer to clear than a small image to mix.
+#[inline(never)]
+fn mix_composed<E: Element>(
+    level: Level,
+    format: &Format,
+    row: &Row<'_>,
+    (channel, first): (usize, usize),
+    factors: Factors,
+    stream: bool,
+    out: &mut [E],
+) {
+    let (mut own, mut partner) = ([0; COMPOSED], [0; COMPOSED]);
+    for (nth, out) in out.chunks_mut(COMPOSED).enumerate() {
+        let (first, len) = (first + nth * COMPOSED, out.len());
+        compose::own(level, row, format.image_size, channel, first, &mut own[..len]);
+        let partner = (row.lambda != 1.0).then(|| {
+            compose::partner(level, row, format.image_size, channel, first, &mut partner[..len]);
+            &partner[..len]
+        });
+        mix_run(level, &own[..len], partner, factors, stream, out);
     }
 }
 

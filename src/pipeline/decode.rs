@@ -114,7 +114,10 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
         if let Some(file) = file {
             file.clear(claim.row());
         }
-        match loader.load(&path, entry.image_size, claim.bytes()) {
+        let loaded = loader.load(&path, entry.image_size, claim.bytes());
+        // Before anybody learns of it: who has its samples finds them counted.
+        clock.count();
+        match loaded {
             Ok(()) => {
                 if stored {
                     entry.store.count_decoded();
@@ -131,7 +134,6 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
                 claim.bad();
             }
         }
-        clock.count();
         clock.lap(Doing::Busy);
     }
 }

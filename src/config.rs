@@ -183,9 +183,12 @@ pub struct Share {
 }
 
 impl Share {
-    /// A lossless share whose trainers may keep others waiting for five minutes: long enough to validate or to save.
+    /// The default of [`Share::max_lag_s`]: long enough to validate or to save.
+    pub const MAX_LAG_S: f64 = 300.0;
+
+    /// A lossless share whose trainers may keep others waiting for [`Share::MAX_LAG_S`].
     pub fn new(name: ShareName) -> Self {
-        Self { name, delivery: Delivery::default(), max_lag_s: 300.0 }
+        Self { name, delivery: Delivery::default(), max_lag_s: Self::MAX_LAG_S }
     }
 }
 

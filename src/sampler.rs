@@ -112,26 +112,6 @@ impl Sampler {
         self.spec.start.of_a_new_feed()
     }
 
-    /// How many batches lie before `place`, from epoch 0, batch 0.
-    pub fn number(&self, place: Place) -> u128 {
-        u128::from(place.epoch) * u128::from(self.batches) + u128::from(place.index)
-    }
-
-    /// The place of batch `number`, from epoch 0, batch 0.
-    pub fn place(&self, number: u128) -> Place {
-        let batches = u128::from(self.batches);
-        Place { epoch: (number / batches) as u64, index: (number % batches) as u64 }
-    }
-
-    /// The place after `place`.
-    pub fn next(&self, place: Place) -> Place {
-        if place.index + 1 < self.batches {
-            Place { index: place.index + 1, ..place }
-        } else {
-            Place { epoch: place.epoch + 1, index: 0 }
-        }
-    }
-
     /// The order of an epoch, from which its plans are made. Costs O(samples); any epoch can be had alone.
     pub fn epoch(&self, epoch: u64) -> Epoch<'_> {
         let order = |row| match self.spec.shuffle {
@@ -331,7 +311,7 @@ mod tests {
             let in_sequence: Vec<Plan> = (0..2 * sampler.batches())
                 .map(|_| {
                     let plan = sampler.epoch(place.epoch).plan(place.index);
-                    place = sampler.next(place);
+                    place = place.next(sampler.batches());
                     plan
                 })
                 .collect();

@@ -195,6 +195,24 @@ pub struct Place {
     pub index: u64,
 }
 
+impl Place {
+    /// How many batches lie before it in epochs of `batches`.
+    pub fn number(self, batches: u64) -> u128 {
+        u128::from(self.epoch) * u128::from(batches) + u128::from(self.index)
+    }
+
+    /// The place with this many batches before it in epochs of `batches`.
+    pub fn of_number(number: u128, batches: u64) -> Self {
+        let batches = u128::from(batches);
+        Self { epoch: (number / batches) as u64, index: (number % batches) as u64 }
+    }
+
+    /// The place after it in epochs of `batches`.
+    pub fn next(self, batches: u64) -> Self {
+        Self::of_number(self.number(batches) + 1, batches)
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "epoch {}, batch {}", self.epoch, self.index)

@@ -186,7 +186,7 @@ impl Oracle {
         for &(place, digest) in read {
             assert!(place == next || may_skip && place > next, "{place} where {next} should come, of {spec:?}");
             assert_eq!(digest, self.digest(*spec, place), "{place} of {spec:?}");
-            next = sampler.next(place);
+            next = place.next(sampler.batches());
         }
     }
 }

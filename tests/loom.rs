@@ -129,6 +129,16 @@ impl Ring {
         Some(value)
     }
 
+    /// Reads the first two batches, as far as they are there still.
+    fn read_what_is_there(&self) {
+        for seq in 0..2 {
+            if let Some(slot) = self.words().lease(seq, self.cursor()) {
+                assert_eq!(self.look(slot), seq);
+                self.cursor().let_go(slot);
+            }
+        }
+    }
+
     fn look(&self, slot: u32) -> u64 {
         self.slots[slot as usize].with(|slot| {
             // SAFETY: checked by loom.
@@ -208,12 +218,7 @@ fn what_is_leased_is_not_overwritten_by_a_writer_that_does_not_wait() {
                 }
             })
         };
-        for seq in 0..2 {
-            if let Some(slot) = ring.words().lease(seq, ring.cursor()) {
-                assert_eq!(ring.look(slot), seq);
-                ring.cursor().let_go(slot);
-            }
-        }
+        ring.read_what_is_there();
         writer.join().unwrap();
     });
 }
@@ -235,12 +240,7 @@ fn what_an_evicted_reader_has_leased_is_not_overwritten_and_it_leases_nothing_mo
                 }
             })
         };
-        for seq in 0..2 {
-            if let Some(slot) = ring.words().lease(seq, ring.cursor()) {
-                assert_eq!(ring.look(slot), seq);
-                ring.cursor().let_go(slot);
-            }
-        }
+        ring.read_what_is_there();
         writer.join().unwrap();
         assert_eq!(ring.words().lease(1, ring.cursor()), None);
     });

@@ -8,9 +8,8 @@ use crate::pipeline::Pipeline;
 use crate::types::{Dtype, Place};
 use anyhow::{Context, bail};
 use clap::Args;
-use safetensors::tensor::Dtype as Element;
-use std::borrow::Cow;
-use std::path::PathBuf;
+use safetensors::tensor::{Dtype as Element, SafeTensorError, TensorView};
+use std::path::{Path, PathBuf};
 
 /// Make one batch again, bit for bit, and write it to a file.
 #[derive(Debug, Args)]
@@ -49,8 +48,7 @@ impl Replay {
         let batch = pipeline.batch(spec, Place { epoch: self.epoch, index: self.batch })?;
         let view = batch.view();
         if let Some(out) = &self.out {
-            safetensors::serialize_to_file(tensors(&view), None, out)
-                .with_context(|| format!("cannot write {}", out.display()))?;
+            write(&view, out).with_context(|| format!("cannot write {}", out.display()))?;
         }
         if let Some(png) = &self.png {
             super::preview::draw(&view, &spec, pipeline.dataset(), png)?;
@@ -70,52 +68,33 @@ impl Replay {
     }
 }
 
-/// The fields of a batch under their names; scalars are tensors of one element.
-fn tensors<'a>(view: &BatchView<'a>) -> Vec<(&'static str, Tensor<'a>)> {
+/// Writes the fields of a batch under their names; scalars are tensors of one element.
+fn write(view: &BatchView<'_>, out: &Path) -> Result<(), SafeTensorError> {
     let dtype = match view.dtype {
         Dtype::F32 => Element::F32,
         Dtype::F16 => Element::F16,
         Dtype::Bf16 => Element::BF16,
         Dtype::U8 => Element::U8,
     };
-    let rows = |dtype, data: &'a [u8]| Tensor { dtype, shape: vec![view.len()], data: data.into() };
-    let scalar = |value: u64| Tensor { dtype: Element::U64, shape: vec![1], data: value.to_le_bytes().to_vec().into() };
-    let small = |value: u32| Tensor { dtype: Element::U32, shape: vec![1], data: value.to_le_bytes().to_vec().into() };
-    vec![
-        ("x", Tensor { dtype, shape: view.shape().to_vec(), data: view.x.into() }),
-        ("label_a", rows(Element::I64, bytemuck::cast_slice(view.label_a))),
-        ("label_b", rows(Element::I64, bytemuck::cast_slice(view.label_b))),
-        ("lambda", rows(Element::F32, bytemuck::cast_slice(view.lambda))),
-        ("partner", rows(Element::I32, bytemuck::cast_slice(view.partner))),
-        ("sample_id", rows(Element::U32, bytemuck::cast_slice(view.sample_id))),
-        ("partner_id", rows(Element::U32, bytemuck::cast_slice(view.partner_id))),
-        ("epoch", scalar(view.epoch)),
-        ("index", scalar(view.index)),
-        ("batches", scalar(view.batches)),
-        ("len", small(view.len() as u32)),
-        ("pad", small(view.pad)),
-        ("digest", scalar(view.digest)),
-    ]
-}
-
-/// A tensor to be written.
-struct Tensor<'a> {
-    dtype: Element,
-    shape: Vec<usize>,
-    data: Cow<'a, [u8]>,
-}
-
-impl safetensors::View for Tensor<'_> {
-    fn dtype(&self) -> Element {
-        self.dtype
-    }
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.data)
-    }
-    fn data_len(&self) -> usize {
-        self.data.len()
-    }
+    let rows = vec![view.len()];
+    let scalars = [view.epoch, view.index, view.batches, view.digest].map(u64::to_le_bytes);
+    let small = [view.len() as u32, view.pad].map(u32::to_le_bytes);
+    let fields: [(&str, Element, Vec<usize>, &[u8]); 13] = [
+        ("x", dtype, view.shape().to_vec(), view.x),
+        ("label_a", Element::I64, rows.clone(), bytemuck::cast_slice(view.label_a)),
+        ("label_b", Element::I64, rows.clone(), bytemuck::cast_slice(view.label_b)),
+        ("lambda", Element::F32, rows.clone(), bytemuck::cast_slice(view.lambda)),
+        ("partner", Element::I32, rows.clone(), bytemuck::cast_slice(view.partner)),
+        ("sample_id", Element::U32, rows.clone(), bytemuck::cast_slice(view.sample_id)),
+        ("partner_id", Element::U32, rows, bytemuck::cast_slice(view.partner_id)),
+        ("epoch", Element::U64, vec![1], &scalars[0]),
+        ("index", Element::U64, vec![1], &scalars[1]),
+        ("batches", Element::U64, vec![1], &scalars[2]),
+        ("digest", Element::U64, vec![1], &scalars[3]),
+        ("len", Element::U32, vec![1], &small[0]),
+        ("pad", Element::U32, vec![1], &small[1]),
+    ];
+    let view = |(name, dtype, shape, bytes)| Ok((name, TensorView::new(dtype, shape, bytes)?));
+    let tensors: Vec<_> = fields.into_iter().map(view).collect::<Result<_, SafeTensorError>>()?;
+    safetensors::serialize_to_file(tensors, None, out)
 }

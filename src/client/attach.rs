@@ -119,14 +119,13 @@ impl Attachment {
 
     /// Attaches, from `start` on, to a daemon that takes the place of one that is gone.
     async fn again(&self, gone: &Attached, ring: &GiveUp) -> Result<(Stream, RingReader), ClientError> {
-        let deadline = Instant::now() + self.reconnect;
-        let (origin, batches) = (gone.origin.map(place_from_proto).unwrap_or_default(), gone.batches);
+        let (since, batches) = (Instant::now(), gone.batches);
+        let origin = gone.origin.map(place_from_proto).unwrap_or_default();
         // What was published is read from the old ring, by all that share it; so all of them go on with the same batch.
-        let number = u128::from(origin.epoch) * u128::from(batches) + u128::from(origin.index + ring.next());
-        let epoch = (number / u128::from(batches)) as u64;
-        let start = Start::At(Place { epoch, index: (number % u128::from(batches)) as u64 });
+        let next = origin.number(batches) + u128::from(ring.next());
+        let start = Start::At(Place::of_number(next, batches));
         loop {
-            if Instant::now() >= deadline {
+            if since.elapsed() >= self.reconnect {
                 return Err(ClientError::DaemonGone(self.socket.clone()));
             }
             match self.attach(start, ring.readers()).await {
@@ -171,12 +170,8 @@ impl Feed {
         loop {
             match self.reader.next_batch()? {
                 Next::Batch(batch) => {
-                    let (header, batches) = (batch.header(), self.attached.batches);
-                    let over = header.index + 1 == batches;
-                    self.place = match over {
-                        true => Place { epoch: header.epoch + 1, index: 0 },
-                        false => Place { epoch: header.epoch, index: header.index + 1 },
-                    };
+                    let header = batch.header();
+                    self.place = Place { epoch: header.epoch, index: header.index }.next(self.batches());
                     return Ok(batch);
                 }
                 Next::Ended { reason, .. } => return Err(ClientError::Ended(reason)),

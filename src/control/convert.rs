@@ -185,7 +185,7 @@ pub fn class(class: &Class) -> proto::Class {
 
 /// The message of a store.
 pub fn store(entry: &StoreEntry) -> proto::Store {
-    let StoreEntry { split, image_size, store } = entry;
+    let StoreEntry { split, image_size, store, .. } = entry;
     proto::Store {
         split: split.to_string(),
         height: image_size.height,

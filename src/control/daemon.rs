@@ -160,7 +160,7 @@ impl Daemon {
             origin: Some(convert::place(feed.place(0))),
             start: Some(convert::place(seat.start)),
             mixer: self.pipeline.options().mixer.to_string(),
-            identity: self.pipeline.identity(spec.split, spec.image_size),
+            identity: feed.identity(),
         };
         let share = spec.share.map(|share| tracing::field::display(share.name));
         tracing::info!(feed = id, share, pid, split = %spec.split, batch_size = spec.batch_size, "trainer attached");

@@ -19,6 +19,7 @@ use std::time::Duration;
 pub struct Feed {
     ring: RingHandle,
     sampler: Sampler,
+    identity: u64,
     shared: Arc<Shared>,
     stopped: Arc<AtomicBool>,
     reason: Arc<Mutex<String>>,
@@ -56,8 +57,8 @@ impl Feed {
         let (writer, ring) = ring::create(dir, &spec.format(), spec.batch_size, spec.slots, pace)?;
         let hold = hold.then(|| ring.hold(0)).transpose()?;
         let reason = Arc::new(Mutex::new("the feed was closed".to_owned()));
-        let (hold, threads) = (Mutex::new(hold), Vec::new());
-        let mut feed = Self { ring, sampler, shared, stopped, reason, hold, threads };
+        let (identity, hold, threads) = (finisher.identity(), Mutex::new(hold), Vec::new());
+        let mut feed = Self { ring, sampler, identity, shared, stopped, reason, hold, threads };
         // Before the writer runs: without a reader to wait for it would end.
         let seat = feed.join(spec.start)?;
         let (batches, planned) = bounded(BATCHES_AHEAD);
@@ -87,25 +88,25 @@ impl Feed {
     /// # Errors
     /// When the feed has passed the batch to start with, has ended, or has no seat left.
     pub fn join(&self, start: Start) -> Result<Seat, OpenError> {
-        let (origin, batches) = (self.sampler.number(self.sampler.start()), u128::from(self.sampler.batches()));
+        let (origin, batches) = (self.sampler.start().number(self.batches()), u128::from(self.batches()));
         let mut number = 0;
         let choose = |published: u64| {
             let next = origin + u128::from(published);
             number = match start {
                 Start::Now => next,
                 Start::NextEpoch => next.div_ceil(batches) * batches,
-                Start::At(place) => self.sampler.number(place),
+                Start::At(place) => place.number(self.batches()),
             };
             if self.waits_for_nobody() {
                 number = number.max(next);
             }
             number.checked_sub(origin).and_then(|seq| seq.try_into().ok())
         };
-        match self.ring.add_reader(choose) {
-            Ok((reader, cursor_path)) => Ok(Seat { reader, cursor_path, start: self.sampler.place(number) }),
-            Err(RingError::Gone { published, .. }) => {
-                Err(OpenError::Passed { start: self.sampler.place(number), next: self.place(published) })
-            }
+        let added = self.ring.add_reader(choose);
+        let start = Place::of_number(number, self.batches());
+        match added {
+            Ok((reader, cursor_path)) => Ok(Seat { reader, cursor_path, start }),
+            Err(RingError::Gone { published, .. }) => Err(OpenError::Passed { start, next: self.place(published) }),
             Err(error) => Err(error.into()),
         }
     }
@@ -129,7 +130,12 @@ impl Feed {
 
     /// The place of the ring's batch `seq`.
     pub fn place(&self, seq: u64) -> Place {
-        self.sampler.place(self.sampler.number(self.sampler.start()) + u128::from(seq))
+        Place::of_number(self.sampler.start().number(self.batches()) + u128::from(seq), self.batches())
+    }
+
+    /// Hash of everything beside its spec that its bytes depend on, but for what the files hold.
+    pub fn identity(&self) -> u64 {
+        self.identity
     }
 
     /// Batches in each epoch.
@@ -177,7 +183,7 @@ fn plan(sampler: &Sampler, mut fetcher: Fetcher, batches: &Sender<Pending>) {
         }
         clock.count();
         clock.lap(Doing::WaitingOut);
-        place = sampler.next(place);
+        place = place.next(sampler.batches());
     }
 }
 

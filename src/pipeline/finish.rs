@@ -12,6 +12,7 @@ use crossbeam_channel::Sender;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use xxhash_rust::xxh3::Xxh3;
 
 /// Finishes batches of one feed.
 pub struct Finisher {
@@ -39,6 +40,13 @@ impl Finisher {
     /// What the feed was asked to be.
     pub fn spec(&self) -> &FeedSpec {
         &self.spec
+    }
+
+    /// Hash of everything beside the feed spec that its bytes depend on, but for what the files hold.
+    pub fn identity(&self) -> u64 {
+        let mut hash = Xxh3::with_seed(self.source.entry.pixels_key);
+        hash.update(self.source.shared.options.mixer.name().as_bytes());
+        hash.digest()
     }
 
     /// What feeds share.

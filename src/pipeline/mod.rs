@@ -140,6 +140,8 @@ pub struct StoreEntry {
     pub image_size: ImageSize,
     /// The samples.
     pub store: SampleStore,
+    /// Hash of everything but the files' content that the samples depend on.
+    pixels_key: u64,
 }
 
 /// Everything that feeds share.
@@ -230,13 +232,6 @@ impl Pipeline {
         Feed::start(sampler, fetcher, finisher, dir, hold)
     }
 
-    /// Hash of everything beside the feed spec that the bytes of a split's batches depend on, but for what the files hold.
-    pub fn identity(&self, split: Split, image_size: ImageSize) -> u64 {
-        let mut hash = Xxh3::with_seed(self.pixels_key(split, image_size));
-        hash.update(self.shared.options.mixer.name().as_bytes());
-        hash.digest()
-    }
-
     /// Makes one batch, in memory of its own.
     ///
     /// # Errors
@@ -261,7 +256,7 @@ impl Pipeline {
         Ok((fetcher, finisher))
     }
 
-    /// Hash of everything but the files' content that the samples of a split depend on.
+    /// [`StoreEntry::pixels_key`].
     fn pixels_key(&self, split: Split, image_size: ImageSize) -> u64 {
         let LoadOptions { decode, resize } = self.shared.options.load;
         let settings = [env!("CARGO_PKG_VERSION"), JPEG_DECODER, decode.name(), resize.name(), split.name()].join(" ");
@@ -283,6 +278,7 @@ impl Pipeline {
         if let Some(entry) = stores.iter().find(|entry| (entry.split, entry.image_size) == (split, image_size)) {
             return Ok(Arc::clone(entry));
         }
+        let pixels_key = self.pixels_key(split, image_size);
         let taken: u64 = stores.iter().map(|entry| entry.store.bytes()).sum();
         let budget = self.shared.options.cache_bytes.saturating_sub(taken);
         let samples = self.dataset().samples(split).len() as u32;
@@ -292,11 +288,11 @@ impl Pipeline {
             Some(path) => {
                 let mut path = path.clone().into_os_string();
                 path.push(format!(".{split}-{image_size}"));
-                let key = Key { key: self.pixels_key(split, image_size), samples, row_bytes };
+                let key = Key { key: pixels_key, samples, row_bytes };
                 SampleStore::in_file(Path::new(&path), key, budget, settled)?
             }
         };
-        let entry = Arc::new(StoreEntry { split, image_size, store });
+        let entry = Arc::new(StoreEntry { split, image_size, store, pixels_key });
         stores.push(Arc::clone(&entry));
         Ok(entry)
     }

@@ -42,8 +42,8 @@ pub(super) struct ReaderEntry {
 }
 
 impl ReaderEntry {
-    /// What its cursor says now, where that can be.
-    pub(super) fn look(&self, published: u64, delivery: Delivery) -> Result<u64, String> {
+    /// Takes over what its cursor says now, where that can be.
+    pub(super) fn look(&self, published: u64, delivery: Delivery) -> Result<(), String> {
         let (before, now) = (self.released.load(Ordering::Relaxed), self.released_now());
         if !is_lawful(before, now, published) {
             return Err(format!("it says {now} released where at least {before} and at most {published} can be"));
@@ -52,7 +52,7 @@ impl ReaderEntry {
             return Err("it holds several slots where one can be".to_owned());
         }
         self.released.store(now, Ordering::Relaxed);
-        Ok(now)
+        Ok(())
     }
 
     /// Whether the reader of a feed that lends one batch at a time holds more. Its bits are counted one word after the other, so that

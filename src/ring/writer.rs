@@ -100,7 +100,7 @@ impl RingWriter {
     fn judge(&self, readers: &mut Readers) -> Result<(), WriterStopped> {
         let mut outcome = Ok(());
         readers.live.retain(|reader| match reader.look(self.seq, self.shared.pace.delivery) {
-            Ok(_) => true,
+            Ok(()) => true,
             Err(why) => {
                 let reason = format!("evicted for what the trainer's cursor says: {why}");
                 tracing::warn!(reader = reader.id, "{reason}");
@@ -123,21 +123,16 @@ impl RingWriter {
     fn choose(&self, readers: &Readers) -> Result<u32, Wait> {
         let (words, slots) = (self.shared.data.words(), self.shared.data.slots);
         let released = |reader: &Arc<ReaderEntry>| reader.released.load(Ordering::Relaxed);
-        let (needed_from, wait, leases): (u64, _, Vec<_>) = match self.shared.pace.delivery {
-            Delivery::Lossless => {
-                let slowest = readers.live.iter().min_by_key(|reader| released(reader)).expect("there is one");
-                (released(slowest), Wait::Slowest(Arc::clone(slowest)), readers.evicted.iter().collect())
-            }
+        let slowest = readers.live.iter().min_by_key(|reader| released(reader)).expect("there is one");
+        let (needed_from, leases): (u64, Vec<_>) = match self.shared.pace.delivery {
+            Delivery::Lossless => (released(slowest), readers.evicted.iter().collect()),
             Delivery::Latest => {
                 // Those that begin at a later batch do not hurry the others to it.
-                let begun: Vec<_> = readers.live.iter().filter(|reader| released(reader) <= self.seq).collect();
-                let waits =
-                    !begun.is_empty() && !begun.iter().any(|reader| has_room(self.seq, released(reader), slots));
-                let begun = Wait::Fastest(begun.into_iter().cloned().collect());
-                if waits {
-                    return Err(begun);
+                let mut begun = readers.live.iter().filter(|reader| released(reader) <= self.seq).peekable();
+                if begun.peek().is_some() && !begun.clone().any(|reader| has_room(self.seq, released(reader), slots)) {
+                    return Err(Wait::Fastest(begun.cloned().collect()));
                 }
-                (u64::MAX, begun, readers.all().collect())
+                (u64::MAX, readers.all().collect())
             }
         };
         let mut leased = vec![false; if leases.is_empty() { 0 } else { slots as usize }];
@@ -154,7 +149,7 @@ impl RingWriter {
                 continue;
             };
             if age(&slot) > needed_from {
-                return Err(wait);
+                return Err(Wait::Slowest(Arc::clone(slowest)));
             }
             if words.claim(slot, leases.iter().map(|reader| reader.cursor.words())) {
                 return Ok(slot);

@@ -4,8 +4,8 @@ use super::trainer::{EpochResult, Options, Running};
 use crate::config::FeedSpec;
 use crate::types::Place;
 use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype as Element, TensorView};
 use serde::{Deserialize, Serialize};
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tch::nn::VarStore;
@@ -73,46 +73,25 @@ pub fn check(path: &Path) -> Result<(), CheckpointError> {
     tried.map_err(|error| CheckpointError::Write { path: path.to_owned(), cause: error.to_string() })
 }
 
-/// A variable as it is written.
-struct Variable {
-    shape: Vec<usize>,
-    data: Vec<u8>,
-}
-
-impl Variable {
-    fn new(tensor: &Tensor) -> Self {
-        let tensor = tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
-        let mut values = vec![0_f32; tensor.numel()];
-        tensor.copy_data(&mut values, tensor.numel());
-        let shape = tensor.size().into_iter().map(|side| side as usize).collect();
-        Self { shape, data: bytemuck::cast_slice(&values).to_vec() }
-    }
-}
-
-impl safetensors::View for &Variable {
-    fn dtype(&self) -> safetensors::Dtype {
-        safetensors::Dtype::F32
-    }
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.data)
-    }
-    fn data_len(&self) -> usize {
-        self.data.len()
-    }
+/// A variable's shape and values.
+fn read(tensor: &Tensor) -> (Vec<usize>, Vec<f32>) {
+    let tensor = tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
+    let mut values = vec![0_f32; tensor.numel()];
+    tensor.copy_data(&mut values, tensor.numel());
+    (tensor.size().into_iter().map(|side| side as usize).collect(), values)
 }
 
 /// Writes every variable and the state; the file is there whole or not at all.
 pub fn save(variables: &VarStore, state: &State, path: &Path) -> Result<(), CheckpointError> {
     let failed = |cause: String| CheckpointError::Write { path: path.to_owned(), cause };
-    let variables: Vec<(String, Variable)> =
-        variables.variables().iter().map(|(name, tensor)| (name.clone(), Variable::new(tensor))).collect();
+    let variables: Vec<_> = variables.variables().into_iter().map(|(name, tensor)| (name, read(&tensor))).collect();
     let state = serde_json::to_string(state).map_err(|error| failed(error.to_string()))?;
     let (partial, metadata) = (partial(path), HashMap::from([(KEY.to_owned(), state)]));
-    let written = variables.iter().map(|(name, variable)| (name.as_str(), variable));
-    safetensors::serialize_to_file(written, Some(metadata), &partial).map_err(|error| failed(error.to_string()))?;
+    let views = variables.iter().map(|(name, (shape, values))| {
+        let view = TensorView::new(Element::F32, shape.clone(), bytemuck::cast_slice(values));
+        (name.as_str(), view.expect("as many values as its shape says"))
+    });
+    safetensors::serialize_to_file(views, Some(metadata), &partial).map_err(|error| failed(error.to_string()))?;
     std::fs::rename(&partial, path).map_err(|error| failed(error.to_string()))
 }
 

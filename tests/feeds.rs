@@ -15,6 +15,7 @@ use mixd::types::{Device, Dtype, ImageSize, Layout, Place, Split, Start};
 use rustix::process::Signal;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -30,7 +31,7 @@ fn shared(name: &str, delivery: Delivery) -> Option<Share> {
 /// What a trainer of these tests is told in the variable `TRAINER`.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Orders {
-    socket: std::path::PathBuf,
+    socket: PathBuf,
     spec: FeedSpec,
     /// Batches to read.
     batches: u64,
@@ -243,6 +244,14 @@ fn eight_trainers_get_what_they_should_while_some_are_killed_and_others_join() {
     assert_eq!(status.stages.iter().find(|stage| stage.name == "decode").unwrap().items, 250);
 }
 
+/// A daemon in the place of one that was killed.
+fn killed_and_started_again(mut daemon: Daemon, args: &[&str]) -> Daemon {
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    let dir = std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap());
+    Daemon::again(dir, &sample_data(), args)
+}
+
 #[test]
 fn trainers_go_on_with_the_next_batch_of_the_daemon_that_takes_the_place_of_a_killed_one() {
     let mut daemon = Daemon::start(&[]);
@@ -256,10 +265,7 @@ fn trainers_go_on_with_the_next_batch_of_the_daemon_that_takes_the_place_of_a_ki
         trainers.iter_mut().for_each(|trainer| trainer.batches(8));
         // It comes back when the others have been back for a while, and had time to read many batches.
         trainers[1].signal(Signal::STOP);
-        daemon.child.kill().unwrap();
-        daemon.child.wait().unwrap();
-        let dir = std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap());
-        daemon = Daemon::again(dir, &sample_data(), &["--workers=1"]);
+        daemon = killed_and_started_again(daemon, &["--workers=1"]);
         let of_all = |feed: &&mixd::control::proto::Feed| {
             feed.spec.as_ref().and_then(|spec| spec.share.as_ref()).is_some_and(|share| share.name == "all")
         };
@@ -269,7 +275,11 @@ fn trainers_go_on_with_the_next_batch_of_the_daemon_that_takes_the_place_of_a_ki
             (feed.trainers.len() == 2 && feed.published == 4 && feed.trainers[0].read == 4).then_some(())
         });
         trainers[1].signal(Signal::CONT);
-        until("all are back", || (share()?.trainers.len() == 3).then_some(()));
+        // And have the ring in their memory: one that is still to open it when this daemon is killed, too, is too late.
+        until("all are back", || {
+            let trainers = share()?.trainers;
+            (trainers.len() == 3 && trainers.iter().all(|trainer| trainer.read > 0)).then_some(())
+        });
     }
     let mut oracle = Oracle::new();
     for trainer in &mut trainers {
@@ -281,14 +291,30 @@ fn trainers_go_on_with_the_next_batch_of_the_daemon_that_takes_the_place_of_a_ki
 }
 
 #[test]
+fn a_trainer_outlives_daemons_that_are_killed_while_it_comes_back() {
+    let mut daemon = Daemon::start(&[]);
+    let mut trainer = Trainer::start(&daemon, spec(), ENDLESS, 1);
+    for _ in 0..5 {
+        daemon = killed_and_started_again(daemon, &[]);
+        // Stopped when it has a seat and does not know it yet, as a rule, so that it looks for a ring that was tidied away.
+        let is_cursor = |path: &PathBuf| path.ends_with("cursor-0");
+        until("it has a seat", || daemon.files().into_iter().find(is_cursor));
+        trainer.signal(Signal::STOP);
+        until("it is told", || client::status(&daemon.socket()).unwrap().feeds.pop());
+        daemon = killed_and_started_again(daemon, &[]);
+        trainer.signal(Signal::CONT);
+    }
+    until("it reads", || (client::status(&daemon.socket()).unwrap().feeds.pop()?.trainers[0].read > 8).then_some(()));
+    trainer.kill();
+    Oracle::new().check(&trainer);
+}
+
+#[test]
 fn a_daemon_that_would_make_other_batches_is_not_taken_for_the_one_that_is_gone() {
-    let mut first = Daemon::start(&[]);
+    let first = Daemon::start(&[]);
     let mut feed = client::attach_for(&first.socket(), &spec(), DEADLINE).unwrap();
     feed.next_batch().unwrap();
-    first.child.kill().unwrap();
-    first.child.wait().unwrap();
-    let dir = std::mem::replace(&mut first.dir, tempfile::tempdir().unwrap());
-    let _second = Daemon::again(dir, &sample_data(), &["--resize=fast"]);
+    let _second = killed_and_started_again(first, &["--resize=fast"]);
     let error = loop {
         if let Err(error) = feed.next_batch() {
             break error;

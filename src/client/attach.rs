@@ -6,8 +6,9 @@ use super::{Batch, ClientError};
 use crate::config::FeedSpec;
 use crate::control::proto::{AttachRequest, Attached, Class};
 use crate::control::{place_from_proto, spec_to_proto, versions};
-use crate::ring::{Eviction, GiveUp, Next, RingReader};
+use crate::ring::{Eviction, GiveUp, Next, RingError, RingReader};
 use crate::types::{Place, Start};
+use std::io::ErrorKind::NotFound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -129,7 +130,7 @@ impl Attachment {
                 return Err(ClientError::DaemonGone(self.socket.clone()));
             }
             match self.attach(start, ring.readers()).await {
-                Err(ClientError::NoDaemon { .. } | ClientError::DaemonGone(_)) => sleep(LOOK_INTERVAL).await,
+                Err(error) if is_daemon_gone(&error) => sleep(LOOK_INTERVAL).await,
                 Err(error) => return Err(error),
                 Ok((next, reader)) => {
                     let key = |attached: &Attached| (attached.identity, attached.batches, attached.classes.clone());
@@ -157,6 +158,15 @@ impl Attachment {
         let (data, cursor) = (Path::new(&attached.data_path), Path::new(&attached.cursor_path));
         let reader = RingReader::open(data, cursor, Arc::new(session))?;
         Ok((Stream { inbound, attached, ring: reader.give_up_handle(), closed }, reader))
+    }
+}
+
+fn is_daemon_gone(error: &ClientError) -> bool {
+    match error {
+        ClientError::NoDaemon { .. } | ClientError::DaemonGone(_) => true,
+        // It was killed after its answer, and the next has tidied its ring away.
+        ClientError::Ring(RingError::Io { source, .. }) => source.kind() == NotFound,
+        _ => false,
     }
 }
 

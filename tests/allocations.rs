@@ -8,7 +8,7 @@ use mixd::image::{JPEG_DECODER, LoadOptions};
 use mixd::mix::MixerKind;
 use mixd::pipeline::{OnBadImage, Options, Pipeline};
 use mixd::ring::{Next, RingReader};
-use mixd::types::{Device, ImageSize};
+use mixd::types::{Device, ImageSize, Place};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -58,7 +58,7 @@ fn per_batch(cache_bytes: u64, batch_size: u32) -> f64 {
     let spec = FeedSpec { batch_size, image_size: ImageSize::square(48), ..FeedSpec::train() };
     assert!(matches!(spec.mix, Mix::Mixup(_)));
     let dir = tempfile::tempdir().unwrap();
-    let (feed, seat) = pipeline.open(spec, &dir.path().join("ring"), false).unwrap();
+    let (feed, seat) = pipeline.open(spec, Place::default(), &dir.path().join("ring"), false).unwrap();
     let mut reader = RingReader::open(&feed.ring().data_path(), &seat.cursor_path, std::sync::Arc::new(())).unwrap();
     let mut read = |batches: u64| {
         for _ in 0..batches {

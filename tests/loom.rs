@@ -16,24 +16,45 @@ use sync::{AtomicU32, AtomicU64, Ordering};
 
 const SLOTS: u32 = 2;
 
-/// A futex: sleeping looks at the word and waits as one step. A wake-up that is lost deadlocks, which loom reports.
+/// Futexes: sleeping looks at the words and waits as one step, and whoever wakes a word wakes those who sleep on it and nobody else.
+/// A wake-up that is lost deadlocks, which loom reports.
 #[derive(Default)]
 struct Futex {
-    lock: Mutex<()>,
-    changed: Condvar,
+    sleepers: Mutex<Vec<Asleep>>,
+    woken: Condvar,
 }
+
+struct Asleep {
+    on: Vec<*const AtomicU32>,
+    woken: bool,
+}
+
+// Addresses only, to tell words apart.
+#[allow(unsafe_code, reason = "pointers that nobody follows")]
+// SAFETY: they are compared and never followed.
+unsafe impl Send for Asleep {}
 
 impl Sleeper for Futex {
     fn sleep(&self, events: &[(&AtomicU32, u32)]) {
-        let guard = self.lock.lock().unwrap();
-        if events.iter().all(|(event, seen)| event.load(Ordering::SeqCst) == *seen) {
-            drop(self.changed.wait(guard).unwrap());
+        let mut sleepers = self.sleepers.lock().unwrap();
+        if events.iter().any(|(event, seen)| event.load(Ordering::SeqCst) != *seen) {
+            return;
+        }
+        let own = sleepers.len();
+        let on = events.iter().map(|&(event, _)| std::ptr::from_ref(event)).collect();
+        sleepers.push(Asleep { on, woken: false });
+        while !sleepers[own].woken {
+            sleepers = self.woken.wait(sleepers).unwrap();
         }
     }
 
-    fn wake(&self, _: &AtomicU32) {
-        drop(self.lock.lock().unwrap());
-        self.changed.notify_all();
+    fn wake(&self, event: &AtomicU32) {
+        let mut sleepers = self.sleepers.lock().unwrap();
+        sleepers
+            .iter_mut()
+            .filter(|asleep| asleep.on.contains(&std::ptr::from_ref(event)))
+            .for_each(|asleep| asleep.woken = true);
+        self.woken.notify_all();
     }
 
     fn spin(&self, _: u32) -> bool {
@@ -86,7 +107,7 @@ impl Ring {
 
     fn words(&self) -> WriterWords<'_> {
         let Self { published, event, ended, writer_waiting, holds, .. } = self;
-        WriterWords { published, event, ended, writer_waiting, holds }
+        WriterWords { published, event, ended, writer_waiting, holds, slots: SLOTS }
     }
 
     fn cursor(&self) -> CursorWords<'_> {
@@ -96,13 +117,23 @@ impl Ring {
     /// Lossless delivery to a reader that is waited for until it is gone.
     fn write(&self, seq: u64) {
         let gone = || self.gone.load(Ordering::SeqCst);
-        let done = || has_room(seq, self.cursor.released.load(Ordering::Acquire), SLOTS) || gone();
-        self.words().await_cursors(&[self.cursor()], done, &self.futex);
+        self.until(&[self.cursor()], || has_room(seq, self.cursor().released(), SLOTS) || gone());
         if gone() {
             return;
         }
-        assert!(self.words().claim((seq % u64::from(SLOTS)) as u32, std::iter::empty()));
+        assert!(self.words().claim((seq % u64::from(SLOTS)) as u32, || false));
         self.fill(seq, (seq % u64::from(SLOTS)) as usize);
+    }
+
+    /// Waits as `RingWriter::next_slot` does.
+    fn until(&self, cursors: &[CursorWords<'_>], done: impl Fn() -> bool) {
+        loop {
+            let noted: Vec<_> = cursors.iter().map(|cursor| (cursor.event, cursor.note())).collect();
+            if done() {
+                return;
+            }
+            self.words().await_cursors(&noted, || false, &self.futex);
+        }
     }
 
     fn fill(&self, seq: u64, slot: usize) {
@@ -122,19 +153,18 @@ impl Ring {
         if !self.words().await_published(seq, self.cursor(), || false, &self.futex) {
             return None;
         }
-        let slot = self.words().lease(seq, self.cursor())?;
+        let slot = self.words().lease(seq, self.cursor(), &self.futex)?;
         let value = self.look(slot);
-        self.cursor().let_go(slot);
-        self.words().release(seq + 1, self.cursor(), &self.futex);
+        self.words().end_lease(slot, Some(seq + 1), self.cursor(), &self.futex);
         Some(value)
     }
 
     /// Reads the first two batches, as far as they are there still.
     fn read_what_is_there(&self) {
         for seq in 0..2 {
-            if let Some(slot) = self.words().lease(seq, self.cursor()) {
+            if let Some(slot) = self.words().lease(seq, self.cursor(), &self.futex) {
                 assert_eq!(self.look(slot), seq);
-                self.cursor().let_go(slot);
+                self.words().end_lease(slot, None, self.cursor(), &self.futex);
             }
         }
     }
@@ -195,9 +225,10 @@ fn a_writer_that_waits_for_a_reader_that_goes_is_woken() {
     });
 }
 
-/// Delivery latest: the writer takes any slot that is not leased, and waits for nobody.
+/// Delivery latest: the writer takes any slot that is not leased. One reader leases one slot of two; but it may go from one to the
+/// other between two looks, so that the writer finds both leased, and must be woken.
 #[test]
-fn what_is_leased_is_not_overwritten_by_a_writer_that_does_not_wait() {
+fn what_is_leased_is_not_overwritten_and_a_writer_that_finds_all_leased_is_woken() {
     check(|| {
         let ring = Ring::new();
         ring.fill(0, 0);
@@ -206,15 +237,13 @@ fn what_is_leased_is_not_overwritten_by_a_writer_that_does_not_wait() {
             let ring = Arc::clone(&ring);
             loom::thread::spawn(move || {
                 for seq in 2..4 {
-                    let claim = |slot: &u32| ring.words().claim(*slot, std::iter::once(ring.cursor()));
-                    // One reader leases one slot of two; but it may go from one to the other between two looks.
-                    let free = loop {
-                        match (0..SLOTS).find(claim) {
-                            Some(free) => break free,
-                            None => loom::thread::yield_now(),
-                        }
-                    };
-                    ring.fill(seq, free as usize);
+                    let claim = |slot: &u32| ring.words().claim(*slot, || ring.cursor().has_leased(*slot));
+                    let free = std::cell::Cell::new(None);
+                    ring.until(&[ring.cursor()], || {
+                        free.set((0..SLOTS).find(claim));
+                        free.get().is_some()
+                    });
+                    ring.fill(seq, free.get().unwrap() as usize);
                 }
             })
         };
@@ -234,7 +263,7 @@ fn what_an_evicted_reader_has_leased_is_not_overwritten_and_it_leases_nothing_mo
             loom::thread::spawn(move || {
                 ring.cursor().evict(1);
                 for slot in 0..SLOTS {
-                    if ring.words().claim(slot, std::iter::once(ring.cursor())) {
+                    if ring.words().claim(slot, || ring.cursor().has_leased(slot)) {
                         ring.fill(2 + u64::from(slot), slot as usize);
                     }
                 }
@@ -242,24 +271,67 @@ fn what_an_evicted_reader_has_leased_is_not_overwritten_and_it_leases_nothing_mo
         };
         ring.read_what_is_there();
         writer.join().unwrap();
-        assert_eq!(ring.words().lease(1, ring.cursor()), None);
+        assert_eq!(ring.words().lease(1, ring.cursor(), &ring.futex), None);
+    });
+}
+
+/// The writer waits for a slot that an evicted reader keeps.
+#[test]
+fn a_lease_that_ends_wakes_the_writer_though_nothing_is_released() {
+    check(|| {
+        let ring = Ring::new();
+        ring.fill(0, 0);
+        let slot = ring.words().lease(0, ring.cursor(), &ring.futex).unwrap();
+        ring.cursor().evict(1);
+        let writer = {
+            let ring = Arc::clone(&ring);
+            loom::thread::spawn(move || {
+                let claim = || ring.words().claim(slot, || ring.cursor().has_leased(slot));
+                ring.until(&[ring.cursor()], claim);
+                ring.fill(1, slot as usize);
+            })
+        };
+        assert_eq!(ring.look(slot), 0);
+        ring.words().end_lease(slot, None, ring.cursor(), &ring.futex);
+        writer.join().unwrap();
     });
 }
 
 /// Two readers, and a writer that sleeps on both: whichever releases wakes it.
 #[test]
 fn a_writer_that_waits_for_any_of_two_is_woken_by_either() {
+    for first in [true, false] {
+        check(move || {
+            let (ring, other) = (Ring::new(), Arc::new(Cursor::default()));
+            let writer = {
+                let (ring, other) = (Arc::clone(&ring), Arc::clone(&other));
+                loom::thread::spawn(move || {
+                    let cursors = [ring.cursor(), other.words()];
+                    ring.until(&cursors, || cursors.iter().any(|cursor| cursor.released() > 0));
+                })
+            };
+            let moving = if first { ring.cursor() } else { other.words() };
+            ring.words().release(1, moving, &ring.futex);
+            writer.join().unwrap();
+        });
+    }
+}
+
+/// The client tells a reader to give up once the writer is gone: after all that it will ever publish.
+#[test]
+fn what_was_published_before_giving_up_is_read() {
     check(|| {
-        let (ring, other) = (Ring::new(), Arc::new(Cursor::default()));
+        let ring = Ring::new();
         let writer = {
-            let (ring, other) = (Arc::clone(&ring), Arc::clone(&other));
+            let ring = Arc::clone(&ring);
             loom::thread::spawn(move || {
-                let moved = |cursor: CursorWords<'_>| cursor.released.load(Ordering::Acquire) > 0;
-                let done = || moved(ring.cursor()) || moved(other.words());
-                ring.words().await_cursors(&[ring.cursor(), other.words()], done, &ring.futex);
+                ring.fill(0, 0);
+                ring.gone.store(true, Ordering::SeqCst);
+                ring.futex.wake(&ring.event);
             })
         };
-        ring.words().release(1, other.words(), &ring.futex);
+        let gave_up = || ring.gone.load(Ordering::SeqCst);
+        assert!(ring.words().await_published(0, ring.cursor(), gave_up, &ring.futex));
         writer.join().unwrap();
     });
 }

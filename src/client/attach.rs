@@ -4,8 +4,8 @@
 use super::call::{connect, runtime};
 use super::{Batch, ClientError};
 use crate::config::FeedSpec;
-use crate::control::proto::{AttachRequest, Attached, Class};
-use crate::control::{place_from_proto, spec_to_proto, versions};
+use crate::control::proto::{AttachRequest, Attached, Class, Former};
+use crate::control::{place_from_proto, place_to_proto, spec_to_proto, versions};
 use crate::ring::{Eviction, GiveUp, Next, RingError, RingReader};
 use crate::types::{Place, Start};
 use std::io::ErrorKind::NotFound;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt;
 
 /// How long a trainer waits by default for a daemon that is gone to be started again.
@@ -79,7 +79,7 @@ struct Stream {
 impl Attachment {
     /// Attaches, and keeps the stream open until the reader is gone; again and again while daemons die.
     async fn keep(self) {
-        let mut stream = match self.attach(self.spec.start, 0).await {
+        let mut stream = match self.attach(self.spec.start, None).await {
             Err(error) => {
                 let _ = self.opened.send(Err(error));
                 return;
@@ -97,7 +97,7 @@ impl Attachment {
                 _ = &mut stream.closed => return,
                 _ = stream.inbound.message() => {}
             }
-            if stream.ring.has_ended() {
+            if stream.ring.has_ended() || stream.ring.was_evicted() {
                 return stream.ring.give_up();
             }
             let Stream { attached, ring, closed, .. } = &mut stream;
@@ -118,18 +118,22 @@ impl Attachment {
         }
     }
 
-    /// Attaches, from `start` on, to a daemon that takes the place of one that is gone.
+    /// Attaches to a daemon that takes the place of one that is gone.
     async fn again(&self, gone: &Attached, ring: &GiveUp) -> Result<(Stream, RingReader), ClientError> {
         let (since, batches) = (Instant::now(), gone.batches);
-        let origin = gone.origin.map(place_from_proto).unwrap_or_default();
-        // What was published is read from the old ring, by all that share it; so all of them go on with the same batch.
-        let next = origin.number(batches) + u128::from(ring.next());
-        let start = Start::At(Place::of_number(next, batches));
+        let origin = gone.origin.map(place_from_proto).unwrap_or_default().number(batches);
+        let place = |seq| Place::of_number(origin + u128::from(seq), batches);
+        // What was published is read from the old ring, by all that share it; so all of them go on with the same batch, but for those
+        // that were to begin with a later one.
+        let published = ring.published();
+        let former = Former { next: Some(place_to_proto(place(published))), trainers: ring.readers() };
+        let start = Start::At(place(published.max(ring.first())));
         loop {
-            if since.elapsed() >= self.reconnect {
+            let Some(left) = self.reconnect.checked_sub(since.elapsed()).filter(|left| !left.is_zero()) else {
                 return Err(ClientError::DaemonGone(self.socket.clone()));
-            }
-            match self.attach(start, ring.readers()).await {
+            };
+            let attached = timeout(left, self.attach(start, Some(former))).await;
+            match attached.unwrap_or_else(|_| Err(ClientError::DaemonGone(self.socket.clone()))) {
                 Err(error) if is_daemon_gone(&error) => sleep(LOOK_INTERVAL).await,
                 Err(error) => return Err(error),
                 Ok((next, reader)) => {
@@ -144,9 +148,9 @@ impl Attachment {
         }
     }
 
-    async fn attach(&self, start: Start, trainers: u32) -> Result<(Stream, RingReader), ClientError> {
+    async fn attach(&self, start: Start, former: Option<Former>) -> Result<(Stream, RingReader), ClientError> {
         let spec = spec_to_proto(&FeedSpec { start, ..self.spec });
-        let request = AttachRequest { versions: Some(versions()), spec: Some(spec), pid: std::process::id(), trainers };
+        let request = AttachRequest { versions: Some(versions()), spec: Some(spec), pid: std::process::id(), former };
         let mut client = connect(&self.socket).await?;
         let refused = |status| ClientError::from_status(&self.socket, &status);
         // The request stream stays open after its one message, for as long as the feed.

@@ -1,5 +1,6 @@
 //! Between the messages of the control plane and the types of the domain; the only file that sees both.
 
+use super::daemon::Former;
 use super::proto;
 use crate::config::{CutMix, FeedSpec, Mix, Mixup, Share};
 use crate::dataset::Class;
@@ -103,8 +104,13 @@ pub fn place_from_proto(message: proto::Place) -> Place {
     Place { epoch: message.epoch, index: message.index }
 }
 
+/// What a trainer that comes back says of the feed that it had.
+pub fn former_from_proto(message: &proto::Former) -> Former {
+    Former { next: message.next.map(place_from_proto).unwrap_or_default(), trainers: message.trainers }
+}
+
 /// The message of a place.
-pub fn place(place: Place) -> proto::Place {
+pub fn place_to_proto(place: Place) -> proto::Place {
     proto::Place { epoch: place.epoch, index: place.index }
 }
 
@@ -152,7 +158,7 @@ pub fn spec_to_proto(spec: &FeedSpec) -> proto::FeedSpec {
     let at = match spec.start {
         Start::Now => proto::start::At::Now(proto::Now {}),
         Start::NextEpoch => proto::start::At::NextEpoch(proto::NextEpoch {}),
-        Start::At(at) => proto::start::At::Place(place(at)),
+        Start::At(at) => proto::start::At::Place(place_to_proto(at)),
     };
     proto::FeedSpec {
         split: Some(spec.split.to_string()),

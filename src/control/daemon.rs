@@ -4,7 +4,7 @@ use super::{convert, proto};
 use crate::config::{FeedSpec, ShareName};
 use crate::pipeline::{Feed, OpenError, Pipeline, Seat};
 use crate::ring::{ReaderId, ReaderStatus, RingError};
-use crate::types::Split;
+use crate::types::{Place, Split};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,8 +18,17 @@ struct Open {
     spec: FeedSpec,
     /// Their process ids.
     trainers: BTreeMap<ReaderId, u32>,
-    /// How many trainers the feed's first batches are kept for.
-    awaited: u32,
+    /// What those who opened it again knew of it; none of a feed that was not open before.
+    former: Option<Former>,
+}
+
+/// A shared feed as it was at a daemon that is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Former {
+    /// Where it goes on.
+    pub next: Place,
+    /// How many trainers it had.
+    pub trainers: u32,
 }
 
 /// A trainer at a feed.
@@ -46,6 +55,19 @@ pub enum AttachError {
         name: String,
         /// Each key, with the feed's value and the one that was asked for.
         differences: Vec<String>,
+    },
+    /// A trainer that comes back finds a feed of that name which was opened by another, and from an earlier place.
+    #[error(
+        "the shared feed `{name}` was opened by another trainer before this one came back, and stands at {feed}, where {trainer} should \
+         come (let its trainers come back first, or give new ones another name)"
+    )]
+    Behind {
+        /// The share.
+        name: String,
+        /// The feed's next batch.
+        feed: Place,
+        /// The next of the feed that was.
+        trainer: Place,
     },
     /// No feeds are opened any more.
     #[error("the daemon is going down and opens no more feeds")]
@@ -86,18 +108,23 @@ impl Daemon {
     }
 
     /// Opens a feed for a trainer, or gives it a seat at a shared one. Blocks while memory is reserved. A shared feed that is opened
-    /// for one of several `expected` trainers keeps its first batches for them.
+    /// again for the first of its `former` trainers goes on where it was, and keeps its first batches for the others.
     ///
     /// # Errors
     /// When the spec cannot be served or the daemon is going down; other feeds are untouched.
-    pub fn attach(&self, spec: FeedSpec, pid: u32, expected: u32) -> Result<(Ticket, proto::Attached), AttachError> {
-        let Some(share) = spec.share else { return self.open(spec, pid, 1) };
+    pub fn attach(
+        &self,
+        spec: FeedSpec,
+        pid: u32,
+        former: Option<Former>,
+    ) -> Result<(Ticket, proto::Attached), AttachError> {
+        let Some(share) = spec.share else { return self.open(spec, pid, None) };
         // Refused before it is compared, and where a place does not exist.
         self.pipeline.sampler(&spec)?;
         let _one_at_a_time = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.join(share.name, &spec, pid)? {
+        match self.join(share.name, &spec, pid, former)? {
             Some(joined) => Ok(joined),
-            None => self.open(spec, pid, expected),
+            None => self.open(spec, pid, former),
         }
     }
 
@@ -107,13 +134,19 @@ impl Daemon {
         name: ShareName,
         spec: &FeedSpec,
         pid: u32,
+        former: Option<Former>,
     ) -> Result<Option<(Ticket, proto::Attached)>, AttachError> {
         let mut feeds = self.open_feeds();
         let named = |open: &Open| open.spec.share.is_some_and(|share| share.name == name);
-        for (&id, open) in feeds.iter_mut().filter(|(_, open)| named(open)) {
+        for (&id, open) in feeds.iter_mut().filter(|(_, open)| named(open) && !open.feed.ring().is_closed()) {
             let differences = open.spec.differences(spec);
             if !differences.is_empty() {
                 return Err(AttachError::Differs { name: name.to_string(), differences });
+            }
+            // It may take a newcomer's feed forever to get to where this trainer was.
+            let next = open.feed.place(open.feed.ring().published());
+            if let Some(former) = former.filter(|former| open.former.is_none() && former.next > next) {
+                return Err(AttachError::Behind { name: name.to_string(), feed: next, trainer: former.next });
             }
             match open.feed.join(spec.start) {
                 Err(OpenError::Ring(RingError::Closed)) => {}
@@ -123,16 +156,18 @@ impl Daemon {
         Ok(None)
     }
 
-    fn open(&self, spec: FeedSpec, pid: u32, expected: u32) -> Result<(Ticket, proto::Attached), AttachError> {
+    fn open(&self, spec: FeedSpec, pid: u32, former: Option<Former>) -> Result<(Ticket, proto::Attached), AttachError> {
         let id = self.next_feed.fetch_add(1, Ordering::Relaxed);
-        let (feed, seat) = self.pipeline.open(spec, &self.shm_dir.join(id.to_string()), expected > 1)?;
+        let origin = former.map_or_else(|| spec.start.of_a_new_feed(), |former| former.next);
+        let hold = former.is_some_and(|former| former.trainers > 1);
+        let (feed, seat) = self.pipeline.open(spec, origin, &self.shm_dir.join(id.to_string()), hold)?;
         let mut feeds = self.open_feeds();
         // Looked at here, where `drain` either comes before or finds the feed in the list.
         if *self.draining.borrow() {
             drop(feeds);
             return Err(AttachError::Draining);
         }
-        let open = Open { feed, spec, trainers: BTreeMap::new(), awaited: expected };
+        let open = Open { feed, spec, trainers: BTreeMap::new(), former };
         let open = feeds.entry(id).or_insert(open);
         let attached = self.seat(id, open, seat, pid);
         self.open_feeds.send_replace(feeds.len());
@@ -141,9 +176,9 @@ impl Daemon {
 
     /// Enters a trainer, and tells it where everything lies.
     fn seat(&self, id: u64, open: &mut Open, seat: Seat, pid: u32) -> (Ticket, proto::Attached) {
-        let Open { feed, spec, trainers, awaited } = open;
+        let Open { feed, spec, trainers, former } = open;
         trainers.insert(seat.reader, pid);
-        let holds = (trainers.len() as u32) < *awaited;
+        let holds = former.is_some_and(|former| (trainers.len() as u32) < former.trainers);
         if !holds {
             feed.release_hold();
         }
@@ -157,8 +192,8 @@ impl Daemon {
             classes: dataset.classes.iter().map(convert::class).collect(),
             versions: Some(convert::versions()),
             pid: std::process::id(),
-            origin: Some(convert::place(feed.place(0))),
-            start: Some(convert::place(seat.start)),
+            origin: Some(convert::place_to_proto(feed.place(0))),
+            start: Some(convert::place_to_proto(seat.start)),
             mixer: self.pipeline.options().mixer.to_string(),
             identity: feed.identity(),
         };
@@ -224,7 +259,7 @@ impl Daemon {
                     skipped: reader.skipped,
                     waited_s: reader.waited.as_secs_f64(),
                     lag: published.saturating_sub(reader.released),
-                    place: Some(convert::place(feed.place(reader.released))),
+                    place: Some(convert::place_to_proto(feed.place(reader.released))),
                     evicted: reader.evicted,
                 })
             };
@@ -232,7 +267,7 @@ impl Daemon {
                 feed_id,
                 spec: Some(convert::spec_to_proto(spec)),
                 published,
-                next: Some(convert::place(feed.place(published))),
+                next: Some(convert::place_to_proto(feed.place(published))),
                 batches: feed.batches(),
                 ring_bytes: feed.ring().bytes(),
                 trainers: feed.ring().readers().into_iter().filter_map(trainer).collect(),

@@ -6,7 +6,7 @@ mod metrics;
 mod server;
 mod socket;
 
-pub use convert::{PROTOCOL_VERSION, place_from_proto, spec_from_proto, spec_to_proto, versions};
+pub use convert::{PROTOCOL_VERSION, place_from_proto, place_to_proto, spec_from_proto, spec_to_proto, versions};
 pub use daemon::Daemon;
 pub use metrics::serve_metrics;
 pub use server::serve;

@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 const GRACE: Duration = Duration::from_secs(3);
 
 /// How long a shared feed that is opened again keeps its first batches for the trainers that it had.
-const RETURN_TIME: Duration = Duration::from_secs(3);
+const RETURN_TIME: Duration = Duration::from_secs(10);
 
 /// Serves until `stop` resolves to a reason or a client asks for it; then ends all feeds and waits 3 s for trainers.
 ///
@@ -78,7 +78,9 @@ fn refusal(error: &AttachError) -> Status {
     match error {
         AttachError::Draining => Status::unavailable(text),
         AttachError::Open(OpenError::Spec(_) | OpenError::Sampler(_)) => Status::invalid_argument(text),
-        AttachError::Open(OpenError::Mix(_)) | AttachError::Differs { .. } => Status::failed_precondition(text),
+        AttachError::Open(OpenError::Mix(_)) | AttachError::Differs { .. } | AttachError::Behind { .. } => {
+            Status::failed_precondition(text)
+        }
         AttachError::Open(OpenError::Passed { .. }) => Status::out_of_range(text),
         AttachError::Open(OpenError::Ring(_) | OpenError::Memory(_) | OpenError::CacheFile(_)) => {
             Status::resource_exhausted(text)
@@ -113,13 +115,13 @@ impl Control for Service {
         check_versions(first.versions)?;
         let spec = convert::spec_from_proto(&first.spec.unwrap_or_default())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let former = first.former.map(|former| convert::former_from_proto(&former));
         let (outbound, answers) = mpsc::channel(1);
         let daemon = Arc::clone(&self.daemon);
         // In a task of its own: this method is dropped half-way when the trainer dies, and would leave the feed open.
         tokio::spawn(async move {
             let opener = Arc::clone(&daemon);
-            let opened = match tokio::task::spawn_blocking(move || opener.attach(spec, first.pid, first.trainers)).await
-            {
+            let opened = match tokio::task::spawn_blocking(move || opener.attach(spec, first.pid, former)).await {
                 Ok(opened) => opened.map_err(|error| refusal(&error)),
                 Err(panic) => Err(Status::internal(panic.to_string())),
             };

@@ -195,6 +195,10 @@ fn mix(mut finisher: Finisher, planned: &Receiver<Pending>, mut writer: RingWrit
         }
         Stop::Ring(WriterStopped::Deserted) => ("nobody reads the feed any more".to_owned(), false),
         Stop::Ring(WriterStopped::Evicted(why) | WriterStopped::NoSpace(why)) => (why, true),
+        Stop::Ring(WriterStopped::Kept) => {
+            let why = "trainers that were evicted keep all of its slots (end them, or open the feed with more slots)";
+            (why.to_owned(), true)
+        }
         Stop::Failed(error) => {
             tracing::error!("a feed ends: {error}");
             (error.to_string(), true)

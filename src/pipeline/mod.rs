@@ -221,13 +221,13 @@ impl Pipeline {
         Ok(Sampler::new(*spec, self.dataset().samples(spec.split).len() as u32)?)
     }
 
-    /// Opens a feed whose ring lies in `dir`, a folder that must not exist, and starts its threads; with a seat for the trainer that
-    /// asked for it. With `hold` the first batches stay in the ring until [`Feed::release_hold`].
+    /// Opens a feed whose first batch is `origin` and whose ring lies in `dir`, a folder that must not exist, and starts its threads;
+    /// with a seat for the trainer that asked for it. With `hold` the first batches stay in the ring until [`Feed::release_hold`].
     ///
     /// # Errors
     /// When the spec cannot be served; nothing is left behind.
-    pub fn open(&self, spec: FeedSpec, dir: &Path, hold: bool) -> Result<(Feed, Seat), OpenError> {
-        let sampler = self.sampler(&spec)?;
+    pub fn open(&self, spec: FeedSpec, origin: Place, dir: &Path, hold: bool) -> Result<(Feed, Seat), OpenError> {
+        let sampler = self.sampler(&FeedSpec { start: Start::At(origin), ..spec })?;
         let (fetcher, finisher) = self.stages(spec)?;
         Feed::start(sampler, fetcher, finisher, dir, hold)
     }

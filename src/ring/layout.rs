@@ -1,8 +1,10 @@
 //! The bytes of the ring: what lies where in the data file and in a cursor.
 //!
-//! Integers are little-endian and of fixed width. The data file is one page of [`DataHeader`], then the directory (for each slot the
-//! number of its batch, a u64), then the slots, each a [`BatchHeader`], the row arrays and `x` at the offsets of [`SlotLayout`].
+//! Integers are little-endian and of fixed width. The data file is one page of [`DataHeader`], then the directory (for each slot, spare
+//! ones included, the number of its batch, a u64), then the slots, each a [`BatchHeader`], the row arrays and `x` at the offsets of
+//! [`SlotLayout`]. Slots take memory from when they are first used.
 
+use super::READERS_MAX;
 use crate::config::{Delivery, SLOTS_MAX};
 use crate::mix::Format;
 use crate::sync::{AtomicU32, AtomicU64};
@@ -42,7 +44,7 @@ pub struct DataHeader {
     pub magic: [u8; 8],
     /// [`LAYOUT_VERSION`].
     pub layout_version: u32,
-    /// Slots of the ring.
+    /// Slots of the ring, spare ones not counted.
     pub slots: u32,
     /// Most rows of a batch.
     pub batch_size: u32,
@@ -60,7 +62,9 @@ pub struct DataHeader {
     pub delivery: u32,
     /// Readers attached.
     pub readers: AtomicU32,
-    gap: [u8; 80],
+    /// Slots after the others, for use while evicted readers keep some.
+    pub spares: u32,
+    gap: [u8; 76],
     /// Batches published.
     pub published: AtomicU64,
     /// Event word for readers.
@@ -103,8 +107,11 @@ pub struct Cursor {
     pub evicted: AtomicU32,
 }
 
+/// Spare slots of a ring from which readers may be evicted: one for each reader but one, since most hold one batch at a time.
+pub const SPARES: u32 = READERS_MAX as u32 - 1;
+
 /// Words of [`Cursor::held`].
-const HELD_WORDS: usize = SLOTS_MAX as usize / 64;
+const HELD_WORDS: usize = (SLOTS_MAX + SPARES).div_ceil(64) as usize;
 
 /// Start of every slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -139,13 +146,13 @@ const _: () = {
     assert!(offset_of!(DataHeader, reason_len) == 260 && offset_of!(DataHeader, reason) == 384);
     assert!(offset_of!(Cursor, released) == 128 && offset_of!(Cursor, event) == 136);
     assert!(offset_of!(Cursor, reader_waiting) == 140 && offset_of!(Cursor, read) == 256);
-    assert!(offset_of!(Cursor, held) == 384 && offset_of!(Cursor, evicted) == 512);
+    assert!(offset_of!(Cursor, held) == 384 && offset_of!(Cursor, evicted) == 520);
     assert!(size_of::<BatchHeader>() == 64 && offset_of!(BatchHeader, len) == 48);
 };
 
 impl DataHeader {
     /// The header's fixed part, as the writer stores it.
-    pub fn fixed(format: &Format, batch_size: u32, slots: u32, delivery: Delivery) -> Self {
+    pub fn fixed(format: &Format, batch_size: u32, slots: u32, spares: u32, delivery: Delivery) -> Self {
         Self {
             magic: DATA_MAGIC,
             layout_version: LAYOUT_VERSION,
@@ -158,7 +165,8 @@ impl DataHeader {
             daemon_pid: std::process::id(),
             delivery: delivery as u32,
             readers: AtomicU32::new(0),
-            gap: [0; 80],
+            spares,
+            gap: [0; 76],
             published: AtomicU64::new(0),
             event: AtomicU32::new(0),
             ended: AtomicU32::new(0),
@@ -234,7 +242,7 @@ impl SlotLayout {
         Self { label_a, label_b, lambda, partner, sample_id, partner_id, x, image_bytes, slot_bytes }
     }
 
-    /// Offset of slot number `slot` of `slots` in the data file.
+    /// Offset of slot number `slot` of `slots`, spare ones included, in the data file.
     pub const fn slot_offset(&self, slots: u32, slot: u32) -> usize {
         let directory = slots as usize * size_of::<u64>();
         PAGE_BYTES + directory.next_multiple_of(PAGE_BYTES) + slot as usize * self.slot_bytes

@@ -29,8 +29,10 @@ pub struct WriterWords<'a> {
     pub ended: &'a AtomicU32,
     /// 1 while the writer sleeps, or is about to, on some cursor's event.
     pub writer_waiting: &'a AtomicU32,
-    /// For each slot the number of the batch in it, or [`NO_BATCH`].
+    /// For each slot, spare ones included, the number of the batch in it, or [`NO_BATCH`].
     pub holds: &'a [AtomicU64],
+    /// Slots that are no spare ones.
+    pub slots: u32,
 }
 
 /// The words that one reader owns; the daemon trusts none of them.
@@ -38,13 +40,14 @@ pub struct WriterWords<'a> {
 pub struct CursorWords<'a> {
     /// Batches released: all below it; only the reader stores it; rises, at most to `published`.
     pub released: &'a AtomicU64,
-    /// Incremented after each change of `released` and `held`, and by the daemon when the reader goes.
+    /// Incremented after each change of `released` and after each lease that ends, and by the daemon when something else has changed
+    /// that its writer looks at.
     pub event: &'a AtomicU32,
     /// 1 while the reader sleeps, or is about to, on the writer's event.
     pub reader_waiting: &'a AtomicU32,
     /// Not 0 once the reader was evicted; the one word that the daemon stores.
     pub evicted: &'a AtomicU32,
-    /// A bit for each slot that the reader has leased, from the lowest of the first word.
+    /// A bit for each slot that the reader has leased, from the lowest of the first word. Once it was evicted bits are only taken back.
     pub held: &'a [AtomicU64],
 }
 
@@ -65,16 +68,20 @@ impl CursorWords<'_> {
         (&self.held[slot as usize / 64], 1 << (slot % 64))
     }
 
-    /// Says that a slot is read no more; [`WriterWords::release`] follows.
-    pub fn let_go(&self, slot: u32) {
-        let (word, bit) = self.bit(slot);
-        word.fetch_and(!bit, Ordering::Release); // sync point E, with `has_leased`
-    }
-
     /// Whether the reader says that it has leased a slot.
     pub fn has_leased(&self, slot: u32) -> bool {
         let (word, bit) = self.bit(slot);
-        word.load(Ordering::Acquire) & bit != 0 // sync point E, with `let_go`
+        word.load(Ordering::Acquire) & bit != 0 // sync point E, with `end_lease`
+    }
+
+    /// The batches that it has released: all below.
+    pub fn released(&self) -> u64 {
+        self.released.load(Ordering::Acquire) // sync point B, with `release`
+    }
+
+    /// The event word as it is now. A writer that looks at the cursor *after* this, and finds nothing to do, may sleep on it.
+    pub fn note(&self) -> u32 {
+        self.event.load(Ordering::Acquire) // sync point D, with `tell_writer` and `dismiss`
     }
 
     /// How many slots the reader says that it has leased.
@@ -82,7 +89,7 @@ impl CursorWords<'_> {
         self.held.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum()
     }
 
-    /// Puts the reader out: it leases nothing from here on, and what it has leased stays claimed by [`WriterWords::claim`].
+    /// Puts the reader out: it leases nothing from here on. What it says that it has leased is looked at after this.
     pub fn evict(&self, code: u32) {
         self.evicted.store(code, Ordering::Relaxed);
         fence(Ordering::SeqCst); // sync point F, with `lease`
@@ -110,12 +117,12 @@ impl WriterWords<'_> {
         }
     }
 
-    /// Takes a slot for writing; false, and nothing has changed, where one of `cursors` has leased it.
-    pub fn claim<'c>(&self, slot: u32, mut cursors: impl Iterator<Item = CursorWords<'c>>) -> bool {
+    /// Takes a slot for writing; false, and nothing has changed, where somebody `has_leased` it.
+    pub fn claim(&self, slot: u32, has_leased: impl FnOnce() -> bool) -> bool {
         let holds = &self.holds[slot as usize];
         let before = holds.swap(NO_BATCH, Ordering::Relaxed);
         fence(Ordering::SeqCst); // sync point F, with `lease`
-        let leased = cursors.any(|cursor| cursor.has_leased(slot));
+        let leased = has_leased();
         if leased {
             holds.store(before, Ordering::Relaxed);
         }
@@ -124,48 +131,49 @@ impl WriterWords<'_> {
 
     /// Leases batch `seq`, which is published, and returns its slot; `None` where no slot holds it any more or the reader was
     /// evicted.
-    pub fn lease(&self, seq: u64, cursor: CursorWords<'_>) -> Option<u32> {
-        let slots = self.holds.len() as u64;
+    pub fn lease(&self, seq: u64, cursor: CursorWords<'_>, sleeper: &impl Sleeper) -> Option<u32> {
+        let count = self.holds.len() as u64;
         let holds = |slot: u64| self.holds[slot as usize].load(Ordering::Relaxed) == seq;
-        let slot = (0..slots).map(|offset| (seq + offset) % slots).find(|&slot| holds(slot))?;
+        let likely = seq % u64::from(self.slots);
+        let slot = (0..count).map(|offset| (likely + offset) % count).find(|&slot| holds(slot))?;
         let (word, bit) = cursor.bit(slot as u32);
         word.fetch_or(bit, Ordering::Relaxed);
         fence(Ordering::SeqCst); // sync point F, with `claim` and `evict`
         if holds(slot) && cursor.evicted.load(Ordering::Relaxed) == 0 {
             return Some(slot as u32);
         }
-        cursor.let_go(slot as u32);
+        self.end_lease(slot as u32, None, cursor, sleeper);
         None
     }
 
-    /// Waits until `done`, which looks at the words of `cursors` with Acquire, and at nothing else that changes without
-    /// [`WriterWords::dismiss`].
-    pub fn await_cursors(&self, cursors: &[CursorWords<'_>], done: impl Fn() -> bool, sleeper: &impl Sleeper) {
+    /// Ends a lease, gives back the batches below `released` where that moves, and wakes the writer if it waits.
+    pub fn end_lease(&self, slot: u32, released: Option<u64>, cursor: CursorWords<'_>, sleeper: &impl Sleeper) {
+        let (word, bit) = cursor.bit(slot);
+        word.fetch_and(!bit, Ordering::Release); // sync point E, with `has_leased`
+        match released {
+            Some(released) => self.release(released, cursor, sleeper),
+            None => self.tell_writer(cursor, sleeper),
+        }
+    }
+
+    /// Waits until one of the event words is not what was noted, or until `look_again`, which is asked whenever the writer is awake.
+    pub fn await_cursors(&self, noted: &[(&AtomicU32, u32)], look_again: impl Fn() -> bool, sleeper: &impl Sleeper) {
         let mut turn = 0;
-        loop {
-            // Sync point D, with `release` and `dismiss`.
-            let seen = |cursor: &CursorWords<'_>| cursor.event.load(Ordering::Acquire);
-            let events: Vec<_> = cursors.iter().map(|cursor| (cursor.event, seen(cursor))).collect();
-            // Sync point B, with `release`.
-            if done() {
-                return;
-            }
+        while noted.iter().all(|(event, seen)| event.load(Ordering::Relaxed) == *seen) && !look_again() {
             if sleeper.spin(turn) {
                 turn += 1;
                 continue;
             }
             self.writer_waiting.store(1, Ordering::Relaxed);
-            fence(Ordering::SeqCst); // sync point C, with `release` and `dismiss`
-            if !done() {
-                sleeper.sleep(&events);
-            }
+            fence(Ordering::SeqCst); // sync point C, with `tell_writer` and `dismiss`
+            sleeper.sleep(noted);
             self.writer_waiting.store(0, Ordering::Relaxed);
         }
     }
 
-    /// Wakes the writer though `cursor` has not moved: after something else that its `done` looks at has changed.
+    /// Wakes the writer though `cursor` has not moved: after something else that it looks at has changed.
     pub fn dismiss(&self, cursor: CursorWords<'_>, sleeper: &impl Sleeper) {
-        cursor.event.fetch_add(1, Ordering::Release); // sync point D, with `await_cursors`
+        cursor.event.fetch_add(1, Ordering::Release); // sync point D, with `note`
         fence(Ordering::SeqCst); // sync point C, with `await_cursors`
         sleeper.wake(cursor.event);
     }
@@ -181,13 +189,14 @@ impl WriterWords<'_> {
         let mut turn = 0;
         loop {
             let event = self.event.load(Ordering::Acquire); // sync point D, with `announce`
-            // The order matters: what was published before the end is read before the end is seen.
-            let ended = self.ended.load(Ordering::Acquire) != 0; // sync point A, with `end`
+            // The order matters: what was published before the end, or before whoever tells this reader to give up has seen that the
+            // writer is gone, is read before that is seen.
+            let over = self.ended.load(Ordering::Acquire) != 0 || give_up(); // sync point A, with `end`
             // Sync point A, with `publish`.
             if self.published.load(Ordering::Acquire) > seq {
                 return true;
             }
-            if ended || give_up() {
+            if over {
                 return false;
             }
             if sleeper.spin(turn) {
@@ -205,8 +214,12 @@ impl WriterWords<'_> {
 
     /// Gives back the batches below `count` and wakes the writer if it waits.
     pub fn release(&self, count: u64, cursor: CursorWords<'_>, sleeper: &impl Sleeper) {
-        cursor.released.store(count, Ordering::Release); // sync point B, with `await_cursors`
-        cursor.event.fetch_add(1, Ordering::Release); // sync point D, with `await_cursors`
+        cursor.released.store(count, Ordering::Release); // sync point B, with `released`
+        self.tell_writer(cursor, sleeper);
+    }
+
+    fn tell_writer(&self, cursor: CursorWords<'_>, sleeper: &impl Sleeper) {
+        cursor.event.fetch_add(1, Ordering::Release); // sync point D, with `note`
         fence(Ordering::SeqCst); // sync point C, with `await_cursors`
         if self.writer_waiting.load(Ordering::Relaxed) != 0 {
             sleeper.wake(cursor.event);

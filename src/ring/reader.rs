@@ -105,9 +105,19 @@ impl GiveUp {
         self.0.data.words().ended.load(Ordering::Acquire) != 0
     }
 
-    /// The first batch that a reader of this ring cannot read any more when the writer is dead.
-    pub fn next(&self) -> u64 {
-        self.0.data.words().published.load(Ordering::Acquire).max(self.0.first)
+    /// Whether the writer has put this reader out.
+    pub fn was_evicted(&self) -> bool {
+        self.0.cursor.words().evicted.load(Ordering::Relaxed) != 0
+    }
+
+    /// The first batch that no reader of this ring can read any more when the writer is dead.
+    pub fn published(&self) -> u64 {
+        self.0.data.words().published.load(Ordering::Acquire)
+    }
+
+    /// The first batch for this reader.
+    pub fn first(&self) -> u64 {
+        self.0.first
     }
 
     /// Readers attached to this ring.
@@ -153,7 +163,8 @@ impl RingReader {
             Delivery::Latest if held > 0 => return Err(RingError::OneAtATime),
             _ => {}
         }
-        let evicted = || cursor.words().evicted.load(Ordering::Relaxed);
+        // Acquire, so that what made a lease fail and this are seen in order.
+        let evicted = || cursor.words().evicted.load(Ordering::Acquire);
         let gave_up = || give_up.load(Ordering::SeqCst) || evicted() != 0;
         let (seq, slot) = loop {
             let since = (!self.is_ready()).then(Instant::now);
@@ -177,15 +188,24 @@ impl RingReader {
                 Delivery::Latest if published - self.next > u64::from(data.slots) => published - 1..published,
                 Delivery::Latest => self.next..published,
             };
-            let lease = |seq| Some((seq, words.lease(seq, cursor.words())?));
-            match sequence.clone().find_map(lease) {
-                Some(found) => break found,
-                None if evicted() != 0 || data.delivery == Delivery::Latest => {}
-                None => return Err(RingError::Torn { seq: self.next }),
+            let lease = |seq| Some((seq, words.lease(seq, cursor.words(), &Futex)?));
+            let found = sequence.clone().find_map(lease);
+            let skipped = match (found, data.delivery) {
+                (Some((seq, _)), _) => seq - self.next,
+                _ if evicted() != 0 => continue,
+                (None, Delivery::Latest) => sequence.end - self.next,
+                (None, Delivery::Lossless) => return Err(RingError::Torn { seq: self.next }),
+            };
+            if skipped > 0 {
+                self.next += skipped;
+                count(&cursor.page().skipped, skipped);
+                words.release(self.next, cursor.words(), &Futex);
+            }
+            if let Some(found) = found {
+                break found;
             }
         };
         window.lock().unwrap_or_else(PoisonError::into_inner).lease(seq);
-        count(&cursor.page().skipped, seq - self.next);
         count(&cursor.page().read, 1);
         self.next = seq + 1;
         let lease = Lease { inner: Arc::clone(&self.inner), seq, slot, _session: Arc::clone(&self.session) };
@@ -260,11 +280,8 @@ impl Drop for Lease {
         let Inner { data, cursor, window, .. } = &*self.inner;
         // The store happens under the lock: of two leases dropped at once the later count must be stored last.
         let mut window = window.lock().unwrap_or_else(PoisonError::into_inner);
-        cursor.words().let_go(self.slot);
-        // An evicted reader's writer waits for the bit, if for anything.
-        if let Some(released) = window.give_back(self.seq) {
-            data.words().release(released, cursor.words(), &Futex);
-        }
+        let released = window.give_back(self.seq);
+        data.words().end_lease(self.slot, released, cursor.words(), &Futex);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The readers of a ring, as the daemon keeps them: who comes, who goes, and what writer and control plane share.
 
 use super::READERS_MAX;
-use super::layout::DataHeader;
+use super::layout::{DataHeader, SPARES};
 use super::protocol::is_lawful;
 use super::region::{CursorFile, DataFile, RingError};
 use super::wake::{Futex, can_wait_for_several};
@@ -44,7 +44,7 @@ pub(super) struct ReaderEntry {
 impl ReaderEntry {
     /// Takes over what its cursor says now, where that can be.
     pub(super) fn look(&self, published: u64, delivery: Delivery) -> Result<(), String> {
-        let (before, now) = (self.released.load(Ordering::Relaxed), self.released_now());
+        let (before, now) = (self.released.load(Ordering::Relaxed), self.cursor.words().released());
         if !is_lawful(before, now, published) {
             return Err(format!("it says {now} released where at least {before} and at most {published} can be"));
         }
@@ -57,13 +57,16 @@ impl ReaderEntry {
 
     /// Whether the reader of a feed that lends one batch at a time holds more. Its bits are counted one word after the other, so that
     /// a lease which moves meanwhile may count twice, but not always.
-    pub(super) fn leases_too_many(&self) -> bool {
+    fn leases_too_many(&self) -> bool {
         (0..100).all(|_| self.cursor.words().leases() > 1)
     }
+}
 
-    pub(super) fn released_now(&self) -> u64 {
-        self.cursor.words().released.load(Ordering::Acquire)
-    }
+/// A reader that was put out, and is still there.
+pub(super) struct Evicted {
+    pub(super) reader: Arc<ReaderEntry>,
+    /// The slots that it had leased then and may still read.
+    pub(super) kept: Vec<u32>,
 }
 
 /// The readers of a ring.
@@ -71,17 +74,15 @@ impl ReaderEntry {
 pub(super) struct Readers {
     /// Those that the writer delivers to.
     pub(super) live: Vec<Arc<ReaderEntry>>,
-    /// Those that were evicted for their lag and may still read what they have leased.
-    pub(super) evicted: Vec<Arc<ReaderEntry>>,
-    /// How often a reader has come or gone.
-    pub(super) changes: u64,
+    /// Those that it does not deliver to any more.
+    pub(super) evicted: Vec<Evicted>,
     /// Whether the writer has found nobody to deliver to, or has ended.
     pub(super) closed: bool,
 }
 
 impl Readers {
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<ReaderEntry>> {
-        self.live.iter().chain(&self.evicted)
+        self.live.iter().chain(self.evicted.iter().map(|evicted| &evicted.reader))
     }
 }
 
@@ -112,7 +113,8 @@ pub fn create(
     }
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|source| RingError::Io { action: "create", path: dir.to_owned(), source })?;
-    let header = DataHeader::fixed(format, batch_size, slots, pace.delivery);
+    let spares = if pace.delivery == Delivery::Lossless && pace.max_lag < Duration::MAX { SPARES } else { 0 };
+    let header = DataHeader::fixed(format, batch_size, slots, spares, pace.delivery);
     let data = DataFile::create(&dir.join("data"), header).inspect_err(|_| {
         let _ = std::fs::remove_dir(dir);
     })?;
@@ -228,7 +230,6 @@ impl RingHandle {
         if !is_hold {
             data.header().readers.fetch_add(1, Ordering::Relaxed);
         }
-        readers.changes += 1;
         self.0.dismiss(&readers);
         Ok((id, path))
     }
@@ -237,13 +238,15 @@ impl RingHandle {
     pub fn remove_reader(&self, id: ReaderId) {
         let mut readers = self.0.readers();
         let Readers { live, evicted, .. } = &mut *readers;
-        let take = |list: &mut Vec<Arc<ReaderEntry>>| {
-            list.iter().position(|reader| reader.id == id).map(|at| list.swap_remove(at))
-        };
-        let Some(reader) = take(live).inspect(|reader| self.0.count_out(reader)).or_else(|| take(evicted)) else {
+        let reader = if let Some(at) = live.iter().position(|reader| reader.id == id) {
+            let reader = live.swap_remove(at);
+            self.0.count_out(&reader);
+            reader
+        } else if let Some(at) = evicted.iter().position(|evicted| evicted.reader.id == id) {
+            evicted.swap_remove(at).reader
+        } else {
             return;
         };
-        readers.changes += 1;
         self.0.dismiss(&readers);
         self.0.data.words().dismiss(reader.cursor.words(), &Futex);
         drop(readers);
@@ -281,6 +284,11 @@ impl RingHandle {
 
     /// Bytes of shared memory that the ring takes.
     pub fn bytes(&self) -> u64 {
-        self.0.data.layout.file_bytes(self.0.data.slots) as u64
+        self.0.data.bytes()
+    }
+
+    /// Whether no reader can join any more.
+    pub fn is_closed(&self) -> bool {
+        self.0.readers().closed
     }
 }

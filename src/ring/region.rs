@@ -1,9 +1,9 @@
 //! Files on tmpfs as shared memory: reserved before use, opened with their contents checked.
 #![expect(unsafe_code, reason = "typed views of memory that is shared between processes")]
 
-use super::layout::{CURSOR_MAGIC, Cursor, DATA_MAGIC, DataHeader, LAYOUT_VERSION, PAGE_BYTES, SlotLayout};
+use super::layout::{CURSOR_MAGIC, Cursor, DATA_MAGIC, DataHeader, LAYOUT_VERSION, PAGE_BYTES, SPARES, SlotLayout};
 use super::protocol::{CursorWords, NO_BATCH, WriterWords};
-use crate::config::Delivery;
+use crate::config::{Delivery, SLOTS_MAX};
 use crate::types::{Dtype, ImageSize, Layout};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
@@ -110,11 +110,14 @@ struct Region {
     path: PathBuf,
     /// Bytes of it among [`PROMISED`].
     promised: AtomicU64,
+    /// Bytes that it takes by now.
+    reserved: AtomicU64,
 }
 
 impl Region {
-    /// Makes a file of `bytes` bytes, none of which may be written before [`Region::reserve`].
-    fn create(path: &Path, bytes: usize) -> Result<Self, RingError> {
+    /// Makes a file of `bytes` bytes, none of which may be written before [`Region::reserve`]; there must be room for the first
+    /// `promised` of them.
+    fn create(path: &Path, bytes: usize, promised_bytes: usize) -> Result<Self, RingError> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -124,12 +127,12 @@ impl Region {
             .map_err(|source| RingError::io("create", path, source))?;
         let map = || -> Result<MmapRaw, RingError> {
             let mut promised = promised();
-            let (need, free) = (bytes as u64, free_bytes(&file).saturating_sub(*promised));
+            let (need, free) = (promised_bytes as u64, free_bytes(&file).saturating_sub(*promised));
             if need > free {
                 let dir = path.parent().unwrap_or(path).to_owned();
                 return Err(RingError::NoSpace { need, free, dir });
             }
-            file.set_len(need).map_err(|source| RingError::io("size", path, source))?;
+            file.set_len(bytes as u64).map_err(|source| RingError::io("size", path, source))?;
             let map = MmapOptions::new().map_raw(&file).map_err(|source| RingError::io("map", path, source))?;
             *promised += need;
             Ok(map)
@@ -138,15 +141,19 @@ impl Region {
         let map = map().inspect_err(|_| {
             let _ = std::fs::remove_file(path);
         })?;
-        Ok(Self { map, file, path: path.to_owned(), promised: AtomicU64::new(bytes as u64) })
+        let promised = AtomicU64::new(promised_bytes as u64);
+        Ok(Self { map, file, path: path.to_owned(), promised, reserved: AtomicU64::new(0) })
     }
 
     /// Reserves a piece, once, so that no later write of it can fail.
     fn reserve(&self, from: usize, bytes: usize) -> Result<(), RingError> {
         let reserved = fallocate(&self.file, FallocateFlags::empty(), from as u64, bytes as u64);
         let bytes = bytes as u64;
-        self.promised.fetch_sub(bytes, Ordering::Relaxed);
-        *promised() -= bytes;
+        // What no promise was made of, spare slots, comes last.
+        let kept = bytes.min(self.promised.load(Ordering::Relaxed));
+        self.promised.fetch_sub(kept, Ordering::Relaxed);
+        *promised() -= kept;
+        self.reserved.fetch_add(bytes, Ordering::Relaxed);
         reserved.map_err(|errno| match errno {
             // Somebody else has taken it since the file was made.
             rustix::io::Errno::NOSPC => {
@@ -168,7 +175,7 @@ impl Region {
             let found = format!("it has {} bytes where {bytes_min} are needed", map.len());
             return Err(RingError::Foreign { path: path.to_owned(), found });
         }
-        Ok(Self { map, file, path: path.to_owned(), promised: AtomicU64::new(0) })
+        Ok(Self { map, file, path: path.to_owned(), promised: AtomicU64::new(0), reserved: AtomicU64::new(0) })
     }
 }
 
@@ -188,8 +195,10 @@ pub struct DataFile {
     region: Region,
     /// Where things lie in a slot.
     pub layout: SlotLayout,
-    /// Slots of the ring.
+    /// Slots of the ring, spare ones not counted.
     pub slots: u32,
+    /// Slots after them, for use while evicted readers keep some.
+    pub spares: u32,
     /// Most rows of a batch.
     pub batch_size: u32,
     /// Who waits for whom.
@@ -202,14 +211,15 @@ impl DataFile {
     /// Makes the file and stores `header` in it.
     pub fn create(path: &Path, header: DataHeader) -> Result<Self, RingError> {
         let images = header.images().expect("made from a format");
-        let (slots, batch_size) = (header.slots, header.batch_size);
+        let (slots, spares, batch_size) = (header.slots, header.spares, header.batch_size);
         let layout = SlotLayout::new(batch_size as usize, images.0.values() * images.1.bytes());
         let delivery = Delivery::ALL[header.delivery as usize];
-        let region = Region::create(path, layout.file_bytes(slots))?;
-        region.reserve(0, layout.slot_offset(slots, 0))?;
+        let promised = layout.slot_offset(slots + spares, slots);
+        let region = Region::create(path, layout.file_bytes(slots + spares), promised)?;
+        region.reserve(0, layout.slot_offset(slots + spares, 0))?;
         // SAFETY: the map is page-aligned, larger than the header, writable, and nobody else knows the file yet.
         unsafe { region.map.as_mut_ptr().cast::<DataHeader>().write(header) };
-        let file = Self { region, layout, slots, batch_size, delivery, images };
+        let file = Self { region, layout, slots, spares, batch_size, delivery, images };
         file.words().holds.iter().for_each(|holds| holds.store(NO_BATCH, Ordering::Relaxed));
         Ok(file)
     }
@@ -227,15 +237,15 @@ impl DataFile {
         if header.layout_version != LAYOUT_VERSION {
             return Err(foreign(format!("its layout has version {}, not {LAYOUT_VERSION}", header.layout_version)));
         }
-        let (slots, batch_size) = (header.slots, header.batch_size);
+        let (slots, spares, batch_size) = (header.slots, header.spares, header.batch_size);
         let images = header.images().ok_or_else(|| foreign("its dtype or layout is unknown".to_owned()))?;
         let delivery = Delivery::ALL.get(header.delivery as usize).copied();
         let delivery = delivery.ok_or_else(|| foreign("its delivery is unknown".to_owned()))?;
         let layout = SlotLayout::new(batch_size as usize, images.0.values() * images.1.bytes());
-        if region.map.len() != layout.file_bytes(slots) || slots == 0 {
+        if slots == 0 || slots > SLOTS_MAX || spares > SPARES || region.map.len() != layout.file_bytes(slots + spares) {
             return Err(foreign("its size is not what its header says".to_owned()));
         }
-        Ok(Self { region, layout, slots, batch_size, delivery, images })
+        Ok(Self { region, layout, slots, spares, batch_size, delivery, images })
     }
 
     /// The header page.
@@ -253,16 +263,27 @@ impl DataFile {
             ended: &header.ended,
             writer_waiting: &header.writer_waiting,
             holds: self.directory(),
+            slots: self.slots,
         }
+    }
+
+    /// Slots of the ring, spare ones included.
+    pub fn all_slots(&self) -> u32 {
+        self.slots + self.spares
+    }
+
+    /// Bytes of memory that the file takes, or will before any spare slot is used.
+    pub fn bytes(&self) -> u64 {
+        self.region.promised.load(Ordering::Relaxed) + self.region.reserved.load(Ordering::Relaxed)
     }
 
     /// Which batch each slot holds.
     fn directory(&self) -> &[AtomicU64] {
-        // SAFETY: the file holds the header page, the directory of `slots` words and the slots (checked when it was made or opened);
+        // SAFETY: the file holds the header page, the directory, a word a slot, and the slots (checked when it was made or opened);
         // any bits are an `AtomicU64`, and the map lives as long as `self`.
         unsafe {
             let start = self.region.map.as_ptr().add(PAGE_BYTES).cast::<AtomicU64>();
-            std::slice::from_raw_parts(start, self.slots as usize)
+            std::slice::from_raw_parts(start, self.all_slots() as usize)
         }
     }
 
@@ -275,12 +296,17 @@ impl DataFile {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Reserves the memory of a slot, once, before it is first written.
+    fn slot_offset(&self, slot: u32) -> usize {
+        assert!(slot < self.all_slots());
+        self.layout.slot_offset(self.all_slots(), slot)
+    }
+
+    /// Reserves the memory of a slot, once, before it is first written; of spare ones last.
     ///
     /// # Errors
-    /// When the file system has lost the room that it had when the file was made.
+    /// When the file system has lost the room that it had when the file was made, or has none for a spare slot.
     pub fn reserve_slot(&self, slot: u32) -> Result<(), RingError> {
-        self.region.reserve(self.layout.slot_offset(self.slots, slot), self.layout.slot_bytes)
+        self.region.reserve(self.slot_offset(slot), self.layout.slot_bytes)
     }
 
     /// The bytes of one slot.
@@ -288,10 +314,10 @@ impl DataFile {
     /// # Safety
     /// The writer must not write this slot while the slice lives: batch `seq` of it is published and leased.
     pub unsafe fn slot(&self, slot: u32) -> &[u8] {
-        assert!(slot < self.slots);
-        // SAFETY: the file holds `slots` slots (checked when it was made or opened); the caller excludes writers.
+        let offset = self.slot_offset(slot);
+        // SAFETY: the file holds this slot (asserted, and checked when it was made or opened); the caller excludes writers.
         unsafe {
-            let start = self.region.map.as_ptr().add(self.layout.slot_offset(self.slots, slot));
+            let start = self.region.map.as_ptr().add(offset);
             std::slice::from_raw_parts(start, self.layout.slot_bytes)
         }
     }
@@ -303,10 +329,10 @@ impl DataFile {
     /// slot, and every live reader must have released it.
     #[expect(clippy::mut_from_ref, reason = "exclusive by the ring's protocol, not by the borrow")]
     pub unsafe fn slot_mut(&self, slot: u32) -> &mut [u8] {
-        assert!(slot < self.slots);
+        let offset = self.slot_offset(slot);
         // SAFETY: inside the writable map; exclusive by the caller's promise.
         unsafe {
-            let start = self.region.map.as_mut_ptr().add(self.layout.slot_offset(self.slots, slot));
+            let start = self.region.map.as_mut_ptr().add(offset);
             std::slice::from_raw_parts_mut(start, self.layout.slot_bytes)
         }
     }
@@ -318,7 +344,7 @@ pub struct CursorFile(Region);
 impl CursorFile {
     /// Makes the file of a new reader that begins at batch `seq`.
     pub fn create(path: &Path, seq: u64) -> Result<Self, RingError> {
-        let region = Region::create(path, PAGE_BYTES)?;
+        let region = Region::create(path, PAGE_BYTES, PAGE_BYTES)?;
         region.reserve(0, PAGE_BYTES)?;
         // SAFETY: page-aligned, large enough, writable, and nobody else knows the file yet.
         unsafe { region.map.as_mut_ptr().cast::<Cursor>().write(Cursor::at(seq)) };

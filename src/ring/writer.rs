@@ -3,14 +3,14 @@
 
 use super::READERS_MAX;
 use super::layout::{BatchHeader, ENDED_FAILED, ENDED_STOPPED, EVICTED_LAG, EVICTED_UNLAWFUL, REASON_BYTES_MAX};
-use super::protocol::{CursorWords, has_room};
-use super::readers::{ReaderEntry, ReaderId, Readers, Shared};
+use super::protocol::has_room;
+use super::readers::{Evicted, ReaderEntry, ReaderId, Readers, Shared};
 use super::wake::{EVENTS_MAX, Futex, now_ns};
 use crate::config::Delivery;
 use crate::sampler::Plan;
 use crate::sync::Ordering;
 use bytemuck::cast_slice_mut;
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,8 @@ pub enum WriterStopped {
     Evicted(String),
     /// The file system lost the room that it had for the ring.
     NoSpace(String),
+    /// For as long as a reader may keep others waiting, those that were evicted have kept all slots that nobody else needs.
+    Kept,
 }
 
 /// The only writer of a ring.
@@ -35,55 +37,72 @@ pub struct RingWriter {
     seq: u64,
     /// Whether each slot's memory is reserved.
     reserved: Vec<bool>,
-    /// Who keeps others waiting, at which batch, since when.
-    lagging: Cell<Option<(ReaderId, u64, Instant)>>,
+    /// Who keeps others waiting: which reader, with how much released, since when.
+    late: RefCell<Vec<(ReaderId, u64, Instant)>>,
 }
 
-/// How often the writer goes round all slots before it waits for leases to end.
-const TRIES_MAX: u32 = 100;
-
-/// Whom the writer has to wait for.
+/// Why no slot can be written now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
-    /// This reader has not released the oldest batch.
-    Slowest(Arc<ReaderEntry>),
-    /// None of these has room for another batch.
-    Fastest(Vec<Arc<ReaderEntry>>),
-    /// All slots are leased, by these.
-    Leases(Vec<Arc<ReaderEntry>>),
+    /// Lossless: this reader has not released the oldest batch.
+    Slowest(ReaderId),
+    /// Lossless: evicted readers keep all slots that nobody else needs.
+    Kept,
+    /// Latest: the fastest reader has not released, or another has leased, what is in any slot.
+    Latest,
 }
 
 impl RingWriter {
     /// The writer of a new ring.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let reserved = vec![false; shared.data.slots as usize];
-        Self { shared, seq: 0, reserved, lagging: Cell::new(None) }
+        let reserved = vec![false; shared.data.all_slots() as usize];
+        Self { shared, seq: 0, reserved, late: RefCell::default() }
     }
 
     /// Waits until there is a slot for the next batch, and hands it out for writing.
     ///
     /// # Errors
-    /// When the feed was stopped, or nobody reads it any more, or the slot is used for the first time and there is no memory for
-    /// it.
+    /// When the feed was stopped, or nobody reads it any more, or there is no slot, or no memory for one that is used for the first
+    /// time.
     pub fn next_slot(&mut self) -> Result<SlotMut<'_>, WriterStopped> {
+        // Why the last look found no slot, and the events of those that may change that, noted before it.
+        let mut noted: Option<(Wait, Vec<(Arc<ReaderEntry>, u32)>)> = None;
+        let mut kept_since = None;
         let slot = loop {
-            let (wait, changes) = {
-                let mut readers = self.shared.readers();
-                self.judge(&mut readers)?;
-                // Looked at under the lock: a feed is stopped before its last reader is taken off, and what that reader still holds
-                // must not be written then.
-                if self.is_stopped() {
-                    return Err(WriterStopped::Stopped);
-                }
-                if readers.live.is_empty() {
-                    readers.closed = true;
-                    return Err(WriterStopped::Deserted);
-                }
-                match self.choose(&readers) {
-                    Ok(slot) => break slot,
-                    Err(wait) => (wait, readers.changes),
-                }
+            let mut readers = self.shared.readers();
+            self.judge(&mut readers)?;
+            // Looked at under the lock: a feed is stopped before its last reader is taken off, and what that reader still holds
+            // must not be written then.
+            if self.shared.stop.load(Ordering::SeqCst) {
+                return Err(WriterStopped::Stopped);
+            }
+            if readers.live.is_empty() {
+                readers.closed = true;
+                return Err(WriterStopped::Deserted);
+            }
+            let wait = match self.choose(&readers) {
+                Ok(slot) => break slot,
+                Err(wait) => wait,
             };
-            self.wait(&wait, changes);
+            kept_since = (wait == Wait::Kept).then(|| kept_since.unwrap_or_else(Instant::now));
+            let is_kept_too_long = || kept_since.is_some_and(|since| since.elapsed() > self.shared.pace.max_lag);
+            if is_kept_too_long() {
+                return Err(WriterStopped::Kept);
+            }
+            match noted.take() {
+                Some((before, watched)) if before == wait => {
+                    drop(readers);
+                    let events: Vec<_> =
+                        watched.iter().map(|(reader, seen)| (reader.cursor.words().event, *seen)).collect();
+                    let look_again = || is_kept_too_long() || self.evict_late();
+                    self.shared.data.words().await_cursors(&events, look_again, &Futex);
+                }
+                // What happens from here on changes what is noted, so that it is safe to sleep if the next look finds the same.
+                _ => {
+                    let note = |reader: &Arc<ReaderEntry>| (Arc::clone(reader), reader.cursor.words().note());
+                    noted = Some((wait, watched(&readers, wait).map(note).collect()));
+                }
+            }
         };
         if !self.reserved[slot as usize] {
             self.shared.data.reserve_slot(slot).map_err(|error| WriterStopped::NoSpace(error.to_string()))?;
@@ -92,28 +111,23 @@ impl RingWriter {
         Ok(SlotMut { writer: self, slot })
     }
 
-    fn is_stopped(&self) -> bool {
-        self.shared.stop.load(Ordering::SeqCst)
-    }
-
     /// Reads all cursors, and puts out those that say what cannot be.
     fn judge(&self, readers: &mut Readers) -> Result<(), WriterStopped> {
+        let Readers { live, evicted, closed } = readers;
         let mut outcome = Ok(());
-        readers.live.retain(|reader| match reader.look(self.seq, self.shared.pace.delivery) {
-            Ok(()) => true,
-            Err(why) => {
-                let reason = format!("evicted for what the trainer's cursor says: {why}");
-                tracing::warn!(reader = reader.id, "{reason}");
-                // Its leases are as little to be believed as the rest.
-                reader.cursor.words().evict(EVICTED_UNLAWFUL);
-                self.shared.count_out(reader);
-                let _ = std::fs::remove_file(&reader.path);
-                outcome = Err(WriterStopped::Evicted(reason));
-                false
-            }
+        live.retain(|reader| {
+            let Err(why) = reader.look(self.seq, self.shared.pace.delivery) else { return true };
+            let reason = format!("evicted for what the trainer's cursor says: {why}");
+            tracing::warn!(reader = reader.id, "{reason}");
+            reader.cursor.words().evict(EVICTED_UNLAWFUL);
+            self.shared.count_out(reader);
+            // Its leases are as little to be believed as the rest.
+            evicted.push(Evicted { reader: Arc::clone(reader), kept: Vec::new() });
+            outcome = Err(WriterStopped::Evicted(reason));
+            false
         });
-        if readers.live.is_empty() && outcome.is_err() {
-            readers.closed = true;
+        if live.is_empty() && outcome.is_err() {
+            *closed = true;
             return outcome;
         }
         Ok(())
@@ -123,110 +137,80 @@ impl RingWriter {
     fn choose(&self, readers: &Readers) -> Result<u32, Wait> {
         let (words, slots) = (self.shared.data.words(), self.shared.data.slots);
         let released = |reader: &Arc<ReaderEntry>| reader.released.load(Ordering::Relaxed);
-        let slowest = readers.live.iter().min_by_key(|reader| released(reader)).expect("there is one");
-        let (needed_from, leases): (u64, Vec<_>) = match self.shared.pace.delivery {
-            Delivery::Lossless => (released(slowest), readers.evicted.iter().collect()),
-            Delivery::Latest => {
-                // Those that begin at a later batch do not hurry the others to it.
-                let mut begun = readers.live.iter().filter(|reader| released(reader) <= self.seq).peekable();
-                if begun.peek().is_some() && !begun.clone().any(|reader| has_room(self.seq, released(reader), slots)) {
-                    return Err(Wait::Fastest(begun.cloned().collect()));
-                }
-                (u64::MAX, readers.all().collect())
+        let is_latest = self.shared.pace.delivery == Delivery::Latest;
+        let needed_from = if is_latest {
+            // Those that begin at a later batch do not hurry the others to it.
+            let begun = readers.live.iter().map(released).filter(|&released| released <= self.seq);
+            begun.max().unwrap_or(u64::MAX)
+        } else {
+            let slowest = readers.live.iter().min_by_key(|reader| released(reader)).expect("there is one");
+            if !has_room(self.seq, released(slowest), slots) {
+                return Err(Wait::Slowest(slowest.id));
             }
+            released(slowest)
         };
-        let mut leased = vec![false; if leases.is_empty() { 0 } else { slots as usize }];
-        for _ in 0..TRIES_MAX * slots {
-            // An empty slot counts as the oldest.
-            let age = |slot: &u32| words.holds[*slot as usize].load(Ordering::Relaxed).wrapping_add(1);
-            let free = |slot: &u32| !leased.get(*slot as usize).is_some_and(|&leased| leased);
-            let Some(slot) = (0..slots).filter(free).min_by_key(age) else {
-                if self.shared.pace.delivery == Delivery::Lossless {
-                    break;
-                }
-                // There are more slots than readers: leases have moved while they were looked at.
-                leased.fill(false);
-                continue;
+        let is_leased = |slot| {
+            let has_leased = |reader: &Arc<ReaderEntry>| reader.cursor.words().has_leased(slot);
+            // Of a lossless feed, everybody else has released whatever is claimed.
+            let keeps = |one: &Evicted| one.kept.contains(&slot) && has_leased(&one.reader);
+            is_latest && readers.live.iter().any(has_leased) || readers.evicted.iter().any(keeps)
+        };
+        let mut tried = Vec::new();
+        loop {
+            // An empty slot counts as the oldest, but spare ones are first used last.
+            let age = |slot: u32| words.holds[slot as usize].load(Ordering::Relaxed).wrapping_add(1);
+            let order = |&slot: &u32| (slot >= slots && !self.reserved[slot as usize], age(slot));
+            let is_free = |slot: &u32| age(*slot) <= needed_from && !tried.contains(slot);
+            let Some(slot) = (0..self.shared.data.all_slots()).filter(is_free).min_by_key(order) else {
+                return Err(if is_latest { Wait::Latest } else { Wait::Kept });
             };
-            if age(&slot) > needed_from {
-                return Err(Wait::Slowest(Arc::clone(slowest)));
-            }
-            if words.claim(slot, leases.iter().map(|reader| reader.cursor.words())) {
+            if words.claim(slot, || is_leased(slot)) {
                 return Ok(slot);
             }
-            leased[slot as usize] = true;
+            tried.push(slot);
         }
-        Err(Wait::Leases(leases.into_iter().cloned().collect()))
     }
 
-    /// Waits until what is waited for may have happened, or the readers are others than after so many `changes`.
-    fn wait(&self, wait: &Wait, changes: u64) {
+    /// Puts out those that have kept others waiting at a stretch for longer than they may; whether there are any.
+    fn evict_late(&self) -> bool {
         let Shared { data, pace, .. } = &*self.shared;
-        let (words, slots) = (data.words(), data.slots);
-        let until = |readers: &[Arc<ReaderEntry>], done: &dyn Fn(&ReaderEntry) -> bool| {
-            let cursors: Vec<CursorWords<'_>> = readers.iter().map(|reader| reader.cursor.words()).collect();
-            let others = || self.is_stopped() || self.shared.readers().changes != changes;
-            words.await_cursors(&cursors, || readers.iter().any(|reader| done(reader)) || others(), &Futex);
-        };
-        match wait {
-            Wait::Slowest(reader) => {
-                let before = reader.released.load(Ordering::Relaxed);
-                let lags =
-                    || pace.max_lag < Duration::MAX && !reader.is_hold && self.lag(reader, before) > pace.max_lag;
-                let evicts = Cell::new(false);
-                until(std::slice::from_ref(reader), &|reader| {
-                    evicts.set(reader.released_now() == before && lags());
-                    reader.released_now() != before || evicts.get()
-                });
-                if evicts.get() {
-                    self.evict(reader);
-                }
-            }
-            Wait::Fastest(readers) => until(readers, &|reader| has_room(self.seq, reader.released_now(), slots)),
-            Wait::Leases(readers) => {
-                tracing::warn!("every slot of a feed is leased by trainers that are evicted or slow; it waits for one");
-                let leases: Vec<u32> = readers.iter().map(|reader| reader.cursor.words().leases()).collect();
-                let changed = |reader: &ReaderEntry| {
-                    let at = readers.iter().position(|other| other.id == reader.id).expect("one of them");
-                    reader.cursor.words().leases() != leases[at]
-                        || pace.delivery == Delivery::Latest && reader.leases_too_many()
-                };
-                until(readers, &changed);
-            }
+        if pace.max_lag == Duration::MAX {
+            return false;
         }
-    }
-
-    /// For how long a reader that stands at `released` has kept others waiting at a stretch.
-    fn lag(&self, reader: &ReaderEntry, released: u64) -> Duration {
-        let now = Instant::now();
-        let since = match self.lagging.get() {
-            _ if !self.keeps_others_waiting(reader) => None,
-            Some((id, at, since)) if (id, at) == (reader.id, released) => Some(since),
-            _ => Some(now),
+        let (mut readers, mut late, now) = (self.shared.readers(), self.late.borrow_mut(), Instant::now());
+        let stands = |reader: &ReaderEntry| reader.cursor.words().released();
+        let is_late = |reader: &ReaderEntry| !reader.is_hold && !has_room(self.seq, stands(reader), data.slots);
+        let waits = |reader: &ReaderEntry| {
+            let has_begun = stands(reader) <= self.seq;
+            has_begun && !is_late(reader) && reader.cursor.words().reader_waiting.load(Ordering::Relaxed) != 0
         };
-        self.lagging.set(since.map(|since| (reader.id, released, since)));
-        since.map_or(Duration::ZERO, |since| now - since)
-    }
-
-    /// Whether another reader sleeps because it has read everything.
-    fn keeps_others_waiting(&self, slowest: &ReaderEntry) -> bool {
-        let readers = self.shared.readers();
-        let sleeps = |other: &ReaderEntry| other.cursor.words().reader_waiting.load(Ordering::Relaxed) != 0;
-        // One that begins at a later batch waits for that.
-        let begun = |other: &ReaderEntry| other.released.load(Ordering::Relaxed) <= self.seq;
-        readers.live.iter().any(|other| other.id != slowest.id && begun(other) && sleeps(other))
-    }
-
-    /// Puts out a reader that lags; what it has leased is left alone.
-    fn evict(&self, reader: &Arc<ReaderEntry>) {
-        let mut readers = self.shared.readers();
-        let Some(at) = readers.live.iter().position(|other| other.id == reader.id) else { return };
-        let max_lag = self.shared.pace.max_lag;
-        tracing::warn!(reader = reader.id, "evicted: it has kept others waiting for more than {max_lag:?}");
-        let reader = readers.live.swap_remove(at);
-        self.shared.count_out(&reader);
-        reader.cursor.words().evict(EVICTED_LAG);
-        readers.evicted.push(reader);
+        if !readers.live.iter().any(|reader| waits(reader)) {
+            late.clear();
+            return false;
+        }
+        let stood = std::mem::take(&mut *late);
+        for reader in readers.live.iter().filter(|reader| is_late(reader)) {
+            let here = (reader.id, stands(reader));
+            let since = stood.iter().find(|&&(id, at, _)| (id, at) == here).map_or(now, |&(.., since)| since);
+            late.push((here.0, here.1, since));
+        }
+        let over: Vec<ReaderId> =
+            late.iter().filter(|(.., since)| now - *since > pace.max_lag).map(|&(id, ..)| id).collect();
+        for id in &over {
+            let at = readers.live.iter().position(|reader| reader.id == *id).expect("it is late");
+            let reader = readers.live.swap_remove(at);
+            tracing::warn!(reader = id, "evicted: it has kept others waiting for more than {:?}", pace.max_lag);
+            self.shared.count_out(&reader);
+            reader.cursor.words().evict(EVICTED_LAG);
+            let has_leased = |&slot: &u32| reader.cursor.words().has_leased(slot);
+            let mut kept: Vec<u32> = (0..data.all_slots()).filter(has_leased).collect();
+            // More than a reader can have leased is rubbish.
+            if kept.len() > data.slots as usize {
+                kept.clear();
+            }
+            readers.evicted.push(Evicted { reader, kept });
+        }
+        !over.is_empty()
     }
 
     /// Ends the feed with a reason, which readers see after the last published batch; none join any more.
@@ -245,6 +229,14 @@ impl RingWriter {
     }
 }
 
+/// Those whose doing may end a wait.
+fn watched(readers: &Readers, wait: Wait) -> impl Iterator<Item = &Arc<ReaderEntry>> {
+    readers.all().filter(move |reader| match wait {
+        Wait::Slowest(id) => reader.id == id,
+        Wait::Kept | Wait::Latest => true,
+    })
+}
+
 /// A slot that is being filled. Dropping it publishes nothing; another slot may be handed out then.
 pub struct SlotMut<'a> {
     writer: &'a mut RingWriter,
@@ -255,8 +247,8 @@ impl SlotMut<'_> {
     fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: `next_slot` alone makes a `SlotMut`, once the slot is reserved, of the only writer (it is not `Clone`, and
         // `self` borrows it), after it claimed the slot: every live reader has released its batch (read with Acquire in `look`) or, with
-        // delivery latest, has not leased it, and neither has an evicted one; nobody can lease it until it is published. Readers that
-        // are on neither list have lost their leases.
+        // delivery latest, has not leased it, and no evicted one keeps it; nobody can lease it until it is published. Readers that are
+        // on neither list have lost their leases.
         unsafe { self.writer.shared.data.slot_mut(self.slot) }
     }
 

@@ -289,9 +289,12 @@ impl Drop for Lease {
 mod tests {
     use super::*;
     use crate::config::FeedSpec;
+    use crate::ring::layout::PAGE_BYTES;
+    use crate::ring::protocol::NO_BATCH;
     use crate::ring::{Pace, RingHandle, RingWriter, WriterStopped, create};
     use crate::sampler::{Plan, Sampler};
     use crate::types::ImageSize;
+    use std::os::unix::fs::FileExt;
 
     struct Fixture {
         writer: RingWriter,
@@ -534,6 +537,99 @@ mod tests {
         assert_eq!(ring.handle.readers().len(), 1);
     }
 
+    /// Another reader, which is asleep as far as the writer can see.
+    fn waiting(ring: &Fixture) -> RingReader {
+        let (_, cursor) = ring.handle.add_reader(Some).unwrap();
+        let reader = open(&ring.handle.data_path(), &cursor).unwrap();
+        reader.inner.cursor.words().reader_waiting.store(1, Ordering::Relaxed);
+        reader
+    }
+
+    #[test]
+    fn readers_that_lag_at_the_same_time_are_evicted_at_the_same_time() {
+        let mut ring = ring_at(2, Pace { delivery: Delivery::Lossless, max_lag: Duration::from_nanos(1) });
+        let (_, cursor) = ring.handle.add_reader(Some).unwrap();
+        let _lags_too = open(&ring.handle.data_path(), &cursor).unwrap();
+        let mut other = waiting(&ring);
+        for index in 0..2 {
+            ring.write(index);
+            assert_eq!(lease(&mut other).seq(), index as u64);
+        }
+        assert!(!ring.writer.evict_late(), "they are late from here on");
+        assert!(ring.writer.evict_late());
+        let evicted: Vec<bool> = ring.handle.readers().iter().map(|reader| reader.evicted).collect();
+        assert_eq!(evicted, [false, true, true]);
+    }
+
+    #[test]
+    fn while_evicted_readers_keep_slots_others_use_the_spare_ones_and_if_these_are_kept_too_the_ring_ends() {
+        let mut ring = ring_at(63, Pace { delivery: Delivery::Lossless, max_lag: Duration::from_millis(1) });
+        let mut other = waiting(&ring);
+        ring.handle.remove_reader(ring.id);
+        let mut kept = Vec::new();
+        for _ in 0..2 {
+            let (_, cursor) = ring.handle.add_reader(Some).unwrap();
+            let mut hoarder = open(&ring.handle.data_path(), &cursor).unwrap();
+            for index in 0..63 {
+                ring.write(index % 10);
+                kept.push((index % 10, lease(&mut hoarder)));
+                drop(lease(&mut other));
+            }
+        }
+        assert_eq!(ring.writer.next_slot().err(), Some(WriterStopped::Kept));
+        let is_whole = |(index, lease): &(usize, Lease)| lease.view().x.iter().all(|&byte| byte == *index as u8);
+        assert!(kept.iter().all(is_whole), "overwritten while leased");
+        // One lease less is enough to go on.
+        kept.pop();
+        ring.write(9);
+        assert_eq!(lease(&mut other).seq(), 126);
+    }
+
+    #[test]
+    fn the_fastest_reader_of_the_latest_misses_nothing_while_others_hold_slots() {
+        let mut ring = ring_at(4, latest());
+        let join = || {
+            let (_, cursor) = ring.handle.add_reader(Some).unwrap();
+            open(&ring.handle.data_path(), &cursor).unwrap()
+        };
+        let mut stalled = [join(), join()];
+        ring.write(0);
+        let _held = lease(&mut stalled[0]);
+        assert_eq!(ring.read().seq(), 0);
+        ring.write(1);
+        let _held_too = lease(&mut stalled[1]);
+        std::thread::scope(|scope| {
+            let (writer, plans) = (&mut ring.writer, &ring.plans);
+            scope.spawn(move || {
+                for plan in &plans[2..] {
+                    writer.next_slot().unwrap().publish(plan, &[0; 3], &[0; 3], 0);
+                }
+            });
+            for seq in 1..10 {
+                std::thread::yield_now();
+                assert_eq!(lease(&mut ring.reader).seq(), seq);
+            }
+        });
+    }
+
+    #[test]
+    fn a_reader_of_the_latest_does_not_wait_awake_for_a_batch_that_no_slot_holds() {
+        let mut ring = ring_at(3, latest());
+        ring.write(0);
+        // As the writer leaves it that is killed while it fills the slot of the newest batch.
+        let data = std::fs::OpenOptions::new().write(true).open(ring.handle.data_path()).unwrap();
+        data.write_all_at(&NO_BATCH.to_le_bytes(), PAGE_BYTES as u64).unwrap();
+        let handle = ring.reader.give_up_handle();
+        let reading =
+            std::thread::spawn(move || (matches!(ring.reader.next_batch().unwrap(), Next::GaveUp), ring.reader));
+        while ring.handle.readers()[0].released == 0 {
+            std::thread::yield_now();
+        }
+        handle.give_up();
+        let (gave_up, _reader) = reading.join().unwrap();
+        assert!(gave_up && ring.handle.readers()[0].skipped == 1);
+    }
+
     #[test]
     fn a_slow_reader_of_the_latest_skips_and_holds_up_nobody() {
         let mut ring = ring_at(3, latest());
@@ -602,7 +698,7 @@ mod tests {
             ring.write(1);
             ring.reader.inner.cursor.words().released.store(rubbish, Ordering::Release);
             assert!(matches!(ring.writer.next_slot().err(), Some(WriterStopped::Evicted(_))), "{rubbish}");
-            assert!(ring.handle.readers().is_empty());
+            assert!(ring.handle.readers()[0].evicted && ring.handle.is_closed());
         }
     }
 

@@ -172,7 +172,7 @@ impl RingWriter {
     }
 
     /// Puts out those that have kept others waiting at a stretch for longer than they may; whether there are any.
-    fn evict_late(&self) -> bool {
+    pub(super) fn evict_late(&self) -> bool {
         let Shared { data, pace, .. } = &*self.shared;
         if pace.max_lag == Duration::MAX {
             return false;

@@ -314,10 +314,10 @@ pub struct JoinArgs {
     #[arg(long, env = "MIXD_SHARE", value_name = "NAME")]
     pub share: Option<ShareName>,
     /// Who waits for whom in a shared feed: lossless (all for the slowest) or latest (nobody; the slow skip batches).
-    #[arg(long, env = "MIXD_DELIVERY", default_value = "lossless")]
+    #[arg(long, env = "MIXD_DELIVERY", default_value = "lossless", requires = "share")]
     pub delivery: Delivery,
     /// Seconds for which a trainer of a lossless shared feed may keep others waiting before it is evicted.
-    #[arg(long, env = "MIXD_MAX_LAG", value_name = "S", default_value_t = Share::MAX_LAG_S)]
+    #[arg(long, env = "MIXD_MAX_LAG", value_name = "S", default_value_t = Share::MAX_LAG_S, requires = "share")]
     pub max_lag: f64,
     /// Where to begin: now, next-epoch, or EPOCH,BATCH [default: now; of a feed of its own 0,0].
     #[arg(long, env = "MIXD_START", default_value = "now", hide_default_value = true)]

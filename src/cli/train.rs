@@ -33,7 +33,7 @@ pub struct Train {
     /// Torch's threads [default: its own choice].
     #[arg(long, env = "MIXD_THREADS", value_parser = clap::value_parser!(i32).range(1..))]
     threads: Option<i32>,
-    /// Write every step and epoch to this file, as JSON lines.
+    /// Write every step and epoch to this file, as JSON lines; a resumed training adds to it.
     #[arg(long, env = "MIXD_LOG", value_name = "F.jsonl")]
     log: Option<PathBuf>,
     /// Write the network, and how far training is, to this file after each epoch [default when resumed: the file resumed from].

@@ -28,6 +28,8 @@ pub struct Feed {
     attached: Attached,
     spec: FeedSpec,
     place: Place,
+    /// The first batch of another epoch than was asked for, which comes next.
+    ahead: Option<Batch>,
     socket: PathBuf,
     /// What comes after the reader gave up.
     later: mpsc::Receiver<Opened>,
@@ -56,7 +58,7 @@ pub fn attach_for(socket: &Path, spec: &FeedSpec, reconnect: Duration) -> Result
     std::thread::Builder::new().name("mixd-client".to_owned()).spawn(run).map_err(ClientError::Start)?;
     let (attached, reader) = later.recv().map_err(|_| ClientError::DaemonGone(socket.to_owned()))??;
     let place = attached.start.map(place_from_proto).unwrap_or_default();
-    Ok(Feed { reader, attached, spec: *spec, place, socket: socket.to_owned(), later })
+    Ok(Feed { reader, attached, spec: *spec, place, ahead: None, socket: socket.to_owned(), later })
 }
 
 /// What the client's thread needs.
@@ -181,13 +183,18 @@ impl Feed {
     /// When the feed ended, or the daemon is gone and no other takes its place in time, after everything published was read; when this
     /// trainer was evicted; or when it holds all the slots that it may.
     pub fn next_batch(&mut self) -> Result<Batch, ClientError> {
+        let batch = match self.ahead.take() {
+            Some(batch) => batch,
+            None => self.read()?,
+        };
+        self.place = batch.place().next(self.batches());
+        Ok(batch)
+    }
+
+    fn read(&mut self) -> Result<Batch, ClientError> {
         loop {
             match self.reader.next_batch()? {
-                Next::Batch(batch) => {
-                    let header = batch.header();
-                    self.place = Place { epoch: header.epoch, index: header.index }.next(self.batches());
-                    return Ok(batch);
-                }
+                Next::Batch(batch) => return Ok(batch),
                 Next::Ended { reason, .. } => return Err(ClientError::Ended(reason)),
                 Next::Evicted(Eviction::Lag) => {
                     let max_lag_s = self.spec.share.map_or(0.0, |share| share.max_lag_s);
@@ -204,9 +211,9 @@ impl Feed {
         }
     }
 
-    /// The batches up to the end of the current epoch.
+    /// The batches from the next one to the end of its epoch, as far as they are not skipped.
     pub fn epoch(&mut self) -> Epoch<'_> {
-        Epoch { feed: self, over: false }
+        Epoch { feed: self, number: None, over: false }
     }
 
     /// The place of the next batch, unless batches are skipped. A feed that is opened with this as its start goes on from here.
@@ -222,7 +229,7 @@ impl Feed {
 
     /// Whether the next batch is there already.
     pub fn is_ready(&self) -> bool {
-        self.reader.is_ready()
+        self.ahead.is_some() || self.reader.is_ready()
     }
 
     /// Batches in each epoch.
@@ -240,6 +247,11 @@ impl Feed {
         &self.attached.classes
     }
 
+    /// Hash of everything beside its spec that the feed's bytes depend on: the data set's paths, decoder, resize, mixer, version.
+    pub fn identity(&self) -> u64 {
+        self.attached.identity
+    }
+
     /// The mixer that digests name.
     pub fn mixer(&self) -> &str {
         &self.attached.mixer
@@ -254,6 +266,7 @@ impl Feed {
 /// Iterator over the rest of an epoch.
 pub struct Epoch<'a> {
     feed: &'a mut Feed,
+    number: Option<u64>,
     over: bool,
 }
 
@@ -266,6 +279,15 @@ impl Iterator for Epoch<'_> {
         }
         let batch = self.feed.next_batch();
         self.over = batch.as_ref().map_or(true, |batch| batch.view().ends_epoch());
-        Some(batch)
+        match batch {
+            // The end of the epoch was skipped.
+            Ok(batch) if *self.number.get_or_insert(batch.place().epoch) != batch.place().epoch => {
+                self.over = true;
+                self.feed.place = batch.place();
+                self.feed.ahead = Some(batch);
+                None
+            }
+            batch => Some(batch),
+        }
     }
 }

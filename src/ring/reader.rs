@@ -7,6 +7,7 @@ use super::wake::Futex;
 use crate::batch::BatchView;
 use crate::config::Delivery;
 use crate::sync::Ordering;
+use crate::types::Place;
 use bytemuck::cast_slice;
 use std::collections::VecDeque;
 use std::path::Path;
@@ -248,6 +249,12 @@ impl Lease {
     /// Number of the batch in this ring, from 0.
     pub fn seq(&self) -> u64 {
         self.seq
+    }
+
+    /// The batch's place.
+    pub fn place(&self) -> Place {
+        let BatchHeader { epoch, index, .. } = self.header();
+        Place { epoch, index }
     }
 
     /// The batch, where it lies.

@@ -21,6 +21,8 @@ pub struct State {
     pub options: Options,
     /// What it trains on.
     pub feed: FeedSpec,
+    /// Hash of what decides the batches' bytes beside that.
+    pub identity: u64,
     /// The epoch that it began with.
     pub first_epoch: u64,
     /// The next batch.
@@ -68,6 +70,10 @@ fn partial(path: &Path) -> PathBuf {
 
 /// Finds out whether [`save`] can write there, before hours of training.
 pub fn check(path: &Path) -> Result<(), CheckpointError> {
+    if path.to_str().is_none() {
+        let cause = "its name is not UTF-8".to_owned();
+        return Err(CheckpointError::Write { path: path.to_owned(), cause });
+    }
     let partial = partial(path);
     let tried = std::fs::File::create(&partial).and_then(|_| std::fs::remove_file(&partial));
     tried.map_err(|error| CheckpointError::Write { path: path.to_owned(), cause: error.to_string() })
@@ -141,7 +147,15 @@ mod tests {
         let options = Options::default();
         let place = Place { epoch: 3, index: 7 };
         let running = Running { images: 5.0, loss: 0.1 + 0.2, right: 3.0, last_losses: vec![1.0 / 3.0].into() };
-        State { options, feed: FeedSpec::train(), first_epoch: 1, place, running, results: Vec::new() }
+        State {
+            options,
+            feed: FeedSpec::train(),
+            identity: u64::MAX,
+            first_epoch: 1,
+            place,
+            running,
+            results: Vec::new(),
+        }
     }
 
     #[test]

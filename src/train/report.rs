@@ -1,11 +1,12 @@
 //! What people see of a training: a progress bar or plain lines, the table at the end, and JSON lines in a file.
 
 use super::{EpochResult, Event, Options};
+use crate::config::FeedSpec;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{BufWriter, IsTerminal, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 /// Without a terminal a line is written every so many batches.
@@ -93,17 +94,21 @@ pub fn table(results: &[EpochResult]) -> String {
     out
 }
 
-/// A file of JSON lines: the options, then every step and every epoch.
-pub struct JsonLog(BufWriter<File>);
+/// A file of JSON lines: the options, then every step and every epoch, each line as soon as it happens.
+pub struct JsonLog(File);
 
 impl JsonLog {
-    /// Starts the file with the options.
+    /// Starts the file, or that of a resumed training anew at its end, with the options.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn create(path: &Path, options: &Options, feed: &crate::config::FeedSpec) -> std::io::Result<Self> {
-        let mut log = Self(BufWriter::new(File::create(path)?));
-        log.write(&json!({"event": "start", "version": env!("CARGO_PKG_VERSION"), "options": options, "feed": feed}))?;
+    pub fn open(path: &Path, options: &Options, feed: &FeedSpec, resumed: bool) -> std::io::Result<Self> {
+        let mut file = OpenOptions::new();
+        let mut log = Self(file.create(true).write(true).append(resumed).truncate(!resumed).open(path)?);
+        let version = env!("CARGO_PKG_VERSION");
+        log.write(
+            &json!({"event": "start", "resumed": resumed, "version": version, "options": options, "feed": feed}),
+        )?;
         Ok(log)
     }
 
@@ -121,13 +126,12 @@ impl JsonLog {
             Event::Epoch(result) => {
                 let mut value = serde_json::to_value(result)?;
                 value["event"] = "epoch".into();
-                self.write(&value)?;
-                self.0.flush()
+                self.write(&value)
             }
         }
     }
 
     fn write(&mut self, value: &Value) -> std::io::Result<()> {
-        writeln!(self.0, "{value}")
+        self.0.write_all(format!("{value}\n").as_bytes())
     }
 }

@@ -50,8 +50,11 @@ pub trait Batches {
     /// Batches in each epoch.
     fn batches(&self) -> u64;
 
-    /// The next batch.
+    /// The next batch, unless batches are skipped.
     fn place(&self) -> Place;
+
+    /// Hash of what decides the batches' bytes beside the feed's spec.
+    fn identity(&self) -> u64;
 
     /// Hands every batch of the rest of the epoch to `use_batch`, in order.
     ///
@@ -85,6 +88,12 @@ pub enum TrainError {
         index: u64,
         /// The loss.
         loss: f64,
+    },
+    /// The network gives no numbers any more, which is not saved.
+    #[error("after epoch {epoch} the loss on the validation images is no number (use a smaller --lr)")]
+    Diverged {
+        /// Which epoch.
+        epoch: u64,
     },
     /// Raw pixels.
     #[error("u8 batches are not normalised and cannot be trained on (use --dtype f32, bf16 or f16)")]
@@ -208,7 +217,7 @@ pub fn run(
         checkpoint::load(&variables, path)?;
     }
     options.save.as_deref().map_or(Ok(()), checkpoint::check)?;
-    let batches = train.batches();
+    let (batches, train_identity) = (train.batches(), train.identity());
     let (first_epoch, mut resumed_running, mut results) = match resumed {
         Some(State { first_epoch, running, results, .. }) => (first_epoch, Some(running), results),
         None => (train.place().epoch, None, Vec::new()),
@@ -216,14 +225,16 @@ pub fn run(
     let save = |place, running: &Running, results: &[EpochResult]| match &options.save {
         Some(path) => {
             let (running, results) = (running.clone(), results.to_vec());
-            let state = State { options: options.clone(), feed: *feed, first_epoch, place, running, results };
+            let (options, feed, identity) = (options.clone(), *feed, train_identity);
+            let state = State { options, feed, identity, first_epoch, place, running, results };
             checkpoint::save(&variables, &state, path)
         }
         None => Ok(()),
     };
-    for epoch in train.place().epoch..first_epoch + options.epochs {
+    while train.place().epoch < first_epoch + options.epochs {
         let (mut running, start) = (resumed_running.take().unwrap_or_default(), Instant::now());
-        let before = running.images;
+        // Of a feed that skips batches, the epoch of those that come.
+        let (before, mut epoch) = (running.images, train.place().epoch);
         train.epoch(&mut |view| {
             if view.len() == 1 {
                 return Err(TrainError::OneImage { epoch: view.epoch, index: view.index });
@@ -244,12 +255,14 @@ pub fn run(
                 return Err(TrainError::NotFinite { epoch: view.epoch, index: view.index, loss });
             }
             running.add(images, loss, right(&logits, &batch.label_a));
+            epoch = view.epoch;
+            let (running_loss, running_acc) = (running.loss / running.images, running.right / running.images);
+            observe(&Event::Step { epoch, index: view.index, batches, loss, running_loss, running_acc })?;
             let next = view.index + 1;
             if next < batches && options.save_every.is_some_and(|every| next.is_multiple_of(every)) {
                 save(Place { epoch, index: next }, &running, &results)?;
             }
-            let (running_loss, running_acc) = (running.loss / running.images, running.right / running.images);
-            Ok(observe(&Event::Step { epoch, index: view.index, batches, loss, running_loss, running_acc })?)
+            Ok(())
         })?;
         let train_s = start.elapsed().as_secs_f64();
         observe(&Event::Validating)?;
@@ -265,6 +278,9 @@ pub fn run(
                 Ok(())
             })
         })?;
+        if !(validated.loss + smoothed_loss).is_finite() {
+            return Err(TrainError::Diverged { epoch });
+        }
         let last = &running.last_losses;
         let result = EpochResult {
             epoch,
@@ -305,6 +321,10 @@ mod tests {
 
         fn place(&self) -> Place {
             self.place
+        }
+
+        fn identity(&self) -> u64 {
+            7
         }
 
         fn epoch(

@@ -54,10 +54,21 @@ impl Train {
             classes: train.classes().len(),
             ..saved
         };
+        anyhow::ensure!(
+            options.save_every.is_none() || options.save.is_some(),
+            "--save-every says when to save, but not where (name a file with --save)"
+        );
+        if resumed.as_ref().is_some_and(|state| state.identity != train.identity()) {
+            tracing::warn!(
+                "goes on, but not to the bit: the batches are not those of the training that was saved, since the data set's path, the \
+                 decoder, the resize, the mixer or the version is another"
+            );
+        }
         let log = self.log.as_ref();
         let mut log = log
             .map(|path| {
-                JsonLog::create(path, &options, &spec).with_context(|| format!("cannot write {}", path.display()))
+                JsonLog::open(path, &options, &spec, resumed.is_some())
+                    .with_context(|| format!("cannot write {}", path.display()))
             })
             .transpose()?;
         let first_epoch = resumed.as_ref().map_or(train.place().epoch, |state| state.first_epoch);
@@ -82,6 +93,10 @@ impl Batches for Feed {
 
     fn place(&self) -> Place {
         Feed::place(self)
+    }
+
+    fn identity(&self) -> u64 {
+        Feed::identity(self)
     }
 
     fn epoch(&mut self, use_batch: &mut dyn FnMut(&BatchView<'_>) -> Result<(), TrainError>) -> Result<(), TrainError> {

@@ -57,8 +57,9 @@ impl Default for Mixup {
     }
 }
 
-/// CutMix (Yun et al. 2019): a box of the partner in the own image. With λ from Beta(α, α), the box has the sides `W·√(1−λ)` and
-/// `H·√(1−λ)`, both rounded down, about a uniform pixel, and is clipped to the image; λ is then the share of the image outside it.
+/// CutMix (Yun et al. 2019): a box of the partner in the own image. With λ from Beta(α, α), the box reaches half of `W·√(1−λ)` and of
+/// `H·√(1−λ)`, all rounded down, to either side of a uniform pixel, and is clipped to the image; λ is then the share of the image
+/// outside it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct CutMix {
     /// α of Beta(α, α); positive and finite.

@@ -3,9 +3,10 @@
 //! The generator is ChaCha8 with a 64-bit stream id and a 64-bit block counter. The mapping, which is part of plan
 //! version [`PLAN_VERSION`], is:
 //!
-//! - **key**, 32 bytes: the seed as 8 little-endian bytes, then the 24 bytes of `"mixd: plan, version 1\0\0\0"`;
+//! - **key**, 32 bytes: the seed as 8 little-endian bytes, then the 24 bytes of `"mixd: plan, version 1\0\0\0"` (as they have been
+//!   since version 1, from which version 2 differs in second orders only);
 //! - **stream id**: `stream << 56 | epoch`, with [`Stream`]'s numbers;
-//! - **first block**: `batch << 40 | row << 16`, so that each row has 2¹⁶ blocks of 16 words to itself.
+//! - **first block**: `batch << 40 | row << 16`, so that each row has 2¹⁶ blocks of 16 words to itself, and each batch 2⁴⁰.
 //!
 //! Rows are counted over all ranks: row `r` of rank `k` is `r · world_size + k`, so ranks never share a draw.
 
@@ -14,7 +15,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use rand_distr::{Beta, Distribution};
 
 /// Version of everything that makes plans what they are; it changes when any plan would.
-pub const PLAN_VERSION: u32 = 1;
+pub const PLAN_VERSION: u32 = 2;
 
 /// Bound of epochs: 2⁵⁶.
 pub const EPOCH_BITS: u32 = 56;
@@ -27,7 +28,8 @@ pub const ROW_BITS: u32 = 24;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Stream {
-    /// The epoch's order of samples; row 1 is the second order, for partners from a second batch.
+    /// The epoch's order of samples, which may take more words than a row has: batch 0 is the first order, batch 1 the second, for
+    /// partners from a second batch.
     Permutation = 0,
     /// The partners within a batch.
     Shuffle = 1,
@@ -90,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mapping_of_plan_version_1_is_pinned() {
+    fn the_mapping_of_plan_version_2_is_pinned() {
         let words = |stream, epoch, batch, row| at(7, stream, epoch, batch, row).next_u64();
         let pinned =
             [words(Stream::Permutation, 0, 0, 0), words(Stream::Shuffle, 1, 2, 0), words(Stream::Lambda, 3, 4, 5)];

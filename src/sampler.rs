@@ -114,15 +114,12 @@ impl Sampler {
 
     /// The order of an epoch, from which its plans are made. Costs O(samples); any epoch can be had alone.
     pub fn epoch(&self, epoch: u64) -> Epoch<'_> {
-        let order = |row| match self.spec.shuffle {
-            true => rng::permutation(rng::at(self.spec.seed, Stream::Permutation, epoch, 0, row), self.samples),
-            false => (0..self.samples).collect(),
-        };
-        let second = self.spec.mix.takes_a_second_batch();
+        let shuffled =
+            |nth| rng::permutation(rng::at(self.spec.seed, Stream::Permutation, epoch, nth, 0), self.samples);
+        let order = if self.spec.shuffle { shuffled(0) } else { (0..self.samples).collect() };
         // A second order is always a shuffled one: in the order of the index every row would be its own partner.
-        let second =
-            second.then(|| rng::permutation(rng::at(self.spec.seed, Stream::Permutation, epoch, 0, 1), self.samples));
-        Epoch { sampler: self, epoch, order: order(0), second }
+        let second = self.spec.mix.takes_a_second_batch().then(|| shuffled(1));
+        Epoch { sampler: self, epoch, order, second }
     }
 }
 

@@ -3,19 +3,20 @@
 
 mod common;
 
-use common::{DEADLINE, Daemon, mixd, run, sample_data, stderr, until};
+use common::{DEADLINE, Daemon, mixd, run, sample_data, stderr, twice_the_sample_data, until};
 use mixd::client::{self, ClientError};
-use mixd::config::{CutMix, Delivery, FeedSpec, Mix, Mixup, Pairing, Share};
+use mixd::config::{CutMix, Delivery, FeedSpec, LambdaPer, Mix, Mixup, Pairing, Share};
+use mixd::control::proto;
 use mixd::dataset::Dataset;
 use mixd::image::LoadOptions;
 use mixd::mix::MixerKind;
 use mixd::pipeline::{OnBadImage, Options, Pipeline, in_flight};
 use mixd::sampler::Sampler;
-use mixd::types::{Device, Dtype, ImageSize, Layout, Place, Split, Start};
+use mixd::types::{Device, Dtype, ImageSize, Last, Layout, Place, Split, Start};
 use rustix::process::Signal;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -106,9 +107,10 @@ impl Trainer {
         trainer
     }
 
-    /// The rest of the next line that begins so; `None` when it has ended.
+    /// The rest of the next line that begins so; `None` when it has ended, or says nothing more.
     fn line(&mut self, begin: &str) -> Option<String> {
-        self.lines.iter().find_map(|line| line.strip_prefix(begin).map(str::to_owned))
+        let next = || self.lines.recv_timeout(DEADLINE).ok();
+        std::iter::from_fn(next).find_map(|line| line.strip_prefix(begin).map(str::to_owned))
     }
 
     /// Takes note of its next batch.
@@ -157,7 +159,11 @@ struct Oracle {
 
 impl Oracle {
     fn new() -> Self {
-        let dataset = Dataset::open(&sample_data(), None, &mut |_| {}).unwrap();
+        Self::of(&sample_data())
+    }
+
+    fn of(data: &Path) -> Self {
+        let dataset = Dataset::open(data, None, &mut |_| {}).unwrap();
         let options = Options {
             workers: "1".parse().unwrap(),
             cache_bytes: 1 << 30,
@@ -194,7 +200,8 @@ impl Oracle {
 
 #[test]
 fn eight_trainers_get_what_they_should_while_some_are_killed_and_others_join() {
-    let daemon = Daemon::start(&[]);
+    let data = twice_the_sample_data();
+    let daemon = Daemon::on(data.path(), &[]);
     let base = spec();
     let second = Mix::Mixup(Mixup { pairing: Pairing::SecondBatch, ..Mixup::default() });
     let lossless = FeedSpec { flip: true, share: shared("all", Delivery::Lossless), ..base };
@@ -223,25 +230,41 @@ fn eight_trainers_get_what_they_should_while_some_are_killed_and_others_join() {
     trainers.push(start(FeedSpec { start: goes_on, ..trainers[0].spec }, 30, 0));
     trainers.push(start(FeedSpec { start: Start::NextEpoch, ..latest }, 20, 3));
     assert_eq!((trainers[8].start.index, trainers[9].start), (0, Place { epoch: 1, index: 5 }));
+    until("the slow one has skipped batches, and the fast one waited", || {
+        let trainers_of_all = || feeds(&daemon).into_iter().flat_map(|feed| feed.trainers);
+        let status = |at: usize| trainers_of_all().find(|status| status.pid == trainers[at].child.id());
+        (status(7)?.skipped > 0 && status(6)?.waited_s > 0.0).then_some(())
+    });
     for at in [1, 2, 3, 5, 7, 8, 9, 10] {
         trainers[at].finish();
     }
     trainers[6].kill();
-    let mut oracle = Oracle::new();
+    let mut oracle = Oracle::of(data.path());
     for trainer in &trainers {
         oracle.check(trainer);
     }
     for (at, batches) in [(1, 12), (2, 30), (3, 30), (5, 120), (7, 20), (8, 30), (9, 30), (10, 20)] {
         assert_eq!(trainers[at].read.len(), batches);
     }
-    let skipped = |at: usize| (trainers[at].read.last().unwrap().0, trainers[at].read.len());
-    assert!(skipped(7).0 > Place { epoch: 2, index: 20 % 7 }, "the slow one should have skipped: {:?}", skipped(7));
+    let number = |place: Place| place.number(400_u64.div_ceil(32));
+    let slow = (trainers[7].start, trainers[7].read.last().unwrap().0);
+    assert!(number(slow.1) - number(slow.0) >= 20, "20 batches of a feed from which it skips: {slow:?}");
     // One size, so each image of each split was decoded once, whoever asked.
     until("all feeds close", || client::status(&daemon.socket()).unwrap().feeds.is_empty().then_some(()));
     let status = client::status(&daemon.socket()).unwrap();
     let decoded: Vec<_> = status.stores.iter().map(|store| (store.split.as_str(), store.decoded)).collect();
-    assert_eq!(decoded, [("train", 200), ("val", 50)]);
-    assert_eq!(status.stages.iter().find(|stage| stage.name == "decode").unwrap().items, 250);
+    assert_eq!(decoded, [("train", 400), ("val", 100)]);
+    assert_eq!(status.stages.iter().find(|stage| stage.name == "decode").unwrap().items, 500);
+}
+
+fn feeds(daemon: &Daemon) -> Vec<proto::Feed> {
+    client::status(&daemon.socket()).unwrap().feeds
+}
+
+/// The feed that is shared as `all`.
+fn shared_by_all(daemon: &Daemon) -> Option<proto::Feed> {
+    let share = |feed: &proto::Feed| feed.spec.as_ref().and_then(|spec| spec.share.clone());
+    feeds(daemon).into_iter().find(|feed| share(feed).is_some_and(|share| share.name == "all"))
 }
 
 /// A daemon in the place of one that was killed.
@@ -266,18 +289,14 @@ fn trainers_go_on_with_the_next_batch_of_the_daemon_that_takes_the_place_of_a_ki
         // It comes back when the others have been back for a while, and had time to read many batches.
         trainers[1].signal(Signal::STOP);
         daemon = killed_and_started_again(daemon, &["--workers=1"]);
-        let of_all = |feed: &&mixd::control::proto::Feed| {
-            feed.spec.as_ref().and_then(|spec| spec.share.as_ref()).is_some_and(|share| share.name == "all")
-        };
-        let share = || client::status(&daemon.socket()).unwrap().feeds.into_iter().find(|feed| of_all(&feed));
         until("two of three are back and wait", || {
-            let feed = share()?;
+            let feed = shared_by_all(&daemon)?;
             (feed.trainers.len() == 2 && feed.published == 4 && feed.trainers[0].read == 4).then_some(())
         });
         trainers[1].signal(Signal::CONT);
         // And have the ring in their memory: one that is still to open it when this daemon is killed, too, is too late.
         until("all are back", || {
-            let trainers = share()?.trainers;
+            let trainers = shared_by_all(&daemon)?.trainers;
             (trainers.len() == 3 && trainers.iter().all(|trainer| trainer.read > 0)).then_some(())
         });
     }
@@ -307,6 +326,89 @@ fn a_trainer_outlives_daemons_that_are_killed_while_it_comes_back() {
     until("it reads", || (client::status(&daemon.socket()).unwrap().feeds.pop()?.trainers[0].read > 8).then_some(()));
     trainer.kill();
     Oracle::new().check(&trainer);
+}
+
+/// The first to come back opens the feed for the others, also one that is not to read it as yet.
+#[test]
+fn a_trainer_that_waits_for_a_later_batch_takes_nothing_from_the_others_when_it_comes_back_first() {
+    let mut daemon = Daemon::start(&[]);
+    let lossless = FeedSpec { batch_size: 24, share: shared("all", Delivery::Lossless), ..spec() };
+    let mut reads = Trainer::start(&daemon, lossless, ENDLESS, 1);
+    reads.batches(3);
+    reads.signal(Signal::STOP);
+    let mut waits = daemon.attach(FeedSpec { start: Start::NextEpoch, ..lossless }).unwrap();
+    let start = waits.place();
+    daemon = killed_and_started_again(daemon, &[]);
+    until("the one that waits is back", || shared_by_all(&daemon));
+    reads.signal(Signal::CONT);
+    let first = waits.next_batch().unwrap();
+    assert_eq!((first.place(), start.index), (start, 0));
+    drop((first, waits));
+    reads.batches(20);
+    reads.kill();
+    Oracle::new().check(&reads);
+}
+
+#[test]
+fn a_trainer_that_comes_back_to_the_feed_of_a_newcomer_is_told_so() {
+    let mut daemon = Daemon::start(&[]);
+    let lossless = FeedSpec { batch_size: 24, share: shared("all", Delivery::Lossless), ..spec() };
+    let mut returns = Trainer::start(&daemon, lossless, ENDLESS, 0);
+    returns.batches(30);
+    returns.signal(Signal::STOP);
+    daemon = killed_and_started_again(daemon, &[]);
+    let mut newcomer = daemon.attach(lossless).unwrap();
+    assert_eq!(newcomer.next_batch().unwrap().place(), Place::default());
+    returns.signal(Signal::CONT);
+    let error = returns.line("error ").expect("it is told");
+    let expected =
+        "the shared feed `all` was opened by another trainer before this one came back, and stands at epoch 0, batch ";
+    assert!(error.contains(expected), "{error}");
+    assert!(returns.child.wait().unwrap().success());
+}
+
+#[test]
+fn an_evicted_trainer_takes_no_seat_at_the_next_daemon() {
+    let mut daemon = Daemon::start(&[]);
+    let share = shared("all", Delivery::Lossless).map(|share| Share { max_lag_s: 0.1, ..share });
+    let spec = FeedSpec { share, ..spec() };
+    let orders = Orders { socket: daemon.socket(), spec, batches: 100, step_ms: 0, holds_the_first: true };
+    let mut evicted = Trainer::obey(orders);
+    evicted.line("holding").unwrap();
+    let mut other = Trainer::start(&daemon, spec, ENDLESS, 1);
+    let is_evicted = |feed: proto::Feed| feed.trainers.iter().any(|trainer| trainer.evicted).then_some(());
+    until("one is evicted", || is_evicted(shared_by_all(&daemon)?));
+    daemon = killed_and_started_again(daemon, &[]);
+    // As many as it would be kept waiting before, had the evicted one a seat.
+    until("the other has read many batches", || (shared_by_all(&daemon)?.trainers[0].read > 20).then_some(()));
+    let there: Vec<u32> = shared_by_all(&daemon).unwrap().trainers.iter().map(|trainer| trainer.pid).collect();
+    assert_eq!(there, [other.child.id()]);
+    writeln!(evicted.child.stdin.as_mut().unwrap()).unwrap();
+    evicted.batches(1);
+    assert!(evicted.line("error ").expect("it is told").contains("evicted from the shared feed"));
+    other.kill();
+    let mut oracle = Oracle::new();
+    oracle.check(&evicted);
+    oracle.check(&other);
+}
+
+#[test]
+fn a_socket_that_nobody_answers_on_ends_the_wait_in_time() {
+    let mut daemon = Daemon::start(&[]);
+    let mut feed = client::attach_for(&daemon.socket(), &spec(), Duration::from_millis(300)).unwrap();
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    std::fs::remove_file(daemon.socket()).unwrap();
+    let _silent = std::os::unix::net::UnixListener::bind(daemon.socket()).unwrap();
+    let reading = std::thread::spawn(move || {
+        loop {
+            if let Err(error) = feed.next_batch() {
+                return error;
+            }
+        }
+    });
+    until("it gives up", || reading.is_finished().then_some(()));
+    assert!(matches!(reading.join().unwrap(), ClientError::DaemonGone(_)));
 }
 
 #[test]
@@ -360,17 +462,49 @@ fn a_dropped_feed_is_left_once_its_last_batch_is_dropped_too() {
     let (mut feed, mut other) = (daemon.attach(spec).unwrap(), daemon.attach(spec).unwrap());
     let held = feed.next_batch().unwrap();
     drop(feed);
+    (0..4).for_each(|_| drop(other.next_batch().unwrap()));
+    let reading =
+        std::thread::spawn(move || (0..10).all(|_| other.next_batch().is_ok_and(|batch| other.is_intact(&batch))));
+    // Many times what leaving takes.
+    for _ in 0..50 {
+        let feed = shared_by_all(&daemon).unwrap();
+        assert_eq!((feed.trainers.len(), feed.published), (2, 4));
+    }
     let view = held.view();
-    let mut read = 0;
-    while other.is_ready() {
-        other.next_batch().unwrap();
-        read += 1;
-    }
-    assert!(read <= 4 && view.digest == view.digest_by("cpu"), "{read}");
+    assert!(view.index == 0 && view.digest == view.digest_by("cpu"));
     drop(held);
-    for _ in 0..10 {
-        assert!(other.next_batch().is_ok_and(|batch| other.is_intact(&batch)));
+    assert!(reading.join().unwrap());
+}
+
+#[test]
+fn the_name_of_a_feed_that_is_over_is_free_though_an_evicted_trainer_is_still_there() {
+    let daemon = Daemon::start(&[]);
+    let share = shared("all", Delivery::Lossless).map(|share| Share { max_lag_s: 0.05, ..share });
+    let spec = FeedSpec { share, ..spec() };
+    let (mut evicted, mut other) = (daemon.attach(spec).unwrap(), daemon.attach(spec).unwrap());
+    let _held = evicted.next_batch().unwrap();
+    (0..10).for_each(|_| drop(other.next_batch().unwrap()));
+    drop(other);
+    let mut next = until("the feed is over", || daemon.attach(FeedSpec { batch_size: 32, ..spec }).ok());
+    assert_eq!(next.next_batch().unwrap().view().len(), 32);
+    assert!(matches!(evicted.next_batch(), Err(ClientError::Evicted(_))));
+}
+
+#[test]
+fn an_epoch_whose_end_is_skipped_ends_with_the_next_one() {
+    let daemon = Daemon::start(&[]);
+    let spec = FeedSpec { batch_size: 24, share: shared("newest", Delivery::Latest), ..spec() };
+    let (mut slow, mut fast) = (daemon.attach(spec).unwrap(), daemon.attach(spec).unwrap());
+    let mut epoch = slow.epoch();
+    assert_eq!(epoch.next().unwrap().unwrap().place(), Place::default());
+    while fast.place() < (Place { epoch: 1, index: 7 }) {
+        fast.next_batch().unwrap();
     }
+    assert!(epoch.all(|batch| batch.unwrap().view().epoch == 0), "the rest of the first");
+    let next = slow.place();
+    assert!(slow.is_ready() && next.epoch == 1 && next.index > 0, "{next}");
+    let second: Vec<Place> = slow.epoch().map(|batch| batch.unwrap().place()).collect();
+    assert!(second[0] == next && second.iter().all(|place| place.epoch == 1), "{second:?}");
 }
 
 #[test]
@@ -431,28 +565,78 @@ fn a_feed_that_starts_anywhere_decodes_nothing_of_what_it_skips() {
     assert!(decoded <= 4 * (in_flight(spec.slots) + 1), "{decoded}");
 }
 
-#[test]
-fn replay_verifies_the_digests_of_what_was_delivered() {
-    let daemon = Daemon::start(&[]);
+/// What `mixd replay` says of a digest.
+fn verify(place: Place, digest: u64, options: &[&str]) -> std::process::Output {
     let data = sample_data();
-    let cases: [(FeedSpec, &[&str]); 3] = [
-        (spec(), &[]),
-        (FeedSpec { flip: true, mix: Mix::CutMix(CutMix::default()), ..spec() }, &["--flip", "--cutmix=1"]),
-        (FeedSpec { dtype: Dtype::U8, layout: Layout::Nhwc, ..spec() }, &["--dtype=u8", "--layout=nhwc"]),
+    let place = [format!("--epoch={}", place.epoch), format!("--batch={}", place.index)];
+    let verify = format!("--verify={digest:#x}");
+    let fixed = ["replay", "--data", data.to_str().unwrap(), &place[0], &place[1], &verify, "--cache=off"];
+    run(&[&fixed[..], &["--batch-size=16", "--size=48", "--seed=3", "--workers=1"], options].concat())
+}
+
+#[test]
+fn replay_verifies_the_digests_of_whatever_is_delivered() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache_file = format!("--cache-file={}", dir.path().join("cache").display());
+    let daemons = [Daemon::start(&[]), Daemon::start(&["--workers=3", &cache_file])];
+    let mixup = Mixup::default();
+    let unfolded = Mix::Mixup(Mixup { lambda: LambdaPer::Batch, fold: false, ..mixup });
+    let second = Mix::Mixup(Mixup { pairing: Pairing::SecondBatch, alpha: 1.0, ..mixup });
+    let cut_by_batch = Mix::CutMix(CutMix { lambda: LambdaPer::Batch, ..CutMix::default() });
+    let val = FeedSpec { batch_size: 16, image_size: ImageSize::square(48), digest: true, seed: 3, ..FeedSpec::val() };
+    let at = |index| Place { epoch: 2, index };
+    let cases: [(FeedSpec, Place, &[&str]); 9] = [
+        (spec(), at(4), &[]),
+        (FeedSpec { share: shared("any", Delivery::Lossless), ..spec() }, at(12), &[]),
+        (FeedSpec { flip: true, mix: Mix::CutMix(CutMix::default()), ..spec() }, at(4), &["--flip", "--cutmix=1"]),
+        (
+            FeedSpec { mix: cut_by_batch, dtype: Dtype::Bf16, ..spec() },
+            at(4),
+            &["--cutmix=1", "--lambda=per-batch", "--dtype=bf16"],
+        ),
+        (FeedSpec { dtype: Dtype::U8, layout: Layout::Nhwc, ..spec() }, at(4), &["--dtype=u8", "--layout=nhwc"]),
+        (
+            FeedSpec { mix: unfolded, dtype: Dtype::F16, mean: [0.1, 0.2, 0.5], std: [0.5, 0.25, 1.0], ..spec() },
+            at(4),
+            &["--lambda=per-batch", "--no-fold", "--dtype=f16", "--mean=0.1,0.2,0.5", "--std=0.5,0.25,1"],
+        ),
+        (
+            FeedSpec { mix: second, last: Last::Drop, ..spec() },
+            at(11),
+            &["--pairing=second-batch", "--alpha=1", "--last=drop"],
+        ),
+        // Its last batch of three rows, of which one is padding.
+        (FeedSpec { rank: 2, world_size: 3, ..spec() }, at(4), &["--rank=2", "--world-size=3"]),
+        (val, at(3), &["--split=val"]),
     ];
-    for (spec, options) in cases {
-        let mut feed = daemon.attach(FeedSpec { start: Start::At(Place { epoch: 2, index: 4 }), ..spec }).unwrap();
-        let digest = feed.next_batch().unwrap().header().digest;
-        let replay = |batch: &str, digest: u64| {
-            let verify = format!("--verify={digest:#x}");
-            let fixed = ["replay", "--data", data.to_str().unwrap(), "--epoch=2", batch, &verify, "--cache=off"];
-            run(&[&fixed[..], &["--batch-size=16", "--size=48", "--seed=3", "--workers=1"], options].concat())
-        };
-        let right = replay("--batch=4", digest);
-        assert!(right.status.success(), "{}", stderr(&right));
-        assert!(String::from_utf8_lossy(&right.stdout).contains(&format!("{digest:#018x}")));
-        let wrong = replay("--batch=5", digest);
-        assert!(wrong.status.code() == Some(1) && stderr(&wrong).contains(&format!("not {digest:#018x}")));
+    for (spec, place, options) in cases {
+        for daemon in &daemons {
+            let mut feed = daemon.attach(FeedSpec { start: Start::At(place), ..spec }).unwrap();
+            let batch = feed.next_batch().unwrap();
+            let digest = batch.header().digest;
+            assert!(batch.place() == place && batch.header().pad == u32::from(spec.world_size == 3));
+            let right = verify(place, digest, options);
+            assert!(right.status.success(), "{options:?}: {}", stderr(&right));
+            assert!(String::from_utf8_lossy(&right.stdout).contains(&format!("{digest:#018x}")));
+            let wrong = verify(at(place.index - 1), digest, options);
+            assert!(wrong.status.code() == Some(1) && stderr(&wrong).contains(&format!("not {digest:#018x}")));
+        }
+    }
+}
+
+/// In floating point mixers round differently, which digests say; u8 is the same from all.
+#[test]
+#[cfg(feature = "torch")]
+fn replay_verifies_what_torch_has_mixed_with_torch_and_u8_with_any_mixer() {
+    let daemon = Daemon::start(&["--mixer=torch"]);
+    for (dtype, by_cpu) in [(Dtype::F32, false), (Dtype::F16, false), (Dtype::U8, true)] {
+        let spec = FeedSpec { dtype, flip: true, ..spec() };
+        let mut feed = daemon.attach(spec).unwrap();
+        let batch = feed.next_batch().unwrap();
+        assert!(feed.is_intact(&batch) && feed.mixer() == "torch");
+        let dtype = format!("--dtype={dtype}");
+        let verify = |mixer| verify(batch.place(), batch.header().digest, &["--flip", &dtype, mixer]).status.success();
+        assert_eq!((verify("--mixer=torch"), verify("--mixer=cpu")), (true, by_cpu), "{dtype}");
     }
 }
 

@@ -453,6 +453,12 @@ fn train_resumes_where_it_was_killed() {
     let refused = train("refused", &["--lr=0.1", "--resume", save.to_str().unwrap()]).output().unwrap();
     assert_eq!(refused.status.code(), Some(2));
     assert!(stderr(&refused).contains("--lr") && stderr(&refused).contains("--resume"), "{}", stderr(&refused));
+    // What is not among them but decides the pixels is said to be another.
+    let other = train("more", &["--resize=fast", "--epochs=5", "--resume", save.to_str().unwrap()]).output().unwrap();
+    assert!(other.status.success() && stderr(&other).contains("goes on, but not to the bit"), "{}", stderr(&other));
+    assert!(!stderr(&more).contains("not to the bit"));
+    // A resumed training adds to its log.
+    assert_eq!((losses("more").len(), losses("killed").len() >= place.number(10) as usize), (20, true));
 }
 
 /// The writer once started before its reader was on the list, and could lap it.

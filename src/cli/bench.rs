@@ -166,7 +166,12 @@ impl Bench {
             Touch::All => "all",
         };
         let mut command = Command::new(super::program()?);
-        command.env_remove("MIXD_CONFIG").arg("bench-trainer").arg("--socket").arg(daemon.socket());
+        // What stands in variables has been read by this command, and is not meant for that one.
+        let variables = std::env::vars_os().map(|(name, _)| name);
+        variables.filter(|name| name.as_encoded_bytes().starts_with(b"MIXD_")).for_each(|name| {
+            command.env_remove(name);
+        });
+        command.arg("bench-trainer").arg("--socket").arg(daemon.socket());
         let options = [
             ("touch", touch.to_owned()),
             ("warmup", warmup.to_string()),

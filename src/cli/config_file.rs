@@ -1,7 +1,7 @@
 //! `mixd.toml`: every option of the command line as a key.
 //!
 //! Keys at the top hold for every command that has the option; keys of a table such as `[bench]` hold for that command. Words
-//! are joined by `-` or `_`. What the command line or the environment says goes before the file.
+//! are joined by `-` or `_`. What the command line or the environment says goes before the file, and before keys that it excludes.
 
 use anyhow::{Context, bail};
 use clap::parser::ValueSource;
@@ -36,7 +36,7 @@ pub fn arguments(path: &Path, command: &Command, matches: &ArgMatches) -> anyhow
                     let Some(arg) = option(chosen, key) else {
                         bail!("{}: `{name}` has no option `{key}` (see `mixd {name} --help`)", path.display());
                     };
-                    add(&mut arguments, arg, given, value).with_context(|| path.display().to_string())?;
+                    add(&mut arguments, chosen, arg, given, value).with_context(|| path.display().to_string())?;
                 }
             }
             (Value::Table(_), Some(_)) => {}
@@ -44,7 +44,7 @@ pub fn arguments(path: &Path, command: &Command, matches: &ArgMatches) -> anyhow
                 Some(arg)
                     if !own.iter().any(|own| option(chosen, own).is_some_and(|own| own.get_id() == arg.get_id())) =>
                 {
-                    add(&mut arguments, arg, given, value).with_context(|| path.display().to_string())?;
+                    add(&mut arguments, chosen, arg, given, value).with_context(|| path.display().to_string())?;
                 }
                 Some(_) => {}
                 None if command.get_subcommands().any(|other| option(other, key).is_some()) => {}
@@ -60,9 +60,21 @@ fn option<'a>(command: &'a Command, key: &str) -> Option<&'a Arg> {
     command.get_arguments().find(|arg| arg.get_long() == Some(&long) && arg.get_id() != "config")
 }
 
-fn add(arguments: &mut Vec<OsString>, arg: &Arg, given: &ArgMatches, value: &Value) -> anyhow::Result<()> {
-    let source = given.value_source(arg.get_id().as_str());
-    if matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
+fn add(
+    arguments: &mut Vec<OsString>,
+    command: &Command,
+    arg: &Arg,
+    given: &ArgMatches,
+    value: &Value,
+) -> anyhow::Result<()> {
+    let is_given = |arg: &Arg| {
+        matches!(given.value_source(arg.get_id().as_str()), Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+    };
+    // Whichever of the two says so.
+    let excludes =
+        |one: &Arg, other: &Arg| command.get_arg_conflicts_with(one).iter().any(|arg| arg.get_id() == other.get_id());
+    let is_excluded = |other: &Arg| is_given(other) && (excludes(arg, other) || excludes(other, arg));
+    if is_given(arg) || command.get_arguments().any(is_excluded) {
         return Ok(());
     }
     let long = arg.get_long().expect("found by its name");
@@ -109,6 +121,16 @@ mod tests {
         assert!(plan.contains("batch_size: Some(6)") && plan.contains("data: \"/d\""), "{plan}");
         let plan = shown(text, &["plan", "--batch-size", "7"]);
         assert!(plan.contains("batch_size: Some(7)"), "{plan}");
+    }
+
+    #[test]
+    fn what_is_given_goes_before_keys_that_it_excludes() {
+        let text = "batch_size = 5\nlr = 0.1\nthreads = 3\nsocket = \"/s\"";
+        let train = shown(text, &["train", "--resume", "f", "--data", "/d"]);
+        assert!(train.contains("resume: Some(\"f\")") && train.contains("threads: Some(3)"), "{train}");
+        assert!(train.contains("batch_size: None") && train.contains("socket: None"), "{train}");
+        let plan = shown("alpha = 0.3", &["plan", "--data", "/d", "--epoch=0", "--no-mixup"]);
+        assert!(plan.contains("alpha: None") && plan.contains("no_mixup: true"), "{plan}");
     }
 
     #[test]

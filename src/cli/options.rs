@@ -222,7 +222,7 @@ pub struct FeedArgs {
     #[arg(long, env = "MIXD_ALPHA", conflicts_with_all = ["no_mixup", "cutmix"])]
     pub alpha: Option<f64>,
     /// CutMix instead of mixup, with this α (the paper's is 1).
-    #[arg(long, env = "MIXD_CUTMIX", value_name = "ALPHA", conflicts_with = "no_mixup")]
+    #[arg(long, env = "MIXD_CUTMIX", value_name = "ALPHA", conflicts_with_all = ["no_mixup", "no_fold", "pairing"])]
     pub cutmix: Option<f64>,
     /// Do not mix.
     #[arg(long, env = "MIXD_NO_MIXUP")]

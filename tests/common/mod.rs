@@ -144,6 +144,19 @@ pub fn slow_folder() -> tempfile::TempDir {
     dir
 }
 
+/// The sample data with every image twice.
+pub fn twice_the_sample_data() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let is_image = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "JPEG");
+    for path in files(&sample_data()).into_iter().filter(is_image) {
+        let to = dir.path().join(path.strip_prefix(sample_data()).unwrap());
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::copy(&path, to.with_extension("again.JPEG")).unwrap();
+        std::fs::copy(&path, to).unwrap();
+    }
+    dir
+}
+
 /// A small image folder: two classes, `count` images each in train and two in val.
 pub fn small_folder(count: usize) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();

@@ -9,8 +9,8 @@
 //! it is given: the next batch, or a later one, up to which it holds up nobody.
 //!
 //! **Writing** batch `seq`, delivery *lossless*: wait until every live reader has released the oldest batch (*sync point B*), claim its
-//! slot, fill it, note `seq` in the directory, store `published = seq + 1` (*sync point A*), wake. *Latest*: wait until the fastest reader
-//! has room, and claim the oldest slot that nobody has leased.
+//! slot, fill it, note `seq` in the directory, store `published = seq + 1` (*sync point A*), wake. *Latest*: wait until the oldest slot
+//! that nobody has leased holds a batch that the fastest reader has released, and claim that.
 //!
 //! **Reading** batch `seq`: wait until `published > seq` (*sync point A*), lease its slot, read it in place, let go of the slot (*sync
 //! point E*), store `released` past the oldest batch still leased (*sync point B*), wake. Several leases may be held and dropped in any
@@ -23,7 +23,9 @@
 //! others have released what it claims).
 //!
 //! **Eviction.** A reader of a lossless feed that keeps others waiting for longer than `max_lag` is put out: the daemon stores `evicted`
-//! in its cursor and waits for it no more. What it has leased is not overwritten until it lets go or its process is gone.
+//! in its cursor and waits for it no more. What it had leased then is not overwritten until it lets go or its process is gone; spare
+//! slots, which follow the others and take memory from their first use, stand in for it. If these are kept, too, for `max_lag`, the
+//! feed ends.
 //!
 //! **Memory order.** A: the writer's Release store of `published` pairs with the reader's Acquire load, so the slot's bytes
 //! are seen whole. B: the reader's Release store of `released` pairs with the writer's Acquire load, so no read of the old
@@ -35,11 +37,12 @@
 //! event, SeqCst fence, announcement. Waiter: announcement, SeqCst fence, counter and event. So one of the two sees the other
 //! (*sync point C*), and the wake-up system call is made only when somebody sleeps. The event word is incremented with Release
 //! and first read with Acquire: whoever sleeps on its new value has seen the new counter (*sync point D*). Every sleep has a
-//! deadline. The writer of a latest feed sleeps on the events of all readers at once (`futex_waitv`).
+//! deadline. The writer of a latest feed sleeps on the events of all readers at once (`futex_waitv`). Ends of leases change event words
+//! as counters do.
 //!
 //! **Trust.** The daemon checks what it reads in a cursor: `released` never falls and never passes `published`, and a reader of a latest
-//! feed leases one slot; else that reader is evicted, and its leases count for nothing. Its event word and announcement cost at most
-//! a needless wake-up, its counters are for people to see. When a reader goes, the daemon takes it off the list and wakes the writer,
+//! feed leases one slot; else that reader is evicted, and its leases count for nothing. Its event word costs at most a needless
+//! wake-up, its announcement has those that it outruns be late while it reads on, its counters are for people to see. When a reader goes, the daemon takes it off the list and wakes the writer,
 //! which no longer waits for it; when the last goes, the feed is over.
 //!
 //! **End.** `ended` becomes non-zero after the last `published`, with the reason beside it. Readers first read what is published.

@@ -24,7 +24,7 @@ fn other_versions_are_refused_naming_both() {
     let daemon = Daemon::start(&[]);
     let refusal = block_on(async {
         let other = Versions { layout: 99, ..versions() };
-        let request = AttachRequest { versions: Some(other), spec: None, pid: 1, trainers: 0 };
+        let request = AttachRequest { versions: Some(other), spec: None, pid: 1, former: None };
         connect(&daemon).await.attach(tokio_stream::once(request)).await.unwrap_err()
     });
     let text = refusal.message();

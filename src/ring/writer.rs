@@ -41,6 +41,9 @@ pub struct RingWriter {
     late: RefCell<Vec<(ReaderId, u64, Instant)>>,
 }
 
+/// A reader, and its event word as it was.
+type Noted = (Arc<ReaderEntry>, u32);
+
 /// Why no slot can be written now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
@@ -66,7 +69,7 @@ impl RingWriter {
     /// time.
     pub fn next_slot(&mut self) -> Result<SlotMut<'_>, WriterStopped> {
         // Why the last look found no slot, and the events of those that may change that, noted before it.
-        let mut noted: Option<(Wait, Vec<(Arc<ReaderEntry>, u32)>)> = None;
+        let mut noted: Option<(Wait, Vec<Noted>)> = None;
         let mut kept_since = None;
         let slot = loop {
             let mut readers = self.shared.readers();

@@ -1,15 +1,21 @@
 //! The CPU mixer's run of values with AVX2: the operations of `mix_values`, 32 at a time, in registers from load to store.
 
-use super::{Element, Factors, compose, mix_values};
+use super::{AHEAD, Element, Factors, compose};
 use crate::types::Dtype;
 use std::arch::x86_64::*;
 
 /// Values of a step.
 const STEP: usize = 32;
 
-/// Mixes neighbouring values of one channel.
+/// Mixes neighbouring values of one channel in whole steps, and says how many.
 #[target_feature(enable = "avx2,f16c")]
-pub fn mix_run<E: Element>(own: &[u8], partner: Option<&[u8]>, factors: Factors, stream: bool, out: &mut [E]) {
+pub fn mix_steps<E: Element>(
+    own: &[u8],
+    partner: Option<&[u8]>,
+    factors: Factors<'_>,
+    stream: bool,
+    out: &mut [E],
+) -> usize {
     // What is streamed must be aligned to vectors.
     let stream = stream && out.as_ptr().cast::<__m256i>().is_aligned();
     match (partner, stream) {
@@ -18,8 +24,7 @@ pub fn mix_run<E: Element>(own: &[u8], partner: Option<&[u8]>, factors: Factors,
         (None, true) => steps::<E, false, true>(own, own, factors, out),
         (None, false) => steps::<E, false, false>(own, own, factors, out),
     }
-    let whole = out.len() / STEP * STEP;
-    mix_values(&own[whole..], partner.map(|partner| &partner[whole..]), factors, &mut out[whole..]);
+    out.len() / STEP * STEP
 }
 
 /// Copies values `first..first + out.len()` of a plane whose lines are flipped.
@@ -57,12 +62,12 @@ pub fn fence() {
     unsafe { _mm_sfence() };
 }
 
-/// The whole steps of a run; without closures in the loop, which would not be compiled for this instruction set.
+/// The steps of a run; without closures in the loop, which would not be compiled for this instruction set.
 #[target_feature(enable = "avx2,f16c")]
 fn steps<E: Element, const MIXED: bool, const STREAM: bool>(
     own: &[u8],
     partner: &[u8],
-    factors: Factors,
+    factors: Factors<'_>,
     out: &mut [E],
 ) {
     assert!(own.len() == out.len() && partner.len() == out.len());
@@ -70,6 +75,11 @@ fn steps<E: Element, const MIXED: bool, const STREAM: bool>(
     // SAFETY: as many bytes as are read.
     let order = const { order(E::DTYPE) }.map(|bytes| unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) });
     for at in (0..out.len() / STEP * STEP).step_by(STEP) {
+        // Asks for what a later step reads: the processor itself begins anew at every page. Nothing is read, wherever that points.
+        _mm_prefetch::<_MM_HINT_T0>(own.as_ptr().wrapping_add(at + AHEAD).cast());
+        if MIXED {
+            _mm_prefetch::<_MM_HINT_T0>(partner.as_ptr().wrapping_add(at + AHEAD).cast());
+        }
         // SAFETY: all three slices have this length (asserted above), and the step ends before it.
         let (own, partner) = unsafe { (load::<E>(own.as_ptr().add(at)), load::<E>(partner.as_ptr().add(at))) };
         let mut values = [a; STEP / 8];

@@ -10,6 +10,9 @@
 #[cfg(target_arch = "x86_64")]
 #[path = "avx2.rs"]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+#[path = "avx512.rs"]
+mod avx512;
 
 use super::{Format, Helpers, MixError, Mixer, Row, compose};
 use crate::types::{Dtype, Layout};
@@ -17,12 +20,12 @@ use bytemuck::cast_slice_mut;
 use half::{bf16 as Bf16, f16 as F16};
 use std::sync::{Mutex, PoisonError};
 
-/// Pixels that are mixed before they are interleaved (NHWC): three channels of them stay in the first-level cache.
-const CHUNK: usize = 512;
+/// Pixels of a channel that are mixed before those of the next channel: the three are read as streams side by side, which memory
+/// answers faster, and what is composed or interleaved of them stays in the first-level cache. A multiple of a vector of every type.
+const BLOCK: usize = 512;
 
-/// Pixels of a channel that are flipped or cut before they are mixed: own and partner stay in the first-level cache. A multiple of a
-/// vector of every type.
-const COMPOSED: usize = 2_048;
+/// Bytes between what is mixed and what is asked for from memory: about the time that it takes to come.
+const AHEAD: usize = 512;
 
 /// Instruction sets that the pass is written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +35,9 @@ pub enum Level {
     /// AVX2 and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// AVX-512 with VBMI and BF16: from Zen 4 and Sapphire Rapids on.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 impl Level {
@@ -41,6 +47,12 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
             levels.push(Self::Avx2);
+            if is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vbmi")
+                && is_x86_feature_detected!("avx512bf16")
+            {
+                levels.push(Self::Avx512);
+            }
         }
         levels
     }
@@ -48,6 +60,16 @@ impl Level {
     /// The best that this machine has.
     pub fn best() -> Self {
         *Self::available().last().expect("the baseline is always there")
+    }
+
+    /// The rounded products by which bytes are mixed, where the instruction set is faster with them and the weight allows it.
+    fn table(self, weight: f32) -> Option<[u8; 256]> {
+        match self {
+            // SAFETY: `available` lists it only where the machine has the features.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { avx512::table(weight) },
+            _ => None,
+        }
     }
 
     /// Copies values `first..first + out.len()` of a plane whose lines are flipped.
@@ -61,7 +83,7 @@ impl Level {
             }
             // SAFETY: `available` lists it only where the machine has the features.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => unsafe { avx2::flip(plane, width, first, out) },
+            Self::Avx2 | Self::Avx512 => unsafe { avx2::flip(plane, width, first, out) },
         }
     }
 }
@@ -111,13 +133,17 @@ impl Mixer for CpuMixer {
         let Self { format, level, stream, part_bytes, ref helpers } = *self;
         assert_eq!(out.len(), rows.len() * format.image_bytes());
         let part_rows = (part_bytes / format.image_bytes()).max(1);
+        let mut images: Vec<Option<&mut [u8]>> = out.chunks_exact_mut(format.image_bytes()).map(Some).collect();
+        let image = |at: usize| (&rows[at], images[at].take().expect("each row comes once"));
+        let mut order: Vec<(&Row<'_>, &mut [u8])> = partner_next(rows).into_iter().map(image).collect();
         let parts = rows.len().div_ceil(part_rows);
-        let work = Mutex::new(rows.chunks(part_rows).zip(out.chunks_mut(part_rows * format.image_bytes())));
+        let work = Mutex::new(order.chunks_mut(part_rows));
         let take = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
         let mix = || {
-            while let Some((rows, images)) = take() {
-                for (row, image) in rows.iter().zip(images.chunks_exact_mut(format.image_bytes())) {
-                    mix_row(level, &format, row, stream, image);
+            let mut scratch = Scratch::default();
+            while let Some(part) = take() {
+                for (row, image) in part {
+                    mix_row(level, &format, row, stream, &mut scratch, image);
                 }
             }
             // Streamed bytes must be seen before the batch is published, which a Release store does not see to.
@@ -137,72 +163,84 @@ impl Mixer for CpuMixer {
     }
 }
 
+/// Each row once, and wherever it can be after the one whose partner it is: that read it, so it comes from a cache.
+fn partner_next(rows: &[Row<'_>]) -> Vec<usize> {
+    let (mut order, mut taken) = (Vec::with_capacity(rows.len()), vec![false; rows.len()]);
+    for mut at in 0..rows.len() {
+        while !std::mem::replace(&mut taken[at], true) {
+            order.push(at);
+            at = usize::try_from(rows[at].partner_row).unwrap_or(at);
+        }
+    }
+    order
+}
+
+/// What a thread composes and interleaves in.
+struct Scratch {
+    own: [u8; BLOCK],
+    partner: [u8; BLOCK],
+    /// Three channels of a block, of any element type.
+    planes: [[u32; BLOCK]; 3],
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self { own: [0; BLOCK], partner: [0; BLOCK], planes: [[0; BLOCK]; 3] }
+    }
+}
+
 /// Mixes one row into its image.
-fn mix_row(level: Level, format: &Format, row: &Row<'_>, stream: bool, image: &mut [u8]) {
+fn mix_row(level: Level, format: &Format, row: &Row<'_>, stream: bool, scratch: &mut Scratch, image: &mut [u8]) {
     match format.dtype {
-        Dtype::F32 => mix_row_as::<f32>(level, format, row, stream, cast_slice_mut(image)),
-        Dtype::F16 => mix_row_as::<F16>(level, format, row, stream, cast_slice_mut(image)),
-        Dtype::Bf16 => mix_row_as::<Bf16>(level, format, row, stream, cast_slice_mut(image)),
-        Dtype::U8 => mix_row_as::<u8>(level, format, row, stream, image),
+        Dtype::F32 => mix_row_as::<f32>(level, format, row, stream, scratch, cast_slice_mut(image)),
+        Dtype::F16 => mix_row_as::<F16>(level, format, row, stream, scratch, cast_slice_mut(image)),
+        Dtype::Bf16 => mix_row_as::<Bf16>(level, format, row, stream, scratch, cast_slice_mut(image)),
+        Dtype::U8 => mix_row_as::<u8>(level, format, row, stream, scratch, image),
     }
 }
 
-fn mix_row_as<E: Element>(level: Level, format: &Format, row: &Row<'_>, stream: bool, image: &mut [E]) {
-    let pixels = format.image_size.pixels();
-    assert_eq!(row.own.len(), 3 * pixels);
-    // A partner of weight 0 adds an exact 0: it need not be read.
-    let mixed = row.lambda != 1.0;
-    let factors: [Factors; 3] = std::array::from_fn(|channel| Factors::new(format, row.lambda, channel));
-    let (own_changes, partner_changes) = (compose::changes_own(row), mixed && row.partner_flip);
-    let run = |channel: usize, first: usize, stream: bool, out: &mut [E]| {
-        if own_changes || partner_changes {
-            return mix_composed(level, format, row, (channel, first), factors[channel], stream, out);
-        }
-        let here = channel * pixels + first..channel * pixels + first + out.len();
-        mix_run(level, &row.own[here.clone()], mixed.then(|| &row.partner[here]), factors[channel], stream, out);
-    };
-    match format.layout {
-        Layout::Nchw => {
-            image.chunks_exact_mut(pixels).enumerate().for_each(|(channel, plane)| run(channel, 0, stream, plane));
-        }
-        Layout::Nhwc => {
-            let mut planar = [[E::of(0.0); CHUNK]; 3];
-            for (nth, out) in image.chunks_mut(3 * CHUNK).enumerate() {
-                let len = out.len() / 3;
-                planar
-                    .iter_mut()
-                    .enumerate()
-                    .for_each(|(channel, run_of)| run(channel, nth * CHUNK, false, &mut run_of[..len]));
-                let [red, green, blue] = &planar;
-                for (((pixel, &r), &g), &b) in out.chunks_exact_mut(3).zip(red).zip(green).zip(blue) {
-                    (pixel[0], pixel[1], pixel[2]) = (r, g, b);
-                }
-            }
-        }
-    }
-}
-
-/// Mixes values of a channel of a row that is flipped or cut, from a position on. Apart, since other rows have no use for its memory,
-/// which takes longer to clear than a small image to mix.
-#[inline(never)]
-fn mix_composed<E: Element>(
+fn mix_row_as<E: Element>(
     level: Level,
     format: &Format,
     row: &Row<'_>,
-    (channel, first): (usize, usize),
-    factors: Factors,
     stream: bool,
-    out: &mut [E],
+    scratch: &mut Scratch,
+    image: &mut [E],
 ) {
-    let (mut own, mut partner) = ([0; COMPOSED], [0; COMPOSED]);
-    for (nth, out) in out.chunks_mut(COMPOSED).enumerate() {
-        let (first, len) = (first + nth * COMPOSED, out.len());
-        compose::own(level, row, format.image_size, channel, first, &mut own[..len]);
-        let partner = (row.lambda != 1.0).then(|| {
-            compose::partner(level, row, format.image_size, channel, first, &mut partner[..len]);
-            &partner[..len]
-        });
-        mix_run(level, &own[..len], partner, factors, stream, out);
+    let (size, pixels) = (format.image_size, format.image_size.pixels());
+    assert!(row.own.len() == 3 * pixels && image.len() == 3 * pixels);
+    // A partner of weight 0 adds an exact 0: it need not be read.
+    let mixed = row.lambda != 1.0;
+    let (own_changes, partner_changes) = (compose::changes_own(row), row.partner_flip);
+    let table = if mixed && format.dtype == Dtype::U8 { level.table(row.lambda) } else { None };
+    let factors: [_; 3] = std::array::from_fn(|channel| Factors::new(format, row.lambda, channel, table.as_ref()));
+    let planes = scratch.planes.each_mut().map(|plane| &mut cast_slice_mut::<u32, E>(plane)[..BLOCK]);
+    for first in (0..pixels).step_by(BLOCK) {
+        let len = BLOCK.min(pixels - first);
+        for (channel, factors) in factors.into_iter().enumerate() {
+            let here = channel * pixels + first..channel * pixels + first + len;
+            let own = if own_changes {
+                compose::own(level, row, size, channel, first, &mut scratch.own[..len]);
+                &scratch.own[..len]
+            } else {
+                &row.own[here.clone()]
+            };
+            let partner = if !mixed {
+                None
+            } else if partner_changes {
+                compose::partner(level, row, size, channel, first, &mut scratch.partner[..len]);
+                Some(&scratch.partner[..len])
+            } else {
+                Some(&row.partner[here.clone()])
+            };
+            match format.layout {
+                Layout::Nchw => mix_run(level, own, partner, factors, stream, &mut image[here]),
+                Layout::Nhwc => mix_run(level, own, partner, factors, false, &mut planes[channel][..len]),
+            }
+        }
+        if format.layout == Layout::Nhwc {
+            interleave(level, planes.each_ref().map(|plane| &plane[..len]), stream, &mut image[3 * first..][..3 * len]);
+        }
     }
 }
 
@@ -211,41 +249,67 @@ fn mix_run<E: Element>(
     level: Level,
     own: &[u8],
     partner: Option<&[u8]>,
-    factors: Factors,
+    factors: Factors<'_>,
     stream: bool,
     out: &mut [E],
 ) {
-    match level {
-        Level::Baseline => mix_values(own, partner, factors, out),
-        // SAFETY: `Level::available` lists it only where the machine has the features.
+    let done = match level {
+        Level::Baseline => 0,
+        // SAFETY: `Level::available` lists them only where the machine has the features.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { avx2::mix_run(own, partner, factors, stream, out) },
+        Level::Avx2 => unsafe { avx2::mix_steps(own, partner, factors, stream, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { avx512::mix_steps(own, partner, factors, stream, out) },
+    };
+    mix_values(&own[done..], partner.map(|partner| &partner[done..]), factors, &mut out[done..]);
+}
+
+/// Puts the elements of three channels in turn: a pixel's stand together.
+fn interleave<E: Element>(level: Level, channels: [&[E]; 3], stream: bool, out: &mut [E]) {
+    let done = match level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Level::available` lists it only where the machine has the features.
+        Level::Avx512 => unsafe { avx512::interleave(channels, stream, out) },
+        _ => 0,
+    };
+    let [red, green, blue] = channels.map(|channel| &channel[done..]);
+    for (((pixel, &r), &g), &b) in out[3 * done..].chunks_exact_mut(3).zip(red).zip(green).zip(blue) {
+        (pixel[0], pixel[1], pixel[2]) = (r, g, b);
     }
 }
 
 /// Factors of one channel of one row.
 #[derive(Clone, Copy)]
-struct Factors {
+struct Factors<'a> {
     own: f32,
     partner: f32,
     offset: f32,
+    /// The same by another way, for bytes (`Level::table`).
+    table: Option<&'a [u8; 256]>,
 }
 
-impl Factors {
-    fn new(format: &Format, lambda: f32, channel: usize) -> Self {
+impl<'a> Factors<'a> {
+    fn new(format: &Format, lambda: f32, channel: usize, table: Option<&'a [u8; 256]>) -> Self {
         if format.dtype == Dtype::U8 {
-            return Self { own: lambda, partner: 1.0 - lambda, offset: 0.0 };
+            return Self { own: lambda, partner: 1.0 - lambda, offset: 0.0, table };
         }
         let (mean, std) = (f64::from(format.mean[channel]), f64::from(format.std[channel]));
         let (scale, lambda) = (1.0 / (255.0 * std), f64::from(lambda));
-        let (own, partner) = ((lambda * scale) as f32, ((1.0 - lambda) * scale) as f32);
-        Self { own, partner, offset: (-mean / std) as f32 }
+        // Smaller ones could give denormal numbers, which not all instructions know; they would change no value by 1e-27.
+        let factor = |exact: f64| if exact.abs() < 1e-30 { 0.0 } else { exact as f32 };
+        Self {
+            own: factor(lambda * scale),
+            partner: factor((1.0 - lambda) * scale),
+            offset: factor(-mean / std),
+            table,
+        }
     }
 }
 
 /// The one formula, for any processor.
-fn mix_values<E: Element>(own: &[u8], partner: Option<&[u8]>, factors: Factors, out: &mut [E]) {
-    let Factors { own: a, partner: b, offset: c } = factors;
+fn mix_values<E: Element>(own: &[u8], partner: Option<&[u8]>, factors: Factors<'_>, out: &mut [E]) {
+    let Factors { own: a, partner: b, offset: c, .. } = factors;
     match partner {
         Some(partner) => {
             for ((out, &u), &v) in out.iter_mut().zip(own).zip(partner) {
@@ -313,6 +377,8 @@ impl Element for u8 {
 mod tests {
     use super::super::tests::{Case, case};
     use super::*;
+    use crate::config::FeedSpec;
+    use crate::types::ImageSize;
     use proptest::prelude::*;
 
     proptest! {
@@ -321,7 +387,7 @@ mod tests {
             let mix = |level, stream| {
                 let mut out = case.out();
                 for (row, image) in case.rows().iter().zip(out.chunks_exact_mut(case.format.image_bytes())) {
-                    mix_row(level, &case.format, row, stream, image);
+                    mix_row(level, &case.format, row, stream, &mut Scratch::default(), image);
                 }
                 out.to_vec()
             };
@@ -330,6 +396,24 @@ mod tests {
                 for stream in [false, true] {
                     prop_assert_eq!(&mix(level, stream), &baseline, "{:?}", level);
                 }
+            }
+        }
+
+        #[test]
+        fn bytes_of_every_two_values_are_the_same_with_every_instruction_set(
+            lambda in prop_oneof![0.5_f32..1.0, 0.0_f32..1.0, Just(0.5), Just(0.75), (1_u32..255).prop_map(|n| 0.5 / n as f32)],
+        ) {
+            let format = Format { dtype: Dtype::U8, image_size: ImageSize::square(256), ..FeedSpec::train().format() };
+            let pairs = |of: fn(usize) -> usize| (0..3 << 16).map(|at| of(at) as u8).collect::<Vec<_>>();
+            let (own, partner) = (pairs(|at| at), pairs(|at| at >> 8));
+            let mix = |level| {
+                let mut image = vec![0; format.image_bytes()];
+                mix_row(level, &format, &Row::new(&own, &partner, lambda), false, &mut Scratch::default(), &mut image);
+                image
+            };
+            let baseline = mix(Level::Baseline);
+            for level in Level::available() {
+                prop_assert!(mix(level) == baseline, "{level:?} {lambda}");
             }
         }
 
@@ -352,7 +436,8 @@ mod tests {
             let mix = |partner| {
                 let mut out = vec![0_u64; format.image_bytes().div_ceil(8)];
                 let image = &mut bytemuck::cast_slice_mut(&mut out)[..format.image_bytes()];
-                mix_row(Level::Baseline, &format, &Row::new(sample, partner, 1.0), false, image);
+                let row = Row::new(sample, partner, 1.0);
+                mix_row(Level::Baseline, &format, &row, false, &mut Scratch::default(), image);
                 image.to_vec()
             };
             prop_assert_eq!(mix(&[]), mix(sample));

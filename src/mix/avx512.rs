@@ -13,7 +13,7 @@ const STEP: usize = 64;
 pub fn mix_steps<E: Element>(
     own: &[u8],
     partner: Option<&[u8]>,
-    factors: Factors<'_>,
+    factors: &Factors<'_>,
     stream: bool,
     out: &mut [E],
 ) -> usize {
@@ -35,7 +35,7 @@ pub fn mix_steps<E: Element>(
 fn steps<E: Element, const MIXED: bool, const STREAM: bool>(
     own: &[u8],
     partner: &[u8],
-    factors: Factors<'_>,
+    factors: &Factors<'_>,
     out: &mut [E],
 ) {
     assert!(own.len() == out.len() && partner.len() == out.len());

@@ -94,12 +94,12 @@ pub struct CpuMixer {
     level: Level,
     /// Whether to store past the caches.
     stream: bool,
-    /// Bytes that a thread mixes before it takes more.
+    /// Bytes of a batch below which a thread is not worth its start.
     part_bytes: usize,
     helpers: Helpers,
 }
 
-/// Bytes of a part: small, so that no thread waits long for the last.
+/// Half as much as a thread should have to do on average.
 const PART_BYTES: usize = 1 << 20;
 
 impl CpuMixer {
@@ -132,16 +132,26 @@ impl Mixer for CpuMixer {
     fn mix(&mut self, rows: &[Row<'_>], out: &mut [u8]) -> Result<(), MixError> {
         let Self { format, level, stream, part_bytes, ref helpers } = *self;
         assert_eq!(out.len(), rows.len() * format.image_bytes());
-        let part_rows = (part_bytes / format.image_bytes()).max(1);
+        // No thread waits longer than for a row of another, and rows that share a sample mostly stay together.
+        let threads = 1 + helpers.as_ref().map_or(0, |pool| pool.current_num_threads().min(out.len() / part_bytes / 2));
         let mut images: Vec<Option<&mut [u8]>> = out.chunks_exact_mut(format.image_bytes()).map(Some).collect();
         let image = |at: usize| (&rows[at], images[at].take().expect("each row comes once"));
         let mut order: Vec<(&Row<'_>, &mut [u8])> = partner_next(rows).into_iter().map(image).collect();
-        let parts = rows.len().div_ceil(part_rows);
-        let work = Mutex::new(order.chunks_mut(part_rows));
-        let take = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = Mutex::new(&mut order[..]);
+        let take = || {
+            let mut rest = work.lock().unwrap_or_else(PoisonError::into_inner);
+            let len = rest.len().div_ceil(2 * threads);
+            let (part, after) = std::mem::take(&mut *rest).split_at_mut(len);
+            *rest = after;
+            part
+        };
         let mix = || {
             let mut scratch = Scratch::default();
-            while let Some(part) = take() {
+            loop {
+                let part = take();
+                if part.is_empty() {
+                    break;
+                }
                 for (row, image) in part {
                     mix_row(level, &format, row, stream, &mut scratch, image);
                 }
@@ -152,7 +162,7 @@ impl Mixer for CpuMixer {
         };
         match helpers {
             Some(helpers) => helpers.in_place_scope(|scope| {
-                for _ in 0..helpers.current_num_threads().min(parts / 2) {
+                for _ in 1..threads {
                     scope.spawn(|_| mix());
                 }
                 mix();
@@ -217,7 +227,7 @@ fn mix_row_as<E: Element>(
     let planes = scratch.planes.each_mut().map(|plane| &mut cast_slice_mut::<u32, E>(plane)[..BLOCK]);
     for first in (0..pixels).step_by(BLOCK) {
         let len = BLOCK.min(pixels - first);
-        for (channel, factors) in factors.into_iter().enumerate() {
+        for (channel, factors) in factors.iter().enumerate() {
             let here = channel * pixels + first..channel * pixels + first + len;
             let own = if own_changes {
                 compose::own(level, row, size, channel, first, &mut scratch.own[..len]);
@@ -249,7 +259,7 @@ fn mix_run<E: Element>(
     level: Level,
     own: &[u8],
     partner: Option<&[u8]>,
-    factors: Factors<'_>,
+    factors: &Factors<'_>,
     stream: bool,
     out: &mut [E],
 ) {
@@ -280,7 +290,6 @@ fn interleave<E: Element>(level: Level, channels: [&[E]; 3], stream: bool, out: 
 }
 
 /// Factors of one channel of one row.
-#[derive(Clone, Copy)]
 struct Factors<'a> {
     own: f32,
     partner: f32,
@@ -308,8 +317,8 @@ impl<'a> Factors<'a> {
 }
 
 /// The one formula, for any processor.
-fn mix_values<E: Element>(own: &[u8], partner: Option<&[u8]>, factors: Factors<'_>, out: &mut [E]) {
-    let Factors { own: a, partner: b, offset: c, .. } = factors;
+fn mix_values<E: Element>(own: &[u8], partner: Option<&[u8]>, factors: &Factors<'_>, out: &mut [E]) {
+    let Factors { own: a, partner: b, offset: c, .. } = *factors;
     match partner {
         Some(partner) => {
             for ((out, &u), &v) in out.iter_mut().zip(own).zip(partner) {

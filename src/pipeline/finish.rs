@@ -2,7 +2,7 @@
 
 use super::fetch::{Location, Pending, Scratch, Source};
 use super::ledger::{BadSample, OnBadImage};
-use super::{FeedError, Shared};
+use super::{BATCHES_AT_ONCE, FeedError, Shared};
 use crate::batch::BatchView;
 use crate::config::FeedSpec;
 use crate::mix::{Mixer, Row};
@@ -20,6 +20,8 @@ pub struct Finisher {
     mixer: Box<dyn Mixer>,
     spec: FeedSpec,
     recycler: Sender<Scratch>,
+    /// Scratch to be given back.
+    finished: Vec<Scratch>,
 }
 
 /// A batch's labels, beside its plan.
@@ -34,7 +36,7 @@ pub struct Labels {
 impl Finisher {
     /// A finisher for feeds of `spec`.
     pub fn new(source: Source, mixer: Box<dyn Mixer>, spec: FeedSpec, recycler: Sender<Scratch>) -> Self {
-        Self { source, mixer, spec, recycler }
+        Self { source, mixer, spec, recycler, finished: Vec::with_capacity(BATCHES_AT_ONCE) }
     }
 
     /// What the feed was asked to be.
@@ -155,11 +157,14 @@ impl Finisher {
         if self.spec.digest { view(&self.spec, plan, labels, x, 0).digest_by(self.mixer.name()) } else { 0 }
     }
 
-    /// Gives a finished batch's scratch back.
-    pub fn recycle(&self, pending: Pending) -> Plan {
+    /// Gives a finished batch's scratch back, [`BATCHES_AT_ONCE`] together.
+    pub fn recycle(&mut self, pending: Pending) -> Plan {
         let (plan, scratch) = pending.into_scratch();
-        // Full is impossible; disconnected means that the plan stage has ended.
-        let _ = self.recycler.try_send(scratch);
+        self.finished.push(scratch);
+        if self.finished.len() == BATCHES_AT_ONCE {
+            // Full is impossible; disconnected means that the plan stage has ended.
+            self.finished.drain(..).for_each(|scratch| drop(self.recycler.try_send(scratch)));
+        }
         plan
     }
 }

@@ -7,8 +7,9 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use mixd::config::FeedSpec;
-use mixd::mix::{CpuMixer, Level, Mixer, Row};
+use mixd::mix::{CpuMixer, Helpers, Level, Mixer, Row};
 use mixd::types::{Cut, Dtype, Layout};
+use std::sync::Arc;
 
 const SLOTS: usize = 4;
 
@@ -16,6 +17,7 @@ fn mix(criterion: &mut Criterion) {
     let values = FeedSpec::train().format().image_size.values();
     let samples: Vec<Vec<u8>> =
         (0..2_000).map(|n| (0..values).map(|at| (at * 31 + n * 7 + at / 97) as u8).collect()).collect();
+    let alone = Arc::new(Helpers::start(0).expect("no thread is started"));
     let mut group = criterion.benchmark_group("mix");
     group.sample_size(20);
     group.throughput(Throughput::Elements(64));
@@ -29,7 +31,7 @@ fn mix(criterion: &mut Criterion) {
         let cut = (kind == "cutmix").then_some(Cut { top: 20, bottom: 90, left: 33, right: 103 });
         let lambda = if cut.is_some() { 1.0 } else { 0.7 };
         for level in Level::available() {
-            let mut mixer = CpuMixer::new(format, SLOTS * slot_bytes, None).at(level);
+            let mut mixer = CpuMixer::new(format, SLOTS * slot_bytes, Arc::clone(&alone)).at(level);
             let mut turn = 0;
             group.bench_function(format!("{kind} {dtype} {layout} {level:?}"), |bencher| {
                 bencher.iter(|| {

@@ -106,7 +106,10 @@ unsafe fn store<E: Element, const STREAM: bool>([a, b, c, d]: [__m512; 4], to: *
             for (nth, [low, high]) in [[a, b], [c, d]].into_iter().enumerate() {
                 // Rounds to nearest even, whatever the mode, and no value is denormal (`Factors::new`).
                 // SAFETY: vectors of the same size; 64 elements are two of them.
-                unsafe { put::<STREAM>(to.add(nth), std::mem::transmute(_mm512_cvtne2ps_pbh(high, low))) };
+                unsafe {
+                    let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                    put::<STREAM>(to.add(nth), both);
+                }
             }
         }
         Dtype::U8 => {

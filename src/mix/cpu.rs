@@ -18,7 +18,7 @@ use super::{Format, Helpers, MixError, Mixer, Row, compose};
 use crate::types::{Dtype, Layout};
 use bytemuck::cast_slice_mut;
 use half::{bf16 as Bf16, f16 as F16};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Pixels of a channel that are mixed before those of the next channel: the three are read as streams side by side, which memory
 /// answers faster, and what is composed or interleaved of them stays in the first-level cache. A multiple of a vector of every type.
@@ -96,19 +96,22 @@ pub struct CpuMixer {
     stream: bool,
     /// Bytes of a batch below which a thread is not worth its start.
     part_bytes: usize,
-    helpers: Helpers,
+    helpers: Arc<Helpers>,
 }
+
+/// What a ring has of the last-level cache at most: a large one is for many processors, and others have their part of it.
+const CACHED_BYTES_MAX: usize = 64 << 20;
 
 /// Half as much as a thread should have to do on average.
 const PART_BYTES: usize = 1 << 20;
 
 impl CpuMixer {
     /// A mixer with the best instruction set that the machine has, for batches that go round `ring_bytes` of memory.
-    pub fn new(format: Format, ring_bytes: usize, helpers: Helpers) -> Self {
+    pub fn new(format: Format, ring_bytes: usize, helpers: Arc<Helpers>) -> Self {
         Self {
             format,
             level: Level::best(),
-            stream: ring_bytes > crate::cpus::last_level_cache_bytes(),
+            stream: ring_bytes > crate::cpus::last_level_cache_bytes().min(CACHED_BYTES_MAX),
             part_bytes: PART_BYTES,
             helpers,
         }
@@ -132,15 +135,15 @@ impl Mixer for CpuMixer {
     fn mix(&mut self, rows: &[Row<'_>], out: &mut [u8]) -> Result<(), MixError> {
         let Self { format, level, stream, part_bytes, ref helpers } = *self;
         assert_eq!(out.len(), rows.len() * format.image_bytes());
-        // No thread waits longer than for a row of another, and rows that share a sample mostly stay together.
-        let threads = 1 + helpers.as_ref().map_or(0, |pool| pool.current_num_threads().min(out.len() / part_bytes / 2));
+        // Ever smaller parts: no thread waits longer than for a row of another, and rows that share a sample mostly stay together.
+        let helping = helpers.count().min(out.len() / part_bytes / 2);
         let mut images: Vec<Option<&mut [u8]>> = out.chunks_exact_mut(format.image_bytes()).map(Some).collect();
         let image = |at: usize| (&rows[at], images[at].take().expect("each row comes once"));
         let mut order: Vec<(&Row<'_>, &mut [u8])> = partner_next(rows).into_iter().map(image).collect();
         let work = Mutex::new(&mut order[..]);
         let take = || {
             let mut rest = work.lock().unwrap_or_else(PoisonError::into_inner);
-            let len = rest.len().div_ceil(2 * threads);
+            let len = rest.len().div_ceil(2 * (1 + helping));
             let (part, after) = std::mem::take(&mut *rest).split_at_mut(len);
             *rest = after;
             part
@@ -160,14 +163,10 @@ impl Mixer for CpuMixer {
             #[cfg(target_arch = "x86_64")]
             avx2::fence();
         };
-        match helpers {
-            Some(helpers) => helpers.in_place_scope(|scope| {
-                for _ in 1..threads {
-                    scope.spawn(|_| mix());
-                }
-                mix();
-            }),
-            None => mix(),
+        if helping > 0 {
+            helpers.run(helping, &mix)
+        } else {
+            mix()
         }
         Ok(())
     }
@@ -430,12 +429,13 @@ mod tests {
         fn helpers_change_nothing(case in case(), threads in 1_usize..4) {
             let rows: Vec<Row<'_>> = case.rows().iter().cycle().take(300).copied().collect();
             let mix = |helpers| {
+                let helpers = Arc::new(Helpers::start(helpers).unwrap());
                 let mut out = vec![0_u64; (rows.len() * case.format.image_bytes()).div_ceil(8)];
                 let bytes = &mut bytemuck::cast_slice_mut(&mut out)[..rows.len() * case.format.image_bytes()];
                 CpuMixer { part_bytes: 1_000, ..CpuMixer::new(case.format, 0, helpers) }.mix(&rows, bytes).unwrap();
                 out
             };
-            prop_assert_eq!(mix(crate::mix::helpers(threads).unwrap()), mix(None));
+            prop_assert_eq!(mix(threads), mix(0));
         }
 
         #[test]

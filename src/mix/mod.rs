@@ -8,6 +8,7 @@
 
 mod compose;
 mod cpu;
+mod helpers;
 #[cfg(test)]
 mod naive;
 #[cfg(feature = "torch")]
@@ -19,6 +20,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 pub use cpu::{CpuMixer, Level};
+pub use helpers::Helpers;
 #[cfg(feature = "torch")]
 pub use torch::torch_device;
 
@@ -119,22 +121,7 @@ pub trait Mixer: Send {
     fn mix(&mut self, rows: &[Row<'_>], out: &mut [u8]) -> Result<(), MixError>;
 }
 
-/// Threads that help cpu mixers with large batches; shared by all mixers of a daemon. Without any, a mixer works alone.
-pub type Helpers = Option<Arc<rayon_core::ThreadPool>>;
-
-/// Starts as many helpers as fill `threads` with the mixer's own.
-///
-/// # Errors
-/// When the system refuses a thread.
-pub fn helpers(threads: usize) -> Result<Helpers, rayon_core::ThreadPoolBuildError> {
-    let pool = |count| {
-        let name = |nth| format!("mixd-help-{nth}");
-        rayon_core::ThreadPoolBuilder::new().num_threads(count).thread_name(name).build().map(Arc::new)
-    };
-    threads.checked_sub(1).filter(|&count| count > 0).map(pool).transpose()
-}
-
-/// Makes a mixer for batches of at most `batch_size_max` rows that go round `slots` slots.
+/// Makes a mixer for batches of at most `batch_size_max` rows that go round `slots` slots. The cpu mixer alone has use for `helpers`.
 ///
 /// # Errors
 /// When the build or the machine lacks what `kind` and `device` need; never a silent fall-back.
@@ -144,7 +131,7 @@ pub fn mixer(
     format: Format,
     batch_size_max: usize,
     slots: usize,
-    helpers: Helpers,
+    helpers: Arc<Helpers>,
 ) -> Result<Box<dyn Mixer>, MixError> {
     let ring_bytes = slots * batch_size_max * format.image_bytes();
     match kind {
@@ -273,7 +260,9 @@ mod tests {
     /// Every implementation that this build has.
     fn mixers(format: Format, batch_size: usize) -> Vec<Box<dyn Mixer>> {
         let kinds = MixerKind::ALL.iter().filter(|&&kind| kind == MixerKind::Cpu || cfg!(feature = "torch"));
-        kinds.map(|&kind| mixer(kind, Device::Cpu, format, batch_size, 1, None).unwrap()).collect()
+        kinds
+            .map(|&kind| mixer(kind, Device::Cpu, format, batch_size, 1, Arc::new(Helpers::start(0).unwrap())).unwrap())
+            .collect()
     }
 
     proptest! {
@@ -358,7 +347,9 @@ mod tests {
     #[test]
     fn what_is_not_there_is_refused() {
         let format = crate::config::FeedSpec::train().format();
-        let refused = |kind, device| mixer(kind, device, format, 1, 1, None).err().expect("refused").to_string();
+        let refused = |kind, device| {
+            mixer(kind, device, format, 1, 1, Arc::new(Helpers::start(0).unwrap())).err().expect("refused").to_string()
+        };
         assert!(refused(MixerKind::Cpu, Device::Cuda(0)).contains("use --mixer torch"));
         if cfg!(feature = "torch") {
             assert!(refused(MixerKind::Torch, Device::Cuda(99)).contains("cuda:99"));

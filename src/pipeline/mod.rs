@@ -162,7 +162,7 @@ struct Shared {
 pub struct Pipeline {
     shared: Arc<Shared>,
     pool: DecodePool,
-    helpers: Helpers,
+    helpers: Arc<Helpers>,
     stores: Mutex<Vec<Arc<StoreEntry>>>,
 }
 
@@ -181,7 +181,8 @@ impl Pipeline {
             options,
         });
         let pool = DecodePool::start(&shared)?;
-        let helpers = crate::mix::helpers(pool.threads()).map_err(io::Error::other)?;
+        // A mix thread and its helpers fill as many processors as decoding does.
+        let helpers = Arc::new(Helpers::start(pool.threads() - 1)?);
         Ok(Self { shared, pool, helpers, stores: Mutex::default() })
     }
 
@@ -250,7 +251,7 @@ impl Pipeline {
     fn stages(&self, spec: FeedSpec) -> Result<(fetch::Fetcher, finish::Finisher), OpenError> {
         let Options { mixer, device, .. } = self.shared.options;
         let (rows, slots) = (spec.batch_size as usize, spec.slots as usize);
-        let mixer = crate::mix::mixer(mixer, device, spec.format(), rows, slots, self.helpers.clone())?;
+        let mixer = crate::mix::mixer(mixer, device, spec.format(), rows, slots, Arc::clone(&self.helpers))?;
         let entry = self.store(spec.split, spec.image_size)?;
         let (shared, jobs, stopped) = (Arc::clone(&self.shared), self.pool.jobs(), Arc::default());
         let source = fetch::Source { shared, entry, jobs, stopped };

@@ -221,7 +221,7 @@ fn mix_row_as<E: Element>(
     // A partner of weight 0 adds an exact 0: it need not be read.
     let mixed = row.lambda != 1.0;
     let (own_changes, partner_changes) = (compose::changes_own(row), row.partner_flip);
-    let table = if mixed && format.dtype == Dtype::U8 { level.table(row.lambda) } else { None };
+    let table = (mixed && format.dtype == Dtype::U8 && pixels >= BLOCK).then(|| level.table(row.lambda)).flatten();
     let factors: [_; 3] = std::array::from_fn(|channel| Factors::new(format, row.lambda, channel, table.as_ref()));
     let planes = scratch.planes.each_mut().map(|plane| &mut cast_slice_mut::<u32, E>(plane)[..BLOCK]);
     for first in (0..pixels).step_by(BLOCK) {

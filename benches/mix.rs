@@ -31,7 +31,7 @@ fn mix(criterion: &mut Criterion) {
         let cut = (kind == "cutmix").then_some(Cut { top: 20, bottom: 90, left: 33, right: 103 });
         let lambda = if cut.is_some() { 1.0 } else { 0.7 };
         for level in Level::available() {
-            let mut mixer = CpuMixer::new(format, SLOTS * slot_bytes, Arc::clone(&alone)).at(level);
+            let mut mixer = CpuMixer::new(format, Arc::clone(&alone)).at(level);
             let mut turn = 0;
             group.bench_function(format!("{kind} {dtype} {layout} {level:?}"), |bencher| {
                 bencher.iter(|| {

@@ -60,12 +60,6 @@ pub fn available() -> usize {
     sched_getaffinity(None).map_or(1, |set| set.count() as usize).max(1)
 }
 
-/// Bytes of the last-level cache; 32 MiB where the system does not say.
-pub fn last_level_cache_bytes() -> usize {
-    let text = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index3/size").unwrap_or_default();
-    text.trim().strip_suffix('K').and_then(|kib| kib.parse::<usize>().ok()).map_or(32 << 20, |kib| kib << 10)
-}
-
 /// How many decode threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Workers {

@@ -4,7 +4,7 @@
 //! formula rearranged, within 4e-7 of it. For u8 `A = λ`, `B = 1−λ`, `C = 0`: SPEC's own operations. Every operation is rounded by
 //! itself (no fused multiply-add), so that every instruction set gives the same bits.
 //!
-//! Batches that go round a ring larger than the caches are stored past them: a line that is written whole need not be read first.
+//! Batches are stored past the caches where that turns out to be faster (`stores.rs`).
 #![expect(unsafe_code, reason = "calls functions compiled for instruction sets that were detected at run time")]
 
 #[cfg(target_arch = "x86_64")]
@@ -14,18 +14,20 @@ mod avx2;
 #[path = "avx512.rs"]
 mod avx512;
 
+use super::stores::Stores;
 use super::{Format, Helpers, MixError, Mixer, Row, compose};
 use crate::types::{Dtype, Layout};
 use bytemuck::cast_slice_mut;
 use half::{bf16 as Bf16, f16 as F16};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// Pixels of a channel that are mixed before those of the next channel: the three are read as streams side by side, which memory
 /// answers faster, and what is composed or interleaved of them stays in the first-level cache. A multiple of a vector of every type.
-const BLOCK: usize = 512;
+const BLOCK: usize = 1024;
 
 /// Bytes between what is mixed and what is asked for from memory: about the time that it takes to come.
-const AHEAD: usize = 512;
+const AHEAD: usize = 1024;
 
 /// Instruction sets that the pass is written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,29 +94,19 @@ impl Level {
 pub struct CpuMixer {
     format: Format,
     level: Level,
-    /// Whether to store past the caches.
-    stream: bool,
+    stores: Stores,
     /// Bytes of a batch below which a thread is not worth its start.
     part_bytes: usize,
     helpers: Arc<Helpers>,
 }
 
-/// What a ring has of the last-level cache at most: a large one is for many processors, and others have their part of it.
-const CACHED_BYTES_MAX: usize = 64 << 20;
-
 /// Half as much as a thread should have to do on average.
 const PART_BYTES: usize = 1 << 20;
 
 impl CpuMixer {
-    /// A mixer with the best instruction set that the machine has, for batches that go round `ring_bytes` of memory.
-    pub fn new(format: Format, ring_bytes: usize, helpers: Arc<Helpers>) -> Self {
-        Self {
-            format,
-            level: Level::best(),
-            stream: ring_bytes > crate::cpus::last_level_cache_bytes().min(CACHED_BYTES_MAX),
-            part_bytes: PART_BYTES,
-            helpers,
-        }
+    /// A mixer with the best instruction set that the machine has.
+    pub fn new(format: Format, helpers: Arc<Helpers>) -> Self {
+        Self { format, level: Level::best(), stores: Stores::default(), part_bytes: PART_BYTES, helpers }
     }
 
     /// The same mixer with another instruction set; it gives the same bits.
@@ -133,8 +125,9 @@ impl Mixer for CpuMixer {
     }
 
     fn mix(&mut self, rows: &[Row<'_>], out: &mut [u8]) -> Result<(), MixError> {
-        let Self { format, level, stream, part_bytes, ref helpers } = *self;
+        let Self { format, level, ref mut stores, part_bytes, ref helpers } = *self;
         assert_eq!(out.len(), rows.len() * format.image_bytes());
+        let (stream, start) = (stores.past_caches(), Instant::now());
         // Ever smaller parts: no thread waits longer than for a row of another, and rows that share a sample mostly stay together.
         let helping = helpers.count().min(out.len() / part_bytes / 2);
         let mut images: Vec<Option<&mut [u8]>> = out.chunks_exact_mut(format.image_bytes()).map(Some).collect();
@@ -168,6 +161,7 @@ impl Mixer for CpuMixer {
         } else {
             mix()
         }
+        stores.note(start.elapsed(), rows.len());
         Ok(())
     }
 }
@@ -432,7 +426,7 @@ mod tests {
                 let helpers = Arc::new(Helpers::start(helpers).unwrap());
                 let mut out = vec![0_u64; (rows.len() * case.format.image_bytes()).div_ceil(8)];
                 let bytes = &mut bytemuck::cast_slice_mut(&mut out)[..rows.len() * case.format.image_bytes()];
-                CpuMixer { part_bytes: 1_000, ..CpuMixer::new(case.format, 0, helpers) }.mix(&rows, bytes).unwrap();
+                CpuMixer { part_bytes: 1_000, ..CpuMixer::new(case.format, helpers) }.mix(&rows, bytes).unwrap();
                 out
             };
             prop_assert_eq!(mix(threads), mix(0));

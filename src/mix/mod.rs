@@ -11,6 +11,7 @@ mod cpu;
 mod helpers;
 #[cfg(test)]
 mod naive;
+mod stores;
 #[cfg(feature = "torch")]
 mod torch;
 
@@ -121,7 +122,7 @@ pub trait Mixer: Send {
     fn mix(&mut self, rows: &[Row<'_>], out: &mut [u8]) -> Result<(), MixError>;
 }
 
-/// Makes a mixer for batches of at most `batch_size_max` rows that go round `slots` slots. The cpu mixer alone has use for `helpers`.
+/// Makes a mixer for batches of at most `batch_size_max` rows. The cpu mixer alone has use for `helpers`.
 ///
 /// # Errors
 /// When the build or the machine lacks what `kind` and `device` need; never a silent fall-back.
@@ -130,12 +131,10 @@ pub fn mixer(
     device: Device,
     format: Format,
     batch_size_max: usize,
-    slots: usize,
     helpers: Arc<Helpers>,
 ) -> Result<Box<dyn Mixer>, MixError> {
-    let ring_bytes = slots * batch_size_max * format.image_bytes();
     match kind {
-        MixerKind::Cpu if device == Device::Cpu => Ok(Box::new(cpu::CpuMixer::new(format, ring_bytes, helpers))),
+        MixerKind::Cpu if device == Device::Cpu => Ok(Box::new(cpu::CpuMixer::new(format, helpers))),
         MixerKind::Cpu => Err(MixError::WrongDevice(device)),
         #[cfg(feature = "torch")]
         MixerKind::Torch => Ok(Box::new(torch::TorchMixer::new(device, format, batch_size_max)?)),
@@ -261,7 +260,7 @@ mod tests {
     fn mixers(format: Format, batch_size: usize) -> Vec<Box<dyn Mixer>> {
         let kinds = MixerKind::ALL.iter().filter(|&&kind| kind == MixerKind::Cpu || cfg!(feature = "torch"));
         kinds
-            .map(|&kind| mixer(kind, Device::Cpu, format, batch_size, 1, Arc::new(Helpers::start(0).unwrap())).unwrap())
+            .map(|&kind| mixer(kind, Device::Cpu, format, batch_size, Arc::new(Helpers::start(0).unwrap())).unwrap())
             .collect()
     }
 
@@ -348,7 +347,7 @@ mod tests {
     fn what_is_not_there_is_refused() {
         let format = crate::config::FeedSpec::train().format();
         let refused = |kind, device| {
-            mixer(kind, device, format, 1, 1, Arc::new(Helpers::start(0).unwrap())).err().expect("refused").to_string()
+            mixer(kind, device, format, 1, Arc::new(Helpers::start(0).unwrap())).err().expect("refused").to_string()
         };
         assert!(refused(MixerKind::Cpu, Device::Cuda(0)).contains("use --mixer torch"));
         if cfg!(feature = "torch") {

@@ -250,8 +250,8 @@ impl Pipeline {
 
     fn stages(&self, spec: FeedSpec) -> Result<(fetch::Fetcher, finish::Finisher), OpenError> {
         let Options { mixer, device, .. } = self.shared.options;
-        let (rows, slots) = (spec.batch_size as usize, spec.slots as usize);
-        let mixer = crate::mix::mixer(mixer, device, spec.format(), rows, slots, Arc::clone(&self.helpers))?;
+        let rows = spec.batch_size as usize;
+        let mixer = crate::mix::mixer(mixer, device, spec.format(), rows, Arc::clone(&self.helpers))?;
         let entry = self.store(spec.split, spec.image_size)?;
         let (shared, jobs, stopped) = (Arc::clone(&self.shared), self.pool.jobs(), Arc::default());
         let source = fetch::Source { shared, entry, jobs, stopped };

@@ -394,6 +394,25 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_that_keeps_up_is_served_from_as_few_slots_as_it_holds() {
+        let mut ring = ring(4);
+        let slots = |leases: &[Lease]| leases.iter().map(|lease| lease.slot).collect::<Vec<_>>();
+        for index in 0..4 {
+            ring.write(index);
+            assert_eq!(slots(&[ring.read()]), [0]);
+        }
+        let mut held = Vec::new();
+        for index in 4..6 {
+            ring.write(index);
+            held.push(ring.read());
+        }
+        assert_eq!(slots(&held), [0, 1]);
+        drop(held.remove(0));
+        ring.write(6);
+        assert_eq!(slots(&[ring.read()]), [0]);
+    }
+
+    #[test]
     fn holding_every_slot_and_asking_for_more_is_refused() {
         let mut ring = ring(2);
         ring.write(0);

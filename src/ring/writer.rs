@@ -136,7 +136,8 @@ impl RingWriter {
         Ok(())
     }
 
-    /// Claims the slot with the oldest batch that nobody needs.
+    /// Claims a slot whose batch nobody needs. Lossless: the one with the newest, which is most likely to be in the caches still, so
+    /// that as few slots are in use as the readers' pace asks for. Latest: the oldest, which readers are least likely to turn to.
     fn choose(&self, readers: &Readers) -> Result<u32, Wait> {
         let (words, slots) = (self.shared.data.words(), self.shared.data.slots);
         let released = |reader: &Arc<ReaderEntry>| reader.released.load(Ordering::Relaxed);
@@ -160,10 +161,13 @@ impl RingWriter {
         };
         let mut tried = Vec::new();
         loop {
-            // An empty slot counts as the oldest, but spare ones are first used last.
-            let age = |slot: u32| words.holds[slot as usize].load(Ordering::Relaxed).wrapping_add(1);
-            let order = |&slot: &u32| (slot >= slots && !self.reserved[slot as usize], age(slot));
-            let is_free = |slot: &u32| age(*slot) <= needed_from && !tried.contains(slot);
+            // An empty slot counts as the oldest; spare ones are first used last.
+            let batches = |slot: u32| words.holds[slot as usize].load(Ordering::Relaxed).wrapping_add(1);
+            let order = |&slot: &u32| match is_latest {
+                true => (false, batches(slot)),
+                false => (slot >= slots && !self.reserved[slot as usize], u64::MAX - batches(slot)),
+            };
+            let is_free = |slot: &u32| batches(*slot) <= needed_from && !tried.contains(slot);
             let Some(slot) = (0..self.shared.data.all_slots()).filter(is_free).min_by_key(order) else {
                 return Err(if is_latest { Wait::Latest } else { Wait::Kept });
             };

@@ -57,7 +57,7 @@ impl Sleeper for Futex {
         self.woken.notify_all();
     }
 
-    fn spin(&self, _: u32) -> bool {
+    fn spin(&self, _: u32, _: bool) -> bool {
         false
     }
 }
@@ -80,6 +80,7 @@ impl Cursor {
 
 struct Ring {
     published: AtomicU64,
+    near: AtomicU64,
     event: AtomicU32,
     ended: AtomicU32,
     writer_waiting: AtomicU32,
@@ -94,6 +95,7 @@ impl Ring {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             published: AtomicU64::new(0),
+            near: AtomicU64::new(0),
             event: AtomicU32::new(0),
             ended: AtomicU32::new(0),
             writer_waiting: AtomicU32::new(0),
@@ -106,8 +108,8 @@ impl Ring {
     }
 
     fn words(&self) -> WriterWords<'_> {
-        let Self { published, event, ended, writer_waiting, holds, .. } = self;
-        WriterWords { published, event, ended, writer_waiting, holds, slots: SLOTS }
+        let Self { published, near, event, ended, writer_waiting, holds, .. } = self;
+        WriterWords { published, near, event, ended, writer_waiting, holds, slots: SLOTS }
     }
 
     fn cursor(&self) -> CursorWords<'_> {
@@ -203,6 +205,26 @@ fn every_batch_is_read_whole_and_in_order_and_the_end_is_seen() {
             assert_eq!(ring.read(seq), Some(seq));
         }
         assert_eq!(ring.read(3), None);
+        writer.join().unwrap();
+    });
+}
+
+/// Readers are called to a batch before it is there, and to one that never comes.
+#[test]
+fn a_reader_that_was_called_early_still_learns_of_the_batch_and_of_the_end() {
+    check(|| {
+        let ring = Ring::new();
+        let writer = {
+            let ring = Arc::clone(&ring);
+            loom::thread::spawn(move || {
+                let call = |seq| ring.words().call(seq, std::iter::once(ring.cursor()), &ring.futex);
+                call(0);
+                ring.write(0);
+                call(1);
+                ring.words().end(1, std::iter::once(ring.cursor()), &ring.futex);
+            })
+        };
+        assert_eq!((ring.read(0), ring.read(1)), (Some(0), None));
         writer.join().unwrap();
     });
 }

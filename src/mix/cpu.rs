@@ -15,10 +15,11 @@ mod avx2;
 mod avx512;
 
 use super::stores::Stores;
-use super::{Format, Helpers, MixError, Mixer, Row, compose};
+use super::{Format, Helpers, MixError, Mixer, Notice, Row, compose};
 use crate::types::{Dtype, Layout};
 use bytemuck::cast_slice_mut;
 use half::{bf16 as Bf16, f16 as F16};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -124,7 +125,7 @@ impl Mixer for CpuMixer {
         "cpu"
     }
 
-    fn mix(&mut self, rows: &[Row<'_>], out: &mut [u8]) -> Result<(), MixError> {
+    fn mix(&mut self, rows: &[Row<'_>], out: &mut [u8], notice: Option<&Notice<'_>>) -> Result<(), MixError> {
         let Self { format, level, ref mut stores, part_bytes, ref helpers } = *self;
         assert_eq!(out.len(), rows.len() * format.image_bytes());
         let (stream, start) = (stores.past_caches(), Instant::now());
@@ -141,6 +142,9 @@ impl Mixer for CpuMixer {
             *rest = after;
             part
         };
+        // Rows that are left when notice is to be given; those of a batch that takes no longer are all left at first.
+        let rows_ahead = notice.map_or(0, |notice| stores.rows_in(notice.ahead).clamp(1, rows.len().max(1)));
+        let left = AtomicUsize::new(rows.len());
         let mix = || {
             let mut scratch = Scratch::default();
             loop {
@@ -149,6 +153,9 @@ impl Mixer for CpuMixer {
                     break;
                 }
                 for (row, image) in part {
+                    if left.fetch_sub(1, Ordering::Relaxed) == rows_ahead {
+                        notice.iter().for_each(|notice| (notice.give)());
+                    }
                     mix_row(level, &format, row, stream, &mut scratch, image);
                 }
             }
@@ -382,6 +389,7 @@ mod tests {
     use crate::config::FeedSpec;
     use crate::types::ImageSize;
     use proptest::prelude::*;
+    use std::time::Duration;
 
     proptest! {
         #[test]
@@ -426,10 +434,23 @@ mod tests {
                 let helpers = Arc::new(Helpers::start(helpers).unwrap());
                 let mut out = vec![0_u64; (rows.len() * case.format.image_bytes()).div_ceil(8)];
                 let bytes = &mut bytemuck::cast_slice_mut(&mut out)[..rows.len() * case.format.image_bytes()];
-                CpuMixer { part_bytes: 1_000, ..CpuMixer::new(case.format, helpers) }.mix(&rows, bytes).unwrap();
+                CpuMixer { part_bytes: 1_000, ..CpuMixer::new(case.format, helpers) }.mix(&rows, bytes, None).unwrap();
                 out
             };
             prop_assert_eq!(mix(threads), mix(0));
+        }
+
+        #[test]
+        fn notice_is_given_once(case in case(), threads in 0_usize..3, ahead_us in prop_oneof![Just(0), 0_u64..100, Just(u64::MAX)]) {
+            let mut mixer = CpuMixer::new(case.format, Arc::new(Helpers::start(threads).unwrap()));
+            mixer.part_bytes = 1_000;
+            for _ in 0..3 {
+                let given = AtomicUsize::new(0);
+                let give = || { given.fetch_add(1, Ordering::Relaxed); };
+                let notice = Notice { ahead: Duration::from_micros(ahead_us), give: &give };
+                mixer.mix(&case.rows(), &mut case.out(), Some(&notice)).unwrap();
+                prop_assert_eq!(given.into_inner(), 1);
+            }
         }
 
         #[test]

@@ -19,6 +19,7 @@ use crate::types::{Cut, Device, Dtype, ImageSize, Layout, ParseError, named};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use cpu::{CpuMixer, Level};
 pub use helpers::Helpers;
@@ -84,6 +85,14 @@ impl<'a> Row<'a> {
     }
 }
 
+/// Who wants to know that a batch is nearly finished.
+pub struct Notice<'a> {
+    /// How long before the end.
+    pub ahead: Duration,
+    /// Called once, from any thread that mixes.
+    pub give: &'a (dyn Fn() + Sync),
+}
+
 /// Why a mixer could not be had or could not mix.
 #[derive(Debug, thiserror::Error)]
 pub enum MixError {
@@ -112,14 +121,15 @@ pub trait Mixer: Send {
     /// The name that stands in statistics.
     fn name(&self) -> &'static str;
 
-    /// Writes the mixed images of `rows`, in order, to `out`: `rows.len()` × [`Format::image_bytes`] bytes, 64-byte aligned.
+    /// Writes the mixed images of `rows`, in order, to `out`: `rows.len()` × [`Format::image_bytes`] bytes, 64-byte aligned. Gives notice
+    /// once, if the implementation knows how far it is.
     ///
     /// # Errors
     /// When the device fails; `out` then holds nothing of use.
     ///
     /// # Panics
     /// When a sample or `out` has another length than the format says.
-    fn mix(&mut self, rows: &[Row<'_>], out: &mut [u8]) -> Result<(), MixError>;
+    fn mix(&mut self, rows: &[Row<'_>], out: &mut [u8], notice: Option<&Notice<'_>>) -> Result<(), MixError>;
 }
 
 /// Makes a mixer for batches of at most `batch_size_max` rows. The cpu mixer alone has use for `helpers`.
@@ -270,7 +280,7 @@ mod tests {
             let oracle = naive::mix(&case.format, &case.rows());
             for mut mixer in mixers(case.format, case.plan.len()) {
                 let mut out = case.out();
-                mixer.mix(&case.rows(), &mut out).unwrap();
+                mixer.mix(&case.rows(), &mut out, None).unwrap();
                 naive::assert_close(case.format.dtype, &out, &oracle, mixer.name());
                 if mixer.name() == "torch" && case.format.dtype == Dtype::F32 {
                     // The same operations in the same order.
@@ -307,7 +317,7 @@ mod tests {
                 assert_eq!(naive::mix(&case.format, &case.rows()), expected.data(), "{name} {dtype}");
                 for mut mixer in mixers(case.format, len) {
                     let mut out = case.out();
-                    mixer.mix(&case.rows(), &mut out).unwrap();
+                    mixer.mix(&case.rows(), &mut out, None).unwrap();
                     let context = format!("{} {name} {dtype}", mixer.name());
                     naive::assert_close(dtype, &out, expected.data(), &context);
                     naive::assert_rarely_off(dtype, &out, expected.data(), &context);
@@ -338,7 +348,7 @@ mod tests {
         assert_eq!(hash, golden["sha256_f32_le"].as_str().unwrap());
         for mut mixer in mixers(format, case.plan.len()) {
             let mut out = case.out();
-            mixer.mix(&case.rows(), &mut out).unwrap();
+            mixer.mix(&case.rows(), &mut out, None).unwrap();
             naive::assert_close(Dtype::F32, &out, &oracle, mixer.name());
         }
     }

@@ -26,6 +26,8 @@ pub struct Stores {
     batch: usize,
     /// Nanoseconds a row, of the batches that count: as hitherto, the other way.
     measured: [[f64; COUNTED]; 2],
+    /// Nanoseconds a row, of the last batch.
+    row_ns: f64,
 }
 
 impl Stores {
@@ -34,11 +36,17 @@ impl Stores {
         self.past_caches != (TRIAL / 2..TRIAL).contains(&self.batch)
     }
 
+    /// How many rows are mixed in a time, if they take what those of the last batch took.
+    pub fn rows_in(&self, time: Duration) -> usize {
+        (time.as_nanos() as f64 / self.row_ns) as usize
+    }
+
     /// Notes what the batch took.
     pub fn note(&mut self, took: Duration, rows: usize) {
+        self.row_ns = took.as_nanos() as f64 / rows.max(1) as f64;
         let (half, at) = (self.batch / (TRIAL / 2), self.batch % (TRIAL / 2));
         if let (Some(measured), Some(nth)) = (self.measured.get_mut(half), at.checked_sub(TRIAL / 2 - COUNTED)) {
-            measured[nth] = took.as_nanos() as f64 / rows.max(1) as f64;
+            measured[nth] = self.row_ns;
         }
         self.batch = (self.batch + 1) % INTERVAL;
         if self.batch == TRIAL {
@@ -67,6 +75,14 @@ mod tests {
             is_past
         };
         (0..INTERVAL).filter(|&nth| batch(nth)).count()
+    }
+
+    #[test]
+    fn rows_are_counted_by_what_the_last_took() {
+        let mut stores = Stores::default();
+        assert_eq!(stores.rows_in(Duration::from_micros(60)), usize::MAX, "nothing is known");
+        stores.note(Duration::from_micros(640), 64);
+        assert_eq!(stores.rows_in(Duration::from_micros(65)), 6);
     }
 
     #[test]

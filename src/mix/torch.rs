@@ -130,7 +130,7 @@ impl Mixer for TorchMixer {
         "torch"
     }
 
-    fn mix(&mut self, rows: &[Row<'_>], out: &mut [u8]) -> Result<(), MixError> {
+    fn mix(&mut self, rows: &[Row<'_>], out: &mut [u8], _: Option<&Notice<'_>>) -> Result<(), MixError> {
         assert_eq!(out.len(), rows.len() * self.format.image_bytes());
         no_grad(|| {
             let mixed = self.mixed(rows)?;

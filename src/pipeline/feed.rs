@@ -4,6 +4,7 @@ use super::fetch::{Fetcher, Pending};
 use super::finish::{Finisher, Labels};
 use super::{BATCHES_AHEAD, FeedError, OpenError, Shared};
 use crate::config::Delivery;
+use crate::mix::Notice;
 use crate::ring::{self, Pace, ReaderId, RingError, RingHandle, RingWriter, WriterStopped};
 use crate::sampler::Sampler;
 use crate::stats::{Clock, Doing};
@@ -215,6 +216,8 @@ enum Stop {
 fn fill(finisher: &mut Finisher, planned: &Receiver<Pending>, writer: &mut RingWriter) -> Stop {
     let shared = finisher.shared();
     let (mut clock, mut labels) = (Clock::start(&shared.stats.mix), Labels::default());
+    let (caller, digests) = (writer.caller(), finisher.spec().digest);
+    let call = || caller.call();
     loop {
         let Ok(mut pending) = planned.recv() else { return Stop::Failed(FeedError::Stopping) };
         if let Err(error) = finisher.settle(&mut pending) {
@@ -227,7 +230,10 @@ fn fill(finisher: &mut Finisher, planned: &Receiver<Pending>, writer: &mut RingW
         };
         clock.lap(Doing::WaitingOut);
         let len = pending.plan.own.len();
-        if let Err(error) = finisher.mix(&pending, slot.x_mut(len), &mut labels) {
+        // A digest takes longer than readers to wake.
+        let ahead = if digests { None } else { caller.ahead() };
+        let notice = ahead.map(|ahead| Notice { ahead, give: &call });
+        if let Err(error) = finisher.mix(&pending, slot.x_mut(len), &mut labels, notice.as_ref()) {
             return Stop::Failed(error);
         }
         let digest = finisher.digest(&pending.plan, &labels, slot.x_mut(len));

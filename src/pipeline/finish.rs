@@ -5,7 +5,7 @@ use super::ledger::{BadSample, OnBadImage};
 use super::{BATCHES_AT_ONCE, FeedError, Shared};
 use crate::batch::BatchView;
 use crate::config::FeedSpec;
-use crate::mix::{Mixer, Row};
+use crate::mix::{Mixer, Notice, Row};
 use crate::sampler::Plan;
 use crate::types::SampleId;
 use crossbeam_channel::Sender;
@@ -125,7 +125,13 @@ impl Finisher {
     ///
     /// # Errors
     /// When the mixer's device fails.
-    pub fn mix(&mut self, pending: &Pending, x: &mut [u8], labels: &mut Labels) -> Result<(), FeedError> {
+    pub fn mix(
+        &mut self,
+        pending: &Pending,
+        x: &mut [u8],
+        labels: &mut Labels,
+        notice: Option<&Notice<'_>>,
+    ) -> Result<(), FeedError> {
         let (plan, rows) = (&pending.plan, pending.plan.own.len());
         let sample = |at: usize| {
             let (memory, row) = pending.row(&self.source.entry, pending.locations[at]).expect("settled");
@@ -143,7 +149,7 @@ impl Finisher {
                 Row { own: sample(at), partner: sample(partner), lambda, partner_row, cut, flip, partner_flip }
             })
             .collect();
-        self.mixer.mix(&rows, x)?;
+        self.mixer.mix(&rows, x, notice)?;
         let samples = self.source.shared.dataset.samples(self.spec.split);
         for (labels, ids) in [(&mut labels.label_a, &plan.own), (&mut labels.label_b, &plan.partner)] {
             labels.clear();
@@ -210,7 +216,7 @@ impl OwnedBatch {
         let spec = *finisher.spec();
         let x_bytes = pending.plan.own.len() * spec.format().image_bytes();
         let (mut x, mut labels) = (vec![0_u128; x_bytes.div_ceil(16)], Labels::default());
-        finisher.mix(&pending, &mut bytemuck::cast_slice_mut(&mut x)[..x_bytes], &mut labels)?;
+        finisher.mix(&pending, &mut bytemuck::cast_slice_mut(&mut x)[..x_bytes], &mut labels, None)?;
         let digest = finisher.digest(&pending.plan, &labels, &bytemuck::cast_slice(&x)[..x_bytes]);
         let plan = finisher.recycle(pending);
         let shared = finisher.shared();

@@ -13,7 +13,7 @@ use std::mem::{offset_of, size_of};
 use std::sync::atomic::AtomicU8;
 
 /// Version of everything in this file; both sides must have the same.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// First bytes of a data file.
 pub const DATA_MAGIC: [u8; 8] = *b"mixdring";
@@ -71,7 +71,11 @@ pub struct DataHeader {
     pub event: AtomicU32,
     /// 0, or one of the `ENDED_…` codes.
     pub ended: AtomicU32,
-    gap2: [u8; 112],
+    /// Batches published, and those that are nearly there.
+    pub near: AtomicU64,
+    /// When the writer last woke readers, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub woke_ns: AtomicU64,
+    gap2: [u8; 96],
     /// 1 while the writer sleeps.
     pub writer_waiting: AtomicU32,
     /// Bytes of `reason` in use; written before `ended`.
@@ -100,7 +104,9 @@ pub struct Cursor {
     pub skipped: AtomicU64,
     /// Nanoseconds for which the reader had nothing to read, for people to see.
     pub waited_ns: AtomicU64,
-    gap3: [u8; 104],
+    /// Nanoseconds that it takes to wake the reader, about; 0 before it is known. Bounded by the writer.
+    pub wake_ns: AtomicU64,
+    gap3: [u8; 96],
     /// A bit for each slot that is leased.
     pub held: [AtomicU64; HELD_WORDS],
     /// 0, or one of the `EVICTED_…` codes; the daemon stores it.
@@ -142,11 +148,14 @@ pub struct BatchHeader {
 const _: () = {
     assert!(size_of::<DataHeader>() <= PAGE_BYTES && size_of::<Cursor>() <= PAGE_BYTES);
     assert!(offset_of!(DataHeader, published) == 128 && offset_of!(DataHeader, event) == 136);
-    assert!(offset_of!(DataHeader, ended) == 140 && offset_of!(DataHeader, writer_waiting) == 256);
+    assert!(offset_of!(DataHeader, ended) == 140 && offset_of!(DataHeader, near) == 144);
+    assert!(offset_of!(DataHeader, woke_ns) == 152 && offset_of!(DataHeader, writer_waiting) == 256);
     assert!(offset_of!(DataHeader, reason_len) == 260 && offset_of!(DataHeader, reason) == 384);
     assert!(offset_of!(Cursor, released) == 128 && offset_of!(Cursor, event) == 136);
     assert!(offset_of!(Cursor, reader_waiting) == 140 && offset_of!(Cursor, read) == 256);
-    assert!(offset_of!(Cursor, held) == 384 && offset_of!(Cursor, evicted) == 520);
+    assert!(
+        offset_of!(Cursor, wake_ns) == 280 && offset_of!(Cursor, held) == 384 && offset_of!(Cursor, evicted) == 520
+    );
     assert!(size_of::<BatchHeader>() == 64 && offset_of!(BatchHeader, len) == 48);
 };
 
@@ -170,7 +179,9 @@ impl DataHeader {
             published: AtomicU64::new(0),
             event: AtomicU32::new(0),
             ended: AtomicU32::new(0),
-            gap2: [0; 112],
+            near: AtomicU64::new(0),
+            woke_ns: AtomicU64::new(0),
+            gap2: [0; 96],
             writer_waiting: AtomicU32::new(0),
             reason_len: AtomicU32::new(0),
             gap3: [0; 120],
@@ -198,7 +209,8 @@ impl Cursor {
             read: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
             waited_ns: AtomicU64::new(0),
-            gap3: [0; 104],
+            wake_ns: AtomicU64::new(0),
+            gap3: [0; 96],
             held: [const { AtomicU64::new(0) }; HELD_WORDS],
             evicted: AtomicU32::new(0),
         }
@@ -280,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_of_the_seed_pipeline_lie_where_version_2_says() {
+    fn slots_of_the_seed_pipeline_lie_where_version_3_says() {
         let layout = SlotLayout::new(64, 3 * 128 * 128 * 4);
         assert_eq!((layout.label_a, layout.label_b, layout.lambda), (64, 576, 1088));
         assert_eq!((layout.partner, layout.sample_id, layout.partner_id), (1344, 1600, 1856));

@@ -60,7 +60,7 @@ pub use reader::{Eviction, GiveUp, Lease, Next, RingReader};
 pub use readers::{Pace, ReaderId, ReaderStatus, RingHandle, create};
 pub use region::RingError;
 pub use wake::now_ns;
-pub use writer::{RingWriter, SlotMut, WriterStopped};
+pub use writer::{Caller, RingWriter, SlotMut, WriterStopped};
 
 /// The most readers of one ring.
 pub const READERS_MAX: usize = 64;

@@ -3,7 +3,7 @@
 
 use super::layout::{BatchHeader, ENDED_FAILED, EVICTED_UNLAWFUL};
 use super::region::{CursorFile, DataFile, RingError};
-use super::wake::Futex;
+use super::wake::{Futex, Woken};
 use crate::batch::BatchView;
 use crate::config::Delivery;
 use crate::sync::Ordering;
@@ -169,7 +169,8 @@ impl RingReader {
         let gave_up = || give_up.load(Ordering::SeqCst) || evicted() != 0;
         let (seq, slot) = loop {
             let since = (!self.is_ready()).then(Instant::now);
-            let is_there = words.await_published(self.next, cursor.words(), gave_up, &Futex);
+            let woken = Woken { woke_ns: &data.header().woke_ns, wake_ns: &cursor.page().wake_ns };
+            let is_there = words.await_published(self.next, cursor.words(), gave_up, &woken);
             count(&cursor.page().waited_ns, since.map_or(Duration::ZERO, |since| since.elapsed()).as_nanos() as u64);
             match evicted() {
                 0 => {}
@@ -439,6 +440,28 @@ mod tests {
         let waiting = std::thread::spawn(move || matches!(reader.next_batch().unwrap(), Next::GaveUp));
         handle.give_up();
         assert!(waiting.join().unwrap());
+    }
+
+    #[test]
+    fn a_reader_that_is_called_wakes_before_the_batch_is_there_and_says_how_long_that_took() {
+        let mut ring = ring(2);
+        let caller = ring.writer.caller();
+        assert_eq!(caller.ahead(), None);
+        let wake_ns = |ring: &Arc<Inner>| ring.cursor.page().wake_ns.load(Ordering::Relaxed);
+        let (inner, mut reader) = (Arc::clone(&ring.reader.inner), ring.reader);
+        let reading = std::thread::spawn(move || lease(&mut reader).seq());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while wake_ns(&inner) == 0 {
+            assert!(Instant::now() < deadline, "nobody wakes");
+            // A call that comes before the reader sleeps wakes nobody.
+            caller.call();
+            std::thread::yield_now();
+        }
+        assert!(!reading.is_finished());
+        ring.writer.next_slot().unwrap().publish(&ring.plans[0], &[0; 3], &[0; 3], 0);
+        assert_eq!(reading.join().unwrap(), 0);
+        inner.cursor.page().wake_ns.store(30_000, Ordering::Relaxed);
+        assert_eq!(caller.ahead(), Some(Duration::from_micros(45)));
     }
 
     #[test]
@@ -738,7 +761,7 @@ mod tests {
         bytes[8] = 9;
         std::fs::write(&copy, &bytes).unwrap();
         assert!(matches!(open(&copy, &cursor), Err(RingError::Foreign { .. })));
-        bytes[8] = 2;
+        bytes[8] = 3;
         std::fs::write(&copy, &bytes[..bytes.len() - 1]).unwrap();
         assert!(matches!(open(&copy, &cursor), Err(RingError::Foreign { .. })));
         std::fs::write(&copy, &bytes).unwrap();

@@ -259,6 +259,7 @@ impl DataFile {
         let header = self.header();
         WriterWords {
             published: &header.published,
+            near: &header.near,
             event: &header.event,
             ended: &header.ended,
             writer_waiting: &header.writer_waiting,

@@ -1,9 +1,10 @@
 //! Sleeping and waking across processes: shared futexes, with a deadline on every sleep.
 
 use super::protocol::Sleeper;
-use crate::sync::AtomicU32;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use rustix::thread::futex;
 use rustix::time::{ClockId, Timespec, clock_gettime};
+use std::time::Duration;
 
 /// Longest sleep: 250 ms. A waiter looks around this often even if its waker died between the counter and the call.
 const SLEEP_MAX_NS: i64 = 250_000_000;
@@ -13,6 +14,14 @@ pub const EVENTS_MAX: usize = 128;
 
 /// Turns of `spin_loop` before a sleep: about 2 µs, less than a futex round trip costs.
 const SPIN_TURNS: u32 = 64;
+/// Turns where what is waited for is near: some 150 µs.
+const SPIN_TURNS_NEAR: u32 = 75 * SPIN_TURNS;
+
+/// How long it must usually take to wake readers for them to be woken ahead of a batch. It takes less where their processor is awake
+/// because others work on it, whom readers that wait awake would disturb.
+const SLOW_WAKE_NS: u64 = 15_000;
+/// How far ahead of a batch readers are woken at most.
+const AHEAD_MAX: Duration = Duration::from_micros(100);
 
 fn wait(event: &AtomicU32, seen: u32) -> futex::Wait {
     let mut wait = futex::Wait::new();
@@ -59,14 +68,102 @@ impl Sleeper for Futex {
         let _ = futex::wake(event, futex::Flags::empty(), i32::MAX as u32);
     }
 
-    fn spin(&self, turn: u32) -> bool {
+    fn spin(&self, turn: u32, near: bool) -> bool {
         std::hint::spin_loop();
-        turn < SPIN_TURNS
+        turn < if near { SPIN_TURNS_NEAR } else { SPIN_TURNS }
     }
+}
+
+/// The [`Sleeper`] of a ring's writer: notes when it wakes readers.
+#[derive(Debug, Clone, Copy)]
+pub struct Waker<'a> {
+    /// [`super::layout::DataHeader::woke_ns`].
+    pub woke_ns: &'a AtomicU64,
+}
+
+impl Sleeper for Waker<'_> {
+    fn sleep(&self, events: &[(&AtomicU32, u32)]) {
+        Futex.sleep(events);
+    }
+
+    fn wake(&self, event: &AtomicU32) {
+        self.woke_ns.store(now_ns(), Ordering::Relaxed);
+        Futex.wake(event);
+    }
+
+    fn spin(&self, turn: u32, near: bool) -> bool {
+        Futex.spin(turn, near)
+    }
+}
+
+/// The [`Sleeper`] of a ring's reader: notes how long it takes to wake.
+#[derive(Debug, Clone, Copy)]
+pub struct Woken<'a> {
+    /// [`super::layout::DataHeader::woke_ns`].
+    pub woke_ns: &'a AtomicU64,
+    /// [`super::layout::Cursor::wake_ns`].
+    pub wake_ns: &'a AtomicU64,
+}
+
+impl Sleeper for Woken<'_> {
+    fn sleep(&self, events: &[(&AtomicU32, u32)]) {
+        let before = self.woke_ns.load(Ordering::Relaxed);
+        Futex.sleep(events);
+        let woke = self.woke_ns.load(Ordering::Relaxed);
+        if woke != before {
+            let (took, usual) = (now_ns().saturating_sub(woke), self.wake_ns.load(Ordering::Relaxed));
+            self.wake_ns.store(follow(usual, took), Ordering::Relaxed);
+        }
+    }
+
+    fn wake(&self, event: &AtomicU32) {
+        Futex.wake(event);
+    }
+
+    fn spin(&self, turn: u32, near: bool) -> bool {
+        Futex.spin(turn, near)
+    }
+}
+
+/// A running estimate of the median.
+fn follow(usual: u64, value: u64) -> u64 {
+    match value {
+        _ if usual == 0 => value,
+        _ if value > usual => usual + usual / 16 + 1,
+        _ => usual - usual / 16,
+    }
+}
+
+/// How far ahead of a batch to wake readers that take so long to wake, where that is worth it.
+pub fn ahead(wake_ns: u64) -> Option<Duration> {
+    (wake_ns >= SLOW_WAKE_NS).then(|| Duration::from_nanos(wake_ns.saturating_mul(3) / 2).min(AHEAD_MAX))
 }
 
 /// Nanoseconds on the clock that all processes of a machine share (`CLOCK_MONOTONIC`).
 pub fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_time_to_wake_follows_most_and_no_single_one() {
+        let after = |usual, took: &[u64]| (0..400).fold(usual, |usual, nth| follow(usual, took[nth % took.len()]));
+        assert_eq!(follow(0, 30_000), 30_000);
+        for usual in [0, 1, 1_000_000] {
+            let estimate = after(usual, &[30_000, 31_000, 29_000, 30_000, 9_000_000, 30_500, 29_500, 30_000]);
+            assert!((25_000..40_000).contains(&estimate), "{usual} {estimate}");
+        }
+    }
+
+    #[test]
+    fn readers_that_wake_at_once_are_not_called_and_none_is_called_long_ahead() {
+        assert_eq!(ahead(0), None);
+        assert_eq!(ahead(5_000), None);
+        assert_eq!(ahead(40_000), Some(Duration::from_micros(60)));
+        assert_eq!(ahead(u64::MAX), Some(Duration::from_micros(100)));
+    }
 }

@@ -5,7 +5,7 @@ use super::READERS_MAX;
 use super::layout::{BatchHeader, ENDED_FAILED, ENDED_STOPPED, EVICTED_LAG, EVICTED_UNLAWFUL, REASON_BYTES_MAX};
 use super::protocol::has_room;
 use super::readers::{Evicted, ReaderEntry, ReaderId, Readers, Shared};
-use super::wake::{EVENTS_MAX, Futex, now_ns};
+use super::wake::{self, EVENTS_MAX, Futex, Waker, now_ns};
 use crate::config::Delivery;
 use crate::sampler::Plan;
 use crate::sync::Ordering;
@@ -234,6 +234,29 @@ impl RingWriter {
         let cursors = readers.all().map(|reader| reader.cursor.words());
         self.shared.data.words().end(code, cursors, &Futex);
     }
+
+    /// What calls the readers.
+    pub fn caller(&self) -> Caller {
+        Caller(Arc::clone(&self.shared))
+    }
+}
+
+/// Wakes readers when their batch is nearly there, so that they are awake when it is.
+pub struct Caller(Arc<Shared>);
+
+impl Caller {
+    /// How long before it is published the readers should be called to the next batch; `None` where they wake at once.
+    pub fn ahead(&self) -> Option<Duration> {
+        let wake_ns = |reader: &Arc<ReaderEntry>| reader.cursor.page().wake_ns.load(Ordering::Relaxed);
+        wake::ahead(self.0.readers().live.iter().map(wake_ns).max()?)
+    }
+
+    /// Calls them to the batch that is published next.
+    pub fn call(&self) {
+        let (data, readers) = (&self.0.data, self.0.readers());
+        let cursors = readers.live.iter().map(|reader| reader.cursor.words());
+        data.words().call(self.0.published(), cursors, &Waker { woke_ns: &data.header().woke_ns });
+    }
 }
 
 /// Those whose doing may end a wait.
@@ -298,6 +321,7 @@ impl SlotMut<'_> {
         let (words, readers) = (shared.data.words(), shared.readers());
         // Seen by whoever sees that the batch is published.
         words.holds[slot as usize].store(seq, Ordering::Relaxed);
-        words.publish(seq + 1, readers.all().map(|reader| reader.cursor.words()), &Futex);
+        let waker = Waker { woke_ns: &shared.data.header().woke_ns };
+        words.publish(seq + 1, readers.all().map(|reader| reader.cursor.words()), &waker);
     }
 }

@@ -68,7 +68,8 @@ impl Finisher {
     pub fn settle(&self, pending: &mut Pending) -> Result<(), FeedError> {
         let rows = pending.plan.own.len();
         let mut substituted = false;
-        for at in 0..pending.locations.len() {
+        // The last first: it was asked for last, so that once it is there most others are, and this thread is woken once.
+        for at in (0..pending.locations.len()).rev() {
             let Plan { own, partner, .. } = &pending.plan;
             let planned = if at < rows { own[at] } else { partner[at - rows] };
             if let Some(location) = pending.settle(&self.source, planned, at as u32, pending.locations[at])? {

@@ -4,7 +4,7 @@
 use super::file::RowsFile;
 use memmap2::{MmapOptions, MmapRaw};
 use std::io;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// What a row holds.
@@ -23,14 +23,20 @@ pub enum State {
 
 impl State {
     fn from(byte: u8) -> Self {
-        [Self::Empty, Self::Claimed, Self::Ready, Self::Bad][usize::from(byte)]
+        [Self::Empty, Self::Claimed, Self::Ready, Self::Bad, Self::Claimed][usize::from(byte)]
     }
 }
+
+/// What a claimed row's state is while somebody waits for it: whoever settles it tells them. Nobody else is woken, since samples settle
+/// many times as often as batches are complete.
+const AWAITED: u8 = 4;
 
 /// Where to wait for claimed rows to settle; one for all rows of a daemon.
 #[derive(Debug, Default)]
 pub struct Settled {
     waiting: AtomicUsize,
+    /// Those of them that wait until rows are let go of.
+    reusing: AtomicUsize,
     lock: Mutex<()>,
     changed: Condvar,
 }
@@ -164,7 +170,10 @@ impl Rows {
     /// Waits until nobody else holds these rows, and empties them for the next batch; false when `give_up` came first.
     pub fn reuse(rows: &mut Arc<Self>, give_up: impl Fn() -> bool) -> bool {
         let settled = Arc::clone(&rows.settled);
+        settled.reusing.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst); // Pairs with that of a claim's end.
         settled.wait(|| Arc::strong_count(rows) == 1 || give_up());
+        settled.reusing.fetch_sub(1, Ordering::SeqCst);
         let Some(rows) = Arc::get_mut(rows) else { return false };
         for state in &mut rows.states {
             *state.get_mut() = State::Empty as u8;
@@ -174,7 +183,12 @@ impl Rows {
 
     /// Waits until a row is not claimed, or `give_up`; returns what it holds then.
     pub fn wait_settled(&self, row: u32, give_up: impl Fn() -> bool) -> State {
-        self.settled.wait(|| self.state(row) != State::Claimed || give_up());
+        let (claimed, state) = (State::Claimed as u8, &self.states[row as usize]);
+        let is_claimed = || match state.compare_exchange(claimed, AWAITED, Ordering::SeqCst, Ordering::SeqCst) {
+            Ok(_) => true,
+            Err(state) => state == AWAITED,
+        };
+        self.settled.wait(|| !is_claimed() || give_up());
         self.state(row)
     }
 
@@ -229,10 +243,48 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let rows = self.rows.take().expect("dropped once");
-        rows.states[self.row as usize].store(self.outcome as u8, Ordering::SeqCst);
+        let before = rows.states[self.row as usize].swap(self.outcome as u8, Ordering::SeqCst);
         let settled = Arc::clone(&rows.settled);
         // First let go, then announce: `reuse` waits for the last holder.
         drop(rows);
-        settled.announce();
+        fence(Ordering::SeqCst); // Either this sees who wants to reuse the rows, or they see that this has let go.
+        if before == AWAITED || settled.reusing.load(Ordering::SeqCst) > 0 {
+            settled.announce();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn whoever_waits_for_a_row_is_woken_by_that_row_alone() {
+        let rows = Rows::new(50, 1, Arc::default()).unwrap();
+        let mut claims: Vec<Claim> = (0..50).map(|row| rows.claim(row).unwrap()).collect();
+        let (awaited, looks) = (claims.pop().unwrap(), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                rows.wait_settled(49, || {
+                    looks.fetch_add(1, Ordering::SeqCst);
+                    false
+                })
+            });
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while looks.load(Ordering::SeqCst) < 2 {
+                assert!(Instant::now() < deadline, "nobody waits");
+                std::thread::yield_now();
+            }
+            for claim in claims {
+                claim.ready();
+                // Time enough to be woken where that is wrong.
+                (0..1_000).for_each(|_| std::thread::yield_now());
+            }
+            assert!(looks.load(Ordering::SeqCst) < 10, "woken by others");
+            assert_eq!(rows.state(49), State::Claimed);
+            awaited.ready();
+            assert_eq!(waiting.join().unwrap(), State::Ready);
+        });
     }
 }

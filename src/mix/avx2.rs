@@ -16,8 +16,6 @@ pub fn mix_steps<E: Element>(
     stream: bool,
     out: &mut [E],
 ) -> usize {
-    // What is streamed must be aligned to vectors.
-    let stream = stream && out.as_ptr().cast::<__m256i>().is_aligned();
     match (partner, stream) {
         (Some(partner), true) => steps::<E, true, true>(own, partner, factors, out),
         (Some(partner), false) => steps::<E, true, false>(own, partner, factors, out),
@@ -56,6 +54,18 @@ fn reverse(from: &[u8], to: &mut [u8]) {
     }
 }
 
+/// Asks for what a later step reads: the processor itself begins anew at every page.
+#[inline]
+pub fn ahead<const MIXED: bool>(own: *const u8, partner: *const u8) {
+    // SAFETY: SSE is part of x86-64, and prefetching reads nothing, wherever it points.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(own.wrapping_add(AHEAD).cast());
+        if MIXED {
+            _mm_prefetch::<_MM_HINT_T0>(partner.wrapping_add(AHEAD).cast());
+        }
+    }
+}
+
 /// Has what was streamed be seen before whatever is stored after this.
 pub fn fence() {
     // SAFETY: SSE is part of x86-64.
@@ -75,11 +85,7 @@ fn steps<E: Element, const MIXED: bool, const STREAM: bool>(
     // SAFETY: as many bytes as are read.
     let order = const { order(E::DTYPE) }.map(|bytes| unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) });
     for at in (0..out.len() / STEP * STEP).step_by(STEP) {
-        // Asks for what a later step reads: the processor itself begins anew at every page. Nothing is read, wherever that points.
-        _mm_prefetch::<_MM_HINT_T0>(own.as_ptr().wrapping_add(at + AHEAD).cast());
-        if MIXED {
-            _mm_prefetch::<_MM_HINT_T0>(partner.as_ptr().wrapping_add(at + AHEAD).cast());
-        }
+        ahead::<MIXED>(own[at..].as_ptr(), partner[at..].as_ptr());
         // SAFETY: all three slices have this length (asserted above), and the step ends before it.
         let (own, partner) = unsafe { (load::<E>(own.as_ptr().add(at)), load::<E>(partner.as_ptr().add(at))) };
         let mut values = [a; STEP / 8];

@@ -1,7 +1,8 @@
 //! The CPU mixer's run of values with AVX-512: the operations of `mix_values`, 64 at a time, in registers from load to store; u8 by a
 //! table; and channels put in turn.
 
-use super::{AHEAD, Element, Factors};
+use super::avx2::ahead;
+use super::{Element, Factors};
 use crate::types::Dtype;
 use std::arch::x86_64::*;
 
@@ -17,8 +18,6 @@ pub fn mix_steps<E: Element>(
     stream: bool,
     out: &mut [E],
 ) -> usize {
-    // What is streamed must be aligned to vectors.
-    let stream = stream && out.as_ptr().cast::<__m512i>().is_aligned();
     match (partner, factors.table, stream) {
         (Some(partner), Some(table), true) => table_steps::<E, true>(own, partner, table, out),
         (Some(partner), Some(table), false) => table_steps::<E, false>(own, partner, table, out),
@@ -57,17 +56,6 @@ fn steps<E: Element, const MIXED: bool, const STREAM: bool>(
         }
         // SAFETY: as above; what is streamed begins aligned, and a step of any type is a multiple of a vector.
         unsafe { store::<E, STREAM>(values, out.as_mut_ptr().add(at).cast()) };
-    }
-}
-
-/// Asks for what a later step reads: the processor itself begins anew at every page.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn ahead<const MIXED: bool>(own: *const u8, partner: *const u8) {
-    // Prefetching reads nothing, wherever it points.
-    _mm_prefetch::<_MM_HINT_T0>(own.wrapping_add(AHEAD).cast());
-    if MIXED {
-        _mm_prefetch::<_MM_HINT_T0>(partner.wrapping_add(AHEAD).cast());
     }
 }
 
@@ -199,7 +187,6 @@ fn table_steps<E: Element, const STREAM: bool>(own: &[u8], partner: &[u8], table
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 pub fn interleave<E: Element>([red, green, blue]: [&[E]; 3], stream: bool, out: &mut [E]) -> usize {
     assert!(3 * red.len() == out.len() && red.len() == green.len() && red.len() == blue.len());
-    let stream = stream && out.as_ptr().cast::<__m512i>().is_aligned();
     let step = 64 / size_of::<E>();
     let turns = const { turns(size_of::<E>()) };
     let whole = red.len() / step * step;

@@ -254,6 +254,11 @@ fn mix_row_as<E: Element>(
     }
 }
 
+/// Whether elements begin where the largest vectors may be stored past the caches.
+fn can_stream<E: Element>(out: &[E]) -> bool {
+    out.as_ptr().addr().is_multiple_of(64)
+}
+
 /// Mixes neighbouring values of one channel.
 fn mix_run<E: Element>(
     level: Level,
@@ -263,6 +268,7 @@ fn mix_run<E: Element>(
     stream: bool,
     out: &mut [E],
 ) {
+    let stream = stream && can_stream(out);
     let done = match level {
         Level::Baseline => 0,
         // SAFETY: `Level::available` lists them only where the machine has the features.
@@ -277,6 +283,7 @@ fn mix_run<E: Element>(
 
 /// Puts the elements of three channels in turn: a pixel's stand together.
 fn interleave<E: Element>(level: Level, channels: [&[E]; 3], stream: bool, out: &mut [E]) {
+    let stream = stream && can_stream(out);
     let done = match level {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Level::available` lists it only where the machine has the features.

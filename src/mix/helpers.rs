@@ -142,23 +142,23 @@ impl Shared {
         loop {
             let (idle, seen) = (Instant::now(), self.offered.load(Ordering::Acquire));
             let mut jobs = self.jobs();
-            if stay_awake && !jobs.can_be_joined() {
+            let mut joined = jobs.join();
+            if joined.is_none() && stay_awake {
                 drop(jobs);
                 wait_awake(|| self.offered.load(Ordering::Acquire) != seen || idle.elapsed() > AWAKE);
                 jobs = self.jobs();
             }
             let job = loop {
+                if let Some(job) = joined.or_else(|| jobs.join()) {
+                    break job;
+                }
                 if jobs.ended {
                     return;
                 }
-                match jobs.join() {
-                    Some(job) => break job,
-                    None => {
-                        jobs.sleeping += 1;
-                        jobs = self.more.wait(jobs).unwrap_or_else(PoisonError::into_inner);
-                        jobs.sleeping -= 1;
-                    }
-                }
+                jobs.sleeping += 1;
+                jobs = self.more.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+                jobs.sleeping -= 1;
+                joined = None;
             };
             drop(jobs);
             stay_awake = job.offered.saturating_duration_since(idle) < AWAKE;
@@ -171,10 +171,6 @@ impl Shared {
 }
 
 impl Jobs {
-    fn can_be_joined(&self) -> bool {
-        self.open.iter().any(|&(_, vacancies)| vacancies > 0)
-    }
-
     fn join(&mut self) -> Option<Arc<Job>> {
         let (job, vacancies) = self.open.iter_mut().find(|(_, vacancies)| *vacancies > 0)?;
         *vacancies -= 1;

@@ -58,7 +58,11 @@ impl Sleeper for Futex {
                 let now = clock_gettime(ClockId::Monotonic);
                 let nanos = now.tv_nsec + SLEEP_MAX_NS;
                 let end = Timespec { tv_sec: now.tv_sec + nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 };
-                futex::waitv(&waits, futex::WaitvFlags::empty(), Some(&end), futex::ClockId::Monotonic).map(|_| ())
+                match futex::waitv(&waits, futex::WaitvFlags::empty(), Some(&end), futex::ClockId::Monotonic) {
+                    // Before Linux 5.16: what happens to the others is seen at the deadline.
+                    Err(rustix::io::Errno::NOSYS) => return self.sleep(&events[..1]),
+                    outcome => outcome.map(|_| ()),
+                }
             }
         };
     }

@@ -60,6 +60,12 @@ pub fn available() -> usize {
     sched_getaffinity(None).map_or(1, |set| set.count() as usize).max(1)
 }
 
+/// How many processors the machine has, for whichever process.
+pub fn online() -> usize {
+    let list = std::fs::read_to_string("/sys/devices/system/cpu/online").ok();
+    list.and_then(|list| list.trim().parse().ok()).map_or_else(available, |cpus: Cpus| cpus.0.len())
+}
+
 /// How many decode threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Workers {
@@ -121,6 +127,11 @@ mod tests {
         for text in ["", "a", "3-1", "1,", "-1", "1-", "99999"] {
             assert!(read(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn the_machine_has_at_least_the_processors_of_this_thread() {
+        assert!(online() >= available());
     }
 
     #[test]

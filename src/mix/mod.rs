@@ -89,7 +89,7 @@ impl<'a> Row<'a> {
 pub struct Notice<'a> {
     /// How long before the end.
     pub ahead: Duration,
-    /// Called once, from any thread that mixes.
+    /// Called at most once, from any thread that mixes.
     pub give: &'a (dyn Fn() + Sync),
 }
 
@@ -122,7 +122,7 @@ pub trait Mixer: Send {
     fn name(&self) -> &'static str;
 
     /// Writes the mixed images of `rows`, in order, to `out`: `rows.len()` × [`Format::image_bytes`] bytes, 64-byte aligned. Gives notice
-    /// once, if the implementation knows how far it is.
+    /// at most once.
     ///
     /// # Errors
     /// When the device fails; `out` then holds nothing of use.

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "torch tensors over memory that torch does not own")]
 
 use super::cpu::Level;
-use super::{Format, MixError, Mixer, Row, compose};
+use super::{Format, MixError, Mixer, Notice, Row, compose};
 use crate::types::{Device, Dtype, Layout};
 use tch::{Kind, TchError, Tensor, no_grad};
 

@@ -109,7 +109,7 @@ impl Ring {
 
     fn words(&self) -> WriterWords<'_> {
         let Self { published, near, event, ended, writer_waiting, holds, .. } = self;
-        WriterWords { published, near, event, ended, writer_waiting, holds, slots: SLOTS }
+        WriterWords { published, near, event, ended, writer_waiting, holds }
     }
 
     fn cursor(&self) -> CursorWords<'_> {

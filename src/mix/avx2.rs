@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 /// Values of a step.
 const STEP: usize = 32;
 
-/// Mixes neighbouring values of one channel in whole steps, and says how many.
+/// Mixes neighbouring values of one channel in whole steps, and says how many. May `stream` only where `out` begins aligned to 64 bytes.
 #[target_feature(enable = "avx2,f16c")]
 pub fn mix_steps<E: Element>(
     own: &[u8],

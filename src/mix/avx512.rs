@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 /// Values of a step.
 const STEP: usize = 64;
 
-/// Mixes neighbouring values of one channel in whole steps, and says how many.
+/// Mixes neighbouring values of one channel in whole steps, and says how many. May `stream` only where `out` begins aligned to 64 bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
 pub fn mix_steps<E: Element>(
     own: &[u8],
@@ -183,7 +183,8 @@ fn table_steps<E: Element, const STREAM: bool>(own: &[u8], partner: &[u8], table
     }
 }
 
-/// Puts the elements of three channels in turn, a pixel's together, in whole vectors, and says for how many pixels.
+/// Puts the elements of three channels in turn, a pixel's together, in whole vectors, and says for how many pixels. May `stream`
+/// only where `out` begins aligned to 64 bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 pub fn interleave<E: Element>([red, green, blue]: [&[E]; 3], stream: bool, out: &mut [E]) -> usize {
     assert!(3 * red.len() == out.len() && red.len() == green.len() && red.len() == blue.len());

@@ -152,7 +152,7 @@ impl Mixer for CpuMixer {
             part
         };
         // Whoever is told early waits awake: on a processor that is left over, or at the expense of those who mix.
-        let notice = notice.filter(|_| helping + 1 < cpus);
+        let notice = notice.filter(|notice| helping + 1 + notice.waiters <= cpus);
         // Rows that are left when notice is to be given; those of a batch that takes no longer are all left at first.
         let rows_ahead = notice.map_or(0, |notice| stores.rows_in(notice.ahead).clamp(1, rows.len().max(1)));
         let left = AtomicUsize::new(rows.len());
@@ -282,7 +282,7 @@ fn mix_run<E: Element>(
     let stream = stream && can_stream(out);
     let done = match level {
         Level::Baseline => 0,
-        // SAFETY: `Level::available` lists them only where the machine has the features.
+        // SAFETY: `Level::available` lists them only where the machine has the features; what is streamed begins aligned.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { avx2::mix_steps(own, partner, factors, stream, out) },
         // SAFETY: as above.
@@ -297,7 +297,7 @@ fn interleave<E: Element>(level: Level, channels: [&[E]; 3], stream: bool, out: 
     let stream = stream && can_stream(out);
     let done = match level {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Level::available` lists it only where the machine has the features.
+        // SAFETY: `Level::available` lists it only where the machine has the features; what is streamed begins aligned.
         Level::Avx512 => unsafe { avx512::interleave(channels, stream, out) },
         _ => 0,
     };
@@ -459,16 +459,16 @@ mod tests {
         }
 
         #[test]
-        fn notice_is_given_once_where_a_processor_is_left(case in case(), threads in 0_usize..3, cpus in 1_usize..5, ahead_us in prop_oneof![Just(0), 0_u64..100, Just(u64::MAX)]) {
+        fn notice_is_given_once_where_a_processor_is_left(case in case(), threads in 0_usize..3, cpus in 1_usize..5, waiters in 1_usize..3, ahead_us in prop_oneof![Just(0), 0_u64..100, Just(u64::MAX)]) {
             let mut mixer = CpuMixer::new(case.format, Arc::new(Helpers::start(threads).unwrap()));
             (mixer.part_bytes, mixer.cpus) = (1_000, cpus);
             for _ in 0..3 {
                 let given = AtomicUsize::new(0);
                 let give = || { given.fetch_add(1, Ordering::Relaxed); };
-                let notice = Notice { ahead: Duration::from_micros(ahead_us), give: &give };
+                let notice = Notice { ahead: Duration::from_micros(ahead_us), waiters, give: &give };
                 mixer.mix(&case.rows(), &mut case.out(), Some(&notice)).unwrap();
                 let helping = threads.min(case.out().len() / 2_000);
-                prop_assert_eq!(given.into_inner(), usize::from(helping + 1 < cpus));
+                prop_assert_eq!(given.into_inner(), usize::from(helping + 1 + waiters <= cpus));
             }
         }
 

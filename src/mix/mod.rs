@@ -89,6 +89,8 @@ impl<'a> Row<'a> {
 pub struct Notice<'a> {
     /// How long before the end.
     pub ahead: Duration,
+    /// How many wait awake from then on, each on a processor.
+    pub waiters: usize,
     /// Called at most once, from any thread that mixes.
     pub give: &'a (dyn Fn() + Sync),
 }

@@ -232,7 +232,7 @@ fn fill(finisher: &mut Finisher, planned: &Receiver<Pending>, writer: &mut RingW
         let len = pending.plan.own.len();
         // A digest takes longer than readers to wake.
         let ahead = if digests { None } else { caller.ahead() };
-        let notice = ahead.map(|ahead| Notice { ahead, give: &call });
+        let notice = ahead.map(|(ahead, waiters)| Notice { ahead, waiters, give: &call });
         if let Err(error) = finisher.mix(&pending, slot.x_mut(len), &mut labels, notice.as_ref()) {
             return Stop::Failed(error);
         }

@@ -71,9 +71,9 @@ pub struct DataHeader {
     pub event: AtomicU32,
     /// 0, or one of the `ENDED_…` codes.
     pub ended: AtomicU32,
-    /// Batches published, and those that are nearly there.
+    /// One more than the number of the last batch that readers were called to; 0 before.
     pub near: AtomicU64,
-    /// When the writer last woke readers, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// When the writer last woke readers first for a batch, in nanoseconds of `CLOCK_MONOTONIC`.
     pub woke_ns: AtomicU64,
     gap2: [u8; 96],
     /// 1 while the writer sleeps.

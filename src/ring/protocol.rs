@@ -23,7 +23,7 @@ pub const NO_BATCH: u64 = u64::MAX;
 pub struct WriterWords<'a> {
     /// Batches published; only the writer stores it; rises by one.
     pub published: &'a AtomicU64,
-    /// Batches published, and those that are nearly there; never less than what it last was.
+    /// One more than the number of the last batch that readers were called to; 0 before.
     pub near: &'a AtomicU64,
     /// Incremented after each change of `published`, `near` and `ended`.
     pub event: &'a AtomicU32,
@@ -33,8 +33,6 @@ pub struct WriterWords<'a> {
     pub writer_waiting: &'a AtomicU32,
     /// For each slot, spare ones included, the number of the batch in it, or [`NO_BATCH`].
     pub holds: &'a [AtomicU64],
-    /// Slots that are no spare ones.
-    pub slots: u32,
 }
 
 /// The words that one reader owns; the daemon trusts none of them.
@@ -141,17 +139,15 @@ impl WriterWords<'_> {
     /// Leases batch `seq`, which is published, and returns its slot; `None` where no slot holds it any more or the reader was
     /// evicted.
     pub fn lease(&self, seq: u64, cursor: CursorWords<'_>, sleeper: &impl Sleeper) -> Option<u32> {
-        let count = self.holds.len() as u64;
-        let holds = |slot: u64| self.holds[slot as usize].load(Ordering::Relaxed) == seq;
-        let likely = seq % u64::from(self.slots);
-        let slot = (0..count).map(|offset| (likely + offset) % count).find(|&slot| holds(slot))?;
-        let (word, bit) = cursor.bit(slot as u32);
+        let holds = |slot: u32| self.holds[slot as usize].load(Ordering::Relaxed) == seq;
+        let slot = (0..self.holds.len() as u32).find(|&slot| holds(slot))?;
+        let (word, bit) = cursor.bit(slot);
         word.fetch_or(bit, Ordering::Relaxed);
         fence(Ordering::SeqCst); // sync point F, with `claim` and `evict`
         if holds(slot) && cursor.evicted.load(Ordering::Relaxed) == 0 {
-            return Some(slot as u32);
+            return Some(slot);
         }
-        self.end_lease(slot as u32, None, cursor, sleeper);
+        self.end_lease(slot, None, cursor, sleeper);
         None
     }
 

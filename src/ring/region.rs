@@ -264,7 +264,6 @@ impl DataFile {
             ended: &header.ended,
             writer_waiting: &header.writer_waiting,
             holds: self.directory(),
-            slots: self.slots,
         }
     }
 

@@ -14,7 +14,7 @@ pub const EVENTS_MAX: usize = 128;
 
 /// Turns of `spin_loop` before a sleep: about 2 µs, less than a futex round trip costs.
 const SPIN_TURNS: u32 = 64;
-/// Turns where what is waited for is near: some 150 µs.
+/// Turns where what is waited for is near: some 150 µs, or a part of that where processors pause for less.
 const SPIN_TURNS_NEAR: u32 = 75 * SPIN_TURNS;
 
 /// How long it must usually take to wake readers for them to be woken ahead of a batch. It takes less where their processor is awake
@@ -78,7 +78,7 @@ impl Sleeper for Futex {
     }
 }
 
-/// The [`Sleeper`] of a ring's writer: notes when it wakes readers.
+/// The [`Sleeper`] of a ring's writer where it wakes readers first for a batch: notes when it does.
 #[derive(Debug, Clone, Copy)]
 pub struct Waker<'a> {
     /// [`super::layout::DataHeader::woke_ns`].

@@ -47,7 +47,7 @@ type Noted = (Arc<ReaderEntry>, u32);
 /// Why no slot can be written now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
-    /// Lossless: this reader has not released the oldest batch.
+    /// Lossless: this reader has not released the batch that is as many before the next as there are slots.
     Slowest(ReaderId),
     /// Lossless: evicted readers keep all slots that nobody else needs.
     Kept,
@@ -136,8 +136,8 @@ impl RingWriter {
         Ok(())
     }
 
-    /// Claims a slot whose batch nobody needs. Lossless: the one with the newest, which is most likely to be in the caches still, so
-    /// that as few slots are in use as the readers' pace asks for. Latest: the oldest, which readers are least likely to turn to.
+    /// Claims a slot whose batch nobody needs. Lossless: the one with the newest, which is most likely to be in the caches still, once
+    /// every slot but the spare ones has its memory. Latest: the oldest, which readers are least likely to turn to.
     fn choose(&self, readers: &Readers) -> Result<u32, Wait> {
         let (words, slots) = (self.shared.data.words(), self.shared.data.slots);
         let released = |reader: &Arc<ReaderEntry>| reader.released.load(Ordering::Relaxed);
@@ -161,11 +161,12 @@ impl RingWriter {
         };
         let mut tried = Vec::new();
         loop {
-            // An empty slot counts as the oldest; spare ones are first used last.
+            // An empty slot counts as the oldest. Memory for all is taken at the beginning, while there is some; for spare ones at need.
             let batches = |slot: u32| words.holds[slot as usize].load(Ordering::Relaxed).wrapping_add(1);
             let order = |&slot: &u32| match is_latest {
-                true => (false, batches(slot)),
-                false => (slot >= slots && !self.reserved[slot as usize], u64::MAX - batches(slot)),
+                true => (0, batches(slot)),
+                false if self.reserved[slot as usize] => (1, u64::MAX - batches(slot)),
+                false => (if slot < slots { 0 } else { 2 }, slot.into()),
             };
             let is_free = |slot: &u32| batches(*slot) <= needed_from && !tried.contains(slot);
             let Some(slot) = (0..self.shared.data.all_slots()).filter(is_free).min_by_key(order) else {
@@ -245,15 +246,19 @@ impl RingWriter {
 pub struct Caller(Arc<Shared>);
 
 impl Caller {
-    /// How long before it is published the readers should be called to the next batch; `None` where they wake at once.
-    pub fn ahead(&self) -> Option<Duration> {
+    /// How long before it is published the readers should be called to the next batch, and how many they are; `None` where they
+    /// wake at once.
+    pub fn ahead(&self) -> Option<(Duration, usize)> {
         let wake_ns = |reader: &Arc<ReaderEntry>| reader.cursor.page().wake_ns.load(Ordering::Relaxed);
-        wake::ahead(self.0.readers().live.iter().map(wake_ns).max()?)
+        let readers = self.0.readers();
+        Some((wake::ahead(readers.live.iter().map(wake_ns).max()?)?, readers.live.len()))
     }
 
     /// Calls them to the batch that is published next.
     pub fn call(&self) {
-        let (data, readers) = (&self.0.data, self.0.readers());
+        // Whoever comes or goes just now is not worth waiting for.
+        let Ok(readers) = self.0.readers.try_lock() else { return };
+        let data = &self.0.data;
         let cursors = readers.live.iter().map(|reader| reader.cursor.words());
         data.words().call(self.0.published(), cursors, &Waker { woke_ns: &data.header().woke_ns });
     }
@@ -321,7 +326,12 @@ impl SlotMut<'_> {
         let (words, readers) = (shared.data.words(), shared.readers());
         // Seen by whoever sees that the batch is published.
         words.holds[slot as usize].store(seq, Ordering::Relaxed);
-        let waker = Waker { woke_ns: &shared.data.header().woke_ns };
-        words.publish(seq + 1, readers.all().map(|reader| reader.cursor.words()), &waker);
+        let cursors = readers.all().map(|reader| reader.cursor.words());
+        if words.near.load(Ordering::Relaxed) > seq {
+            // Who was called and sleeps still, or again, has its time to wake measured from the call.
+            words.publish(seq + 1, cursors, &Futex);
+        } else {
+            words.publish(seq + 1, cursors, &Waker { woke_ns: &shared.data.header().woke_ns });
+        }
     }
 }

@@ -35,7 +35,7 @@ const AWAITED: u8 = 4;
 #[derive(Debug, Default)]
 pub struct Settled {
     waiting: AtomicUsize,
-    /// Those of them that wait until rows are let go of.
+    /// Those that may wait until rows are let go of.
     reusing: AtomicUsize,
     lock: Mutex<()>,
     changed: Condvar,
@@ -45,6 +45,7 @@ impl Settled {
     /// Has everyone who waits look again.
     pub fn announce(&self) {
         // Pairs with `wait`: either this sees the waiter, or the waiter sees what was stored before.
+        fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::SeqCst) > 0 {
             drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
             self.changed.notify_all();
@@ -57,6 +58,7 @@ impl Settled {
             return;
         }
         self.waiting.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         while !done() {
             guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);

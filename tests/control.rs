@@ -28,7 +28,7 @@ fn other_versions_are_refused_naming_both() {
         connect(&daemon).await.attach(tokio_stream::once(request)).await.unwrap_err()
     });
     let text = refusal.message();
-    assert!(text.contains("layout 2,") && text.contains("layout 99,"), "{text}");
+    assert!(text.contains("layout 3,") && text.contains("layout 99,"), "{text}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::rng::PLAN_VERSION;
 use crate::types::{Dtype, ImageSize, Layout, SampleId};
-use bytemuck::cast_slice;
+use bytemuck::{NoUninit, cast_slice};
 use xxhash_rust::xxh3::Xxh3;
 
 /// A view of one finished batch, in a slot of the ring or in memory of its own.
@@ -41,6 +41,11 @@ pub struct BatchView<'a> {
     pub pad: u32,
     /// [`BatchView::digest_by`] the daemon's mixer; 0 when the feed makes no digests.
     pub digest: u64,
+}
+
+/// The bytes of numbers, as they lie.
+pub fn bytes_of<T: NoUninit>(numbers: &[T]) -> &[u8] {
+    cast_slice(numbers)
 }
 
 impl BatchView<'_> {

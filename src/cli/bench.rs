@@ -15,6 +15,7 @@ use anyhow::Context;
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,9 @@ pub struct Bench {
     /// Have all trainers read one shared feed of this name, and in each round one more alone before, to compare with.
     #[arg(long, env = "MIXD_SHARE", value_name = "NAME")]
     share: Option<ShareName>,
+    /// In each round, have a loop in Python count alone, too: an interpreter that has the package mixd, and torch.
+    #[arg(long, env = "MIXD_PYTHON", value_name = "PROGRAM")]
+    python: Option<PathBuf>,
     /// Put a digest in every batch.
     #[arg(long, env = "MIXD_DIGEST")]
     digest: bool,
@@ -122,15 +126,19 @@ impl Bench {
         let started_ns = now_ns();
         let daemon = OwnDaemon::start(&self.data.data, &self.pipeline.arguments())?;
         // Those that share a feed have the same spec; the one that reads alone, too, and it does their warming up.
-        let alone = self.share.is_some().then(|| self.trainer(&daemon, warmup.max(1), 0, None)).transpose()?;
+        let alone = self.share.is_some().then(|| self.trainer(None, &daemon, warmup.max(1), 0, None)).transpose()?;
         let trainers = (0..self.trainers).map(|nth| {
             let seed = if self.share.is_some() { 0 } else { nth };
-            self.trainer(&daemon, if self.share.is_some() { 0 } else { warmup.max(1) }, seed, self.share)
+            self.trainer(None, &daemon, if self.share.is_some() { 0 } else { warmup.max(1) }, seed, self.share)
         });
-        let mut trainers = alone.into_iter().map(Ok).chain(trainers).collect::<anyhow::Result<Vec<_>>>()?;
+        let python = self.python.iter().map(|python| self.trainer(Some(python), &daemon, warmup.max(1), 0, None));
+        let mut trainers =
+            alone.into_iter().map(Ok).chain(trainers).chain(python).collect::<anyhow::Result<Vec<_>>>()?;
         let (mut attach_ms, mut first_batch_ns) = (Vec::new(), u64::MAX);
-        for trainer in &mut trainers {
+        let in_rust = trainers.len() - usize::from(self.python.is_some());
+        for (nth, trainer) in trainers.iter_mut().enumerate() {
             match trainer.report()? {
+                Report::Warm { .. } if nth >= in_rust => {}
                 Report::Warm { attach_ns, first_batch_ns: first } => {
                     attach_ms.push(attach_ns as f64 / 1e6);
                     first_batch_ns = first_batch_ns.min(first);
@@ -143,9 +151,15 @@ impl Bench {
         let rounds = (0..self.rounds)
             .map(|_| {
                 let ceiling = ceiling.as_mut().map(Ceiling::measure);
-                let (alone, together) = trainers.split_at_mut(usize::from(self.share.is_some()));
-                let alone = if alone.is_empty() { None } else { Some(Box::new(round(&daemon, alone)?)) };
-                Ok(Round { ceiling, alone, ..round(&daemon, together)? })
+                let (alone, others) = trainers.split_at_mut(usize::from(self.share.is_some()));
+                let (together, python) = others.split_at_mut(self.trainers as usize);
+                let by_itself = |trainers: &mut [Trainer]| match trainers {
+                    [] => Ok(None),
+                    trainers => round(&daemon, trainers).map(|round| Some(Box::new(round))),
+                };
+                let alone = by_itself(alone)?;
+                let round = round(&daemon, together)?;
+                Ok(Round { ceiling, alone, python: by_itself(python)?, ..round })
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         drop(trainers);
@@ -160,18 +174,30 @@ impl Bench {
         Ok(())
     }
 
-    fn trainer(&self, daemon: &OwnDaemon, warmup: u64, seed: u32, share: Option<ShareName>) -> anyhow::Result<Trainer> {
+    /// Starts a trainer, in Python where an interpreter is given.
+    fn trainer(
+        &self,
+        python: Option<&PathBuf>,
+        daemon: &OwnDaemon,
+        warmup: u64,
+        seed: u32,
+        share: Option<ShareName>,
+    ) -> anyhow::Result<Trainer> {
         let touch = match self.touch {
             Touch::Element => "element",
             Touch::All => "all",
         };
-        let mut command = Command::new(super::program()?);
+        let mut command = Command::new(python.map_or_else(super::program, |python| Ok(python.clone()))?);
         // What stands in variables has been read by this command, and is not meant for that one.
         let variables = std::env::vars_os().map(|(name, _)| name);
         variables.filter(|name| name.as_encoded_bytes().starts_with(b"MIXD_")).for_each(|name| {
             command.env_remove(name);
         });
-        command.arg("bench-trainer").arg("--socket").arg(daemon.socket());
+        match python {
+            Some(_) => command.args(["-m", "mixd.bench"]),
+            None => command.arg("bench-trainer"),
+        };
+        command.arg("--socket").arg(daemon.socket());
         let options = [
             ("touch", touch.to_owned()),
             ("warmup", warmup.to_string()),
@@ -248,6 +274,10 @@ impl Bench {
                     Some(round.cpu_ms_per_1000_images(self.batch_size)? / alone)
                 }),
             })),
+            "python": over(&|round| Some(round.python.as_ref()?.images_per_s())).map(|images_per_s| json!({
+                "images_per_s": images_per_s,
+                "of_rust": over(&|round| Some(round.python.as_ref()?.images_per_s() / round.images_per_s())),
+            })),
             "bottleneck": bottleneck(&stages, window_s),
             "stages": stages,
             "trainers": self.trainers,
@@ -273,6 +303,8 @@ struct Round {
     ceiling: Option<Measured>,
     /// What a trainer with a feed of its own counted just before, where the others share one.
     alone: Option<Box<Round>>,
+    /// What a loop in Python counted just after.
+    python: Option<Box<Round>>,
 }
 
 /// Has all trainers count once.
@@ -291,7 +323,7 @@ fn round(daemon: &OwnDaemon, trainers: &mut [Trainer]) -> anyhow::Result<Round> 
     });
     let trainers = counted.collect::<anyhow::Result<_>>()?;
     let (after, window) = (client::status(daemon.socket())?, window.elapsed());
-    Ok(Round { trainers, before, after, window, ceiling: None, alone: None })
+    Ok(Round { trainers, before, after, window, ceiling: None, alone: None, python: None })
 }
 
 impl Round {
@@ -385,6 +417,11 @@ fn table(result: &Value) -> String {
         row("one trainer alone", format!("{:.0} images/s", number("images_per_s")));
         row("  the slowest sharer's rate", format!("{:.2} of that", number("slowest_trainer_of_alone")));
         row("  daemon CPU an image", format!("{:.2} of alone", number("cpu_of_alone")));
+    }
+    if let Some(python) = result["python"].as_object() {
+        let number = |key: &str| python[key].as_f64().unwrap_or(0.0);
+        let (images_per_s, of_rust) = (number("images_per_s"), number("of_rust"));
+        row("a loop in Python", format!("{images_per_s:.0} images/s, {of_rust:.2} of the trainer in Rust"));
     }
     row("images", result["images"].to_string());
     row("seconds", text(number("seconds"), " s"));

@@ -10,7 +10,7 @@ use crate::ring::{Eviction, GiveUp, Next, RingError, RingReader};
 use crate::types::{Place, Start};
 use std::io::ErrorKind::NotFound;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
@@ -51,14 +51,43 @@ pub fn attach(socket: &Path, spec: &FeedSpec) -> Result<Feed, ClientError> {
 /// # Errors
 /// As [`attach`].
 pub fn attach_for(socket: &Path, spec: &FeedSpec, reconnect: Duration) -> Result<Feed, ClientError> {
+    Ok(attach_unless(socket, spec, reconnect, &|| false)?.expect("nobody interrupts"))
+}
+
+/// [`attach_for`], but gives up, with `None`, when `interrupted`, which is asked every [`LOOK_INTERVAL`].
+///
+/// # Errors
+/// As [`attach`].
+pub fn attach_unless(
+    socket: &Path,
+    spec: &FeedSpec,
+    reconnect: Duration,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<Option<Feed>, ClientError> {
     let (opened, later) = mpsc::channel();
     let runtime = runtime()?;
     let attachment = Attachment { socket: socket.to_owned(), spec: *spec, reconnect, opened };
     let run = move || runtime.block_on(attachment.keep());
     std::thread::Builder::new().name("mixd-client".to_owned()).spawn(run).map_err(ClientError::Start)?;
-    let (attached, reader) = later.recv().map_err(|_| ClientError::DaemonGone(socket.to_owned()))??;
+    let Some((attached, reader)) = receive(&later, socket, interrupted)? else { return Ok(None) };
     let place = attached.start.map(place_from_proto).unwrap_or_default();
-    Ok(Feed { reader, attached, spec: *spec, place, ahead: None, socket: socket.to_owned(), later })
+    Ok(Some(Feed { reader, attached, spec: *spec, place, ahead: None, socket: socket.to_owned(), later }))
+}
+
+/// Waits for the client's thread; `None` when `interrupted`.
+fn receive(
+    later: &mpsc::Receiver<Opened>,
+    socket: &Path,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<Option<(Attached, RingReader)>, ClientError> {
+    loop {
+        match later.recv_timeout(LOOK_INTERVAL) {
+            Ok(opened) => return opened.map(Some),
+            Err(mpsc::RecvTimeoutError::Timeout) if interrupted() => return Ok(None),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(ClientError::DaemonGone(socket.to_owned())),
+        }
+    }
 }
 
 /// What the client's thread needs.
@@ -162,7 +191,7 @@ impl Attachment {
         let attached = attached.ok_or_else(|| ClientError::DaemonGone(self.socket.clone()))?;
         let (session, closed) = oneshot::channel::<()>();
         let (data, cursor) = (Path::new(&attached.data_path), Path::new(&attached.cursor_path));
-        let reader = RingReader::open(data, cursor, Arc::new(session))?;
+        let reader = RingReader::open(data, cursor, session)?;
         Ok((Stream { inbound, attached, ring: reader.give_up_handle(), closed }, reader))
     }
 }
@@ -183,18 +212,30 @@ impl Feed {
     /// When the feed ended, or the daemon is gone and no other takes its place in time, after everything published was read; when this
     /// trainer was evicted; or when it holds all the slots that it may.
     pub fn next_batch(&mut self) -> Result<Batch, ClientError> {
+        Ok(self.next_batch_unless(&|| false)?.expect("nobody interrupts"))
+    }
+
+    /// [`Feed::next_batch`], but gives up, with `None`, when `interrupted`, which is asked whenever this thread is awake: every 250 ms at
+    /// least, and at once after a signal's handler has run in it. The next call waits on.
+    ///
+    /// # Errors
+    /// As [`Feed::next_batch`].
+    pub fn next_batch_unless(&mut self, interrupted: &dyn Fn() -> bool) -> Result<Option<Batch>, ClientError> {
         let batch = match self.ahead.take() {
-            Some(batch) => batch,
-            None => self.read()?,
+            Some(batch) => Some(batch),
+            None => self.read(interrupted)?,
         };
-        self.place = batch.place().next(self.batches());
+        if let Some(batch) = &batch {
+            self.place = batch.place().next(self.batches());
+        }
         Ok(batch)
     }
 
-    fn read(&mut self) -> Result<Batch, ClientError> {
+    fn read(&mut self, interrupted: &dyn Fn() -> bool) -> Result<Option<Batch>, ClientError> {
         loop {
-            match self.reader.next_batch()? {
-                Next::Batch(batch) => return Ok(batch),
+            match self.reader.next_batch(interrupted)? {
+                Next::Batch(batch) => return Ok(Some(batch)),
+                Next::Interrupted => return Ok(None),
                 Next::Ended { reason, .. } => return Err(ClientError::Ended(reason)),
                 Next::Evicted(Eviction::Lag) => {
                     let max_lag_s = self.spec.share.map_or(0.0, |share| share.max_lag_s);
@@ -203,12 +244,21 @@ impl Feed {
                 Next::Evicted(Eviction::Unlawful) => {
                     return Err(ClientError::Evicted("its cursor said what cannot be".to_owned()));
                 }
-                Next::GaveUp => {
-                    let gone = |_| ClientError::DaemonGone(self.socket.clone());
-                    (self.attached, self.reader) = self.later.recv().map_err(gone)??;
-                }
+                Next::GaveUp => match receive(&self.later, &self.socket, interrupted)? {
+                    Some((attached, reader)) => (self.attached, self.reader) = (attached, reader),
+                    None => return Ok(None),
+                },
             }
         }
+    }
+
+    /// Leaves the feed at once, though batches of it may be held: they stay as they are, in copies.
+    ///
+    /// # Errors
+    /// When there is no memory for the copies; then the feed is left when the last of them is dropped.
+    pub fn leave(self) -> Result<(), ClientError> {
+        drop(self.ahead);
+        Ok(self.reader.leave()?)
     }
 
     /// The batches from the next one to the end of its epoch, as far as they are not skipped.

@@ -16,7 +16,7 @@ mod call;
 
 pub use crate::control::default_socket;
 pub use crate::ring::Lease as Batch;
-pub use attach::{Feed, RECONNECT, attach, attach_for};
+pub use attach::{Feed, RECONNECT, attach, attach_for, attach_unless};
 pub use call::{shutdown, status};
 
 use crate::ring::RingError;

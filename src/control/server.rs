@@ -4,10 +4,13 @@ use super::daemon::{AttachError, Daemon};
 use super::proto::control_server::{Control, ControlServer};
 use super::{convert, proto};
 use crate::pipeline::OpenError;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
@@ -66,6 +69,21 @@ fn same_user(request: Request<()>) -> Result<Request<()>, Status> {
     }
 }
 
+/// Resolves when the process is gone. Its children may keep its sockets open, as forked workers do.
+async fn death(pid: Option<i32>) {
+    let process = pid.and_then(Pid::from_raw).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe, for descriptors that somebody else may close; this one is owned"
+    )]
+    let watched = process.and_then(|process| AsyncFd::with_interest(process, Interest::READABLE).ok());
+    match watched {
+        Some(watched) => drop(watched.readable().await),
+        // A process that is not seen from here, such as one in another container: its stream has to do.
+        None => std::future::pending().await,
+    }
+}
+
 struct Service {
     daemon: Arc<Daemon>,
     asked: Arc<Notify>,
@@ -110,6 +128,7 @@ impl Control for Service {
         &self,
         request: Request<Streaming<proto::AttachRequest>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
+        let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred?.pid());
         let mut inbound = request.into_inner();
         let first = inbound.message().await?.ok_or_else(|| Status::invalid_argument("no feed was asked for"))?;
         check_versions(first.versions)?;
@@ -141,7 +160,10 @@ impl Control for Service {
             }
             if outbound.send(Ok(attached)).await.is_ok() {
                 // Whatever comes next is the end: the trainer closed its stream, or its process is gone.
-                let _ = inbound.message().await;
+                tokio::select! {
+                    _ = inbound.message() => {}
+                    () = death(peer) => {}
+                }
             }
             let _ = tokio::task::spawn_blocking(move || daemon.detach(ticket)).await;
             drop(outbound);

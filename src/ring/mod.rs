@@ -51,9 +51,12 @@
 //! 100 µs at most, its counters are for people to see. When a reader goes, the daemon takes it off the list and wakes the writer,
 //! which no longer waits for it; when the last goes, the feed is over.
 //!
+//! **Forks.** A child of a reader's process has neither its mappings nor its leases: it opens a feed of its own.
+//!
 //! **End.** `ended` becomes non-zero after the last `published`, with the reason beside it. Readers first read what is published.
 
 mod layout;
+mod private;
 pub mod protocol;
 mod reader;
 mod readers;
@@ -62,6 +65,7 @@ mod wake;
 mod writer;
 
 pub use layout::{BatchHeader, LAYOUT_VERSION};
+pub use private::{is_slot, make_private};
 pub use reader::{Eviction, GiveUp, Lease, Next, RingReader};
 pub use readers::{Pace, ReaderId, ReaderStatus, RingHandle, create};
 pub use region::RingError;

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "reads slots in place, which the protocol keeps unwritten while leased")]
 
 use super::layout::{BatchHeader, ENDED_FAILED, EVICTED_UNLAWFUL};
+use super::private::Slots;
 use super::region::{CursorFile, DataFile, RingError};
 use super::wake::{Futex, Woken};
 use crate::batch::BatchView;
@@ -12,7 +13,7 @@ use bytemuck::cast_slice;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Which batches are out, and which of them are held.
@@ -22,6 +23,8 @@ struct Window {
     released: u64,
     /// For each batch from `released` on that was leased: whether it still is.
     held: VecDeque<bool>,
+    /// Whether the reader has left, and what it had leased is this process's own.
+    left: bool,
 }
 
 impl Window {
@@ -46,12 +49,16 @@ impl Window {
 }
 
 struct Inner {
+    // Before the mapping that it registers.
+    slots: Slots,
     data: DataFile,
     cursor: CursorFile,
     window: Mutex<Window>,
     give_up: AtomicBool,
     /// The first batch for this reader.
     first: u64,
+    /// The process that attached.
+    pid: u32,
 }
 
 /// What came of waiting for a batch.
@@ -69,6 +76,8 @@ pub enum Next {
     Evicted(Eviction),
     /// [`GiveUp::give_up`] was called.
     GaveUp,
+    /// The caller asked for no more waiting.
+    Interrupted,
 }
 
 /// Why a reader was put out.
@@ -80,11 +89,14 @@ pub enum Eviction {
     Unlawful,
 }
 
+/// What keeps the writer from a reader's slots, for as long as it is there.
+type Session = Arc<Mutex<Option<Box<dyn Send>>>>;
+
 /// One reader of a ring.
 pub struct RingReader {
     inner: Arc<Inner>,
     next: u64,
-    session: Arc<dyn Send + Sync>,
+    session: Session,
 }
 
 /// Makes a reader stop waiting, from another thread, and knows what is left for it to read.
@@ -133,12 +145,33 @@ impl RingReader {
     ///
     /// # Errors
     /// When a file cannot be mapped or is not of this version.
-    pub fn open(data: &Path, cursor: &Path, session: Arc<dyn Send + Sync>) -> Result<Self, RingError> {
+    pub fn open(data: &Path, cursor: &Path, session: impl Send + 'static) -> Result<Self, RingError> {
         let (data, cursor) = (DataFile::open(data)?, CursorFile::open(cursor)?);
         let next = cursor.words().released.load(Ordering::Relaxed);
-        let window = Mutex::new(Window { released: next, held: VecDeque::new() });
-        let inner = Inner { data, cursor, window, give_up: AtomicBool::new(false), first: next };
-        Ok(Self { inner: Arc::new(inner), next, session })
+        let window = Mutex::new(Window { released: next, ..Window::default() });
+        let (slots, pid) = (data.register(), std::process::id());
+        let inner = Inner { slots, data, cursor, window, give_up: AtomicBool::new(false), first: next, pid };
+        Ok(Self { inner: Arc::new(inner), next, session: Arc::new(Mutex::new(Some(Box::new(session)))) })
+    }
+
+    /// Leaves the ring at once, though batches of it may be leased: they stay as they are, copied to memory of this process's own in the
+    /// very same place.
+    ///
+    /// # Errors
+    /// When there is no memory for the copies, or this is another process; then the leases stay.
+    pub fn leave(self) -> Result<(), RingError> {
+        let Inner { slots, data, cursor, window, pid, .. } = &*self.inner;
+        if *pid != std::process::id() {
+            return Err(RingError::Forked(*pid));
+        }
+        let mut window = lock(window);
+        let leased = |slot: &u32| cursor.words().has_leased(*slot);
+        for slot in (0..data.all_slots()).filter(leased) {
+            slots.keep(slot)?;
+        }
+        window.left = true;
+        lock(&self.session).take();
+        Ok(())
     }
 
     /// A handle that ends this reader's waiting.
@@ -151,14 +184,18 @@ impl RingReader {
         self.inner.data.words().published.load(Ordering::Relaxed) > self.next
     }
 
-    /// Waits for the next batch and leases it.
+    /// Waits for the next batch and leases it; until `interrupted`, which is asked whenever this reader is awake, every 250 ms at least,
+    /// and at once after a signal's handler has run in this thread.
     ///
     /// # Errors
-    /// When this reader itself holds as many slots as it can, or no slot holds the batch.
-    pub fn next_batch(&mut self) -> Result<Next, RingError> {
-        let Inner { data, cursor, window, give_up, .. } = &*self.inner;
+    /// When this reader itself holds as many slots as it can, no slot holds the batch, or this is another process.
+    pub fn next_batch(&mut self, interrupted: impl Fn() -> bool) -> Result<Next, RingError> {
+        let Inner { data, cursor, window, give_up, pid, .. } = &*self.inner;
+        if *pid != std::process::id() {
+            return Err(RingError::Forked(*pid));
+        }
         let words = data.words();
-        let held = window.lock().unwrap_or_else(PoisonError::into_inner).held.len();
+        let held = lock(window).held.len();
         match data.delivery {
             Delivery::Lossless if held >= data.slots as usize => return Err(RingError::AllLeased(data.slots)),
             Delivery::Latest if held > 0 => return Err(RingError::OneAtATime),
@@ -166,7 +203,7 @@ impl RingReader {
         }
         // Acquire, so that what made a lease fail and this are seen in order.
         let evicted = || cursor.words().evicted.load(Ordering::Acquire);
-        let gave_up = || give_up.load(Ordering::SeqCst) || evicted() != 0;
+        let gave_up = || give_up.load(Ordering::SeqCst) || evicted() != 0 || interrupted();
         let (seq, slot) = loop {
             let since = (!self.is_ready()).then(Instant::now);
             let woken = Woken { woke_ns: &data.header().woke_ns, wake_ns: &cursor.page().wake_ns };
@@ -179,7 +216,8 @@ impl RingReader {
             }
             if !is_there {
                 return Ok(match words.ended.load(Ordering::Acquire) {
-                    0 => Next::GaveUp,
+                    0 if give_up.load(Ordering::SeqCst) => Next::GaveUp,
+                    0 => Next::Interrupted,
                     code => Next::Ended { reason: data.reason(), failed: code == ENDED_FAILED },
                 });
             }
@@ -207,7 +245,7 @@ impl RingReader {
                 break found;
             }
         };
-        window.lock().unwrap_or_else(PoisonError::into_inner).lease(seq);
+        lock(window).lease(seq);
         count(&cursor.page().read, 1);
         self.next = seq + 1;
         let lease = Lease { inner: Arc::clone(&self.inner), seq, slot, _session: Arc::clone(&self.session) };
@@ -217,6 +255,10 @@ impl RingReader {
         }
         Ok(Next::Batch(lease))
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Adds to a counter that only this reader stores.
@@ -231,14 +273,15 @@ pub struct Lease {
     inner: Arc<Inner>,
     seq: u64,
     slot: u32,
-    _session: Arc<dyn Send + Sync>,
+    _session: Session,
 }
 
 impl Lease {
     fn slot(&self) -> &[u8] {
         let data = &self.inner.data;
         // SAFETY: batch `seq` is published (read with Acquire), and the writer leaves its slot alone until this reader lets go of it
-        // and its cursor passes `seq`, which happens when this lease is dropped; until then the session keeps the reader on a list.
+        // and its cursor passes `seq`, which happens when this lease is dropped; until then the session keeps the reader on a list. Where
+        // the reader has left, the mapping shows a copy.
         unsafe { data.slot(self.slot) }
     }
 
@@ -285,494 +328,21 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Inner { data, cursor, window, .. } = &*self.inner;
+        let Inner { slots, data, cursor, window, pid, .. } = &*self.inner;
+        // What a child was forked with is its parent's to give back.
+        if *pid != std::process::id() {
+            return;
+        }
         // The store happens under the lock: of two leases dropped at once the later count must be stored last.
-        let mut window = window.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut window = lock(window);
+        if window.left {
+            return;
+        }
+        slots.share(self.slot);
         let released = window.give_back(self.seq);
         data.words().end_lease(self.slot, released, cursor.words(), &Futex);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::FeedSpec;
-    use crate::ring::layout::PAGE_BYTES;
-    use crate::ring::protocol::NO_BATCH;
-    use crate::ring::{Pace, RingHandle, RingWriter, WriterStopped, create};
-    use crate::sampler::{Plan, Sampler};
-    use crate::types::ImageSize;
-    use std::os::unix::fs::FileExt;
-
-    struct Fixture {
-        writer: RingWriter,
-        handle: RingHandle,
-        reader: RingReader,
-        id: u64,
-        plans: Vec<Plan>,
-        _dir: tempfile::TempDir,
-    }
-
-    fn open(data: &Path, cursor: &Path) -> Result<RingReader, RingError> {
-        RingReader::open(data, cursor, Arc::new(()))
-    }
-
-    fn ring(slots: u32) -> Fixture {
-        ring_at(slots, Pace::PRIVATE)
-    }
-
-    fn ring_at(slots: u32, pace: Pace) -> Fixture {
-        let dir = tempfile::tempdir().unwrap();
-        let spec = FeedSpec { batch_size: 3, image_size: ImageSize { height: 5, width: 7 }, ..FeedSpec::train() };
-        let sampler = Sampler::new(spec, 30).unwrap();
-        let plans = (0..10).map(|index| sampler.epoch(0).plan(index)).collect();
-        let (writer, handle) = create(&dir.path().join("ring"), &spec.format(), 3, slots, pace).unwrap();
-        let (id, cursor) = handle.add_reader(|_| Some(0)).unwrap();
-        let reader = open(&handle.data_path(), &cursor).unwrap();
-        Fixture { writer, handle, reader, id, plans, _dir: dir }
-    }
-
-    impl Fixture {
-        fn write(&mut self, index: usize) {
-            let mut slot = self.writer.next_slot().unwrap();
-            slot.x_mut(3).fill(index as u8);
-            slot.publish(&self.plans[index], &[1, 2, 3], &[4, 5, 6], 0);
-        }
-
-        fn read(&mut self) -> Lease {
-            match self.reader.next_batch().unwrap() {
-                Next::Batch(lease) => lease,
-                _ => panic!("no batch"),
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_published_is_what_is_read() {
-        let mut ring = ring(2);
-        assert!(!ring.reader.is_ready());
-        for index in 0..5 {
-            ring.write(index);
-            let (lease, plan) = (ring.read(), &ring.plans[index]);
-            let view = lease.view();
-            assert_eq!(view.x, vec![index as u8; 3 * 3 * 5 * 7 * 4]);
-            assert_eq!((view.label_a, view.label_b), (&[1, 2, 3][..], &[4, 5, 6][..]));
-            assert_eq!((view.sample_id, view.partner_id), (&plan.own[..], &plan.partner[..]));
-            assert_eq!((view.lambda, view.partner), (&plan.lambda[..], &plan.partner_row[..]));
-            assert_eq!((view.epoch, view.index, view.batches), (0, index as u64, 10));
-            assert_eq!((view.shape(), view.x.as_ptr() as usize % 64), ([3, 3, 5, 7], 0));
-        }
-    }
-
-    #[test]
-    fn an_unpublished_slot_is_not_seen() {
-        let mut ring = ring(2);
-        ring.writer.next_slot().unwrap().x_mut(3).fill(9);
-        assert!(!ring.reader.is_ready());
-        ring.write(0);
-        assert_eq!(ring.read().seq(), 0);
-    }
-
-    #[test]
-    fn the_writer_waits_for_the_oldest_lease() {
-        let mut ring = ring(2);
-        ring.write(0);
-        ring.write(1);
-        let (first, second) = (ring.read(), ring.read());
-        drop(second);
-        std::thread::scope(|scope| {
-            let (writer, plan) = (&mut ring.writer, &ring.plans[2]);
-            let written = scope.spawn(move || {
-                let mut slot = writer.next_slot().unwrap();
-                slot.x_mut(3).fill(2);
-                slot.publish(plan, &[0; 3], &[0; 3], 0);
-            });
-            assert!(first.view().x.iter().all(|&byte| byte == 0), "written while leased");
-            drop(first);
-            written.join().unwrap();
-        });
-        assert_eq!(ring.read().view().x[0], 2);
-    }
-
-    #[test]
-    fn a_reader_that_keeps_up_is_served_from_as_few_slots_as_it_holds() {
-        let mut ring = ring(4);
-        let slots = |leases: &[Lease]| leases.iter().map(|lease| lease.slot).collect::<Vec<_>>();
-        // Each once, so that it has its memory, and then the same again and again.
-        for (index, slot) in [0, 1, 2, 3, 3, 3].into_iter().enumerate() {
-            ring.write(index);
-            assert_eq!(slots(&[ring.read()]), [slot]);
-        }
-        let mut held = Vec::new();
-        for index in 6..8 {
-            ring.write(index);
-            held.push(ring.read());
-        }
-        assert_eq!(slots(&held), [3, 2]);
-        drop(held.remove(0));
-        ring.write(8);
-        assert_eq!(slots(&[ring.read()]), [3]);
-    }
-
-    #[test]
-    fn holding_every_slot_and_asking_for_more_is_refused() {
-        let mut ring = ring(2);
-        ring.write(0);
-        ring.write(1);
-        let _leases = (ring.read(), ring.read());
-        assert!(matches!(ring.reader.next_batch(), Err(RingError::AllLeased(2))));
-    }
-
-    #[test]
-    fn what_was_published_is_read_before_the_end() {
-        let mut ring = ring(2);
-        ring.write(0);
-        let Fixture { writer, mut reader, .. } = ring;
-        writer.end("done for today", false);
-        assert!(matches!(reader.next_batch().unwrap(), Next::Batch(_)));
-        let Next::Ended { reason, failed } = reader.next_batch().unwrap() else { panic!("not ended") };
-        assert_eq!((reason.as_str(), failed), ("done for today", false));
-    }
-
-    #[test]
-    fn a_waiting_reader_wakes_when_told_to_give_up() {
-        let Fixture { mut reader, writer: _writer, .. } = ring(2);
-        let handle = reader.give_up_handle();
-        let waiting = std::thread::spawn(move || matches!(reader.next_batch().unwrap(), Next::GaveUp));
-        handle.give_up();
-        assert!(waiting.join().unwrap());
-    }
-
-    #[test]
-    fn a_reader_that_is_called_wakes_before_the_batch_is_there_and_says_how_long_that_took() {
-        let mut ring = ring(2);
-        let caller = ring.writer.caller();
-        assert_eq!(caller.ahead(), None);
-        let wake_ns = |ring: &Arc<Inner>| ring.cursor.page().wake_ns.load(Ordering::Relaxed);
-        let (inner, mut reader) = (Arc::clone(&ring.reader.inner), ring.reader);
-        let reading = std::thread::spawn(move || lease(&mut reader).seq());
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while wake_ns(&inner) == 0 {
-            assert!(Instant::now() < deadline, "nobody wakes");
-            // A call that comes before the reader sleeps wakes nobody.
-            caller.call();
-            std::thread::yield_now();
-        }
-        assert!(!reading.is_finished());
-        ring.writer.next_slot().unwrap().publish(&ring.plans[0], &[0; 3], &[0; 3], 0);
-        assert_eq!(reading.join().unwrap(), 0);
-        inner.cursor.page().wake_ns.store(30_000, Ordering::Relaxed);
-        assert_eq!(caller.ahead(), Some((Duration::from_micros(45), 1)));
-    }
-
-    #[test]
-    fn a_removed_reader_frees_the_waiting_writer() {
-        let mut ring = ring(2);
-        ring.write(0);
-        ring.write(1);
-        let (handle, id) = (ring.handle.clone(), ring.id);
-        let (mut writer, plan) = (ring.writer, ring.plans.remove(2));
-        let writing = std::thread::spawn(move || {
-            writer.next_slot().unwrap().publish(&plan, &[0; 3], &[0; 3], 0);
-        });
-        let (other, _) = handle.add_reader(Some).unwrap();
-        handle.remove_reader(id);
-        writing.join().unwrap();
-        assert_eq!((handle.published(), handle.readers()[0].id), (3, other));
-    }
-
-    fn latest() -> Pace {
-        Pace { delivery: Delivery::Latest, max_lag: Duration::MAX }
-    }
-
-    fn next(reader: &mut RingReader) -> Next {
-        reader.next_batch().unwrap()
-    }
-
-    fn lease(reader: &mut RingReader) -> Lease {
-        match next(reader) {
-            Next::Batch(lease) => lease,
-            _ => panic!("no batch"),
-        }
-    }
-
-    #[test]
-    fn a_reader_joins_at_the_next_batch_or_later_or_at_one_that_is_still_there() {
-        let mut ring = ring(3);
-        ring.write(0);
-        ring.write(1);
-        let join = |choose: &dyn Fn(u64) -> Option<u64>| {
-            let (_, cursor) = ring.handle.add_reader(choose)?;
-            open(&ring.handle.data_path(), &cursor)
-        };
-        let (mut there, mut now, mut later) =
-            (join(&|_| Some(1)).unwrap(), join(&Some).unwrap(), join(&|published| Some(published + 1)).unwrap());
-        ring.write(2);
-        drop((ring.read(), ring.read()));
-        ring.write(3);
-        assert_eq!((lease(&mut there).seq(), lease(&mut now).seq(), lease(&mut later).seq()), (1, 2, 3));
-        for gone in [Some(0), None] {
-            assert!(matches!(ring.handle.add_reader(|_| gone), Err(RingError::Gone { published: 4 })));
-        }
-        assert_eq!(ring.handle.readers().len(), 4);
-    }
-
-    #[test]
-    fn a_reader_that_begins_later_holds_up_nobody() {
-        let mut ring = ring(2);
-        let (_, cursor) = ring.handle.add_reader(|_| Some(4)).unwrap();
-        let mut later = open(&ring.handle.data_path(), &cursor).unwrap();
-        for index in 0..5 {
-            assert!(!later.is_ready());
-            ring.write(index);
-            assert_eq!(ring.read().seq(), index as u64);
-        }
-        assert_eq!(lease(&mut later).seq(), 4);
-    }
-
-    #[test]
-    fn a_hold_keeps_the_first_batches_for_those_that_are_to_come() {
-        let mut ring = ring(2);
-        let hold = ring.handle.hold(0).unwrap();
-        ring.write(0);
-        ring.write(1);
-        drop((ring.read(), ring.read()));
-        std::thread::scope(|scope| {
-            let (writer, plan) = (&mut ring.writer, &ring.plans[2]);
-            scope.spawn(move || writer.next_slot().unwrap().publish(plan, &[0; 3], &[0; 3], 0));
-            let (_, cursor) = ring.handle.add_reader(|_| Some(0)).unwrap();
-            ring.handle.remove_reader(hold);
-            let mut late = open(&ring.handle.data_path(), &cursor).unwrap();
-            for seq in 0..3 {
-                assert_eq!(lease(&mut late).seq(), seq);
-            }
-        });
-    }
-
-    #[test]
-    fn the_last_reader_to_leave_ends_the_ring() {
-        let mut ring = ring(2);
-        ring.handle.remove_reader(ring.id);
-        assert_eq!(ring.writer.next_slot().err(), Some(WriterStopped::Deserted));
-        assert!(matches!(ring.handle.add_reader(Some), Err(RingError::Closed)));
-    }
-
-    #[test]
-    fn a_reader_that_keeps_others_waiting_is_evicted_and_its_leases_stay_whole() {
-        let max_lag = Duration::from_millis(1);
-        let mut ring = ring_at(2, Pace { delivery: Delivery::Lossless, max_lag });
-        ring.write(0);
-        let held = ring.read();
-        let (_, cursor) = ring.handle.add_reader(Some).unwrap();
-        let mut other = open(&ring.handle.data_path(), &cursor).unwrap();
-        let bytes = held.view().x.to_vec();
-        std::thread::scope(|scope| {
-            let reading = scope.spawn(|| (1..10).map(|_| lease(&mut other).seq()).collect::<Vec<_>>());
-            let (writer, plans) = (&mut ring.writer, &ring.plans);
-            scope.spawn(move || {
-                for (index, plan) in plans.iter().enumerate().skip(1) {
-                    let mut slot = writer.next_slot().unwrap();
-                    slot.x_mut(3).fill(index as u8);
-                    slot.publish(plan, &[0; 3], &[0; 3], 0);
-                }
-            });
-            assert_eq!(reading.join().unwrap(), (1..10).collect::<Vec<_>>());
-        });
-        assert!(held.view().x == bytes && held.view().index == 0, "overwritten while leased");
-        assert!(matches!(next(&mut ring.reader), Next::Evicted(Eviction::Lag)));
-        let evicted: Vec<bool> = ring.handle.readers().iter().map(|reader| reader.evicted).collect();
-        assert_eq!(evicted, [false, true]);
-        drop(held);
-        ring.handle.remove_reader(ring.id);
-        assert_eq!(ring.handle.readers().len(), 1);
-    }
-
-    /// Another reader, which is asleep as far as the writer can see.
-    fn waiting(ring: &Fixture) -> RingReader {
-        let (_, cursor) = ring.handle.add_reader(Some).unwrap();
-        let reader = open(&ring.handle.data_path(), &cursor).unwrap();
-        reader.inner.cursor.words().reader_waiting.store(1, Ordering::Relaxed);
-        reader
-    }
-
-    #[test]
-    fn readers_that_lag_at_the_same_time_are_evicted_at_the_same_time() {
-        let mut ring = ring_at(2, Pace { delivery: Delivery::Lossless, max_lag: Duration::from_nanos(1) });
-        let (_, cursor) = ring.handle.add_reader(Some).unwrap();
-        let _lags_too = open(&ring.handle.data_path(), &cursor).unwrap();
-        let mut other = waiting(&ring);
-        for index in 0..2 {
-            ring.write(index);
-            assert_eq!(lease(&mut other).seq(), index as u64);
-        }
-        assert!(!ring.writer.evict_late(), "they are late from here on");
-        assert!(ring.writer.evict_late());
-        let evicted: Vec<bool> = ring.handle.readers().iter().map(|reader| reader.evicted).collect();
-        assert_eq!(evicted, [false, true, true]);
-    }
-
-    #[test]
-    fn while_evicted_readers_keep_slots_others_use_the_spare_ones_and_if_these_are_kept_too_the_ring_ends() {
-        let mut ring = ring_at(63, Pace { delivery: Delivery::Lossless, max_lag: Duration::from_millis(1) });
-        let mut other = waiting(&ring);
-        ring.handle.remove_reader(ring.id);
-        let mut kept = Vec::new();
-        for _ in 0..2 {
-            let (_, cursor) = ring.handle.add_reader(Some).unwrap();
-            let mut hoarder = open(&ring.handle.data_path(), &cursor).unwrap();
-            for index in 0..63 {
-                ring.write(index % 10);
-                kept.push((index % 10, lease(&mut hoarder)));
-                drop(lease(&mut other));
-            }
-        }
-        assert_eq!(ring.writer.next_slot().err(), Some(WriterStopped::Kept));
-        let is_whole = |(index, lease): &(usize, Lease)| lease.view().x.iter().all(|&byte| byte == *index as u8);
-        assert!(kept.iter().all(is_whole), "overwritten while leased");
-        // One lease less is enough to go on.
-        kept.pop();
-        ring.write(9);
-        assert_eq!(lease(&mut other).seq(), 126);
-    }
-
-    #[test]
-    fn the_fastest_reader_of_the_latest_misses_nothing_while_others_hold_slots() {
-        let mut ring = ring_at(4, latest());
-        let join = || {
-            let (_, cursor) = ring.handle.add_reader(Some).unwrap();
-            open(&ring.handle.data_path(), &cursor).unwrap()
-        };
-        let mut stalled = [join(), join()];
-        ring.write(0);
-        let _held = lease(&mut stalled[0]);
-        assert_eq!(ring.read().seq(), 0);
-        ring.write(1);
-        let _held_too = lease(&mut stalled[1]);
-        std::thread::scope(|scope| {
-            let (writer, plans) = (&mut ring.writer, &ring.plans);
-            scope.spawn(move || {
-                for plan in &plans[2..] {
-                    writer.next_slot().unwrap().publish(plan, &[0; 3], &[0; 3], 0);
-                }
-            });
-            for seq in 1..10 {
-                std::thread::yield_now();
-                assert_eq!(lease(&mut ring.reader).seq(), seq);
-            }
-        });
-    }
-
-    #[test]
-    fn a_reader_of_the_latest_does_not_wait_awake_for_a_batch_that_no_slot_holds() {
-        let mut ring = ring_at(3, latest());
-        ring.write(0);
-        // As the writer leaves it that is killed while it fills the slot of the newest batch.
-        let data = std::fs::OpenOptions::new().write(true).open(ring.handle.data_path()).unwrap();
-        data.write_all_at(&NO_BATCH.to_le_bytes(), PAGE_BYTES as u64).unwrap();
-        let handle = ring.reader.give_up_handle();
-        let reading =
-            std::thread::spawn(move || (matches!(ring.reader.next_batch().unwrap(), Next::GaveUp), ring.reader));
-        while ring.handle.readers()[0].released == 0 {
-            std::thread::yield_now();
-        }
-        handle.give_up();
-        let (gave_up, _reader) = reading.join().unwrap();
-        assert!(gave_up && ring.handle.readers()[0].skipped == 1);
-    }
-
-    #[test]
-    fn a_slow_reader_of_the_latest_skips_and_holds_up_nobody() {
-        let mut ring = ring_at(3, latest());
-        let (_, cursor) = ring.handle.add_reader(Some).unwrap();
-        let mut slow = open(&ring.handle.data_path(), &cursor).unwrap();
-        ring.write(0);
-        let held = lease(&mut slow);
-        assert!(matches!(slow.next_batch(), Err(RingError::OneAtATime)));
-        assert_eq!(ring.read().seq(), 0);
-        for index in 1..9 {
-            ring.write(index);
-            assert_eq!(ring.read().seq(), index as u64);
-        }
-        assert!(held.view().x.iter().all(|&byte| byte == 0) && held.view().index == 0, "overwritten while leased");
-        drop(held);
-        assert_eq!(lease(&mut slow).seq(), 8);
-        ring.write(9);
-        assert_eq!(lease(&mut slow).seq(), 9);
-        let [fast, slow] = ring.handle.readers()[..] else { panic!("two readers") };
-        assert_eq!((fast.read, fast.skipped, slow.read, slow.skipped), (9, 0, 3, 7));
-        // A slot for each reader, and one to write.
-        assert!(matches!(ring.handle.add_reader(Some), Err(RingError::TooFewSlots { slots: 3, readers: 3 })));
-    }
-
-    #[test]
-    fn the_fastest_reader_of_the_latest_sets_the_pace_whoever_that_is() {
-        let mut ring = ring_at(3, latest());
-        ring.write(0);
-        ring.write(1);
-        ring.write(2);
-        std::thread::scope(|scope| {
-            let (writer, plan) = (&mut ring.writer, &ring.plans[3]);
-            // Nobody has read anything, so the writer waits; then one joins who has room.
-            scope.spawn(move || writer.next_slot().unwrap().publish(plan, &[0; 3], &[0; 3], 0));
-            let (_, cursor) = ring.handle.add_reader(Some).unwrap();
-            let mut other = open(&ring.handle.data_path(), &cursor).unwrap();
-            assert_eq!(lease(&mut other).seq(), 3);
-        });
-    }
-
-    #[test]
-    fn a_reader_of_the_latest_that_leases_several_slots_is_evicted() {
-        let mut ring = ring_at(3, latest());
-        ring.write(0);
-        ring.reader.inner.cursor.words().held[0].store(0b11, Ordering::Relaxed);
-        assert!(matches!(ring.writer.next_slot().err(), Some(WriterStopped::Evicted(_))));
-        assert!(matches!(next(&mut ring.reader), Next::Evicted(Eviction::Unlawful)));
-    }
-
-    #[test]
-    fn a_stopped_writer_gets_no_slot() {
-        let mut ring = ring(2);
-        ring.write(0);
-        ring.write(1);
-        let (handle, mut writer) = (ring.handle.clone(), ring.writer);
-        let writing = std::thread::spawn(move || writer.next_slot().err());
-        handle.stop();
-        assert_eq!(writing.join().unwrap(), Some(WriterStopped::Stopped));
-    }
-
-    #[test]
-    fn a_cursor_that_lies_is_evicted() {
-        for rubbish in [3, u64::MAX] {
-            let mut ring = ring(2);
-            ring.write(0);
-            ring.write(1);
-            ring.reader.inner.cursor.words().released.store(rubbish, Ordering::Release);
-            assert!(matches!(ring.writer.next_slot().err(), Some(WriterStopped::Evicted(_))), "{rubbish}");
-            assert!(ring.handle.readers()[0].evicted && ring.handle.is_closed());
-        }
-    }
-
-    #[test]
-    fn files_of_another_version_are_refused() {
-        let ring = ring(2);
-        let path = ring.handle.data_path();
-        let mut bytes = std::fs::read(&path).unwrap();
-        let copy = path.with_file_name("copy");
-        let cursor = path.with_file_name("cursor-0");
-        bytes[8] = 9;
-        std::fs::write(&copy, &bytes).unwrap();
-        assert!(matches!(open(&copy, &cursor), Err(RingError::Foreign { .. })));
-        bytes[8] = 3;
-        std::fs::write(&copy, &bytes[..bytes.len() - 1]).unwrap();
-        assert!(matches!(open(&copy, &cursor), Err(RingError::Foreign { .. })));
-        std::fs::write(&copy, &bytes).unwrap();
-        assert!(open(&copy, &cursor).is_ok());
-    }
-
-    #[test]
-    fn the_ring_leaves_no_file() {
-        let Fixture { writer, handle, reader, _dir: dir, .. } = ring(2);
-        drop((writer, handle, reader));
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-}
+mod tests;

@@ -2,10 +2,11 @@
 #![expect(unsafe_code, reason = "typed views of memory that is shared between processes")]
 
 use super::layout::{CURSOR_MAGIC, Cursor, DATA_MAGIC, DataHeader, LAYOUT_VERSION, PAGE_BYTES, SPARES, SlotLayout};
+use super::private::Slots;
 use super::protocol::{CursorWords, NO_BATCH, WriterWords};
 use crate::config::{Delivery, SLOTS_MAX};
 use crate::types::{Dtype, ImageSize, Layout};
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -47,6 +48,21 @@ pub enum RingError {
         path: PathBuf,
         /// What is wrong with it.
         found: String,
+    },
+    /// This process is a child of the one that opened the feed.
+    #[error(
+        "process {0} opened this feed, and a child that was forked from it cannot read it (open a feed in the child)"
+    )]
+    Forked(u32),
+    /// A batch that is leased still could not be copied.
+    #[error(
+        "cannot keep {bytes} bytes of a batch that is leased still: {source} (drop batches, and what refers to them, before leaving)"
+    )]
+    NoCopy {
+        /// How many.
+        bytes: usize,
+        /// The system's answer.
+        source: io::Error,
     },
     /// All slots are leased by the reader itself, so no batch can ever come.
     #[error(
@@ -171,6 +187,8 @@ impl Region {
         let options = MmapOptions::new();
         let map = if writable { options.map_raw(&file) } else { options.map_raw_read_only(&file) };
         let map = map.map_err(io("map"))?;
+        // A child that read on would see batches change under its hands.
+        map.advise(Advice::DontFork).map_err(io("set up the mapping of"))?;
         if map.len() < bytes_min {
             let found = format!("it has {} bytes where {bytes_min} are needed", map.len());
             return Err(RingError::Foreign { path: path.to_owned(), found });
@@ -294,6 +312,18 @@ impl DataFile {
         let len = (header.reason_len.load(Relaxed) as usize).min(header.reason.len());
         let bytes: Vec<u8> = header.reason[..len].iter().map(|byte| byte.load(Relaxed)).collect();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Registers the slots of this mapping, which is a reader's, with those that may become private.
+    pub fn register(&self) -> Slots {
+        let start = self.region.map.as_ptr() as usize + self.slot_offset(0);
+        Slots::register(
+            start,
+            self.all_slots() as usize,
+            self.layout.slot_bytes,
+            &self.region.file,
+            self.slot_offset(0),
+        )
     }
 
     fn slot_offset(&self, slot: u32) -> usize {

@@ -1,0 +1,34 @@
+"""mixd: batches for training, decoded once per machine, mixed, and read in shared memory without a copy.
+
+    import mixd
+
+    with mixd.serve(data="imagenette2-160") as server:  # or mixd.connect() to a daemon that runs
+        train, valid = server.feed("train", batch_size=64, mixup=0.4), server.feed("val")
+        for epoch in range(5):
+            for batch in train.epoch(epoch):
+                loss = criterion(model(batch.x.to(device)), batch)  # criterion = mixd.torch.MixedLoss(nn.CrossEntropyLoss())
+
+`mixd.torch` has the mixed loss, and a loader of the shape of torch's DataLoader; nothing else here needs torch or numpy.
+"""
+
+from ._native import Array, Batch, BatchesHeld, DaemonGone, Evicted, FeedEnded, MixdError, NoDaemon, SpecRefused
+from .feed import Epoch, Feed, Place
+from .server import Server, connect, serve
+
+__all__ = [
+    "Array",
+    "Batch",
+    "BatchesHeld",
+    "DaemonGone",
+    "Epoch",
+    "Evicted",
+    "Feed",
+    "FeedEnded",
+    "MixdError",
+    "NoDaemon",
+    "Place",
+    "Server",
+    "SpecRefused",
+    "connect",
+    "serve",
+]

@@ -1,0 +1,292 @@
+"""A daemon as its trainers see it: one that runs, or one of their own."""
+
+import contextlib
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+import weakref
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from ._native import NoDaemon, Spec, daemon_pid, default_socket
+from .feed import Feed
+
+__all__ = ["Server", "connect", "serve"]
+
+_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "uint8": "u8"}
+_own = itertools.count()
+
+# Seconds for which the ranks of one machine wait for the daemon that the first of them starts: it may unpack an archive.
+_START_MAX = 1800.0
+# Seconds in which a daemon has ended once its owner is gone.
+_END_MAX = 10.0
+
+
+class Server:
+    """A daemon that serves a data set; `serve` and `connect` give one. Opens feeds."""
+
+    def __init__(self, socket: Path, pid: int, reconnect: float, owned: "_Owned | None" = None) -> None:
+        self.socket, self.pid, self._reconnect, self._owned = socket, pid, reconnect, owned
+        self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
+
+    def feed(
+        self,
+        split: Literal["train", "val"] = "train",
+        *,
+        batch_size: int | None = None,
+        size: int | tuple[int, int] | None = None,
+        mixup: float | Literal["default"] | None = "default",
+        cutmix: float | None = None,
+        lam: Literal["per-image", "per-batch"] | None = None,
+        fold: bool | None = None,
+        pairing: Literal["shuffle", "second-batch"] | None = None,
+        flip: bool = False,
+        shuffle: bool | None = None,
+        seed: int = 0,
+        last: Literal["keep", "drop"] = "keep",
+        smoothing: float = 0.0,
+        dtype: Any = "f32",
+        layout: Literal["nchw", "nhwc"] = "nchw",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        slots: int | None = None,
+        digest: bool = False,
+        share: str | None = None,
+        delivery: Literal["lossless", "latest"] | None = None,
+        max_lag: float | None = None,
+        start: Literal["now", "next-epoch"] | tuple[int, int] = "now",
+        reconnect: float | None = None,
+    ) -> Feed:
+        """Opens a feed of one split, or joins a shared one.
+
+        batch_size: rows; 64 of train, 128 of val.
+        size: pixels of a side, or height and width; 128.
+        mixup: α of Beta(α, α), or None for no mixing; 0.4 of train, None of val.
+        cutmix: CutMix in place of mixup, with this α.
+        lam: one λ (CutMix: one box) per image or per batch; per image.
+        fold: whether λ is max(λ, 1 - λ); true.
+        pairing: partners from a shuffle of the batch, or from a second batch; shuffle.
+        flip: whether images are flipped horizontally, each with a chance of one half.
+        shuffle: a new order each epoch; true of train, false of val.
+        seed: of all randomness.
+        last: whether rows that do not fill the last batch are kept.
+        smoothing: ε of label smoothing, for soft targets (`mixd.torch.DataLoader`).
+        dtype: f32, f16, bf16, or u8 (raw pixels), or torch's or numpy's of these.
+        layout: nchw, or nhwc.
+        mean, std: of each channel, of pixel values in [0, 1]; (0.47, 0.48, 0.45) and (0.29, 0.28, 0.30).
+        rank, world_size: which part of each epoch; from torch.distributed or torchrun's variables RANK and WORLD_SIZE, else 0 of 1.
+        slots: batches that there is room for; 4.
+        digest: whether each batch carries a digest (`batch.is_intact()`).
+        share: trainers that name the same share, with the same spec, read the same batches in the same memory.
+        delivery: of a shared feed: lossless (all wait for the slowest), or latest (nobody waits; the slow skip batches).
+        max_lag: seconds for which one may keep the others of a lossless shared feed waiting before it is evicted; 300.
+        start: now, next-epoch, or (epoch, index).
+        reconnect: seconds to wait for the next daemon when this one has died; 30, and 0 where it is this process's own.
+
+        Raises `SpecRefused`, which names the value and what it may be; `NoDaemon` where none answers.
+        """
+        kind: str | None
+        if cutmix is not None:
+            if mixup not in ("default", None):
+                raise ValueError("a feed has mixup or cutmix, not both: leave one of them out")
+            kind, alpha = "cutmix", cutmix
+        elif mixup == "default":
+            kind, alpha = ("mixup" if split == "train" else None), None
+        else:
+            kind, alpha = ("none", None) if mixup is None else ("mixup", float(mixup))
+        world = _world()
+        spec = Spec(
+            split,
+            batch_size=batch_size,
+            size=(size, size) if isinstance(size, int) else size,
+            shuffle=shuffle,
+            seed=seed,
+            last=last,
+            mix=kind,
+            alpha=alpha,
+            lam=lam,
+            fold=fold,
+            pairing=pairing,
+            smoothing=smoothing,
+            dtype=_dtype(dtype),
+            layout=layout,
+            mean=mean,
+            std=std,
+            rank=world[0] if rank is None else rank,
+            world_size=world[1] if world_size is None else world_size,
+            slots=slots,
+            flip=flip,
+            digest=digest,
+            share=share,
+            delivery=delivery,
+            max_lag=max_lag,
+            start=start if isinstance(start, str) else ",".join(map(str, start)),
+        )
+        feed = Feed(self.socket, spec, self._reconnect if reconnect is None else reconnect)
+        self._feeds.add(feed)
+        return feed
+
+    def close(self) -> None:
+        """Leaves the feeds that were opened through this, and ends the daemon where it is this process's own."""
+        for feed in list(self._feeds):
+            feed.close()
+        if self._owned:
+            self._owned.close()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<mixd.Server: pid {self.pid} on {self.socket}>"
+
+
+def connect(socket: str | os.PathLike[str] | None = None, *, reconnect: float = 30.0) -> Server:
+    """Finds a daemon that runs (`mixd serve`), by default on $MIXD_SOCKET or the default socket.
+
+    Feeds wait `reconnect` seconds for the next daemon when this one has died, and go on with the next batch. Raises `NoDaemon`.
+    """
+    path = Path(socket or os.environ.get("MIXD_SOCKET") or default_socket())
+    return Server(path, daemon_pid(os.fspath(path)), reconnect)
+
+
+def serve(data: str | os.PathLike[str], **options: object) -> Server:
+    """Starts a daemon on an image folder or its .tgz, and returns when it serves. It ends with this process, however that ends.
+
+    `options` are those of `mixd serve`, with _ for -, such as `workers=4`, `cache="2G"`, `cache_file=path`. Under torchrun all ranks of a
+    machine get one daemon: the first starts it, and it ends with the last of them. Raises `NoDaemon` where it does not come up; why stands on
+    standard error.
+    """
+    socket = options.pop("socket", None)
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if local_world_size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        # All ranks of a machine are children of one process; a restart of them is another group.
+        group = f"ranks-{os.getppid()}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        path = Path(os.fspath(socket)) if isinstance(socket, str | os.PathLike) else _folder() / f"{group}.sock"
+        owners = path.with_suffix(".owners")
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            owned = _Owned.join(owners)
+            return Server(path, daemon_pid(os.fspath(path)), 0.0, owned)
+    else:
+        path = Path(os.fspath(socket)) if isinstance(socket, str | os.PathLike) else _folder() / f"own-{os.getpid()}-{next(_own)}.sock"
+        owners = None
+    command = [_program(), "serve", "--data", os.fspath(data), "--socket", os.fspath(path), "--until-eof"]
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        command += [] if value is None or value is False else [flag] if value is True else [f"{flag}={value}"]
+    owned = _Owned.start(command, owners)
+    return Server(path, owned.pid, 0.0, owned)
+
+
+class _Owned:
+    """A part in a daemon that ends when the last part is gone: its standard input is a pipe whose other end only the owners have."""
+
+    def __init__(self, pipe: int, process: "subprocess.Popen[str] | None", owners: Path | None) -> None:
+        self._pipe: int | None = pipe
+        self._process, self._owners, self._owner = process, owners, os.getpid()
+        self.pid = process.pid if process else 0
+
+    @classmethod
+    def start(cls, command: list[str], owners: Path | None) -> "_Owned":
+        """Starts the daemon and waits until it serves; others may then join at `owners`."""
+        new = owners.with_suffix(".new") if owners else None
+        if new:
+            new.unlink(missing_ok=True)
+            os.mkfifo(new, 0o600)
+            # Opened without waiting for the other end; the daemon then waits for what it reads.
+            reading = os.open(new, os.O_RDONLY | os.O_NONBLOCK)
+            pipe = os.open(new, os.O_WRONLY)
+            os.set_blocking(reading, True)
+        else:
+            reading, pipe = os.pipe()
+        environment = {"RUST_LOG": "mixd=warn", **os.environ}
+        # In a group of its own, so that a terminal's Ctrl-C does not reach it: it ends when its owners do.
+        process = subprocess.Popen(command, stdin=reading, stdout=subprocess.PIPE, text=True, env=environment, process_group=0)
+        os.close(reading)
+        owned = cls(pipe, process, owners)
+        try:
+            assert process.stdout
+            with process.stdout as out:
+                if not out.readline():
+                    raise NoDaemon(f"the daemon did not come up (exit code {process.wait()}; its own message is on standard error, above)")
+            if new and owners:
+                new.rename(owners)
+        except BaseException:
+            if new:
+                new.unlink(missing_ok=True)
+            owned.close()
+            raise
+        return owned
+
+    @classmethod
+    def join(cls, owners: Path) -> "_Owned":
+        """Waits for the daemon that the first rank of this machine starts, and takes part in it."""
+        deadline = time.monotonic() + _START_MAX
+        while time.monotonic() < deadline:
+            # It is there once the daemon serves, and without a reader once that has ended.
+            with contextlib.suppress(OSError):
+                return cls(os.open(owners, os.O_WRONLY | os.O_NONBLOCK), None, None)
+            time.sleep(0.02)
+        raise NoDaemon(f"the first rank of this machine has started no daemon within {_START_MAX:.0f} s (see its own message)")
+
+    def close(self) -> None:
+        """Gives this part up, and waits for the daemon's end where no other process has one."""
+        pipe, self._pipe = self._pipe, None
+        if pipe is None or os.getpid() != self._owner:
+            return
+        os.close(pipe)
+        if self._owners:
+            self._owners.unlink(missing_ok=True)
+        elif self._process:
+            try:
+                self._process.wait(_END_MAX)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+def _folder() -> Path:
+    """Where sockets lie, which nobody else may enter."""
+    folder = Path(default_socket()).parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _program() -> str:
+    """The daemon's program, which this package brings: where its installer says, or beside the interpreter or the package."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for file in metadata.distribution("mixd").files or ():
+            if file.parts[-2:] == ("bin", "mixd"):
+                found = Path(os.fspath(file.locate())).resolve()
+                if os.access(found, os.X_OK):
+                    return str(found)
+    places = [sysconfig.get_path("scripts"), Path(__file__).parent.parent / "bin"]
+    found_else = shutil.which("mixd", path=os.pathsep.join(map(str, places))) or shutil.which("mixd")
+    if not found_else:
+        raise NoDaemon(f"the program mixd, which comes with this package, is neither in {places[0]} nor on PATH (install the package anew)")
+    return found_else
+
+
+def _dtype(dtype: object) -> str:
+    """The name of an element type, whosever it is."""
+    name = getattr(dtype, "__name__", None) or str(dtype)
+    name = name.removeprefix("torch.")
+    return _DTYPES.get(name, name)
+
+
+def _world() -> tuple[int, int]:
+    """This process's rank, and how many there are."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

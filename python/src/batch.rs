@@ -1,0 +1,229 @@
+//! A batch as Python sees it.
+
+use crate::array::{Array, Element};
+use crate::errors::MixdError;
+use mixd::batch::BatchView;
+use mixd::client;
+use mixd::ring::RingError;
+use mixd::types::{Dtype, Place};
+use pyo3::exceptions::PyTypeError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use std::fmt::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How many there are of something.
+#[derive(Debug, Default)]
+pub struct Count(AtomicUsize);
+
+impl Count {
+    pub fn add_one(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn drop_one(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A leased batch, and what keeps it.
+pub struct Held {
+    lease: client::Batch,
+    mixer: String,
+    pid: u32,
+    /// Tensors that lie in it.
+    pub tensors: Count,
+    /// Buffers, such as numpy arrays, that lie in it.
+    pub buffers: Count,
+}
+
+impl Held {
+    /// Whether this is the process that leased it.
+    pub fn check(&self) -> PyResult<()> {
+        if self.pid == std::process::id() {
+            Ok(())
+        } else {
+            Err(MixdError::new_err(RingError::Forked(self.pid).to_string()))
+        }
+    }
+
+    /// Which batch it is, and what keeps it: for people.
+    pub fn describe(&self) -> String {
+        let mut text = self.lease.place().to_string();
+        let counts = [(&self.tensors, "tensor"), (&self.buffers, "numpy array or other buffer")];
+        let mut by =
+            counts.map(|(count, what)| (count.0.load(Ordering::Relaxed), what)).into_iter().filter(|by| by.0 > 0);
+        match by.next() {
+            None => text.push_str(" (by the batch itself)"),
+            Some((count, what)) => {
+                let _ = write!(text, " (by {count} × {what}");
+                by.for_each(|(count, what)| {
+                    let _ = write!(text, ", {count} × {what}");
+                });
+                text.push(')');
+            }
+        }
+        text
+    }
+}
+
+/// A batch in shared memory, leased for as long as it, its images, or any tensor or array over these is there.
+///
+/// With `x = lam * norm(own) + (1 - lam) * norm(partner)`, the loss is `lam * L(y, label_a) + (1 - lam) * L(y, label_b)` for each
+/// image, then reduced: `mixd.torch.MixedLoss`.
+#[pyclass(frozen, module = "mixd")]
+pub struct Batch(Mutex<Option<Arc<Held>>>);
+
+impl Batch {
+    /// A batch that was leased just now, and what it has leased.
+    pub fn new(lease: client::Batch, mixer: &str) -> (Self, Arc<Held>) {
+        let (tensors, buffers) = (Count::default(), Count::default());
+        let held = Arc::new(Held { lease, mixer: mixer.to_owned(), pid: std::process::id(), tensors, buffers });
+        (Self(Mutex::new(Some(Arc::clone(&held)))), held)
+    }
+
+    /// Ends this batch's own part in its lease.
+    pub fn give_back(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    fn held(&self) -> PyResult<Arc<Held>> {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(|| {
+            let text = "this batch was given back when the next one was asked for: delivery latest lends one at a time (copy what you need)";
+            MixdError::new_err(text)
+        })?;
+        held.check()?;
+        Ok(held)
+    }
+
+    fn list(&self, element: Element, bytes: impl for<'v> Fn(&BatchView<'v>) -> &'v [u8]) -> PyResult<Array> {
+        let held = self.held()?;
+        let view = held.lease.view();
+        Ok(Array::copy_of(bytes(&view), element, &[view.len()]))
+    }
+}
+
+/// The bytes of a list of numbers.
+macro_rules! list {
+    ($batch:ident, $element:ident, $field:ident) => {
+        $batch.list(Element::$element, |view| mixd::batch::bytes_of(view.$field))
+    };
+}
+
+#[pymethods]
+impl Batch {
+    /// The images, `[B, 3, H, W]` or `[B, H, W, 3]`, normalised, then mixed (of dtype u8: raw pixels, mixed and rounded).
+    #[getter]
+    fn x(&self) -> PyResult<Array> {
+        let held = self.held()?;
+        let view = held.lease.view();
+        let element = match view.dtype {
+            Dtype::F32 => Element::F32,
+            Dtype::F16 => Element::F16,
+            Dtype::Bf16 => Element::Bf16,
+            Dtype::U8 => Element::U8,
+        };
+        Ok(Array::of_slot(Arc::clone(&held), view.x, element, &view.shape()))
+    }
+
+    /// The class of each image, `[B]`, int64.
+    #[getter]
+    fn label_a(&self) -> PyResult<Array> {
+        list!(self, I64, label_a)
+    }
+
+    /// The class of each image's partner, `[B]`, int64; equal to `label_a` where nothing is mixed.
+    #[getter]
+    fn label_b(&self) -> PyResult<Array> {
+        list!(self, I64, label_b)
+    }
+
+    /// λ, the weight of each own image, `[B]`, float32: in [0.5, 1] when folded, 1 where nothing is mixed.
+    #[getter]
+    fn lam(&self) -> PyResult<Array> {
+        list!(self, F32, lambda)
+    }
+
+    /// The row of each image's partner in this batch, `[B]`, int32; -1 where it comes from elsewhere.
+    #[getter]
+    fn partner(&self) -> PyResult<Array> {
+        list!(self, I32, partner)
+    }
+
+    /// Which sample each image is, `[B]`, uint32: its index in the sorted list of the split's files.
+    #[getter]
+    fn sample_id(&self) -> PyResult<Array> {
+        list!(self, U32, sample_id)
+    }
+
+    /// Which sample each image's partner is, `[B]`, uint32.
+    #[getter]
+    fn partner_id(&self) -> PyResult<Array> {
+        list!(self, U32, partner_id)
+    }
+
+    /// The epoch, from 0.
+    #[getter]
+    fn epoch(&self) -> PyResult<u64> {
+        Ok(self.held()?.lease.place().epoch)
+    }
+
+    /// The place in the epoch, from 0.
+    #[getter]
+    fn index(&self) -> PyResult<u64> {
+        Ok(self.held()?.lease.place().index)
+    }
+
+    /// Batches in each epoch.
+    #[getter]
+    fn batches(&self) -> PyResult<u64> {
+        Ok(self.held()?.lease.view().batches)
+    }
+
+    /// Rows at the end that repeat the head of the permutation, so that all ranks have equal counts.
+    #[getter]
+    fn pad(&self) -> PyResult<u32> {
+        Ok(self.held()?.lease.view().pad)
+    }
+
+    /// XXH3 of the plan and the images; 0 unless the feed was opened with `digest=True`.
+    #[getter]
+    fn digest(&self) -> PyResult<u64> {
+        Ok(self.held()?.lease.view().digest)
+    }
+
+    /// Whether plan and images are what the digest says; true of batches without one.
+    fn is_intact(&self, py: Python<'_>) -> PyResult<bool> {
+        let held = self.held()?;
+        Ok(py.detach(|| {
+            let view = held.lease.view();
+            view.digest == 0 || view.digest == view.digest_by(&held.mixer)
+        }))
+    }
+
+    /// The batch as torch tensors on a device: a `mixd.torch.Tensors`. On the CPU `x` stays where it is, and leased.
+    #[pyo3(signature = (device, non_blocking=false))]
+    fn to<'py>(slf: &Bound<'py, Self>, device: Bound<'py, PyAny>, non_blocking: bool) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let tensors = py.import(intern!(py, "mixd.torch"))?.getattr(intern!(py, "Tensors"))?;
+        tensors.call_method1(intern!(py, "of"), (slf, device, non_blocking))
+    }
+
+    fn __len__(&self) -> PyResult<usize> {
+        Ok(self.held()?.lease.view().len())
+    }
+
+    fn __repr__(&self) -> String {
+        let Ok(held) = self.held() else { return "<mixd.Batch, given back>".to_owned() };
+        let view = held.lease.view();
+        let Place { epoch, index } = held.lease.place();
+        format!("<mixd.Batch: epoch {epoch}, batch {index} of {}, {} images, {}>", view.batches, view.len(), view.dtype)
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(PyTypeError::new_err(
+            "a batch lies in memory that this process shares with the daemon, and is not pickled (open a feed in the other process, or send copies)",
+        ))
+    }
+}

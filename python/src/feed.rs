@@ -1,0 +1,293 @@
+//! A feed as Python sees it.
+
+use crate::batch::{Batch, Held};
+use crate::errors::{BatchesHeld, SpecRefused, raised};
+use crate::fault;
+use mixd::client::{self, ClientError};
+use mixd::config::{Delivery, FeedSpec};
+use mixd::control::{proto, spec_from_proto};
+use mixd::ring::RingError;
+use mixd::types::{Place, Start};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// How long a wait may go on before Python is asked whether a signal has come. A signal that reaches this thread ends its sleep, so that
+/// this is no delay of Ctrl-C; one that reaches another is seen within 250 ms.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// A feed spec, checked; what is left out has the split's default. Numbers that are out of range are refused by name.
+#[pyclass(frozen, module = "mixd")]
+pub struct Spec(FeedSpec);
+
+/// A whole number of 32 bits, or a refusal by name.
+fn number(key: &str, value: Option<i64>) -> PyResult<Option<u32>> {
+    let refused =
+        |value| SpecRefused::new_err(format!("bad feed spec: {key} is {value}: it must be 0 to {}", u32::MAX));
+    value.map(|value| u32::try_from(value).map_err(|_| refused(value))).transpose()
+}
+
+#[pymethods]
+impl Spec {
+    #[new]
+    #[pyo3(signature = (split, *, batch_size=None, size=None, shuffle=None, seed=None, last=None, mix=None, alpha=None, lam=None, fold=None,
+        pairing=None, smoothing=None, dtype=None, layout=None, mean=None, std=None, rank=None, world_size=None, slots=None, flip=None,
+        digest=None, share=None, delivery=None, max_lag=None, start=None))]
+    #[expect(clippy::too_many_arguments, reason = "a feed spec has as many keys")]
+    fn new(
+        split: String,
+        batch_size: Option<i64>,
+        size: Option<(i64, i64)>,
+        shuffle: Option<bool>,
+        seed: Option<u64>,
+        last: Option<String>,
+        mix: Option<&str>,
+        alpha: Option<f64>,
+        lam: Option<String>,
+        fold: Option<bool>,
+        pairing: Option<String>,
+        smoothing: Option<f64>,
+        dtype: Option<String>,
+        layout: Option<String>,
+        mean: Option<Vec<f32>>,
+        std: Option<Vec<f32>>,
+        rank: Option<i64>,
+        world_size: Option<i64>,
+        slots: Option<i64>,
+        flip: Option<bool>,
+        digest: Option<bool>,
+        share: Option<String>,
+        delivery: Option<String>,
+        max_lag: Option<f64>,
+        start: Option<&str>,
+    ) -> PyResult<Self> {
+        use proto::mix::Kind;
+        let kind = match mix {
+            None => None,
+            Some("none") => Some(Kind::None(proto::NoMix {})),
+            Some("cutmix") => Some(Kind::Cutmix(proto::CutMix { alpha, lambda: lam })),
+            Some("mixup") => Some(Kind::Mixup(proto::Mixup { alpha, lambda: lam, fold, pairing })),
+            Some(other) => return Err(PyValueError::new_err(format!("`{other}` is no way to mix"))),
+        };
+        let message = proto::FeedSpec {
+            split: Some(split),
+            batch_size: number("batch_size", batch_size)?,
+            height: number("height", size.map(|size| size.0))?,
+            width: number("width", size.map(|size| size.1))?,
+            shuffle,
+            seed,
+            last,
+            mix: kind.map(|kind| proto::Mix { kind: Some(kind) }),
+            smoothing,
+            dtype,
+            layout,
+            mean: mean.unwrap_or_default(),
+            std: std.unwrap_or_default(),
+            rank: number("rank", rank)?,
+            world_size: number("world_size", world_size)?,
+            slots: number("slots", slots)?,
+            start: None,
+            flip,
+            digest,
+            share: share.map(|name| proto::Share { name, delivery, max_lag_s: max_lag }),
+        };
+        let refused = |error: String| SpecRefused::new_err(error);
+        let spec = spec_from_proto(&message).map_err(|error| refused(error.to_string()))?;
+        let start = start.map_or(Ok(Start::Now), str::parse).map_err(|error| refused(error.to_string()))?;
+        let spec = FeedSpec { start, ..spec };
+        spec.validate().map_err(|error| refused(error.to_string()))?;
+        Ok(Self(spec))
+    }
+
+    /// The spec with all its keys, as JSON.
+    fn json(&self) -> PyResult<String> {
+        serde_json::to_string(&self.0).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+    }
+}
+
+struct State {
+    /// None once it was closed.
+    feed: Option<client::Feed>,
+    /// Batches that were lent and may be held still.
+    lent: Vec<Weak<Held>>,
+}
+
+/// A feed that this process reads.
+#[pyclass(frozen, module = "mixd")]
+pub struct Feed {
+    state: Mutex<State>,
+    /// With delivery latest, the batch that is given back when the next is asked for.
+    last: Mutex<Option<Py<Batch>>>,
+    lends_one: bool,
+    closing: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where a daemon's socket is by default.
+#[pyfunction]
+pub fn default_socket() -> PathBuf {
+    client::default_socket()
+}
+
+/// The process id of the daemon behind a socket.
+#[pyfunction]
+pub fn daemon_pid(py: Python<'_>, socket: PathBuf) -> PyResult<u32> {
+    let status = py.detach(|| client::status(&socket));
+    Ok(status.map_err(|error| raised(&error))?.pid)
+}
+
+/// Opens a feed, at a place where one is given; `reconnect` is the seconds to wait for the next daemon when this one has died.
+#[pyfunction]
+pub fn attach(
+    py: Python<'_>,
+    socket: PathBuf,
+    spec: &Bound<'_, Spec>,
+    place: Option<(u64, u64)>,
+    reconnect: f64,
+) -> PyResult<Feed> {
+    let reconnect = Duration::try_from_secs_f64(reconnect)
+        .map_err(|_| PyValueError::new_err(format!("reconnect is {reconnect}: it must be a number of seconds")))?;
+    let spec = spec.get().0;
+    let start = place.map_or(spec.start, |(epoch, index)| Start::At(Place { epoch, index }));
+    let spec = FeedSpec { start, ..spec };
+    fault::catch_writes();
+    // Set by this thread as it looks for signals, which takes the interpreter.
+    let raised_meanwhile = Mutex::new(None);
+    let interrupted =
+        || Python::attach(|py| py.check_signals()).map_err(|error| *lock(&raised_meanwhile) = Some(error)).is_err();
+    let feed = py.detach(|| client::attach_unless(&socket, &spec, reconnect, &interrupted));
+    let Some(feed) = feed.map_err(|error| raised(&error))? else {
+        return Err(lock(&raised_meanwhile).take().expect("why it was interrupted"));
+    };
+    let lends_one = spec.share.is_some_and(|share| share.delivery == Delivery::Latest);
+    let state = Mutex::new(State { feed: Some(feed), lent: Vec::new() });
+    Ok(Feed { state, last: Mutex::new(None), lends_one, closing: AtomicBool::new(false) })
+}
+
+#[pymethods]
+impl Feed {
+    /// Waits for the next batch.
+    fn next_batch(&self, py: Python<'_>) -> PyResult<Py<Batch>> {
+        if self.lends_one
+            && let Some(last) = lock(&self.last).take()
+        {
+            last.get().give_back();
+        }
+        loop {
+            let since = Instant::now();
+            let patient = || self.closing.load(Ordering::Relaxed) || since.elapsed() > PATIENCE;
+            let next = py.detach(|| {
+                let mut state = lock(&self.state);
+                let Some(feed) = &mut state.feed else { return Ok(None) };
+                let next = feed.next_batch_unless(&patient)?;
+                Ok(next.map(|lease| state.lend(lease)))
+            });
+            match next {
+                Ok(Some(batch)) => {
+                    let batch = Py::new(py, batch)?;
+                    if self.lends_one {
+                        *lock(&self.last) = Some(batch.clone_ref(py));
+                    }
+                    return Ok(batch);
+                }
+                Ok(None) if self.closing.load(Ordering::Relaxed) => return Err(closed()),
+                Ok(None) => py.check_signals()?,
+                Err(ClientError::Ring(error @ (RingError::AllLeased(_) | RingError::OneAtATime))) => {
+                    let held = lock(&self.state).held();
+                    return Err(BatchesHeld::new_err(format!("{error}; held are {}", held.join("; "))));
+                }
+                Err(error) => return Err(raised(&error)),
+            }
+        }
+    }
+
+    /// Batches that are held still, each with what holds it.
+    fn held(&self, py: Python<'_>) -> Vec<String> {
+        py.detach(|| lock(&self.state).held())
+    }
+
+    /// Leaves the feed, and ends a wait that goes on in another thread. Batches that are held stay as they are, in copies.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.closing.store(true, Ordering::Relaxed);
+        if let Some(last) = lock(&self.last).take() {
+            last.get().give_back();
+        }
+        let left = py.detach(|| lock(&self.state).feed.take().map_or(Ok(()), client::Feed::leave));
+        left.map_err(|error| raised(&error))
+    }
+
+    /// Epoch and index of the next batch.
+    #[getter]
+    fn place(&self, py: Python<'_>) -> PyResult<(u64, u64)> {
+        let Place { epoch, index } = self.of(py, client::Feed::place)?;
+        Ok((epoch, index))
+    }
+
+    /// Batches in each epoch.
+    #[getter]
+    fn batches(&self, py: Python<'_>) -> PyResult<u64> {
+        self.of(py, client::Feed::batches)
+    }
+
+    /// Samples of the split.
+    #[getter]
+    fn samples(&self, py: Python<'_>) -> PyResult<u32> {
+        self.of(py, client::Feed::samples)
+    }
+
+    /// The classes in the order of their labels: folder and readable name.
+    #[getter]
+    fn classes(&self, py: Python<'_>) -> PyResult<Vec<(String, String)>> {
+        let classes = self.of(py, |feed| feed.classes().to_vec())?;
+        Ok(classes.into_iter().map(|class| (class.id, class.name)).collect())
+    }
+
+    /// Hash of everything beside its spec that the feed's bytes depend on.
+    #[getter]
+    fn identity(&self, py: Python<'_>) -> PyResult<u64> {
+        self.of(py, client::Feed::identity)
+    }
+
+    /// The daemon's process id.
+    #[getter]
+    fn daemon_pid(&self, py: Python<'_>) -> PyResult<u32> {
+        self.of(py, client::Feed::daemon_pid)
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(PyTypeError::new_err(
+            "a feed belongs to the process that opened it, and is not pickled (open one in the other process)",
+        ))
+    }
+}
+
+fn closed() -> PyErr {
+    PyRuntimeError::new_err("the feed was closed (open another: server.feed(...))")
+}
+
+impl Feed {
+    /// Asks the feed, if it is open.
+    fn of<T: Send>(&self, py: Python<'_>, ask: impl FnOnce(&client::Feed) -> T + Send) -> PyResult<T> {
+        py.detach(|| lock(&self.state).feed.as_ref().map(ask)).ok_or_else(closed)
+    }
+}
+
+impl State {
+    fn lend(&mut self, lease: client::Batch) -> Batch {
+        let mixer = self.feed.as_ref().map_or("", client::Feed::mixer);
+        let (batch, held) = Batch::new(lease, mixer);
+        self.lent.retain(|lent| lent.strong_count() > 0);
+        self.lent.push(Arc::downgrade(&held));
+        batch
+    }
+
+    fn held(&self) -> Vec<String> {
+        self.lent.iter().filter_map(Weak::upgrade).map(|held| held.describe()).collect()
+    }
+}

@@ -210,6 +210,8 @@ impl Array {
     /// such arrays need the package `ml_dtypes`.
     fn numpy<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
+        // numpy takes what refuses its buffer for an object of another kind.
+        slf.get().check()?;
         let numpy = py.import(intern!(py, "numpy"))?;
         if slf.get().element != Element::Bf16 {
             return numpy.call_method1(intern!(py, "asarray"), (slf,));

@@ -66,7 +66,7 @@ pub enum RingError {
     },
     /// All slots are leased by the reader itself, so no batch can ever come.
     #[error(
-        "all {0} slots of the feed are leased by this trainer: drop a batch before asking for the next (or open the feed with more slots)"
+        "this trainer holds a batch that keeps all {0} slots of the feed, since they are given back in order: drop it before asking for the next (or open the feed with more slots)"
     )]
     AllLeased(u32),
     /// A slot does not hold what its number says.

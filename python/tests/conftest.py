@@ -1,0 +1,167 @@
+"""What all tests use: daemons of their own, in processes and folders of their own."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mixd
+import pytest
+from mixd.server import _program
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLE_DATA = ROOT / "sample-data"
+EXAMPLES = ROOT / "python" / "examples"
+REFERENCE = Path(os.environ.get("MIXD_REFERENCE", ROOT.parent / "shared" / "reference"))
+
+# Seconds in which what should happen at once has happened.
+DEADLINE = 20.0
+T = TypeVar("T")
+
+
+def until(what: str, look: Callable[[], T | None], seconds: float = DEADLINE) -> T:
+    """Looks again and again until there is something to see."""
+    end = time.monotonic() + seconds
+    while True:
+        found = look()
+        if found:
+            return found
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.005)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment without the variables of whoever runs the tests."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MIXD_")}
+    return own | {"RUST_LOG": "mixd=error"} | more
+
+
+def mixd_output(*arguments: object) -> str:
+    """What the command `mixd` prints."""
+    return subprocess.run([_program(), *map(str, arguments)], env=environment(), check=True, capture_output=True, text=True).stdout
+
+
+class Daemon:
+    """A daemon that is nobody's own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder, self.socket, self.options = folder, folder / "mixd.sock", options
+        self.start()
+
+    def start(self, *options: str) -> None:
+        """Starts it, or the next one in its place."""
+        command = [_program(), "serve", "--data", SAMPLE_DATA, "--socket", self.socket, "--shm-dir", self.folder / "shm"]
+        command += options or self.options
+        self.process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout
+        assert self.process.stdout.readline().startswith("mixd: serving")
+        self.process.stdout.close()
+
+    def connect(self, reconnect: float = 0.0) -> mixd.Server:
+        """As its trainers do."""
+        return mixd.connect(self.socket, reconnect=reconnect)
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self.process.kill()
+        self.process.wait()
+
+    def feeds(self) -> str:
+        """What it says of its feeds."""
+        return mixd_output("status", "--socket", self.socket)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon on the sample data."""
+    daemon = Daemon(tmp_path)
+    yield daemon
+    daemon.kill()
+
+
+class Script:
+    """A trainer in a process of its own: Python, in which `server` is connected to the daemon and `say` tells this test something."""
+
+    PRELUDE = """
+import json, os, signal, sys, time
+import mixd
+# Whoever runs the tests in the background may have had it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+server = mixd.connect(os.environ["SOCKET"], reconnect=float(os.environ["RECONNECT"])) if "SOCKET" in os.environ else None
+def say(*things): print(json.dumps(things), flush=True)
+"""
+
+    def __init__(self, code: str, daemon: Daemon | None = None, reconnect: float = 0.0, **variables: str) -> None:
+        if daemon:
+            variables |= {"SOCKET": str(daemon.socket), "RECONNECT": str(reconnect)}
+        command = [sys.executable, "-c", self.PRELUDE + code]
+        self.process = subprocess.Popen(
+            command, env=environment(**variables), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+        # Read as it comes, so that a wait for it has a deadline.
+        self.lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put("")
+
+    def heard(self) -> Any:
+        """The next thing that it says."""
+        line = self.lines.get(timeout=DEADLINE)
+        assert line, f"it says nothing more: {self.finish()}"
+        return json.loads(line)
+
+    def tell(self) -> None:
+        """Has it go on."""
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal."""
+        self.process.send_signal(number)
+
+    def finish(self) -> tuple[int, str]:
+        """Its end: exit code, and standard error."""
+        assert self.process.stderr
+        code = self.process.wait(timeout=DEADLINE)
+        return code, self.process.stderr.read()
+
+
+@pytest.fixture
+def script() -> Iterator[Callable[..., Script]]:
+    """Starts trainers in processes of their own, and ends those that are left."""
+    started: list[Script] = []
+
+    def start(*arguments: Any, **keywords: Any) -> Script:
+        started.append(Script(*arguments, **keywords))
+        return started[-1]
+
+    yield start
+    for one in started:
+        # An error says that it has ended already.
+        one.process.kill()
+        one.process.wait()
+        for stream in (one.process.stdin, one.process.stderr):
+            assert stream
+            stream.close()
+
+
+def mapping_of(address: int) -> str:
+    """The line of this process's memory map that an address lies in."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if start <= address < end:
+            return line
+    return ""

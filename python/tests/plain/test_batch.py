@@ -1,0 +1,181 @@
+"""What a batch holds, where it lies, and how long it stays."""
+
+import copy
+import ctypes
+import json
+import pickle
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mixd
+import numpy
+import pytest
+
+from ..conftest import SAMPLE_DATA, Daemon, environment, mapping_of, mixd_output
+
+
+def test_the_package_brings_the_command_and_needs_neither_numpy_nor_torch() -> None:
+    assert mixd_output("--version").split() == ["mixd", metadata.version("mixd")]
+    code = "import mixd, sys; assert not {'numpy', 'torch'} & set(sys.modules), 'imported'"
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment())
+
+
+def test_the_fields_are_what_the_plan_says(daemon: Daemon) -> None:
+    feed = daemon.connect().feed("train", batch_size=24, seed=5, mixup=0.7)
+    options = ("--data", SAMPLE_DATA, "--epoch", 1, "--batch-size", 24, "--seed", 5, "--alpha", 0.7, "--json")
+    plans = [json.loads(line) for line in mixd_output("plan", *options).splitlines()]
+    assert len(feed) == len(plans) == 9
+    for batch, plan in zip(feed.epoch(1), plans, strict=True):
+        assert (batch.epoch, batch.index, batch.batches, len(batch)) == (1, plan["index"], 9, plan["len"])
+        for name in ("label_a", "label_b", "partner", "sample_id", "partner_id"):
+            assert getattr(batch, name).tolist() == plan[name], name
+        assert batch.lam.tolist() == pytest.approx(plan["lambda"], abs=1e-7)
+        assert (batch.pad, batch.digest, batch.is_intact()) == (0, 0, True)
+    assert [array.dtype for array in (batch.label_a, batch.lam, batch.partner, batch.sample_id)] == ["int64", "float32", "int32", "uint32"]
+
+
+def replayed(tmp_path: Path, *options: object) -> numpy.ndarray[Any, Any]:
+    """The images that `mixd replay` makes of batch 1 of epoch 2."""
+    out = tmp_path / "batch.safetensors"
+    mixd_output("replay", "--data", SAMPLE_DATA, "--epoch", 2, "--batch", 1, "--batch-size", 8, "--size", "20x30", "--out", out, *options)
+    content = out.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    x = json.loads(content[8 : 8 + length])["x"]
+    begin, end = x["data_offsets"]
+    types = {"F32": numpy.float32, "F16": numpy.float16, "U8": numpy.uint8, "BF16": numpy.uint16}
+    return numpy.frombuffer(content[8 + length :][begin:end], types[x["dtype"]]).reshape(x["shape"])
+
+
+@pytest.mark.parametrize(("dtype", "name"), [("f32", "float32"), ("f16", "float16"), ("u8", "uint8")])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_images_are_read_where_the_daemon_wrote_them(daemon: Daemon, tmp_path: Path, dtype: str, name: str, layout: Any) -> None:
+    feed = daemon.connect().feed("train", batch_size=8, size=(20, 30), dtype=dtype, layout=layout, start=(2, 1))
+    x = feed.next_batch().x
+    array = x.numpy()
+    assert (x.dtype, array.dtype.name, array.shape) == (name, name, x.shape)
+    assert x.shape == ((8, 3, 20, 30) if layout == "nchw" else (8, 20, 30, 3))
+    assert (array == replayed(tmp_path, "--dtype", dtype, "--layout", layout)).all()
+    for view in (array, numpy.from_dlpack(x), numpy.asarray(x), numpy.asarray(memoryview(x))):
+        assert view.ctypes.data == x.data_ptr
+        assert not view.flags.writeable
+    line = mapping_of(x.data_ptr)
+    assert line.endswith("/data") and str(daemon.folder) in line and " r--s " in line
+
+
+def test_bfloat16_is_named_where_numpy_cannot_have_it(daemon: Daemon) -> None:
+    x = daemon.connect().feed("train", batch_size=4, dtype="bf16").next_batch().x
+    with pytest.raises(TypeError, match=r"numpy has no bfloat16 \(use .torch\(\)"):
+        x.numpy()
+    with pytest.raises(BufferError, match="bfloat16 has no format"):
+        memoryview(x)
+    assert x.nbytes == 4 * 3 * 128 * 128 * 2
+
+
+def test_writing_to_images_is_refused_and_a_copy_is_ones_own(daemon: Daemon) -> None:
+    feed = daemon.connect().feed("train", batch_size=8, digest=True)
+    batch = feed.next_batch()
+    array = batch.x.numpy()
+    with pytest.raises(ValueError, match="read-only"):
+        array += 1
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        array.flags.writeable = True
+    with pytest.raises(TypeError, match="not writable"):
+        (ctypes.c_char * 4).from_buffer(batch.x)
+    copied = numpy.from_dlpack(batch.x, copy=True)
+    copied += 1
+    assert batch.is_intact() and copied.ctypes.data != batch.x.data_ptr
+    labels = batch.label_a.numpy()
+    labels[0] = 9
+    assert batch.label_a.tolist() != labels.tolist()
+
+
+def test_dlpack_is_refused_for_what_it_is_not(daemon: Daemon) -> None:
+    x = daemon.connect().feed("train", batch_size=4).next_batch().x
+    assert x.__dlpack_device__() == (1, 0)
+    with pytest.raises(BufferError, match="on the CPU"):
+        x.__dlpack__(dl_device=(2, 0))
+    assert "dltensor_versioned" in repr(x.__dlpack__(max_version=(1, 0)))
+    assert '"dltensor"' in repr(x.__dlpack__())
+
+
+def test_images_stay_while_anything_refers_to_them(daemon: Daemon) -> None:
+    server = daemon.connect()
+    feed = server.feed("train", batch_size=8)
+    array = feed.next_batch().x.numpy()
+    expected = array.copy()
+    for _ in range(3):
+        feed.next_batch()
+    # In one's own copy from here on, in the same place, whatever becomes of feed and daemon.
+    server.close()
+    assert (array == expected).all()
+    with pytest.raises(RuntimeError, match="the feed was closed"):
+        feed.next_batch()
+    daemon.kill()
+    assert (array == expected).all()
+
+
+def test_one_who_holds_on_is_told_what_is_held_and_holds_up_nobody_else(daemon: Daemon) -> None:
+    server = daemon.connect()
+    feed, other = server.feed("train", batch_size=8), server.feed("train", batch_size=8)
+    batch = feed.next_batch()
+    array, views = batch.x.numpy(), [memoryview(batch.x), numpy.from_dlpack(batch.x)]
+    del batch
+    for _ in range(3):
+        feed.next_batch()
+    with pytest.raises(mixd.BatchesHeld, match=r"held are epoch 0, batch 0 \(by 1 × tensor, 2 × numpy array or other buffer\)$"):
+        feed.next_batch()
+    assert feed.held() == ["epoch 0, batch 0 (by 1 × tensor, 2 × numpy array or other buffer)"]
+    assert [batch.index for batch in other.epoch(0)] == list(range(25))
+    del array, views
+    assert (feed.next_batch().index, feed.held()) == (4, [])
+
+
+def test_lists_are_copies_and_hold_nothing(daemon: Daemon) -> None:
+    feed = daemon.connect().feed("train", batch_size=8)
+    labels = [batch.label_a.numpy() for batch in feed]
+    assert (len(labels), feed.held()) == (25, [])
+
+
+def test_nothing_is_pickled(daemon: Daemon) -> None:
+    feed = daemon.connect().feed("train", batch_size=8)
+    batch = feed.next_batch()
+    for thing, remedy in ((batch, "open a feed in the other process"), (batch.x, r"pickle its \.numpy"), (feed._open, "open one in the other")):
+        with pytest.raises(TypeError, match=remedy):
+            pickle.dumps(thing)
+        with pytest.raises(TypeError, match=remedy):
+            copy.deepcopy(thing)
+
+
+def test_latest_lends_one_batch_at_a_time(daemon: Daemon) -> None:
+    feed = daemon.connect().feed("train", batch_size=8, share="latest", delivery="latest")
+    seen = []
+    for batch in feed:
+        seen.append(batch.index)
+        last = batch
+    assert seen and last is batch
+    feed.next_batch()
+    with pytest.raises(mixd.MixdError, match="given back when the next"):
+        batch.x  # noqa: B018
+    array = feed.next_batch().x.numpy()
+    with pytest.raises(mixd.BatchesHeld, match="one batch at a time"):
+        feed.next_batch()
+    del array
+    feed.next_batch()
+
+
+def test_things_show_what_they_are(daemon: Daemon) -> None:
+    server = daemon.connect()
+    feed = server.feed("val", size=32)
+    batch = feed.next_batch()
+    assert repr(server) == f"<mixd.Server: pid {daemon.process.pid} on {daemon.socket}>"
+    assert repr(feed) == "<mixd.Feed: val, 1 batches of 128, next is (1, 0)>"
+    assert repr(batch) == "<mixd.Batch: epoch 0, batch 0 of 1, 50 images, f32>"
+    assert repr(batch.x) == "<mixd.Array float32 [50, 3, 32, 32] in shared memory>"
+    assert repr(batch.lam) == "<mixd.Array float32 [50]>"
+    assert feed.classes[:2] == ["tench", "English springer"] and feed.class_ids[0] == "n01440764"
+    assert (feed.samples, batch.label_a[3], len(batch.lam), batch.x[0, 0].shape) == (50, 0, 50, (32, 32))
+    feed.close()
+    assert repr(feed) == "<mixd.Feed, closed>"

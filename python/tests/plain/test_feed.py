@@ -1,0 +1,182 @@
+"""The order of batches: epochs, places, resuming, ranks, sharing; and specs that are refused."""
+
+import json
+import os
+import threading
+from typing import Any
+
+import mixd
+import pytest
+
+from ..conftest import SAMPLE_DATA, Daemon, until
+
+
+def digests(batches: Any) -> list[tuple[int, int, int]]:
+    """Places and digests."""
+    return [(batch.epoch, batch.index, batch.digest) for batch in batches]
+
+
+def test_each_for_is_an_epoch_and_any_epoch_can_be_asked_for(daemon: Daemon) -> None:
+    server = daemon.connect()
+    feed = server.feed("train", batch_size=32, size=32, digest=True)
+    epochs = [digests(feed) for _ in range(3)]
+    assert [[place[:2] for place in epoch] for epoch in epochs] == [[(n, at) for at in range(7)] for n in range(3)]
+    assert digests(feed.epoch(1)) == epochs[1]
+    assert feed.place == (2, 0)
+    assert digests(feed.epoch(0)) == epochs[0]
+    # Half an epoch, and its rest.
+    half = feed.epoch(2)
+    assert len(half) == 7
+    taken = digests(next(half) for _ in range(3))
+    assert len(feed.epoch(2)) == 4
+    assert taken + digests(feed.epoch(2)) == epochs[2]
+    # One that is left goes on where the caller says.
+    next(feed.epoch(0))
+    assert digests(feed.epoch(1)) == epochs[1]
+    for wrong in ((-1, 0), (0, 7), (0, -1)):
+        with pytest.raises(ValueError, match="batches from 0 to 6"):
+            feed.seek(*wrong)
+
+
+def test_a_state_goes_on_with_the_next_batch(daemon: Daemon) -> None:
+    server = daemon.connect()
+    options: dict[str, Any] = {"batch_size": 32, "size": 32, "seed": 3, "digest": True}
+    feed = server.feed("train", **options)
+    whole = digests(feed) + digests(feed)
+    again = server.feed("train", **options)
+    taken = digests(again.next_batch() for _ in range(9))
+    state = json.loads(json.dumps(again.state_dict()))
+    again.close()
+    resumed = server.feed("train", **options, slots=6)
+    resumed.load_state_dict(state)
+    assert resumed.place == (1, 2)
+    assert taken + digests(resumed.epoch(1)) == whole
+    with pytest.raises(ValueError, match=r"its batch_size \(32, not 16\), mix"):
+        server.feed("train", batch_size=16, size=32, seed=3, mixup=None).load_state_dict(state)
+
+
+def test_a_state_of_other_pixels_is_warned_of(daemon: Daemon) -> None:
+    state = daemon.connect().feed("train", size=32).state_dict()
+    daemon.kill()
+    daemon.start("--resize", "fast")
+    feed = daemon.connect().feed("train", size=32)
+    with pytest.warns(UserWarning, match="not to the bit"):
+        feed.load_state_dict({**state, "epoch": 2})
+    assert feed.place == (2, 0)
+
+
+def test_ranks_come_from_the_environment_and_deal_out_each_epoch(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        server = daemon.connect()
+        feed = server.feed("train", batch_size=16, size=16)
+        assert (feed.spec["rank"], feed.spec["world_size"], len(feed)) == (rank, 3, 5)
+        samples += [sample for batch in feed for sample in batch.sample_id.tolist()[: len(batch) - batch.pad]]
+        assert server.feed("val", rank=0, world_size=1, size=16).spec["world_size"] == 1
+    assert sorted(samples) == list(range(200))
+
+
+def test_options_are_those_of_the_spec(daemon: Daemon) -> None:
+    server = daemon.connect()
+    spec = server.feed(
+        "train", batch_size=5, size=(16, 24), mixup=0.2, lam="per-batch", fold=False, pairing="second-batch", flip=True, shuffle=False,
+        seed=9, last="drop", smoothing=0.25, dtype="uint8", layout="nhwc", mean=(0, 0, 0), std=(1, 1, 1), slots=3, digest=True,
+        share="x", delivery="lossless", max_lag=7, start="next-epoch",
+    ).spec  # fmt: skip
+    assert spec == {
+        "split": "train", "batch_size": 5, "image_size": {"height": 16, "width": 24}, "shuffle": False, "seed": 9, "last": "drop",
+        "mix": {"mixup": {"alpha": 0.2, "lambda": "batch", "fold": False, "pairing": "second-batch"}}, "smoothing": 0.25, "dtype": "u8",
+        "layout": "nhwc", "mean": [0, 0, 0], "std": [1, 1, 1], "rank": 0, "world_size": 1, "slots": 3, "flip": True, "digest": True,
+        "share": {"name": "x", "delivery": "lossless", "max_lag_s": 7}, "start": "next-epoch",
+    }  # fmt: skip
+    mixes = [server.feed(split, size=16, **options) for split, options in (("train", {}), ("train", {"mixup": None}), ("val", {}))]  # type: ignore[arg-type]
+    assert [(feed.is_mixed, feed.batch_size) for feed in mixes] == [(True, 64), (False, 64), (False, 128)]
+    assert server.feed("train", size=16, cutmix=1).spec["mix"] == {"cutmix": {"alpha": 1, "lambda": "image"}}
+    with pytest.raises(ValueError, match="mixup or cutmix, not both"):
+        server.feed(mixup=0.4, cutmix=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"batch_size": 0}, "batch_size is 0: it must be 1 to 65536"),
+        ({"batch_size": -3}, "batch_size is -3"),
+        ({"mixup": -1}, "alpha is -1: it must be positive"),
+        ({"dtype": "f64"}, "`f64` is not a dtype .use f32, f16, bf16 or u8"),
+        ({"split": "test"}, "`test` is not a split .use train or val"),
+        ({"rank": 2, "world_size": 2}, "rank is 2: it must be 0 to 1"),
+        ({"mean": (0.5,)}, "mean has 1 numbers"),
+        ({"size": 9000}, "image_size is 9000x9000"),
+        ({"batch_size": 65536, "size": 2000, "slots": 1000}, "bytes"),
+        ({"start": (3, 900)}, "start"),
+    ],
+)
+def test_bad_specs_are_refused_by_name_and_other_feeds_go_on(daemon: Daemon, options: dict[str, Any], text: str) -> None:
+    server = daemon.connect()
+    feed = server.feed("train", size=16)
+    feed.next_batch()
+    with pytest.raises(mixd.SpecRefused, match=text):
+        server.feed(**options)
+    feed.next_batch()
+
+
+def test_trainers_that_share_read_the_same_batches(daemon: Daemon) -> None:
+    server = daemon.connect()
+    feeds = [server.feed("train", size=16, share="sweep", digest=True) for _ in range(2)]
+    pairs = [[feed.next_batch() for feed in feeds] for _ in range(3)]
+    assert all(one.digest == other.digest and one.index == other.index for one, other in pairs)
+    with pytest.raises(mixd.SpecRefused, match=r"the shared feed `sweep` is another one: its .*seed \(0, not 1\)"):
+        server.feed("train", size=16, share="sweep", digest=True, seed=1)
+    assert "2" in daemon.feeds()
+
+
+def test_a_wait_ends_when_another_thread_closes_the_feed(daemon: Daemon) -> None:
+    server = daemon.connect()
+    feed = server.feed("train", size=16, share="later", start="now")
+    waiting = server.feed("train", size=16, share="later", start=(500, 0))
+    caught: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            waiting.next_batch()
+        except RuntimeError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert feed.next_batch().index == 0
+    waiting.close()
+    thread.join(20)
+    assert not thread.is_alive() and "closed" in str(caught[0])
+
+
+def test_serve_starts_a_daemon_of_ones_own_and_ends_it() -> None:
+    with mixd.serve(data=SAMPLE_DATA, workers=1, cache="64M") as server:
+        train, valid = server.feed("train", batch_size=8, size=16), server.feed("val", size=16)
+        held = [train.next_batch(), train.next_batch()]
+        assert sum(len(batch) for batch in valid) == 50
+        pid = server.pid
+        assert f"/{pid}-" in open("/proc/self/maps").read() and train.daemon_pid == pid
+    assert not os.path.exists(f"/proc/{pid}") and not server.socket.exists()
+    assert held[0].x.numpy().shape == (8, 3, 16, 16)
+    server.close()
+
+
+def test_a_daemon_that_does_not_come_up_is_an_error(capfd: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+    with pytest.raises(mixd.NoDaemon, match=r"did not come up \(exit code 1; its own message is on standard error"):
+        mixd.serve(data=tmp_path / "nowhere")
+    assert "nowhere" in capfd.readouterr().err
+    with pytest.raises(mixd.NoDaemon, match="exit code 2"):
+        mixd.serve(data=SAMPLE_DATA, wokers=3)
+    with pytest.raises(mixd.NoDaemon, match="no daemon answers on .*mixd serve"):
+        mixd.connect(tmp_path / "mixd.sock")
+
+
+def test_a_feed_that_nobody_keeps_is_left(daemon: Daemon) -> None:
+    feed = daemon.connect().feed("train", size=16)
+    feed.next_batch()
+    assert "train" in daemon.feeds()
+    del feed
+    until("the feed is left", lambda: str(os.getpid()) not in daemon.feeds())

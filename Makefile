@@ -5,7 +5,8 @@
 DATA   ?= sample-data
 sample := $(filter sample-data,$(DATA))
 EPOCHS ?= $(if $(sample),6,1)
-MIXD   := $(or $(CARGO_TARGET_DIR),target)/release/mixd
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+MIXD   := $(TARGET)/release/mixd
 # libjpeg-turbo decodes faster than what is built in else, and to Pillow's pixels; its build needs two tools.
 jpeg   := $(if $(and $(shell command -v cmake),$(shell command -v nasm)),turbojpeg)
 plain  := $(if $(jpeg),--features $(jpeg))
@@ -21,16 +22,31 @@ export LIBTORCH := $(CURDIR)/.libtorch/$(if $(filter 1,$(MIXD_LIBTORCH_CUDA)),cu
 export MIXD_LIBTORCH_CUDA
 endif
 
-.PHONY: help build demo test check-replay check-bench lint bench compare libtorch clean-libtorch tools
+.PHONY: help program build python demo test test-rust test-python check-replay check-bench lint bench compare libtorch clean-libtorch tools
 .NOTPARALLEL:
 
 help: ## Print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # mixd itself links no torch, so that it starts at once; it becomes mixd-torch for what needs torch.
-build: libtorch ## Build target/release/mixd, and mixd-torch beside it
+build: libtorch program ## Build target/release/mixd, and mixd-torch beside it
 	cargo build --release --locked $(with) --bin mixd-torch
+
+program:
+	@scripts/tools.sh cargo c++
 	cargo build --release --locked $(plain)
+
+python: program .venv/plain/ready ## Build the Python package, with the daemon's program in it, into target/wheels
+	mkdir -p python/mixd.data/scripts
+	strip -o python/mixd.data/scripts/mixd $(MIXD)
+	rm -f $(TARGET)/wheels/mixd-*.whl
+	.venv/plain/bin/maturin build --release --locked --manifest-path python/Cargo.toml $(if $(jpeg),--features mixd/$(jpeg)) --out $(TARGET)/wheels
+
+# An environment for each file of python/requirements; made anew when the file changes.
+.venv/%/ready: python/requirements/%.txt
+	python3 -m venv --clear .venv/$*
+	.venv/$*/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
 
 # The main job is an epoch of the full set with the defaults; 200 images learn something from smaller steps, and more of them.
 demo: ARGS ?= $(if $(sample),--lr 0.02 --batch-size 16)
@@ -42,12 +58,20 @@ demo: build ## Train on DATA (a folder or archive; default sample-data) for EPOC
 
 # Everything is built with --release, so that one compilation of the dependencies, and of libtorch's bindings
 # above all, serves build, lint and test. --all-targets runs each benchmark once.
-test: libtorch ## Run every test and each benchmark once, without libtorch and libjpeg-turbo, and with them
+test: test-rust test-python ## Run every test and each benchmark once, without libtorch and libjpeg-turbo, and with them; then the package's
+
+test-rust: libtorch
 	$(CARGO_TEST) --all-targets
 	$(CARGO_TEST) --doc
 	$(CARGO_TEST) --all-targets $(with)
 	$(CARGO_TEST) --doc $(with)
 	@$(MAKE) --no-print-directory check-replay check-bench
+
+# Each environment gets the wheel; the one without torch runs what needs none.
+test-python: python .venv/torch/ready ## Test the Python package, with torch and without
+	for kind in plain torch; do .venv/$$kind/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(TARGET)/wheels/mixd-*.whl; done
+	cd python && ../.venv/plain/bin/python -m pytest tests/plain
+	cd python && ../.venv/torch/bin/python -m pytest tests
 
 check-replay: build .python ## Compare replayed batches of the sample data with Pillow and the formula
 	PYTHONPATH=.python python3 scripts/check-replay.py $(MIXD) sample-data 3
@@ -61,12 +85,18 @@ check-bench: build .python ## Run each measurement of `make bench` once, on the 
 		pillow==11.3.0 numpy matplotlib
 	mv .python.partial .python
 
-lint: libtorch ## Check the format, clippy and rustdoc, without libtorch and libjpeg-turbo, and with them
+lint: libtorch python .venv/torch/ready ## Check format, clippy and rustdoc, without libtorch and libjpeg-turbo, and with them; and the package's types
 	cargo fmt --all --check
 	$(CARGO_CLIPPY) -- -D warnings
 	$(CARGO_CLIPPY) $(with) -- -D warnings
+	$(CARGO_CLIPPY) --package mixd-python $(if $(jpeg),--features mixd/$(jpeg)) -- -D warnings
 	$(CARGO_DOC)
 	$(CARGO_DOC) $(with)
+	.venv/plain/bin/ruff check python
+	.venv/plain/bin/ruff format --check python
+	.venv/torch/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(TARGET)/wheels/mixd-*.whl
+	cd python && ../.venv/torch/bin/mypy package tests examples
+	.venv/torch/bin/python -m mypy.stubtest mixd._native
 
 bench compare: SECONDS ?= 4
 bench: build .python ## Measure mixd on DATA beside the machine's ceilings, and what each choice costs; then the parts alone

@@ -62,7 +62,7 @@ fn per_batch(cache_bytes: u64, batch_size: u32) -> f64 {
     let mut reader = RingReader::open(&feed.ring().data_path(), &seat.cursor_path, std::sync::Arc::new(())).unwrap();
     let mut read = |batches: u64| {
         for _ in 0..batches {
-            assert!(matches!(reader.next_batch().unwrap(), Next::Batch(_)));
+            assert!(matches!(reader.next_batch(|| false).unwrap(), Next::Batch(_)));
         }
     };
     // Two epochs, by which every shape was seen.

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def main() -> None:
-    """Trains; each rank writes what it read and what its gradients were to `--log`, if that is given."""
+    """Trains; each rank writes what it read and what its gradients were to `--journal`, if that is given."""
     parser = argparse.ArgumentParser()
     parser.add_argument("data")
     parser.add_argument("--epochs", type=int, default=1)
@@ -26,12 +26,12 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="write model, optimizer and the feed's place here after every batch")
     parser.add_argument("--stop-after", type=int, help="stop after so many batches, as a crash would")
     parser.add_argument("--resume", action="store_true", help="go on where --save stands")
-    parser.add_argument("--log", type=Path, help="a folder for a file of JSON lines a rank")
+    parser.add_argument("--journal", type=Path, help="a folder for a file of JSON lines a rank")
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
     dist.init_process_group("nccl" if cuda else "gloo")
     rank, device = dist.get_rank(), torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
-    log = (options.log / f"rank-{rank}.jsonl").open("a") if options.log else None
+    log = (options.journal / f"rank-{rank}.jsonl").open("a") if options.journal else None
     torch.manual_seed(0)
     with mixd.serve(data=options.data) as server:
         train = server.feed("train", batch_size=options.batch_size, mixup=0.4, size=64)

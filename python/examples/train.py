@@ -24,7 +24,7 @@ def block(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 def network(classes: int) -> nn.Module:
     """Eight blocks, the mean over the image, and a linear layer."""
-    blocks = [block(*CHANNELS[at : at + 2], stride=1 if at == 0 else 2) for at in range(8)]
+    blocks = [block(CHANNELS[at], CHANNELS[at + 1], stride=2 if at else 1) for at in range(8)]
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
 
 

@@ -24,8 +24,8 @@ def main() -> None:
         steps = 0
         for epoch in range(2):
             for batch in train.epoch(epoch):
-                batch = batch.to(accelerator.device)
-                loss = criterion(model(batch.x), batch)
+                here = batch.to(accelerator.device)
+                loss = criterion(model(here.x), here)
                 optimizer.zero_grad()
                 accelerator.backward(loss)
                 optimizer.step()

@@ -23,7 +23,7 @@ class Classifier(lightning.LightningModule):
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         """The loss of a batch."""
-        loss = self.criterion(self.model(batch.x), batch)
+        loss: torch.Tensor = self.criterion(self.model(batch.x), batch)
         self.log("train_loss", loss, on_epoch=True, batch_size=len(batch))
         return loss
 

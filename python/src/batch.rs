@@ -68,7 +68,8 @@ impl Held {
     }
 }
 
-/// A batch in shared memory, leased for as long as it, its images, or any tensor or array over these is there.
+/// A batch in shared memory, leased for as long as it, its images, or any tensor or array over these is there, or until it is kept as a
+/// copy so that the feed can go on.
 ///
 /// With `x = lam * norm(own) + (1 - lam) * norm(partner)`, the loss is `lam * L(y, label_a) + (1 - lam) * L(y, label_b)` for each
 /// image, then reduced: `mixd.torch.MixedLoss`.

@@ -1,7 +1,6 @@
 //! What can go wrong, as Python's exceptions.
 
 use mixd::client::ClientError;
-use mixd::ring::RingError;
 use pyo3::exceptions::PyException;
 use pyo3::{PyErr, create_exception};
 
@@ -16,13 +15,6 @@ create_exception!(
 create_exception!(mixd, DaemonGone, MixdError, "The daemon has died, and none has taken its place in time.");
 create_exception!(mixd, Evicted, MixdError, "The daemon has put this trainer out of a shared feed.");
 create_exception!(mixd, FeedEnded, MixdError, "The daemon has ended the feed, in order or because it could not go on.");
-create_exception!(
-    mixd,
-    BatchesHeld,
-    MixdError,
-    "This trainer holds so many batches that there is none left for the next."
-);
-
 /// The exception that an error of the client is.
 pub fn raised(error: &ClientError) -> PyErr {
     let text = error.to_string();
@@ -32,7 +24,6 @@ pub fn raised(error: &ClientError) -> PyErr {
         ClientError::DaemonGone(_) | ClientError::OtherDaemon(_) => DaemonGone::new_err(text),
         ClientError::Evicted(_) => Evicted::new_err(text),
         ClientError::Ended(_) => FeedEnded::new_err(text),
-        ClientError::Ring(RingError::AllLeased(_) | RingError::OneAtATime) => BatchesHeld::new_err(text),
         ClientError::Ring(_) | ClientError::Start(_) => MixdError::new_err(text),
     }
 }

@@ -32,7 +32,7 @@ extern "C" fn handle(signal: c_int, info: *mut siginfo_t, _context: *mut c_void)
     }
     // SAFETY: only calls that are async-signal-safe, with valid arguments. `BEFORE` was set before this handler was installed.
     unsafe {
-        if code > 0 && mixd::ring::is_slot(address) {
+        if code > 0 && mixd::ring::is_of_batch(address) {
             libc::write(2, FORKED.as_ptr().cast(), FORKED.len());
         }
         // Whoever handled faults before gets this one: the access is tried again when this returns.

@@ -1,15 +1,16 @@
 //! A feed as Python sees it.
 
 use crate::batch::{Batch, Held};
-use crate::errors::{BatchesHeld, SpecRefused, raised};
+use crate::errors::{SpecRefused, raised};
 use crate::fault;
 use mixd::client::{self, ClientError};
 use mixd::config::{Delivery, FeedSpec};
 use mixd::control::{proto, spec_from_proto};
 use mixd::ring::RingError;
 use mixd::types::{Place, Start};
-use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyUserWarning, PyValueError};
 use pyo3::prelude::*;
+use std::ffi::CString;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -123,6 +124,8 @@ pub struct Feed {
     last: Mutex<Option<Py<Batch>>>,
     lends_one: bool,
     closing: AtomicBool,
+    /// Whether it was said that batches are held for long.
+    warned: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -133,6 +136,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[pyfunction]
 pub fn default_socket() -> PathBuf {
     client::default_socket()
+}
+
+/// Takes the batches of the process that this one was forked from out of its memory.
+#[pyfunction]
+pub fn forget() {
+    mixd::ring::forget();
 }
 
 /// The process id of the daemon behind a socket.
@@ -167,7 +176,8 @@ pub fn attach(
     };
     let lends_one = spec.share.is_some_and(|share| share.delivery == Delivery::Latest);
     let state = Mutex::new(State { feed: Some(feed), lent: Vec::new() });
-    Ok(Feed { state, last: Mutex::new(None), lends_one, closing: AtomicBool::new(false) })
+    let (closing, warned) = (AtomicBool::new(false), AtomicBool::new(false));
+    Ok(Feed { state, last: Mutex::new(None), lends_one, closing, warned })
 }
 
 #[pymethods]
@@ -198,10 +208,8 @@ impl Feed {
                 }
                 Ok(None) if self.closing.load(Ordering::Relaxed) => return Err(closed()),
                 Ok(None) => py.check_signals()?,
-                Err(ClientError::Ring(error @ (RingError::AllLeased(_) | RingError::OneAtATime))) => {
-                    let held = lock(&self.state).held();
-                    return Err(BatchesHeld::new_err(format!("{error}; held are {}", held.join("; "))));
-                }
+                // What is held for longer than the ring can wait becomes a copy, so that the feed goes on.
+                Err(ClientError::Ring(RingError::AllLeased(_) | RingError::OneAtATime)) => self.keep_oldest(py)?,
                 Err(error) => return Err(raised(&error)),
             }
         }
@@ -272,6 +280,25 @@ fn closed() -> PyErr {
 }
 
 impl Feed {
+    /// Copies the oldest batch that is held, and says once which one that is. A latest feed lends one batch at a time anyway.
+    fn keep_oldest(&self, py: Python<'_>) -> PyResult<()> {
+        let held = py.detach(|| {
+            let mut state = lock(&self.state);
+            let held = state.held();
+            state.feed.as_mut().map_or(Ok(()), client::Feed::keep_oldest).map(|()| held)
+        });
+        let held = held.map_err(|error| raised(&error))?;
+        if !self.lends_one && !self.warned.swap(true, Ordering::Relaxed) {
+            let text = format!(
+                "a batch was held for longer than the feed's slots allow, and has been copied so that the feed goes on; held are {} (drop what is \
+                 not needed any more, or open the feed with more slots)",
+                held.join("; ")
+            );
+            PyErr::warn(py, &py.get_type::<PyUserWarning>(), &CString::new(text)?, 3)?;
+        }
+        Ok(())
+    }
+
     /// Asks the feed, if it is open.
     fn of<T: Send>(&self, py: Python<'_>, ask: impl FnOnce(&client::Feed) -> T + Send) -> PyResult<T> {
         py.detach(|| lock(&self.state).feed.as_ref().map(ask)).ok_or_else(closed)

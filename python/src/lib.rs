@@ -15,7 +15,7 @@ mod _native {
     #[pymodule_export]
     use crate::batch::Batch;
     #[pymodule_export]
-    use crate::errors::{BatchesHeld, DaemonGone, Evicted, FeedEnded, MixdError, NoDaemon, SpecRefused};
+    use crate::errors::{DaemonGone, Evicted, FeedEnded, MixdError, NoDaemon, SpecRefused};
     #[pymodule_export]
-    use crate::feed::{Feed, Spec, attach, daemon_pid, default_socket};
+    use crate::feed::{Feed, Spec, attach, daemon_pid, default_socket, forget};
 }

@@ -252,7 +252,16 @@ impl Feed {
         }
     }
 
-    /// Leaves the feed at once, though batches of it may be held: they stay as they are, in copies.
+    /// Keeps the oldest batch that is held, so that the feed goes on without it: it becomes a copy in memory of this process's own, at the
+    /// very same address.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn keep_oldest(&mut self) -> Result<(), ClientError> {
+        Ok(self.reader.keep_oldest()?)
+    }
+
+    /// Leaves the feed at once, and keeps the batches that are held.
     ///
     /// # Errors
     /// When there is no memory for the copies; then the feed is left when the last of them is dropped.

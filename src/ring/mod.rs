@@ -51,24 +51,27 @@
 //! 100 µs at most, its counters are for people to see. When a reader goes, the daemon takes it off the list and wakes the writer,
 //! which no longer waits for it; when the last goes, the feed is over.
 //!
-//! **Forks.** A child of a reader's process has neither its mappings nor its leases: it opens a feed of its own.
+//! **Keeping.** A reader may keep a batch for longer than the ring can wait: it puts a copy in the place where it saw the slot, and ends the
+//! lease. So a reader also leaves at once, whatever it holds.
+//!
+//! **Forks.** A child of a reader's process has none of its leases: it opens a feed of its own.
 //!
 //! **End.** `ended` becomes non-zero after the last `published`, with the reason beside it. Readers first read what is published.
 
 mod layout;
-mod private;
 pub mod protocol;
 mod reader;
 mod readers;
 mod region;
+mod view;
 mod wake;
 mod writer;
 
 pub use layout::{BatchHeader, LAYOUT_VERSION};
-pub use private::{is_slot, make_private};
 pub use reader::{Eviction, GiveUp, Lease, Next, RingReader};
 pub use readers::{Pace, ReaderId, ReaderStatus, RingHandle, create};
 pub use region::RingError;
+pub use view::{forget, is_of_batch, make_private};
 pub use wake::now_ns;
 pub use writer::{Caller, RingWriter, SlotMut, WriterStopped};
 

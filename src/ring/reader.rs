@@ -2,8 +2,8 @@
 #![expect(unsafe_code, reason = "reads slots in place, which the protocol keeps unwritten while leased")]
 
 use super::layout::{BatchHeader, ENDED_FAILED, EVICTED_UNLAWFUL};
-use super::private::Slots;
 use super::region::{CursorFile, DataFile, RingError};
+use super::view::View;
 use super::wake::{Futex, Woken};
 use crate::batch::BatchView;
 use crate::config::Delivery;
@@ -16,31 +16,32 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// What keeps the writer from a reader's slots, for as long as any of it is there.
+type Session = Arc<dyn Send + Sync>;
+
 /// Which batches are out, and which of them are held.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Window {
     /// Batches released: all below it.
     released: u64,
-    /// For each batch from `released` on that was leased: whether it still is.
-    held: VecDeque<bool>,
-    /// Whether the reader has left, and what it had leased is this process's own.
-    left: bool,
+    /// For each batch from `released` on that was leased: its slot, for as long as it is.
+    held: VecDeque<Option<(u32, Session)>>,
 }
 
 impl Window {
-    /// Leases batch `seq`; those before it that were not leased are skipped.
-    fn lease(&mut self, seq: u64) {
+    /// Leases batch `seq`, which lies in `slot`; those before it that were not leased are skipped.
+    fn lease(&mut self, seq: u64, slot: u32, session: Session) {
         if self.held.is_empty() {
             self.released = seq;
         }
-        self.held.push_back(true);
+        self.held.push_back(Some((slot, session)));
     }
 
     /// Gives batch `seq` back; returns the new `released` where it moved.
     fn give_back(&mut self, seq: u64) -> Option<u64> {
-        self.held[(seq - self.released) as usize] = false;
+        self.held[(seq - self.released) as usize] = None;
         let before = self.released;
-        while self.held.front() == Some(&false) {
+        while self.held.front().is_some_and(Option::is_none) {
             self.held.pop_front();
             self.released += 1;
         }
@@ -49,8 +50,8 @@ impl Window {
 }
 
 struct Inner {
-    // Before the mapping that it registers.
-    slots: Slots,
+    /// How each slot is seen, from its first lease on. They map the file of `data`, and go before it.
+    views: Mutex<Vec<Option<Arc<View>>>>,
     data: DataFile,
     cursor: CursorFile,
     window: Mutex<Window>,
@@ -88,9 +89,6 @@ pub enum Eviction {
     /// Its cursor said what cannot be.
     Unlawful,
 }
-
-/// What keeps the writer from a reader's slots, for as long as it is there.
-type Session = Arc<Mutex<Option<Box<dyn Send>>>>;
 
 /// One reader of a ring.
 pub struct RingReader {
@@ -145,32 +143,47 @@ impl RingReader {
     ///
     /// # Errors
     /// When a file cannot be mapped or is not of this version.
-    pub fn open(data: &Path, cursor: &Path, session: impl Send + 'static) -> Result<Self, RingError> {
+    pub fn open(data: &Path, cursor: &Path, session: impl Send + Sync + 'static) -> Result<Self, RingError> {
         let (data, cursor) = (DataFile::open(data)?, CursorFile::open(cursor)?);
         let next = cursor.words().released.load(Ordering::Relaxed);
         let window = Mutex::new(Window { released: next, ..Window::default() });
-        let (slots, pid) = (data.register(), std::process::id());
-        let inner = Inner { slots, data, cursor, window, give_up: AtomicBool::new(false), first: next, pid };
-        Ok(Self { inner: Arc::new(inner), next, session: Arc::new(Mutex::new(Some(Box::new(session)))) })
+        let (views, pid) = (Mutex::new(vec![None; data.all_slots() as usize]), std::process::id());
+        let inner = Inner { views, data, cursor, window, give_up: AtomicBool::new(false), first: next, pid };
+        Ok(Self { inner: Arc::new(inner), next, session: Arc::new(session) })
     }
 
-    /// Leaves the ring at once, though batches of it may be leased: they stay as they are, copied to memory of this process's own in the
-    /// very same place.
+    /// Keeps the batch that was leased first and is leased still, if there is one: from here on it lies in a copy of this process's own, at
+    /// the very same address, and the ring goes on without it.
     ///
     /// # Errors
-    /// When there is no memory for the copies, or this is another process; then the leases stay.
-    pub fn leave(self) -> Result<(), RingError> {
-        let Inner { slots, data, cursor, window, pid, .. } = &*self.inner;
+    /// When there is no memory for the copy, or this is another process.
+    pub fn keep_oldest(&mut self) -> Result<(), RingError> {
+        let Inner { views, data, cursor, window, pid, .. } = &*self.inner;
         if *pid != std::process::id() {
             return Err(RingError::Forked(*pid));
         }
         let mut window = lock(window);
-        let leased = |slot: &u32| cursor.words().has_leased(*slot);
-        for slot in (0..data.all_slots()).filter(leased) {
-            slots.keep(slot)?;
+        // The first in the window is one that is held.
+        let Some(&Some((slot, _))) = window.held.front() else { return Ok(()) };
+        let mut views = lock(views);
+        let view = &mut views[slot as usize];
+        view.as_ref().expect("it is leased").keep()?;
+        // The slot's next batch is seen through another.
+        *view = None;
+        let released = window.released;
+        let released = window.give_back(released);
+        data.words().end_lease(slot, released, cursor.words(), &Futex);
+        Ok(())
+    }
+
+    /// Leaves the ring at once, and keeps the batches that are leased.
+    ///
+    /// # Errors
+    /// As [`RingReader::keep_oldest`]; then those that are left stay leased.
+    pub fn leave(mut self) -> Result<(), RingError> {
+        while !lock(&self.inner.window).held.is_empty() {
+            self.keep_oldest()?;
         }
-        window.left = true;
-        lock(&self.session).take();
         Ok(())
     }
 
@@ -190,7 +203,7 @@ impl RingReader {
     /// # Errors
     /// When this reader itself holds as many slots as it can, no slot holds the batch, or this is another process.
     pub fn next_batch(&mut self, interrupted: impl Fn() -> bool) -> Result<Next, RingError> {
-        let Inner { data, cursor, window, give_up, pid, .. } = &*self.inner;
+        let Inner { views, data, cursor, window, give_up, pid, .. } = &*self.inner;
         if *pid != std::process::id() {
             return Err(RingError::Forked(*pid));
         }
@@ -245,10 +258,17 @@ impl RingReader {
                 break found;
             }
         };
-        lock(window).lease(seq);
+        let view = match &mut lock(views)[slot as usize] {
+            Some(view) => Arc::clone(view),
+            none => {
+                let view = data.view(slot).inspect_err(|_| words.end_lease(slot, None, cursor.words(), &Futex))?;
+                Arc::clone(none.insert(Arc::new(view)))
+            }
+        };
+        lock(window).lease(seq, slot, Arc::clone(&self.session));
         count(&cursor.page().read, 1);
         self.next = seq + 1;
-        let lease = Lease { inner: Arc::clone(&self.inner), seq, slot, _session: Arc::clone(&self.session) };
+        let lease = Lease { view, inner: Arc::clone(&self.inner), seq, slot };
         let (found, rows_max) = (lease.header(), data.batch_size);
         if found.seq != seq || found.len > rows_max {
             return Err(RingError::Torn { seq });
@@ -270,19 +290,19 @@ fn count(counter: &AtomicU64, more: u64) {
 
 /// The right to read one batch in place; dropping it gives the slot back.
 pub struct Lease {
+    // It maps a file of `inner`, and goes before it.
+    view: Arc<View>,
     inner: Arc<Inner>,
     seq: u64,
     slot: u32,
-    _session: Session,
 }
 
 impl Lease {
     fn slot(&self) -> &[u8] {
-        let data = &self.inner.data;
         // SAFETY: batch `seq` is published (read with Acquire), and the writer leaves its slot alone until this reader lets go of it
         // and its cursor passes `seq`, which happens when this lease is dropped; until then the session keeps the reader on a list. Where
-        // the reader has left, the mapping shows a copy.
-        unsafe { data.slot(self.slot) }
+        // the lease has ended before, the view was kept.
+        unsafe { self.view.bytes() }
     }
 
     /// The slot's header.
@@ -328,19 +348,18 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Inner { slots, data, cursor, window, pid, .. } = &*self.inner;
+        let Inner { data, cursor, window, pid, .. } = &*self.inner;
         // What a child was forked with is its parent's to give back.
         if *pid != std::process::id() {
             return;
         }
         // The store happens under the lock: of two leases dropped at once the later count must be stored last.
         let mut window = lock(window);
-        if window.left {
-            return;
+        if !self.view.is_kept() {
+            self.view.share();
+            let released = window.give_back(self.seq);
+            data.words().end_lease(self.slot, released, cursor.words(), &Futex);
         }
-        slots.share(self.slot);
-        let released = window.give_back(self.seq);
-        data.words().end_lease(self.slot, released, cursor.words(), &Futex);
     }
 }
 

@@ -2,11 +2,11 @@
 #![expect(unsafe_code, reason = "typed views of memory that is shared between processes")]
 
 use super::layout::{CURSOR_MAGIC, Cursor, DATA_MAGIC, DataHeader, LAYOUT_VERSION, PAGE_BYTES, SPARES, SlotLayout};
-use super::private::Slots;
 use super::protocol::{CursorWords, NO_BATCH, WriterWords};
+use super::view::View;
 use crate::config::{Delivery, SLOTS_MAX};
 use crate::types::{Dtype, ImageSize, Layout};
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -54,11 +54,9 @@ pub enum RingError {
         "process {0} opened this feed, and a child that was forked from it cannot read it (open a feed in the child)"
     )]
     Forked(u32),
-    /// A batch that is leased still could not be copied.
-    #[error(
-        "cannot keep {bytes} bytes of a batch that is leased still: {source} (drop batches, and what refers to them, before leaving)"
-    )]
-    NoCopy {
+    /// The system has no memory for a view of a slot, or for a copy of one that is kept.
+    #[error("cannot map or keep {bytes} bytes of a batch: {source} (drop batches, and what refers to them)")]
+    NoView {
         /// How many.
         bytes: usize,
         /// The system's answer.
@@ -66,7 +64,7 @@ pub enum RingError {
     },
     /// All slots are leased by the reader itself, so no batch can ever come.
     #[error(
-        "this trainer holds a batch that keeps all {0} slots of the feed, since they are given back in order: drop it before asking for the next (or open the feed with more slots)"
+        "this trainer holds a batch that keeps all {0} slots of the feed, since they are given back in order: drop or keep it before asking for the next (or open the feed with more slots)"
     )]
     AllLeased(u32),
     /// A slot does not hold what its number says.
@@ -89,7 +87,7 @@ pub enum RingError {
         readers: usize,
     },
     /// This reader holds a batch of a feed that lends one at a time.
-    #[error("a feed with delivery latest lends one batch at a time: drop it before asking for the next")]
+    #[error("a feed with delivery latest lends one batch at a time: drop or keep it before asking for the next")]
     OneAtATime,
     /// The batch to begin at was overwritten.
     #[error("the batch to begin with is gone: the next to come is {published}")]
@@ -187,8 +185,6 @@ impl Region {
         let options = MmapOptions::new();
         let map = if writable { options.map_raw(&file) } else { options.map_raw_read_only(&file) };
         let map = map.map_err(io("map"))?;
-        // A child that read on would see batches change under its hands.
-        map.advise(Advice::DontFork).map_err(io("set up the mapping of"))?;
         if map.len() < bytes_min {
             let found = format!("it has {} bytes where {bytes_min} are needed", map.len());
             return Err(RingError::Foreign { path: path.to_owned(), found });
@@ -314,16 +310,12 @@ impl DataFile {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Registers the slots of this mapping, which is a reader's, with those that may become private.
-    pub fn register(&self) -> Slots {
-        let start = self.region.map.as_ptr() as usize + self.slot_offset(0);
-        Slots::register(
-            start,
-            self.all_slots() as usize,
-            self.layout.slot_bytes,
-            &self.region.file,
-            self.slot_offset(0),
-        )
+    /// A slot as this reader is to see it.
+    ///
+    /// # Errors
+    /// When the system refuses the mapping.
+    pub fn view(&self, slot: u32) -> Result<View, RingError> {
+        View::open(&self.region.file, self.slot_offset(slot), self.layout.slot_bytes)
     }
 
     fn slot_offset(&self, slot: u32) -> usize {
@@ -339,20 +331,7 @@ impl DataFile {
         self.region.reserve(self.slot_offset(slot), self.layout.slot_bytes)
     }
 
-    /// The bytes of one slot.
-    ///
-    /// # Safety
-    /// The writer must not write this slot while the slice lives: batch `seq` of it is published and leased.
-    pub unsafe fn slot(&self, slot: u32) -> &[u8] {
-        let offset = self.slot_offset(slot);
-        // SAFETY: the file holds this slot (asserted, and checked when it was made or opened); the caller excludes writers.
-        unsafe {
-            let start = self.region.map.as_ptr().add(offset);
-            std::slice::from_raw_parts(start, self.layout.slot_bytes)
-        }
-    }
-
-    /// The bytes of one slot, for its writer.
+    /// The bytes of one slot, for its writer; readers have views.
     ///
     /// # Safety
     /// The caller must be the ring's only writer, hold no other slice of this slot, have made this file and reserved the

@@ -11,14 +11,13 @@
 `mixd.torch` has the mixed loss, and a loader of the shape of torch's DataLoader; nothing else here needs torch or numpy.
 """
 
-from ._native import Array, Batch, BatchesHeld, DaemonGone, Evicted, FeedEnded, MixdError, NoDaemon, SpecRefused
+from ._native import Array, Batch, DaemonGone, Evicted, FeedEnded, MixdError, NoDaemon, SpecRefused
 from .feed import Epoch, Feed, Place
 from .server import Server, connect, serve
 
 __all__ = [
     "Array",
     "Batch",
-    "BatchesHeld",
     "DaemonGone",
     "Epoch",
     "Evicted",

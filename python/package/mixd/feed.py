@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ._native import Array, Batch, DaemonGone, Spec, attach
+from ._native import Array, Batch, DaemonGone, Spec, attach, forget
 from ._native import Feed as Reader
 
 __all__ = ["Array", "Batch", "Epoch", "Feed", "Place"]
@@ -15,19 +15,24 @@ __all__ = ["Array", "Batch", "Epoch", "Feed", "Place"]
 _FREE_KEYS = {"start", "slots", "share", "digest", "rank", "dtype", "layout", "mean", "std", "smoothing"}
 
 
+# A child has no lease on its parent's batches, which would change under its hands.
+os.register_at_fork(after_in_child=forget)
+
+
 class Place(NamedTuple):
-    """Where a batch stands: its epoch, and its index in the epoch, both from 0."""
+    """Where a batch stands: its epoch, and its number in the epoch, both from 0."""
 
     epoch: int
-    index: int
+    batch: int
 
 
 class Feed:
     """Batches of one split, made by a daemon as this feed's spec says; `Server.feed` opens one.
 
     `for batch in feed` gives the rest of the current epoch (a whole one, unless the feed was resumed or left half-way), and each `for` the next;
-    `feed.epoch(n)` gives epoch `n`. A batch is leased while it, its `x`, or a tensor or array over `x` is there; the ring has `slots` slots, so
-    one who holds that many batches gets no more (`BatchesHeld`). In a child that was forked the feed is refused: open one there.
+    `feed.epoch(n)` gives epoch `n`. A batch is leased while it, its `x`, or a tensor or array over `x` is there. One that is held while as many others
+    come as the feed has slots becomes a copy, at the very same address, and a warning says once what holds it. In a child that was forked the
+    feed is refused: open one there.
     """
 
     def __init__(self, socket: str | os.PathLike[str], spec: Spec, reconnect: float) -> None:
@@ -85,8 +90,7 @@ class Feed:
     def next_batch(self) -> Batch:
         """Waits for the next batch of the endless sequence, across the ends of epochs.
 
-        Raises `DaemonGone`, `Evicted` or `FeedEnded` after everything published was read, and `BatchesHeld` where this process holds so many
-        batches that there is no next one.
+        Raises `DaemonGone`, `Evicted` or `FeedEnded` after everything published was read.
         """
         batch, self._ahead = self._ahead, None
         return batch or self._open.next_batch()
@@ -117,7 +121,7 @@ class Feed:
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on with the batch after the last one that was taken, as torchdata's StatefulDataLoader has it."""
-        return {**self.place._asdict(), "identity": self._open.identity, "spec": self.spec}
+        return {"epoch": self.place.epoch, "index": self.place.batch, "identity": self._open.identity, "spec": self.spec}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where the feed stood whose state this is. A state of one rank serves all ranks.
@@ -130,7 +134,9 @@ class Feed:
         if differing:
             raise ValueError(f"the state is one of a feed with other batches: its {', '.join(differing)} (open the feed with the same)")
         if state["identity"] != self._open.identity:
-            text = "the feed goes on, but not to the bit: data set, decoder, resize, mixer or version is another than when the state was taken"
+            text = (
+                "the feed goes on, but not to the bit: data set, decoder, resize, mixer or version is another than when the state was taken"
+            )
             warnings.warn(text, stacklevel=2)
         if self.place != (state["epoch"], state["index"]):
             self.seek(state["epoch"], state["index"])
@@ -165,7 +171,7 @@ class Epoch(Iterator[Batch]):
 
     def __len__(self) -> int:
         """How many there were when it began."""
-        return len(self._feed) - self.start.index
+        return len(self._feed) - self.start.batch
 
     def __next__(self) -> Batch:
         if self._feed.place.epoch != self.start.epoch:

@@ -58,11 +58,11 @@ class Targets(_Movable):
     lam: Tensor
 
     def soft(self, classes: int, smoothing: float = 0.0) -> Tensor:
-        """One row of probabilities an image, float32, `[B, classes]`.
+        """One row of probabilities an image, `[B, classes]`, as precise as λ: float32.
 
         `(1 - ε)(λ·e_a + (1 - λ)·e_b) + ε / classes`, which cross-entropy without smoothing of its own takes.
         """
-        targets = torch.full((len(self.lam), classes), smoothing / classes, device=self.lam.device)
+        targets = torch.full((len(self.lam), classes), smoothing / classes, dtype=self.lam.dtype, device=self.lam.device)
         weight = self.lam.unsqueeze(1) * (1 - smoothing)
         # Added, not stored: both labels may be the same.
         targets.scatter_add_(1, self.label_a.unsqueeze(1), weight)
@@ -170,10 +170,11 @@ class MixedLoss(nn.Module):
         """The loss of logits `[B, C]`: `[]`, or `[B]` where the reduction is none."""
         if isinstance(target, Tensor):
             return self._as(self.reduction)(logits, target)
-        label_a = target.label_a.to(logits.device)
+        label_a: Tensor = target.label_a.to(logits.device)
         if not self.training:
             return self._as(self.reduction)(logits, label_a)
-        label_b, lam = target.label_b.to(logits.device), target.lam.to(logits.device)
+        label_b: Tensor = target.label_b.to(logits.device)
+        lam: Tensor = target.lam.to(logits.device)
         each = self._as("none")
         own, partner = each(logits, label_a), each(logits, label_b)
         if own.shape != lam.shape:

@@ -21,7 +21,9 @@ def readers(daemon: Daemon, process: int) -> bool:
 
 def test_a_killed_trainer_costs_nobody_anything(daemon: Daemon, script: Start) -> None:
     feed = daemon.connect().feed("train", size=32, share="a", digest=True)
-    code = "feed = server.feed('train', size=32, share='a', digest=True)\nsay('there')\nheld = feed.next_batch()\nsay('holds')\ntime.sleep(60)"
+    code = (
+        "feed = server.feed('train', size=32, share='a', digest=True)\nsay('there')\nheld = feed.next_batch()\nsay('holds')\ntime.sleep(60)"
+    )
     trainer = script(code, daemon)
     assert trainer.heard() == ["there"]
     # The other joins at the next batch to be made, which needs the slot of one that is read.
@@ -111,6 +113,7 @@ def test_ctrl_c_ends_any_wait_at_once(daemon: Daemon, script: Start, doing: str)
         f"""
 feed = server.feed("train", size=32)
 feed.next_batch()
+say("ready")
 sys.stdin.readline()
 say("waiting")
 try:
@@ -119,8 +122,8 @@ except KeyboardInterrupt: say("interrupted")
 """,
         daemon,
     )
+    assert trainer.heard() == ["ready"]
     # A daemon that is stopped is not gone: whatever is asked of it waits.
-    until("it has begun", lambda: readers(daemon, trainer.process.pid))
     daemon.process.send_signal(signal.SIGSTOP)
     trainer.tell()
     assert trainer.heard() == ["waiting"]

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import mixd
@@ -124,7 +125,7 @@ def test_bad_specs_are_refused_by_name_and_other_feeds_go_on(daemon: Daemon, opt
 
 def test_trainers_that_share_read_the_same_batches(daemon: Daemon) -> None:
     server = daemon.connect()
-    feeds = [server.feed("train", size=16, share="sweep", digest=True) for _ in range(2)]
+    feeds = [server.feed("train", size=16, share="sweep", start=(0, 0), digest=True) for _ in range(2)]
     pairs = [[feed.next_batch() for feed in feeds] for _ in range(3)]
     assert all(one.digest == other.digest and one.index == other.index for one, other in pairs)
     with pytest.raises(mixd.SpecRefused, match=r"the shared feed `sweep` is another one: its .*seed \(0, not 1\)"):
@@ -158,7 +159,7 @@ def test_serve_starts_a_daemon_of_ones_own_and_ends_it() -> None:
         held = [train.next_batch(), train.next_batch()]
         assert sum(len(batch) for batch in valid) == 50
         pid = server.pid
-        assert f"/{pid}-" in open("/proc/self/maps").read() and train.daemon_pid == pid
+        assert f"/{pid}-" in Path("/proc/self/maps").read_text() and train.daemon_pid == pid
     assert not os.path.exists(f"/proc/{pid}") and not server.socket.exists()
     assert held[0].x.numpy().shape == (8, 3, 16, 16)
     server.close()
@@ -170,7 +171,7 @@ def test_a_daemon_that_does_not_come_up_is_an_error(capfd: pytest.CaptureFixture
     assert "nowhere" in capfd.readouterr().err
     with pytest.raises(mixd.NoDaemon, match="exit code 2"):
         mixd.serve(data=SAMPLE_DATA, wokers=3)
-    with pytest.raises(mixd.NoDaemon, match="no daemon answers on .*mixd serve"):
+    with pytest.raises(mixd.NoDaemon, match=r"no daemon answers on .*mixd serve"):
         mixd.connect(tmp_path / "mixd.sock")
 
 

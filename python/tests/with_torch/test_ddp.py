@@ -1,0 +1,89 @@
+"""Data-parallel training under torchrun, on one machine and on two that are this one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..conftest import EXAMPLES, SAMPLE_DATA, environment, until
+
+Lines = list[dict[str, Any]]
+
+
+def torchrun(*arguments: object) -> "subprocess.Popen[str]":
+    """Starts ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment(OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(*groups: "subprocess.Popen[str]") -> None:
+    """Waits for their end."""
+    for group in groups:
+        _, error = group.communicate(timeout=120)
+        assert group.returncode == 0, error
+
+
+def logs(folder: Path, ranks: int = 2) -> list[Lines]:
+    """What each rank wrote down."""
+    return [[json.loads(line) for line in (folder / f"rank-{rank}.jsonl").read_text().splitlines()] for rank in range(ranks)]
+
+
+def check(ranks: list[Lines], epochs: int) -> None:
+    """Both ranks step together, through disjoint halves of each epoch, with the same gradients."""
+    assert [(line["epoch"], line["index"]) for line in ranks[0]] == [(line["epoch"], line["index"]) for line in ranks[1]]
+    assert len(ranks[0]) == epochs * 4
+    for one, other in zip(*ranks, strict=True):
+        assert one["gradient"] == other["gradient"] and any(one["gradient"])
+    for epoch in range(epochs):
+        parts = [[sample for line in rank if line["epoch"] == epoch for sample in line["sample_id"]] for rank in ranks]
+        assert [len(part) for part in parts] == [100, 100]
+        assert sorted(parts[0] + parts[1]) == list(range(200))
+    first, second = ([line["sample_id"] for line in ranks[0] if line["epoch"] == epoch] for epoch in (0, epochs - 1))
+    assert epochs == 1 or first != second
+
+
+def daemons(ranks: list[Lines]) -> set[int]:
+    """The process ids of the daemons that served."""
+    return {line["daemon"] for rank in ranks for line in rank}
+
+
+def test_the_ranks_of_a_machine_share_a_daemon_and_each_epoch(tmp_path: Path) -> None:
+    ended(torchrun("--standalone", "--nproc-per-node", 2, EXAMPLES / "ddp.py", SAMPLE_DATA, "--epochs", 2, "--journal", tmp_path))
+    ranks = logs(tmp_path)
+    check(ranks, 2)
+    [daemon] = daemons(ranks)
+    until("the daemon has ended with the last rank", lambda: not os.path.exists(f"/proc/{daemon}"), 5.0)
+
+
+def test_a_training_that_is_resumed_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    command = ("--standalone", "--nproc-per-node", 2, EXAMPLES / "ddp.py", SAMPLE_DATA, "--epochs", 2)
+    ended(torchrun(*command, "--journal", whole))
+    ended(torchrun(*command, "--journal", parts, "--save", parts / "run.pt", "--stop-after", 5))
+    assert len(logs(parts)[0]) == 5
+    ended(torchrun(*command, "--journal", parts, "--save", parts / "run.pt", "--resume"))
+    check(logs(parts), 2)
+
+    def strip(ranks: list[Lines]) -> list[Lines]:
+        return [[{key: value for key, value in line.items() if key != "daemon"} for line in rank] for rank in ranks]
+
+    assert strip(logs(parts)) == strip(logs(whole))
+
+
+def test_two_machines_have_a_daemon_each_and_one_epoch_between_them(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ("--nnodes", 2, "--nproc-per-node", 1, "--master-addr", "127.0.0.1", "--master-port", port)
+    groups = [
+        torchrun(*command, "--node-rank", rank, EXAMPLES / "ddp.py", SAMPLE_DATA, "--epochs", 2, "--journal", tmp_path) for rank in range(2)
+    ]
+    ended(*groups)
+    ranks = logs(tmp_path)
+    check(ranks, 2)
+    assert len(daemons(ranks)) == 2

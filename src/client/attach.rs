@@ -54,7 +54,7 @@ pub fn attach_for(socket: &Path, spec: &FeedSpec, reconnect: Duration) -> Result
     Ok(attach_unless(socket, spec, reconnect, &|| false)?.expect("nobody interrupts"))
 }
 
-/// [`attach_for`], but gives up, with `None`, when `interrupted`, which is asked every [`LOOK_INTERVAL`].
+/// [`attach_for`], but gives up, with `None`, when `interrupted`, which is asked every 50 ms.
 ///
 /// # Errors
 /// As [`attach`].

@@ -33,7 +33,7 @@ build: libtorch program ## Build target/release/mixd, and mixd-torch beside it
 	cargo build --release --locked $(with) --bin mixd-torch
 
 program:
-	@scripts/tools.sh cargo c++
+	@scripts/tools.sh cargo
 	cargo build --release --locked $(plain)
 
 python: program .venv/plain/ready ## Build the Python package, with the daemon's program in it, into target/wheels
@@ -44,6 +44,7 @@ python: program .venv/plain/ready ## Build the Python package, with the daemon's
 
 # An environment for each file of python/requirements; made anew when the file changes.
 .venv/%/ready: python/requirements/%.txt
+	@scripts/tools.sh python3 venv
 	python3 -m venv --clear .venv/$*
 	.venv/$*/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Names every tool of the arguments that is missing, with its remedy, one a line.
-# Usage: scripts/tools.sh [cargo] [c++] [python3] [pip]
+# Usage: scripts/tools.sh [cargo] [c++] [python3] [pip] [venv]
 set -uo pipefail
 
 missing=0
@@ -34,6 +34,10 @@ for tool in "$@"; do
     pip)
       ! command -v python3 >/dev/null || python3 -m pip --version >/dev/null 2>&1 ||
         say "python3 has no pip: it fetches libtorch (apt-get install python3-pip, or set LIBTORCH to your own)"
+      ;;
+    venv)
+      python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 ||
+        say "python3 is older than 3.11, or has no venv: the Python package is built and tested in environments (apt-get install python3-venv)"
       ;;
     *) say "no check is known for $tool (see scripts/tools.sh)" ;;
   esac

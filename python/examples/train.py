@@ -1,10 +1,11 @@
-"""The lesson in PyTorch: a small convolutional network, mixup, label smoothing, on batches that mixd decodes once and mixes.
+"""The lesson in PyTorch: a small convolutional network with mixup and label smoothing, on batches that mixd decodes once and mixes.
 
-python train.py imagenette2-160.tgz            # one epoch at a learning rate of 0.05
+python train.py imagenette2-160.tgz [epochs [learning-rate [batch-size]]]
+
+On 2 cores of an AMD EPYC, 2026-11-26: train loss 2.049, accuracy 0.335; valid loss 1.601, accuracy 0.461.
 """
 
-import argparse
-import time
+import sys
 
 import mixd
 import mixd.torch
@@ -22,55 +23,37 @@ def block(inputs: int, outputs: int, stride: int) -> nn.Module:
     return nn.Sequential(convolution, nn.ReLU(), nn.BatchNorm2d(outputs))
 
 
-def network(classes: int) -> nn.Module:
-    """Eight blocks, the mean over the image, and a linear layer."""
-    blocks = [block(CHANNELS[at], CHANNELS[at + 1], stride=2 if at else 1) for at in range(8)]
-    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
-
-
-def main() -> None:
+def main(data: str, epochs: int = 1, lr: float = 0.05, batch_size: int = 64) -> None:
     """Trains, validates after each epoch, and prints a line for it."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    torch.manual_seed(options.seed)
+    torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with mixd.serve(data=options.data) as server:
-        train = server.feed("train", batch_size=options.batch_size, mixup=0.4, seed=options.seed)
-        valid = server.feed("val", batch_size=2 * options.batch_size)
-        model = network(len(train.classes)).to(device)
+    with mixd.serve(data=data) as server:
+        train, valid = server.feed("train", batch_size=batch_size, mixup=0.4), server.feed("val", batch_size=2 * batch_size)
+        blocks = [block(CHANNELS[at], CHANNELS[at + 1], stride=2 if at else 1) for at in range(8)]
+        model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, len(train.classes))).to(device)
         criterion = mixd.torch.MixedLoss(nn.CrossEntropyLoss(label_smoothing=0.1))
-        optimizer = torch.optim.SGD(model.parameters(), options.lr)
-        for epoch in range(options.epochs):
-            start, sums = time.monotonic(), torch.zeros(3, dtype=torch.float64)
+        optimizer = torch.optim.SGD(model.parameters(), lr)
+        for epoch in range(epochs):
             model.train()
+            sums = torch.zeros(2, 3, dtype=torch.float64)
             for batch in train.epoch(epoch):
                 logits = model(batch.x.to(device))
                 loss = criterion(logits, batch)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                right = (logits.argmax(1) == batch.label_a.to(device)).sum()
-                sums += torch.tensor([len(batch) * loss.item(), right.item(), len(batch)])
-            train_loss, train_acc = (sums[:2] / sums[2]).tolist()
+                right = (logits.argmax(1) == batch.label_a.to(device)).sum().item()
+                sums[0] += torch.tensor([len(batch) * loss.item(), right, len(batch)])
             model.eval()
-            sums.zero_()
             with torch.no_grad():
                 for batch in valid.epoch(epoch):
                     logits, labels = model(batch.x.to(device)), batch.label_a.to(device)
-                    right = (logits.argmax(1) == labels).sum()
-                    sums += torch.tensor([functional.cross_entropy(logits, labels, reduction="sum").item(), right.item(), len(batch)])
-            valid_loss, valid_acc = (sums[:2] / sums[2]).tolist()
-            print(
-                f"epoch {epoch}: train loss {train_loss:.3f}, accuracy {train_acc:.3f}; valid loss {valid_loss:.3f}, accuracy {valid_acc:.3f}; "
-                f"{time.monotonic() - start:.0f} s",
-                flush=True,
-            )
+                    loss, right = functional.cross_entropy(logits, labels), (logits.argmax(1) == labels).sum().item()
+                    sums[1] += torch.tensor([len(batch) * loss.item(), right, len(batch)])
+            (train_loss, train_acc), (valid_loss, valid_acc) = (sums[:, :2] / sums[:, 2:]).tolist()
+            print(f"epoch {epoch}: train loss {train_loss:.3f}, accuracy {train_acc:.3f}; ", end="")
+            print(f"valid loss {valid_loss:.3f}, accuracy {valid_acc:.3f}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1], *(kind(text) for kind, text in zip((int, float, int), sys.argv[2:], strict=False)))

@@ -1,8 +1,8 @@
 //! An array as Python sees it: DLPack, the buffer interface, and ways to torch and numpy.
 #![expect(unsafe_code, reason = "hands memory out through C interfaces")]
 
-use crate::batch::Held;
 use crate::fault;
+use crate::held::Held;
 use dlpark::ffi::{DLDataType, DLDevice, DLManagedTensor, DLManagedTensorVersioned};
 use dlpark::metadata::Dynamic;
 use dlpark::{DlpackFlags, Managed, ManagedTensorBase, python::ExportAbi, python::ExportRequest};

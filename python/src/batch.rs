@@ -2,71 +2,13 @@
 
 use crate::array::{Array, Element};
 use crate::errors::MixdError;
+use crate::held::Held;
 use mixd::batch::BatchView;
-use mixd::client;
-use mixd::ring::RingError;
 use mixd::types::{Dtype, Place};
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use std::fmt::Write;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// How many there are of something.
-#[derive(Debug, Default)]
-pub struct Count(AtomicUsize);
-
-impl Count {
-    pub fn add_one(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub fn drop_one(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A leased batch, and what keeps it.
-pub struct Held {
-    lease: client::Batch,
-    mixer: String,
-    pid: u32,
-    /// Tensors that lie in it.
-    pub tensors: Count,
-    /// Buffers, such as numpy arrays, that lie in it.
-    pub buffers: Count,
-}
-
-impl Held {
-    /// Whether this is the process that leased it.
-    pub fn check(&self) -> PyResult<()> {
-        if self.pid == std::process::id() {
-            Ok(())
-        } else {
-            Err(MixdError::new_err(RingError::Forked(self.pid).to_string()))
-        }
-    }
-
-    /// Which batch it is, and what keeps it: for people.
-    pub fn describe(&self) -> String {
-        let mut text = self.lease.place().to_string();
-        let counts = [(&self.tensors, "tensor"), (&self.buffers, "numpy array or other buffer")];
-        let mut by =
-            counts.map(|(count, what)| (count.0.load(Ordering::Relaxed), what)).into_iter().filter(|by| by.0 > 0);
-        match by.next() {
-            None => text.push_str(" (by the batch itself)"),
-            Some((count, what)) => {
-                let _ = write!(text, " (by {count} × {what}");
-                by.for_each(|(count, what)| {
-                    let _ = write!(text, ", {count} × {what}");
-                });
-                text.push(')');
-            }
-        }
-        text
-    }
-}
 
 /// A batch in shared memory, leased for as long as it, its images, or any tensor or array over these is there, or until it is kept as a
 /// copy so that the feed can go on.
@@ -77,11 +19,8 @@ impl Held {
 pub struct Batch(Mutex<Option<Arc<Held>>>);
 
 impl Batch {
-    /// A batch that was leased just now, and what it has leased.
-    pub fn new(lease: client::Batch, mixer: &str) -> (Self, Arc<Held>) {
-        let (tensors, buffers) = (Count::default(), Count::default());
-        let held = Arc::new(Held { lease, mixer: mixer.to_owned(), pid: std::process::id(), tensors, buffers });
-        (Self(Mutex::new(Some(Arc::clone(&held)))), held)
+    pub fn new(held: Arc<Held>) -> Self {
+        Self(Mutex::new(Some(held)))
     }
 
     /// Ends this batch's own part in its lease.

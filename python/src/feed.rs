@@ -1,8 +1,9 @@
 //! A feed as Python sees it.
 
-use crate::batch::{Batch, Held};
+use crate::batch::Batch;
 use crate::errors::{SpecRefused, raised};
 use crate::fault;
+use crate::held::Held;
 use mixd::client::{self, ClientError};
 use mixd::config::{Delivery, FeedSpec};
 use mixd::control::{proto, spec_from_proto};
@@ -308,10 +309,10 @@ impl Feed {
 impl State {
     fn lend(&mut self, lease: client::Batch) -> Batch {
         let mixer = self.feed.as_ref().map_or("", client::Feed::mixer);
-        let (batch, held) = Batch::new(lease, mixer);
+        let held = Arc::new(Held::new(lease, mixer));
         self.lent.retain(|lent| lent.strong_count() > 0);
         self.lent.push(Arc::downgrade(&held));
-        batch
+        Batch::new(held)
     }
 
     fn held(&self) -> Vec<String> {

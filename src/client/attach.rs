@@ -11,16 +11,21 @@ use crate::types::{Place, Start};
 use std::io::ErrorKind::NotFound;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
 
 /// How long a trainer waits by default for a daemon that is gone to be started again.
 pub const RECONNECT: Duration = Duration::from_secs(30);
 
 /// How often it looks whether one answers.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a daemon may take to let a trainer go.
+const LEAVE_MAX: Duration = Duration::from_secs(1);
 
 /// A feed that this process reads. Dropping it detaches, once every batch is dropped, too.
 pub struct Feed {
@@ -33,6 +38,8 @@ pub struct Feed {
     socket: PathBuf,
     /// What comes after the reader gave up.
     later: mpsc::Receiver<Opened>,
+    /// The client's thread.
+    keeper: JoinHandle<()>,
 }
 
 type Opened = Result<(Attached, RingReader), ClientError>;
@@ -68,10 +75,10 @@ pub fn attach_unless(
     let runtime = runtime()?;
     let attachment = Attachment { socket: socket.to_owned(), spec: *spec, reconnect, opened };
     let run = move || runtime.block_on(attachment.keep());
-    std::thread::Builder::new().name("mixd-client".to_owned()).spawn(run).map_err(ClientError::Start)?;
+    let keeper = std::thread::Builder::new().name("mixd-client".to_owned()).spawn(run).map_err(ClientError::Start)?;
     let Some((attached, reader)) = receive(&later, socket, interrupted)? else { return Ok(None) };
     let place = attached.start.map(place_from_proto).unwrap_or_default();
-    Ok(Some(Feed { reader, attached, spec: *spec, place, ahead: None, socket: socket.to_owned(), later }))
+    Ok(Some(Feed { reader, attached, spec: *spec, place, ahead: None, socket: socket.to_owned(), later, keeper }))
 }
 
 /// Waits for the client's thread; `None` when `interrupted`.
@@ -100,11 +107,22 @@ struct Attachment {
 
 /// An open stream, as the client's thread has it.
 struct Stream {
+    /// While it is there the daemon waits for more from us.
+    outbound: tokio::sync::mpsc::Sender<AttachRequest>,
     inbound: tonic::Streaming<Attached>,
     attached: Attached,
     ring: GiveUp,
     /// Resolves when the reader and its last lease are gone.
     closed: oneshot::Receiver<()>,
+}
+
+impl Stream {
+    /// Tells the daemon of the end, and waits until it has let the trainer go. Closing the socket alone would not do: children that were
+    /// forked from this process keep it open.
+    async fn end(mut self) {
+        drop(self.outbound);
+        let _ = timeout(LEAVE_MAX, self.inbound.message()).await;
+    }
 }
 
 impl Attachment {
@@ -125,7 +143,7 @@ impl Attachment {
         };
         loop {
             tokio::select! {
-                _ = &mut stream.closed => return,
+                _ = &mut stream.closed => return stream.end().await,
                 _ = stream.inbound.message() => {}
             }
             if stream.ring.has_ended() || stream.ring.was_evicted() {
@@ -185,14 +203,15 @@ impl Attachment {
         let mut client = connect(&self.socket).await?;
         let refused = |status| ClientError::from_status(&self.socket, &status);
         // The request stream stays open after its one message, for as long as the feed.
-        let outbound = tokio_stream::once(request).chain(tokio_stream::pending());
-        let mut inbound = client.attach(outbound).await.map_err(refused)?.into_inner();
+        let (outbound, more) = tokio::sync::mpsc::channel(1);
+        let requests = tokio_stream::once(request).chain(ReceiverStream::new(more));
+        let mut inbound = client.attach(requests).await.map_err(refused)?.into_inner();
         let attached = inbound.message().await.map_err(refused)?;
         let attached = attached.ok_or_else(|| ClientError::DaemonGone(self.socket.clone()))?;
         let (session, closed) = oneshot::channel::<()>();
         let (data, cursor) = (Path::new(&attached.data_path), Path::new(&attached.cursor_path));
         let reader = RingReader::open(data, cursor, session)?;
-        Ok((Stream { inbound, attached, ring: reader.give_up_handle(), closed }, reader))
+        Ok((Stream { outbound, inbound, attached, ring: reader.give_up_handle(), closed }, reader))
     }
 }
 
@@ -261,13 +280,16 @@ impl Feed {
         Ok(self.reader.keep_oldest()?)
     }
 
-    /// Leaves the feed at once, and keeps the batches that are held.
+    /// Leaves the feed, and keeps the batches that are held; the daemon has closed it when this returns.
     ///
     /// # Errors
     /// When there is no memory for the copies; then the feed is left when the last of them is dropped.
     pub fn leave(self) -> Result<(), ClientError> {
         drop(self.ahead);
-        Ok(self.reader.leave()?)
+        self.reader.leave()?;
+        // It ends once the daemon has let us go. A panic has been reported, and leaves nothing to do.
+        let _ = self.keeper.join();
+        Ok(())
     }
 
     /// The batches from the next one to the end of its epoch, as far as they are not skipped.

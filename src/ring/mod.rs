@@ -58,6 +58,7 @@
 //!
 //! **End.** `ended` becomes non-zero after the last `published`, with the reason beside it. Readers first read what is published.
 
+mod error;
 mod layout;
 pub mod protocol;
 mod reader;
@@ -67,10 +68,10 @@ mod view;
 mod wake;
 mod writer;
 
+pub use error::RingError;
 pub use layout::{BatchHeader, LAYOUT_VERSION};
 pub use reader::{Eviction, GiveUp, Lease, Next, RingReader};
 pub use readers::{Pace, ReaderId, ReaderStatus, RingHandle, create};
-pub use region::RingError;
 pub use view::{forget, is_of_batch, make_private};
 pub use wake::now_ns;
 pub use writer::{Caller, RingWriter, SlotMut, WriterStopped};

@@ -1,8 +1,9 @@
 //! The reading end: leases on published batches.
 #![expect(unsafe_code, reason = "reads slots in place, which the protocol keeps unwritten while leased")]
 
+use super::error::RingError;
 use super::layout::{BatchHeader, ENDED_FAILED, EVICTED_UNLAWFUL};
-use super::region::{CursorFile, DataFile, RingError};
+use super::region::{CursorFile, DataFile};
 use super::view::View;
 use super::wake::{Futex, Woken};
 use crate::batch::BatchView;

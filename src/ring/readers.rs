@@ -1,9 +1,10 @@
 //! The readers of a ring, as the daemon keeps them: who comes, who goes, and what writer and control plane share.
 
 use super::READERS_MAX;
+use super::error::RingError;
 use super::layout::{DataHeader, SPARES};
 use super::protocol::is_lawful;
-use super::region::{CursorFile, DataFile, RingError};
+use super::region::{CursorFile, DataFile};
 use super::wake::{Futex, can_wait_for_several};
 use super::writer::RingWriter;
 use crate::config::Delivery;

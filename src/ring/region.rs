@@ -1,6 +1,7 @@
 //! Files on tmpfs as shared memory: reserved before use, opened with their contents checked.
 #![expect(unsafe_code, reason = "typed views of memory that is shared between processes")]
 
+use super::error::RingError;
 use super::layout::{CURSOR_MAGIC, Cursor, DATA_MAGIC, DataHeader, LAYOUT_VERSION, PAGE_BYTES, SPARES, SlotLayout};
 use super::protocol::{CursorWords, NO_BATCH, WriterWords};
 use super::view::View;
@@ -9,105 +10,10 @@ use crate::types::{Dtype, ImageSize, Layout};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 use std::fs::{File, OpenOptions};
-use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// Why a ring could not be made or opened.
-#[derive(Debug, thiserror::Error)]
-pub enum RingError {
-    /// The file system has no room for it.
-    #[error(
-        "no room for a ring of {need} bytes in {}: {free} bytes are free (use a smaller batch, fewer slots, a smaller \
-         dtype, or give the tmpfs more memory: mount -o remount,size=…)", dir.display()
-    )]
-    NoSpace {
-        /// Bytes needed.
-        need: u64,
-        /// Bytes free.
-        free: u64,
-        /// The folder.
-        dir: PathBuf,
-    },
-    /// A system call failed.
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// The file is not a ring of this version.
-    #[error("{} is not a ring that this mixd can read: {found} (run the same mixd version on both sides)", path.display())]
-    Foreign {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        found: String,
-    },
-    /// This process is a child of the one that opened the feed.
-    #[error(
-        "process {0} opened this feed, and a child that was forked from it cannot read it (open a feed in the child)"
-    )]
-    Forked(u32),
-    /// The system has no memory for a view of a slot, or for a copy of one that is kept.
-    #[error("cannot map or keep {bytes} bytes of a batch: {source} (drop batches, and what refers to them)")]
-    NoView {
-        /// How many.
-        bytes: usize,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// All slots are leased by the reader itself, so no batch can ever come.
-    #[error(
-        "this trainer holds a batch that keeps all {0} slots of the feed, since they are given back in order: drop or keep it before asking for the next (or open the feed with more slots)"
-    )]
-    AllLeased(u32),
-    /// A slot does not hold what its number says.
-    #[error("no slot holds batch {seq}: the ring is damaged")]
-    Torn {
-        /// The batch that was asked for.
-        seq: u64,
-    },
-    /// The ring has as many readers as it can have.
-    #[error("the feed has {0} trainers, the most that a ring can have")]
-    TooManyReaders(usize),
-    /// A feed that waits for nobody needs a slot for each trainer and one to write.
-    #[error(
-        "the feed has {slots} slots and {readers} trainers: with delivery latest it needs a slot for each and one more (open it with more slots)"
-    )]
-    TooFewSlots {
-        /// Slots of the ring.
-        slots: u32,
-        /// Its readers.
-        readers: usize,
-    },
-    /// This reader holds a batch of a feed that lends one at a time.
-    #[error("a feed with delivery latest lends one batch at a time: drop or keep it before asking for the next")]
-    OneAtATime,
-    /// The batch to begin at was overwritten.
-    #[error("the batch to begin with is gone: the next to come is {published}")]
-    Gone {
-        /// The next to be published.
-        published: u64,
-    },
-    /// The feed is over; another can be opened.
-    #[error("the feed is over")]
-    Closed,
-    /// The kernel is too old.
-    #[error("delivery latest needs the system call futex_waitv: Linux 5.16 or newer (use delivery lossless)")]
-    OldKernel,
-}
-
-impl RingError {
-    fn io(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
-        Self::Io { action, path: path.to_owned(), source: source.into() }
-    }
-}
 
 /// Bytes that files of this process are still going to reserve. A file's bytes are set against what is free when it is made, and
 /// reserved piece by piece: clearing a whole ring's memory takes many times what a trainer needs to attach.

@@ -10,7 +10,7 @@
 //! *The process is forked.* Batches would change under the child's hands, so it is to call [`forget`], which leaves it nothing to read there.
 #![expect(unsafe_code, reason = "maps slots, and maps them anew under references to them")]
 
-use super::region::RingError;
+use super::error::RingError;
 use rustix::fd::BorrowedFd;
 use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap, mmap_anonymous, mremap_fixed, munmap};
 use std::ffi::c_void;

@@ -76,7 +76,7 @@ class Feed:
     @property
     def place(self) -> Place:
         """Where the next batch stands."""
-        return Place(self._ahead.epoch, self._ahead.index) if self._ahead else Place(*self._open.place)
+        return Place(*self._open.place) if self._ahead is None else Place(self._ahead.epoch, self._ahead.index)
 
     @property
     def daemon_pid(self) -> int:
@@ -93,7 +93,7 @@ class Feed:
         Raises `DaemonGone`, `Evicted` or `FeedEnded` after everything published was read.
         """
         batch, self._ahead = self._ahead, None
-        return batch or self._open.next_batch()
+        return self._open.next_batch() if batch is None else batch
 
     def epoch(self, number: int | None = None) -> "Epoch":
         """Gives the batches of epoch `number`; by default, of the one that the next batch is of.
@@ -167,18 +167,18 @@ class Epoch(Iterator[Batch]):
     """The batches of an epoch, from `start` on. It keeps none of them: each is held by whoever took it."""
 
     def __init__(self, feed: Feed, start: Place) -> None:
-        self._feed, self.start = feed, start
+        self._feed, self.start, self._over = feed, start, False
 
     def __len__(self) -> int:
         """How many there were when it began."""
         return len(self._feed) - self.start.batch
 
     def __next__(self) -> Batch:
-        if self._feed.place.epoch != self.start.epoch:
-            raise StopIteration
-        batch = self._feed.next_batch()
-        if batch.epoch != self.start.epoch:
+        if not self._over and self._feed.place.epoch == self.start.epoch:
+            batch = self._feed.next_batch()
+            if batch.epoch == self.start.epoch:
+                return batch
             # The end of the epoch was skipped (delivery latest).
             self._feed._ahead = batch
-            raise StopIteration
-        return batch
+        self._over = True
+        raise StopIteration

@@ -208,6 +208,21 @@ say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), view.nbytes)
     assert code == 0 and "a process that was forked from a trainer touched a batch of its parent" in error
 
 
+def test_a_feed_is_left_though_a_child_has_its_sockets(daemon: Daemon) -> None:
+    with daemon.connect().feed("train", size=32) as feed:
+        feed.next_batch()
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        assert readers(daemon, os.getpid())
+    try:
+        assert not readers(daemon, os.getpid())
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 def test_a_killed_trainers_place_is_free_though_its_children_live(daemon: Daemon, script: Start) -> None:
     trainer = script(
         """

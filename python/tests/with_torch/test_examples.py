@@ -26,7 +26,7 @@ def figures(line: str) -> list[float]:
 
 
 def test_the_lessons_network_learns() -> None:
-    lines = run("train.py", SAMPLE_DATA, "--batch-size", 16, "--lr", 0.02, "--epochs", 3).splitlines()
+    lines = run("train.py", SAMPLE_DATA, 3, 0.02, 16).splitlines()
     losses = [figures(line)[0] for line in lines]
     assert len(losses) == 3 and losses[2] < losses[0] < 3, lines
 

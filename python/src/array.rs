@@ -178,12 +178,22 @@ impl Array {
         slf.as_any().call_method0(intern!(slf.py(), "numpy"))?.get_item(at)
     }
 
+    /// Element by element, as torch or numpy have it.
+    fn __eq__<'py>(slf: &Bound<'py, Self>, other: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        Self::as_like(slf, other)?.call_method1(intern!(slf.py(), "__eq__"), (other,))
+    }
+
+    fn __ne__<'py>(slf: &Bound<'py, Self>, other: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        Self::as_like(slf, other)?.call_method1(intern!(slf.py(), "__ne__"), (other,))
+    }
+
     fn __reduce__(&self) -> PyResult<()> {
         Err(PyTypeError::new_err("an array of a batch is not pickled (pickle its .numpy() or .torch().clone())"))
     }
 
     /// As a torch tensor over the same memory. What is written to images in shared memory is this process's own and lasts as long as the
-    /// tensor: neither the daemon nor another trainer sees it, and the pages that are written to are copied first.
+    /// tensor: neither the daemon nor another trainer sees it, and the pages that are written to are copied first. Only the process itself
+    /// can write so: for a system call such as a socket's `recv` it is a bad address (`clone()` the tensor first).
     fn torch<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let torch = py.import(intern!(py, "torch")).map_err(|error| {
@@ -292,6 +302,11 @@ impl Array {
 }
 
 impl Array {
+    /// As a tensor where the other is one, else as a numpy array.
+    fn as_like<'py>(slf: &Bound<'py, Self>, other: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        if other.hasattr(intern!(slf.py(), "__torch_function__"))? { Self::torch(slf) } else { Self::numpy(slf) }
+    }
+
     /// Fills a buffer, which keeps `owner` and with it this array.
     ///
     /// # Safety
@@ -312,11 +327,14 @@ impl Array {
                 "the images lie in shared memory, which is read-only here (copy them: .numpy().copy())",
             ));
         }
+        let wants = |flag: c_int| flags & flag == flag;
+        if wants(ffi::PyBUF_F_CONTIGUOUS) && self.shape.len() > 1 {
+            return Err(PyBufferError::new_err("the axes lie in C's order, not in Fortran's"));
+        }
         if let Memory::Slot(held) = &*self.memory {
             held.buffers.add_one();
             fault::catch_writes();
         }
-        let wants = |flag: c_int| flags & flag == flag;
         // SAFETY: `view` is to be filled. The memory, shape and strides are this array's, which does not move, never changes and lives as long
         // as `obj`; nobody writes through the pointers to shape and strides (PEP 3118).
         unsafe {

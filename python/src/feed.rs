@@ -124,6 +124,8 @@ pub struct Feed {
     /// With delivery latest, the batch that is given back when the next is asked for.
     last: Mutex<Option<Py<Batch>>>,
     lends_one: bool,
+    /// The process that opened it: a child's copy of the locks may be held for good.
+    pid: u32,
     closing: AtomicBool,
     /// Whether it was said that batches are held for long.
     warned: AtomicBool,
@@ -178,13 +180,14 @@ pub fn attach(
     let lends_one = spec.share.is_some_and(|share| share.delivery == Delivery::Latest);
     let state = Mutex::new(State { feed: Some(feed), lent: Vec::new() });
     let (closing, warned) = (AtomicBool::new(false), AtomicBool::new(false));
-    Ok(Feed { state, last: Mutex::new(None), lends_one, closing, warned })
+    Ok(Feed { state, last: Mutex::new(None), lends_one, pid: std::process::id(), closing, warned })
 }
 
 #[pymethods]
 impl Feed {
     /// Waits for the next batch.
     fn next_batch(&self, py: Python<'_>) -> PyResult<Py<Batch>> {
+        self.check()?;
         if self.lends_one
             && let Some(last) = lock(&self.last).take()
         {
@@ -217,12 +220,16 @@ impl Feed {
     }
 
     /// Batches that are held still, each with what holds it.
-    fn held(&self, py: Python<'_>) -> Vec<String> {
-        py.detach(|| lock(&self.state).held())
+    fn held(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        self.check()?;
+        Ok(py.detach(|| lock(&self.state).held()))
     }
 
     /// Leaves the feed, and ends a wait that goes on in another thread. Batches that are held stay as they are, in copies.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
+        if self.check().is_err() {
+            return Ok(());
+        }
         self.closing.store(true, Ordering::Relaxed);
         if let Some(last) = lock(&self.last).take() {
             last.get().give_back();
@@ -300,8 +307,14 @@ impl Feed {
         Ok(())
     }
 
+    /// Whether this is the process that opened it.
+    fn check(&self) -> PyResult<()> {
+        if self.pid == std::process::id() { Ok(()) } else { Err(raised(&RingError::Forked(self.pid).into())) }
+    }
+
     /// Asks the feed, if it is open.
     fn of<T: Send>(&self, py: Python<'_>, ask: impl FnOnce(&client::Feed) -> T + Send) -> PyResult<T> {
+        self.check()?;
         py.detach(|| lock(&self.state).feed.as_ref().map(ask)).ok_or_else(closed)
     }
 }

@@ -286,7 +286,13 @@ impl Feed {
     /// When there is no memory for the copies; then the feed is left when the last of them is dropped.
     pub fn leave(self) -> Result<(), ClientError> {
         drop(self.ahead);
-        self.reader.leave()?;
+        // A child has nothing to leave, and no such thread.
+        match self.reader.leave() {
+            Err(RingError::Forked(_)) => return Ok(()),
+            left => left?,
+        }
+        // The reader of the next daemon's ring may be there already.
+        drop(self.later);
         // It ends once the daemon has let us go. A panic has been reported, and leaves nothing to do.
         let _ = self.keeper.join();
         Ok(())

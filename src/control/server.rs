@@ -4,6 +4,7 @@ use super::daemon::{AttachError, Daemon};
 use super::proto::control_server::{Control, ControlServer};
 use super::{convert, proto};
 use crate::pipeline::OpenError;
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::future::Future;
 use std::pin::Pin;
@@ -71,7 +72,10 @@ fn same_user(request: Request<()>) -> Result<Request<()>, Status> {
 
 /// Resolves when the process is gone. Its children may keep its sockets open, as forked workers do.
 async fn death(pid: Option<i32>) {
-    let process = pid.and_then(Pid::from_raw).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let process = match pid.and_then(Pid::from_raw).map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
+        Some(Err(Errno::SRCH)) => return,
+        process => process.and_then(Result::ok),
+    };
     #[expect(
         deprecated,
         reason = "its successor is unsafe, for descriptors that somebody else may close; this one is owned"

@@ -72,7 +72,7 @@ pub use error::RingError;
 pub use layout::{BatchHeader, LAYOUT_VERSION};
 pub use reader::{Eviction, GiveUp, Lease, Next, RingReader};
 pub use readers::{Pace, ReaderId, ReaderStatus, RingHandle, create};
-pub use view::{forget, is_of_batch, make_private};
+pub use view::{forget, lessee, make_private};
 pub use wake::now_ns;
 pub use writer::{Caller, RingWriter, SlotMut, WriterStopped};
 

@@ -12,7 +12,8 @@
 
 use super::error::RingError;
 use rustix::fd::BorrowedFd;
-use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap, mmap_anonymous, mremap_fixed, munmap};
+use rustix::mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags};
+use rustix::mm::{mmap, mmap_anonymous, mprotect, mremap_fixed, munmap};
 use std::ffi::c_void;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
@@ -68,9 +69,9 @@ fn find(address: usize) -> Option<&'static Entry> {
     })
 }
 
-/// Whether this is an address of a batch, of this process's or of the one that it was forked from. Async-signal-safe.
-pub fn is_of_batch(address: usize) -> bool {
-    find(address).is_some()
+/// The process that leased the batch with this address, if it is one's: this one, or the one that it was forked from. Async-signal-safe.
+pub fn lessee(address: usize) -> Option<u32> {
+    find(address).map(|entry| entry.pid.load(Ordering::Relaxed))
 }
 
 /// Makes the slot with this address, which is leased and could not be written to, this process's own; false where there is none or the
@@ -177,20 +178,39 @@ impl View {
     /// # Errors
     /// When there is no memory for it.
     pub fn keep(&self) -> Result<(), RingError> {
-        let bytes = self.0.bytes.load(Ordering::Relaxed);
-        let (address, access) = (self.0.address(), ProtFlags::READ | ProtFlags::WRITE);
-        // SAFETY: the copy has as many bytes as the slot, which is leased and mapped, and takes its place with the same contents.
-        let kept = unsafe {
-            mmap_anonymous(std::ptr::null_mut(), bytes, access, MapFlags::PRIVATE).and_then(|copy| {
-                std::ptr::copy_nonoverlapping(address.cast::<u8>(), copy.cast::<u8>(), bytes);
-                mremap_fixed(copy, bytes, bytes, MremapFlags::MAYMOVE, address).inspect_err(|_| {
-                    let _ = munmap(copy, bytes);
-                })
-            })
+        let Entry { state, bytes, .. } = self.0;
+        let (address, bytes) = (self.0.address(), bytes.load(Ordering::Relaxed));
+        // Whoever writes meanwhile tries again and again.
+        let before = loop {
+            let before = state.load(Ordering::Relaxed);
+            if before != CHANGING
+                && state.compare_exchange(before, CHANGING, Ordering::Acquire, Ordering::Relaxed).is_ok()
+            {
+                break before;
+            }
+            std::hint::spin_loop();
         };
-        kept.map_err(|errno| RingError::NoView { bytes, source: errno.into() })?;
-        self.0.state.store(KEPT, Ordering::Release);
-        Ok(())
+        // SAFETY: the copy has as many bytes as the slot, which is leased and mapped, and takes its place with the same contents: while they
+        // are copied nobody can write to them.
+        let kept = unsafe {
+            mprotect(address, bytes, MprotectFlags::READ)
+                .and_then(|()| {
+                    let access = ProtFlags::READ | ProtFlags::WRITE;
+                    mmap_anonymous(std::ptr::null_mut(), bytes, access, MapFlags::PRIVATE)
+                })
+                .and_then(|copy| {
+                    std::ptr::copy_nonoverlapping(address.cast::<u8>(), copy.cast::<u8>(), bytes);
+                    mremap_fixed(copy, bytes, bytes, MremapFlags::MAYMOVE, address).inspect_err(|_| {
+                        let _ = munmap(copy, bytes);
+                    })
+                })
+        };
+        if kept.is_err() && before == PRIVATE {
+            // SAFETY: as it was.
+            let _ = unsafe { mprotect(address, bytes, MprotectFlags::READ | MprotectFlags::WRITE) };
+        }
+        state.store(if kept.is_ok() { KEPT } else { before }, Ordering::Release);
+        kept.map(drop).map_err(|errno| RingError::NoView { bytes, source: errno.into() })
     }
 
     /// Whether it is a copy.
@@ -262,7 +282,7 @@ mod tests {
     /// Writes 99 to an element.
     fn write(lease: &Lease, at: usize) {
         let x = lease.view().x.as_ptr();
-        assert!(is_of_batch(x as usize + at) && make_private(x as usize + at));
+        assert!(lessee(x as usize + at) == Some(std::process::id()) && make_private(x as usize + at));
         // SAFETY: the slot is this reader's own now, and nobody else looks at this view of it meanwhile.
         unsafe { x.cast_mut().add(at).write(99) };
         assert_eq!((lease.view().x.as_ptr(), lease.view().x[at]), (x, 99));

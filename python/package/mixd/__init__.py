@@ -11,9 +11,19 @@
 `mixd.torch` has the mixed loss, and a loader of the shape of torch's DataLoader; nothing else here needs torch or numpy.
 """
 
+import importlib
+
 from ._native import Array, Batch, DaemonGone, Evicted, FeedEnded, MixdError, NoDaemon, SpecRefused
 from .feed import Epoch, Feed, Place
 from .server import Server, connect, serve
+
+
+def __getattr__(name: str) -> object:
+    """Imports `mixd.torch` when it is first asked for, and torch with it."""
+    if name == "torch":
+        return importlib.import_module("mixd.torch")
+    raise AttributeError(f"module 'mixd' has no attribute {name!r}")
+
 
 __all__ = [
     "Array",

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ._native import Array, Batch, DaemonGone, Spec, attach, forget
+from ._native import Array, Batch, DaemonGone, Spec, SpecRefused, attach, forget
 from ._native import Feed as Reader
 
 __all__ = ["Array", "Batch", "Epoch", "Feed", "Place"]
@@ -29,16 +29,20 @@ class Place(NamedTuple):
 class Feed:
     """Batches of one split, made by a daemon as this feed's spec says; `Server.feed` opens one.
 
-    `for batch in feed` gives the rest of the current epoch (a whole one, unless the feed was resumed or left half-way), and each `for` the next;
-    `feed.epoch(n)` gives epoch `n`. A batch is leased while it, its `x`, or a tensor or array over `x` is there. One that is held while as many others
-    come as the feed has slots becomes a copy, at the very same address, and a warning says once what holds it. In a child that was forked the
-    feed is refused: open one there.
+    Each `for batch in feed` is an epoch, also after a `break`; of a feed that was just resumed, the rest of one. `feed.epoch(n)` gives epoch `n`.
+
+    A batch is leased while it, its `x`, or a tensor or array over `x` is there. One that is held while as many others come as the feed has slots
+    becomes a copy, at the very same address, and a warning says once what holds it. In a child that was forked the feed is refused: open one
+    there.
     """
 
     def __init__(self, socket: str | os.PathLike[str], spec: Spec, reconnect: float) -> None:
         self._socket, self._spec, self._reconnect = socket, spec, reconnect
         self._ahead: Batch | None = None
         self._reader: Reader | None = attach(os.fspath(socket), spec, None, reconnect)
+        self._identity = self._reader.identity
+        # Whether somebody has taken batches since the feed was put where it stands.
+        self._left_half_way = False
         self.spec: dict[str, Any] = json.loads(spec.json())
         """The spec with all its keys."""
 
@@ -92,7 +96,7 @@ class Feed:
 
         Raises `DaemonGone`, `Evicted` or `FeedEnded` after everything published was read.
         """
-        batch, self._ahead = self._ahead, None
+        batch, self._ahead, self._left_half_way = self._ahead, None, True
         return self._open.next_batch() if batch is None else batch
 
     def epoch(self, number: int | None = None) -> "Epoch":
@@ -105,23 +109,34 @@ class Feed:
         return Epoch(self, self.place)
 
     def __iter__(self) -> "Epoch":
+        """Gives a whole epoch, unless the feed was just opened, moved or resumed in the middle of one: then the rest of that."""
+        if self._left_half_way and self.place.batch:
+            self.seek(self.place.epoch + 1)
         return self.epoch()
 
     def seek(self, epoch: int, index: int = 0) -> None:
-        """Goes to a batch of any epoch, forwards or back; nothing of what lies between is decoded. A shared feed is joined at that place."""
+        """Goes to a batch of any epoch, forwards or back; nothing of what lies between is decoded. A shared feed is joined at that place.
+
+        Where that fails the feed stays where it is.
+        """
         if epoch < 0 or not 0 <= index < len(self):
             raise ValueError(f"no batch {index} of epoch {epoch}: epochs count from 0, batches from 0 to {len(self) - 1}")
-        identity = self._open.identity
-        # The old ring goes first: memory for both may not be there.
-        self.close()
-        self._reader = attach(os.fspath(self._socket), self._spec, (epoch, index), self._reconnect)
-        if self._reader.identity != identity:
+        before, place = self._open, (epoch, index)
+        try:
+            reader = attach(os.fspath(self._socket), self._spec, place, self._reconnect)
+        except SpecRefused:
+            # There may not be room for two; a spec that was served is refused for nothing else but a place that has passed.
             self.close()
+            reader = attach(os.fspath(self._socket), self._spec, place, self._reconnect)
+        if reader.identity != self._identity:
+            reader.close()
             raise DaemonGone("the daemon that answers now does not make the same batches (start it as before, or open another feed)")
+        self._reader, self._ahead, self._left_half_way = reader, None, False
+        before.close()
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on with the batch after the last one that was taken, as torchdata's StatefulDataLoader has it."""
-        return {"epoch": self.place.epoch, "index": self.place.batch, "identity": self._open.identity, "spec": self.spec}
+        return {"epoch": self.place.epoch, "index": self.place.batch, "identity": self._identity, "spec": self.spec}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where the feed stood whose state this is. A state of one rank serves all ranks.
@@ -133,12 +148,12 @@ class Feed:
         differing = [f"{key} ({value}, not {self.spec.get(key)})" for key, value in spec.items() if self.spec.get(key) != value]
         if differing:
             raise ValueError(f"the state is one of a feed with other batches: its {', '.join(differing)} (open the feed with the same)")
-        if state["identity"] != self._open.identity:
+        if state["identity"] != self._identity:
             text = (
                 "the feed goes on, but not to the bit: data set, decoder, resize, mixer or version is another than when the state was taken"
             )
             warnings.warn(text, stacklevel=2)
-        if self.place != (state["epoch"], state["index"]):
+        if self.place != (state["epoch"], state["index"]) or self._left_half_way:
             self.seek(state["epoch"], state["index"])
 
     def held(self) -> list[str]:

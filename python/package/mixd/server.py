@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -93,6 +94,13 @@ class Server:
 
         Raises `SpecRefused`, which names the value and what it may be; `NoDaemon` where none answers.
         """
+        mixed = mixup if split == "train" or mixup != "default" else None
+        if cutmix is None and mixed is None and (lam, fold, pairing) != (None, None, None):
+            raise ValueError("lam, fold and pairing say how images are mixed, and these are not: give mixup an α, or leave them out")
+        if cutmix is not None and (fold, pairing) != (None, None):
+            raise ValueError("fold and pairing are for mixup: leave them out with cutmix")
+        if share is None and (delivery, max_lag) != (None, None):
+            raise ValueError("delivery and max_lag are for feeds that are shared: name a share, or leave them out")
         kind: str | None
         if cutmix is not None:
             if mixup not in ("default", None):
@@ -136,10 +144,11 @@ class Server:
 
     def close(self) -> None:
         """Leaves the feeds that were opened through this, and ends the daemon where it is this process's own."""
-        for feed in list(self._feeds):
-            feed.close()
-        if self._owned:
-            self._owned.close()
+        with contextlib.ExitStack() as ends:
+            if self._owned:
+                ends.callback(self._owned.close)
+            for feed in self._feeds:
+                ends.callback(feed.close)
 
     def __enter__(self) -> "Server":
         return self
@@ -164,19 +173,23 @@ def serve(data: str | os.PathLike[str], **options: object) -> Server:
     """Starts a daemon on an image folder or its .tgz, and returns when it serves. It ends with this process, however that ends.
 
     `options` are those of `mixd serve`, with _ for -, such as `workers=4`, `cache="2G"`, `cache_file=path`. Under torchrun all ranks of a
-    machine get one daemon: the first starts it, and it ends with the last of them. Raises `NoDaemon` where it does not come up; why stands on
-    standard error.
+    machine get one daemon: the first starts it, and it ends with the last of them; they call this equally often, in the same order. Raises
+    `NoDaemon` where it does not come up; why stands on standard error.
     """
     socket = options.pop("socket", None)
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if local_world_size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
         # All ranks of a machine are children of one process; a restart of them is another group.
-        group = f"ranks-{os.getppid()}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        group = f"ranks-{os.getppid()}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{next(_own)}"
         path = Path(os.fspath(socket)) if isinstance(socket, str | os.PathLike) else _folder() / f"{group}.sock"
         owners = path.with_suffix(".owners")
         if os.environ.get("LOCAL_RANK", "0") != "0":
             owned = _Owned.join(owners)
-            return Server(path, daemon_pid(os.fspath(path)), 0.0, owned)
+            try:
+                return Server(path, daemon_pid(os.fspath(path)), 0.0, owned)
+            except BaseException:
+                owned.close()
+                raise
     else:
         path = Path(os.fspath(socket)) if isinstance(socket, str | os.PathLike) else _folder() / f"own-{os.getpid()}-{next(_own)}.sock"
         owners = None
@@ -188,20 +201,33 @@ def serve(data: str | os.PathLike[str], **options: object) -> Server:
     return Server(path, owned.pid, 0.0, owned)
 
 
+# Ends of pipes that keep daemons going. A child that is forked lets go of them: it must not outlive its parent's part.
+_pipes: set[int] = set()
+
+
+def _let_go() -> None:
+    while _pipes:
+        os.close(_pipes.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 class _Owned:
     """A part in a daemon that ends when the last part is gone: its standard input is a pipe whose other end only the owners have."""
 
     def __init__(self, pipe: int, process: "subprocess.Popen[str] | None", owners: Path | None) -> None:
         self._pipe: int | None = pipe
-        self._process, self._owners, self._owner = process, owners, os.getpid()
+        self._process, self._owners = process, owners
         self.pid = process.pid if process else 0
+        _pipes.add(pipe)
 
     @classmethod
     def start(cls, command: list[str], owners: Path | None) -> "_Owned":
         """Starts the daemon and waits until it serves; others may then join at `owners`."""
         new = owners.with_suffix(".new") if owners else None
         if new:
-            new.unlink(missing_ok=True)
+            _prune(new.parent)
             os.mkfifo(new, 0o600)
             # Opened without waiting for the other end; the daemon then waits for what it reads.
             reading = os.open(new, os.O_RDONLY | os.O_NONBLOCK)
@@ -213,7 +239,7 @@ class _Owned:
         # In a group of its own, so that a terminal's Ctrl-C does not reach it: it ends when its owners do.
         process = subprocess.Popen(command, stdin=reading, stdout=subprocess.PIPE, text=True, env=environment, process_group=0)
         os.close(reading)
-        owned = cls(pipe, process, owners)
+        owned = cls(pipe, process, None)
         try:
             assert process.stdout
             with process.stdout as out:
@@ -221,9 +247,11 @@ class _Owned:
                     raise NoDaemon(f"the daemon did not come up (exit code {process.wait()}; its own message is on standard error, above)")
             if new and owners:
                 new.rename(owners)
+                owned._owners = owners
         except BaseException:
-            if new:
+            if new and owners:
                 new.unlink(missing_ok=True)
+                _tell(owners, "the first rank's daemon did not come up (see that rank's message)")
             owned.close()
             raise
         return owned
@@ -233,26 +261,46 @@ class _Owned:
         """Waits for the daemon that the first rank of this machine starts, and takes part in it."""
         deadline = time.monotonic() + _START_MAX
         while time.monotonic() < deadline:
-            # It is there once the daemon serves, and without a reader once that has ended.
+            # It is a pipe once the daemon serves, and a file where that is over.
             with contextlib.suppress(OSError):
-                return cls(os.open(owners, os.O_WRONLY | os.O_NONBLOCK), None, None)
+                pipe = os.open(owners, os.O_WRONLY | os.O_NONBLOCK)
+                if stat.S_ISFIFO(os.fstat(pipe).st_mode):
+                    return cls(pipe, None, None)
+                os.close(pipe)
+                raise NoDaemon(owners.read_text())
             time.sleep(0.02)
         raise NoDaemon(f"the first rank of this machine has started no daemon within {_START_MAX:.0f} s (see its own message)")
 
     def close(self) -> None:
         """Gives this part up, and waits for the daemon's end where no other process has one."""
         pipe, self._pipe = self._pipe, None
-        if pipe is None or os.getpid() != self._owner:
+        if pipe not in _pipes:
             return
+        _pipes.remove(pipe)
         os.close(pipe)
         if self._owners:
-            self._owners.unlink(missing_ok=True)
+            _tell(self._owners, "the first rank has left its daemon before this rank came (have the ranks wait for each other)")
         elif self._process:
+            self._process.terminate()
             try:
                 self._process.wait(_END_MAX)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+
+
+def _tell(owners: Path, why: str) -> None:
+    """Tells the ranks that come later why they cannot join."""
+    new = owners.with_suffix(".new")
+    new.write_text(why)
+    new.rename(owners)
+
+
+def _prune(folder: Path) -> None:
+    """Removes what groups left whose launchers are gone."""
+    for left in folder.glob("ranks-*"):
+        if not Path("/proc", left.name.split("-")[1]).exists():
+            left.unlink(missing_ok=True)
 
 
 def _folder() -> Path:

@@ -220,7 +220,7 @@ class DataLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         # Nothing here holds a batch while the caller works on it.
-        return map(self._pair, self.feed.epoch())
+        return map(self._pair, self.feed)
 
     def _pair(self, batch: Batch) -> tuple[Tensor, Any]:
         x = batch.x.to(self.device, non_blocking=True)
@@ -240,5 +240,5 @@ class DataLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Makes this epoch the next one, as a DistributedSampler has it."""
-        if self.feed.place.epoch != epoch:
+        if self.feed.place != (epoch, 0):
             self.feed.seek(epoch)

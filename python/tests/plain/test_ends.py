@@ -67,6 +67,25 @@ def test_a_feed_goes_on_with_the_next_batch_of_the_next_daemon(daemon: Daemon) -
     assert feed.daemon_pid == daemon.process.pid
 
 
+def test_a_feed_is_left_though_another_daemon_has_taken_the_place_of_its_own(daemon: Daemon) -> None:
+    feed = daemon.connect(reconnect=DEADLINE).feed("train", size=32)
+    feed.next_batch()
+    daemon.kill()
+    daemon.start()
+    until("the feed has a place there", lambda: readers(daemon, os.getpid()))
+    feed.close()
+    assert not readers(daemon, os.getpid())
+
+
+def test_a_seek_that_fails_leaves_the_feed_where_it_is(daemon: Daemon) -> None:
+    feed = daemon.connect().feed("train", size=32)
+    feed.next_batch()
+    daemon.kill()
+    with pytest.raises(mixd.NoDaemon):
+        feed.seek(7)
+    assert feed.place == (0, 1) and feed.state_dict()["index"] == 1
+
+
 def test_a_daemon_that_makes_other_batches_is_not_taken_for_the_one_that_is_gone(daemon: Daemon) -> None:
     feed = daemon.connect(reconnect=DEADLINE).feed("train", batch_size=16, size=32)
     feed.next_batch()
@@ -244,6 +263,54 @@ time.sleep(60)
         os.kill(child, 0)
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_children_do_not_keep_a_daemon_of_ones_own(script: Start) -> None:
+    code = f"""
+server = mixd.serve(data={str(SAMPLE_DATA)!r})
+feed = server.feed("train", size=32)
+feed.next_batch()
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+if not KILLED: server.close()
+say(server.pid, str(server.socket), child)
+time.sleep(60)
+"""
+    for killed in (False, True):
+        trainer = script(code.replace("KILLED", str(killed)))
+        pid, socket, child = trainer.heard()
+        try:
+            if killed:
+                trainer.signal(signal.SIGKILL)
+            until("the daemon has ended", lambda pid=pid, socket=socket: not (is_alive(pid) or os.path.exists(socket)), 5.0)  # type: ignore[misc]
+            assert is_alive(child)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process runs."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_child_may_leave_through_its_parents_with(daemon: Daemon) -> None:
+    with daemon.connect() as server, server.feed("train", size=32, digest=True) as feed:
+        batch = feed.next_batch()
+        child = os.fork()
+        if child == 0:
+            try:
+                server.close()
+                feed.close()
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert batch.is_intact() and feed.next_batch().is_intact()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])

@@ -31,9 +31,14 @@ def test_each_for_is_an_epoch_and_any_epoch_can_be_asked_for(daemon: Daemon) -> 
     taken = digests(next(half) for _ in range(3))
     assert len(feed.epoch(2)) == 4
     assert taken + digests(feed.epoch(2)) == epochs[2]
-    # One that is left goes on where the caller says.
+    # One that is left half-way goes on where the caller says, or with a whole epoch.
     next(feed.epoch(0))
     assert digests(feed.epoch(1)) == epochs[1]
+    feed.seek(1, 2)
+    assert digests(feed) == epochs[1][2:]
+    feed.seek(0, 3)
+    next(iter(feed))
+    assert digests(feed) == epochs[1] and feed.place == (2, 0)
     for wrong in ((-1, 0), (0, 7), (0, -1)):
         with pytest.raises(ValueError, match="batches from 0 to 6"):
             feed.seek(*wrong)
@@ -97,6 +102,15 @@ def test_options_are_those_of_the_spec(daemon: Daemon) -> None:
     assert server.feed("train", size=16, cutmix=1).spec["mix"] == {"cutmix": {"alpha": 1, "lambda": "image"}}
     with pytest.raises(ValueError, match="mixup or cutmix, not both"):
         server.feed(mixup=0.4, cutmix=1)
+    for options, text in (
+        ({"cutmix": 1, "fold": False}, "fold and pairing are for mixup"),
+        ({"split": "val", "lam": "per-batch"}, "give mixup an α"),
+        ({"mixup": None, "pairing": "shuffle"}, "give mixup an α"),
+        ({"delivery": "latest"}, "name a share"),
+        ({"max_lag": 3}, "name a share"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            server.feed(**options)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,27 @@ def check(ranks: list[Lines], epochs: int) -> None:
     assert epochs == 1 or first != second
 
 
+def test_a_rank_that_comes_late_or_whose_first_rank_failed_is_told_so(tmp_path: Path) -> None:
+    code = tmp_path / "ranks.py"
+    code.write_text(
+        f"""
+import os, pathlib, sys, time
+import mixd
+rank, left = os.environ["LOCAL_RANK"], pathlib.Path({str(tmp_path)!r}, "left")
+for data in ({str(SAMPLE_DATA)!r}, {str(tmp_path / "nowhere")!r}):
+    while rank == "1" and not left.exists(): time.sleep(0.01)
+    try:
+        with mixd.serve(data=data): pass
+    except mixd.NoDaemon as error: (left.parent / f"said-{{rank}}").open("a").write(str(error) + "\\n")
+    left.touch()
+"""
+    )
+    ended(torchrun("--standalone", "--nproc-per-node", 2, code))
+    assert "exit code 1" in (tmp_path / "said-0").read_text()
+    late, failed = (tmp_path / "said-1").read_text().splitlines()
+    assert "left its daemon before this rank came" in late and "did not come up" in failed
+
+
 def daemons(ranks: list[Lines]) -> set[int]:
     """The process ids of the daemons that served."""
     return {line["daemon"] for rank in ranks for line in rank}

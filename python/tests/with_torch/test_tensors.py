@@ -1,8 +1,11 @@
 """Batches as torch tensors: where they lie, and what becomes of those that are written to."""
 
+import queue
 import signal
 import subprocess
 import sys
+import threading
+import warnings
 from collections.abc import Callable
 
 import mixd
@@ -31,6 +34,9 @@ def test_torch_and_numpy_see_the_same(daemon: Daemon) -> None:
         batch = daemon.connect().feed("train", batch_size=8, size=32, dtype=dtype).next_batch()
         assert (batch.x.torch().numpy() == batch.x.numpy()).all()
         assert torch.equal(torch.as_tensor(batch.label_a), batch.label_a.torch())
+    labels = batch.label_a.torch()
+    assert (labels == batch.label_a).all() and (batch.label_a == labels).all() and not (labels + 1 == batch.label_a).any()  # type: ignore[attr-defined]
+    assert (batch.label_a == labels.numpy()).all() and not (batch.label_a != labels.tolist()).any()
     f32, bf16 = (daemon.connect().feed("train", batch_size=8, size=32, dtype=dtype).next_batch() for dtype in ("f32", "bf16"))
     assert torch.equal(f32.x.to(torch.bfloat16), bf16.x.torch())
 
@@ -98,6 +104,33 @@ def test_other_faults_end_the_process_as_before(script: Callable[..., Script], d
     assert ("Fatal Python error: Segmentation fault" in error) == bool(faulthandler)
 
 
+def test_what_is_written_while_a_batch_becomes_a_copy_is_not_lost(daemon: Daemon) -> None:
+    feed = daemon.connect().feed("train", batch_size=64, size=128, digest=True, slots=2)
+    written: queue.Queue[tuple[torch.Tensor, torch.Tensor] | None] = queue.Queue()
+
+    def write() -> None:
+        while pair := written.get():
+            x, expected = pair
+            for row in range(len(x)):
+                x[row].add_(1)
+            results.append(torch.equal(x, expected))
+
+    results: list[bool] = []
+    writer = threading.Thread(target=write)
+    writer.start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(60):
+            batch = feed.next_batch()
+            x = batch.x.torch()
+            written.put((x, x + 1))
+            # Held by the writer alone, which is at it while the next batches come.
+            del batch, x
+    written.put(None)
+    writer.join()
+    assert len(results) == 60 and all(results)
+
+
 def test_a_batch_moves_as_a_whole(daemon: Daemon) -> None:
     batch = daemon.connect().feed("train", batch_size=8, size=32).next_batch()
     tensors = batch.to("cpu")
@@ -123,7 +156,7 @@ def test_a_tensor_keeps_its_batch(daemon: Daemon) -> None:
     # A copy is written to as well.
     views[0].add_(1)
     assert torch.equal(views[0], expected + 1)
-    assert all(batch.is_intact() for batch in feed)
+    assert all(batch.is_intact() for batch in feed.epoch())
     assert feed.held() == ["epoch 0, batch 0 (by 1 × tensor)"]
     views.clear()
     assert feed.held() == []

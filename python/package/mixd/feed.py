@@ -117,7 +117,7 @@ class Feed:
     def seek(self, epoch: int, index: int = 0) -> None:
         """Goes to a batch of any epoch, forwards or back; nothing of what lies between is decoded. A shared feed is joined at that place.
 
-        Where that fails the feed stays where it is.
+        Where that fails the feed stays where it is; only a private one for which there is no memory twice may be closed then.
         """
         if epoch < 0 or not 0 <= index < len(self):
             raise ValueError(f"no batch {index} of epoch {epoch}: epochs count from 0, batches from 0 to {len(self) - 1}")
@@ -125,7 +125,9 @@ class Feed:
         try:
             reader = attach(os.fspath(self._socket), self._spec, place, self._reconnect)
         except SpecRefused:
-            # There may not be room for two; a spec that was served is refused for nothing else but a place that has passed.
+            # A shared feed has passed the place. A private one is refused for lack of room: the old one makes it.
+            if self.spec["share"]:
+                raise
             self.close()
             reader = attach(os.fspath(self._socket), self._spec, place, self._reconnect)
         if reader.identity != self._identity:

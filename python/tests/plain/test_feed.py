@@ -142,6 +142,16 @@ def test_trainers_that_share_read_the_same_batches(daemon: Daemon) -> None:
     feeds = [server.feed("train", size=16, share="sweep", start=(0, 0), digest=True) for _ in range(2)]
     pairs = [[feed.next_batch() for feed in feeds] for _ in range(3)]
     assert all(one.digest == other.digest and one.index == other.index for one, other in pairs)
+    del pairs
+    for _ in range(9):
+        assert feeds[0].next_batch().index == feeds[1].next_batch().index
+    # What has passed is gone for one, who stays with the others; what is to come is not.
+    with pytest.raises(mixd.SpecRefused, match=r"epoch 0, batch 0"):
+        feeds[0].seek(0)
+    assert [tuple(feed.place) for feed in feeds] == [(3, 0), (3, 0)]
+    feeds[0].seek(4)
+    assert [feeds[1].next_batch().epoch for _ in range(4)] == [3] * 4
+    assert [feed.next_batch().epoch for feed in feeds] == [4, 4]
     with pytest.raises(mixd.SpecRefused, match=r"the shared feed `sweep` is another one: its .*seed \(0, not 1\)"):
         server.feed("train", size=16, share="sweep", digest=True, seed=1)
     assert "2" in daemon.feeds()

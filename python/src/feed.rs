@@ -195,11 +195,11 @@ impl Feed {
         }
         loop {
             let since = Instant::now();
-            let patient = || self.closing.load(Ordering::Relaxed) || since.elapsed() > PATIENCE;
+            let interrupted = || self.closing.load(Ordering::Relaxed) || since.elapsed() > PATIENCE;
             let next = py.detach(|| {
                 let mut state = lock(&self.state);
                 let Some(feed) = &mut state.feed else { return Ok(None) };
-                let next = feed.next_batch_unless(&patient)?;
+                let next = feed.next_batch_unless(&interrupted)?;
                 Ok(next.map(|lease| state.lend(lease)))
             });
             match next {

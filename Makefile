@@ -9,8 +9,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 MIXD   := $(TARGET)/release/mixd
 # libjpeg-turbo decodes faster than what is built in else, and to Pillow's pixels; its build needs two tools.
 jpeg   := $(if $(and $(shell command -v cmake),$(shell command -v nasm)),turbojpeg)
-plain  := $(if $(jpeg),--features $(jpeg))
-with   := --features "torch $(jpeg)"
+# CUDA is looked for when it is asked for: its part is built everywhere.
+plain  := --features "cuda $(jpeg)"
+with   := --features "torch cuda $(jpeg)"
 CARGO_TEST   := cargo test --release --locked
 CARGO_CLIPPY := cargo clippy --release --locked --all-targets
 CARGO_DOC    := RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps

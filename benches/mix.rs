@@ -7,7 +7,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use mixd::config::FeedSpec;
-use mixd::mix::{CpuMixer, Helpers, Level, Mixer, Row};
+use mixd::mix::{CpuMixer, Helpers, Level, Mixer, Row, Target};
 use mixd::types::{Cut, Dtype, Layout};
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ fn mix(criterion: &mut Criterion) {
                         Row { flip, partner_flip, cut, ..Row::new(sample(17), sample(29), lambda) }
                     };
                     let rows: Vec<Row<'_>> = (0..64).map(row).collect();
-                    mixer.mix(&rows, bytemuck::cast_slice_mut(&mut slots[turn % SLOTS]), None).unwrap();
+                    mixer.mix(&rows, Target::Memory(bytemuck::cast_slice_mut(&mut slots[turn % SLOTS])), None).unwrap();
                 });
             });
         }

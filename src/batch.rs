@@ -11,8 +11,10 @@ use xxhash_rust::xxh3::Xxh3;
 /// `x = λ·norm(own) + (1−λ)·norm(partner)`; loss `= reduce(λ·L(ŷ, label_a) + (1−λ)·L(ŷ, label_b))`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BatchView<'a> {
-    /// The images: `len` × 3 × H × W elements of `dtype` in `layout`, native byte order, 64-byte aligned.
+    /// The images: `len` × 3 × H × W elements of `dtype` in `layout`, native byte order, 64-byte aligned. Empty where they lie on a device.
     pub x: &'a [u8],
+    /// The same elements in a CUDA device's memory, where the feed was asked for there.
+    pub x_on_device: Option<OnDevice>,
     /// Element type of `x`.
     pub dtype: Dtype,
     /// Order of the axes of `x`.
@@ -41,6 +43,17 @@ pub struct BatchView<'a> {
     pub pad: u32,
     /// [`BatchView::digest_by`] the daemon's mixer; 0 when the feed makes no digests.
     pub digest: u64,
+}
+
+/// Where a batch's images lie in the memory of a CUDA device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnDevice {
+    /// The device's number in this process.
+    pub ordinal: u32,
+    /// Address of the first byte in this process, 256-byte aligned; valid as long as the batch is leased.
+    pub address: u64,
+    /// Bytes of the images.
+    pub bytes: usize,
 }
 
 /// The bytes of numbers, as they lie.
@@ -108,6 +121,7 @@ mod tests {
     fn view() -> BatchView<'static> {
         BatchView {
             x: &[1, 2, 3, 4, 5, 6],
+            x_on_device: None,
             dtype: Dtype::U8,
             layout: Layout::Nchw,
             image_size: ImageSize::square(1),

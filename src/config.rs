@@ -2,7 +2,7 @@
 
 use crate::mix::Format;
 use crate::types::ParseError;
-use crate::types::{Dtype, ImageSize, Last, Layout, Split, Start, named};
+use crate::types::{Device, Dtype, ImageSize, Last, Layout, Split, Start, named};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -220,6 +220,9 @@ pub struct FeedSpec {
     pub mean: [f32; 3],
     /// Standard deviation of each channel, positive.
     pub std: [f32; 3],
+    /// In whose memory `x` lies: main memory, or a CUDA device as its trainer numbers them.
+    #[serde(default)]
+    pub device: Device,
     /// Which of `world_size` ranks this feed serves.
     pub rank: u32,
     /// Ranks that the epoch is dealt to, 1 to [`WORLD_SIZE_MAX`].
@@ -264,6 +267,7 @@ impl FeedSpec {
             layout: Layout::Nchw,
             mean: [0.47, 0.48, 0.45],
             std: [0.29, 0.28, 0.30],
+            device: Device::Cpu,
             rank: 0,
             world_size: 1,
             slots: 4,
@@ -281,7 +285,8 @@ impl FeedSpec {
 
     /// What the mixer needs to know.
     pub fn format(&self) -> Format {
-        Format { image_size: self.image_size, dtype: self.dtype, layout: self.layout, mean: self.mean, std: self.std }
+        let Self { image_size, dtype, layout, mean, std, device, .. } = *self;
+        Format { image_size, dtype, layout, mean, std, device }
     }
 
     /// Checks every value against its range.
@@ -290,7 +295,7 @@ impl FeedSpec {
     /// Names the first key that is out of range.
     pub fn validate(&self) -> Result<(), SpecError> {
         let side = 1..=ImageSize::SIDE_MAX;
-        let checks: [(bool, &'static str, String, String); 11] = [
+        let checks: [(bool, &'static str, String, String); 12] = [
             range("batch_size", self.batch_size, 1, BATCH_SIZE_MAX),
             (
                 side.contains(&self.image_size.height) && side.contains(&self.image_size.width),
@@ -325,6 +330,12 @@ impl FeedSpec {
                 "max_lag",
                 self.share.map_or(0.0, |share| share.max_lag_s).to_string(),
                 format!("above 0 and at most {MAX_LAG_S_MAX} seconds"),
+            ),
+            (
+                !self.digest || self.device == Device::Cpu,
+                "digest",
+                format!("on for a batch on {}", self.device),
+                "off there, since digests are of main memory".to_owned(),
             ),
             (
                 self.start.of_a_new_feed().epoch >> crate::rng::EPOCH_BITS == 0,
@@ -386,6 +397,7 @@ mod tests {
             ("alpha", FeedSpec { mix: mixup(0.0), ..train }),
             ("alpha", FeedSpec { mix: mixup(f64::INFINITY), ..train }),
             ("alpha", FeedSpec { mix: Mix::CutMix(CutMix { alpha: -1.0, ..CutMix::default() }), ..train }),
+            ("digest", FeedSpec { digest: true, device: Device::Cuda(0), ..train }),
             ("max_lag", FeedSpec { share: Some(Share { max_lag_s: 0.0, ..share }), ..train }),
             ("start", FeedSpec { start: Start::At(Place { epoch: 1 << 60, index: 0 }), ..train }),
         ];

@@ -32,3 +32,28 @@ pub fn imagenette() -> Option<PathBuf> {
     let first = dataset.path_of(crate::types::Split::Train, 0);
     Some(first.ancestors().nth(3).expect("root/train/class/file").to_owned())
 }
+
+#[cfg(feature = "cuda")]
+#[path = "../tests/cuda_on_cpu/mod.rs"]
+mod cuda_on_cpu;
+
+/// A CUDA device: the machine's first, or where there is none one that runs on the processor.
+#[cfg(feature = "cuda")]
+pub fn gpu() -> std::sync::Arc<crate::cuda::Gpu> {
+    use std::sync::Once;
+    static LOADED: Once = Once::new();
+    if let Ok(gpu) = crate::cuda::Gpu::open(0) {
+        return gpu;
+    }
+    // What is loaded already is found by its name wherever it lies.
+    LOADED.call_once(|| {
+        for name in ["libcuda.so.1", "libnvrtc.so.1"] {
+            let path = cuda_on_cpu::libraries().join(name);
+            // SAFETY: our own library, which does nothing when it is loaded and is never unloaded.
+            #[expect(unsafe_code, reason = "loads a library")]
+            let library = unsafe { libloading::Library::new(path) };
+            std::mem::forget(library.expect("built just now"));
+        }
+    });
+    crate::cuda::Gpu::open(0).expect("a device on the processor")
+}

@@ -16,6 +16,8 @@ pub mod sampler;
 pub mod stamp;
 // Who computes it.
 pub mod cpus;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod pipeline;
 pub mod ring;
 pub mod stats;

@@ -1,5 +1,6 @@
 //! Counters of the pipeline's stages.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,30 @@ impl Stage {
     }
 }
 
+/// Bytes that went over the bus of a CUDA device and through its memory, over all feeds.
+#[derive(Debug, Default)]
+pub struct Moved {
+    to_device: AtomicU64,
+    from_device: AtomicU64,
+    on_device: AtomicU64,
+}
+
+impl Moved {
+    /// Counts a batch: bytes to the device, from it, and, each sample read once and each image written once, in its memory.
+    pub fn count(&self, to_device: usize, from_device: usize, on_device: usize) {
+        for (counter, bytes) in
+            [(&self.to_device, to_device), (&self.from_device, from_device), (&self.on_device, on_device)]
+        {
+            counter.fetch_add(bytes as u64, Relaxed);
+        }
+    }
+
+    /// What was counted so far, in the same order.
+    pub fn read(&self) -> [u64; 3] {
+        [&self.to_device, &self.from_device, &self.on_device].map(|counter| counter.load(Relaxed))
+    }
+}
+
 /// The stages of the data's way.
 #[derive(Debug, Default)]
 pub struct Stats {
@@ -62,6 +87,8 @@ pub struct Stats {
     pub decode: Stage,
     /// Mixing into slots; items are batches.
     pub mix: Stage,
+    /// What devices moved.
+    pub moved: Arc<Moved>,
 }
 
 impl Stats {

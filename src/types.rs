@@ -274,14 +274,28 @@ impl FromStr for Start {
     }
 }
 
-/// Where tensors are computed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+/// Where tensors lie and are computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Device {
     /// Main memory and the processor.
     #[default]
     Cpu,
     /// The CUDA device of this ordinal.
     Cuda(u32),
+}
+
+impl TryFrom<String> for Device {
+    type Error = ParseError;
+    fn try_from(text: String) -> Result<Self, ParseError> {
+        text.parse()
+    }
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> Self {
+        device.to_string()
+    }
 }
 
 impl fmt::Display for Device {

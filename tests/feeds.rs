@@ -171,6 +171,7 @@ impl Oracle {
             load: LoadOptions::default(),
             mixer: MixerKind::Cpu,
             device: Device::Cpu,
+            device_cache_bytes: None,
             on_bad_image: OnBadImage::Fail,
         };
         Self { pipeline: Pipeline::start(dataset, options).unwrap(), digests: HashMap::new() }

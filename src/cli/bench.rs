@@ -1,6 +1,6 @@
 //! `mixd bench`: how fast a daemon delivers to separate trainer processes, and what share of the machine's ceiling that is.
 
-use super::bench_ceiling::{Ceiling, Measured};
+use super::bench_ceiling::{Ceiling, Measured, OnDevice};
 use super::bench_trainer::{Counted, Report, Touch};
 use super::options::{Cache, DataArgs, PipelineArgs};
 use super::own_daemon::OwnDaemon;
@@ -10,7 +10,7 @@ use crate::control::proto;
 use crate::pipeline::in_flight;
 use crate::ring::now_ns;
 use crate::sampler::Sampler;
-use crate::types::{Dtype, ImageSize};
+use crate::types::{Device, Dtype, ImageSize};
 use anyhow::Context;
 use clap::Args;
 use serde_json::{Value, json};
@@ -78,6 +78,9 @@ pub struct Bench {
     /// waking a thread.
     #[arg(long, env = "MIXD_CEILING")]
     ceiling: bool,
+    /// With --device cuda: have batches copied back into main memory, where trainers read them, in place of leaving them on the device.
+    #[arg(long, env = "MIXD_COPY_BACK")]
+    copy_back: bool,
     /// Print one line of JSON at the end.
     #[arg(long, env = "MIXD_JSON")]
     json: bool,
@@ -115,9 +118,18 @@ impl Bench {
             mix: self.cutmix.map_or(FeedSpec::train().mix, |alpha| Mix::CutMix(CutMix { alpha, ..CutMix::default() })),
             flip: self.flip,
             digest: self.digest,
+            device: if self.copy_back { Device::Cpu } else { self.pipeline.batch_device() },
             ..FeedSpec::train()
         };
         spec.validate()?;
+        anyhow::ensure!(
+            !self.copy_back || self.pipeline.batch_device() != Device::Cpu,
+            "--copy-back is for batches that are mixed on a device (give --device cuda, too)"
+        );
+        anyhow::ensure!(
+            self.python.is_none() || spec.device == Device::Cpu,
+            "--python reads main memory only (give --copy-back, too)"
+        );
         let dataset = self.data.open()?;
         let batches = Sampler::new(spec, dataset.samples(spec.split).len() as u32)?.batches();
         let cached = self.pipeline.cache != Cache::Off;
@@ -147,10 +159,11 @@ impl Bench {
             }
         }
         let workers = client::status(daemon.socket())?.decode_workers as usize;
-        let mut ceiling = self.ceiling.then(|| Ceiling::new(&dataset, spec, &self.pipeline, workers));
+        let ceiling = self.ceiling.then(|| Ceiling::new(&dataset, spec, &self.pipeline, workers));
+        let mut ceiling = ceiling.transpose()?;
         let rounds = (0..self.rounds)
             .map(|_| {
-                let ceiling = ceiling.as_mut().map(Ceiling::measure);
+                let ceiling = ceiling.as_mut().map(Ceiling::measure).transpose()?;
                 let (alone, others) = trainers.split_at_mut(usize::from(self.share.is_some()));
                 let (together, python) = others.split_at_mut(self.trainers as usize);
                 let by_itself = |trainers: &mut [Trainer]| match trainers {
@@ -209,6 +222,7 @@ impl Bench {
             ("dtype", self.dtype.to_string()),
             ("slots", self.slots.to_string()),
             ("seed", seed.to_string()),
+            ("device", if python.is_some() || self.copy_back { Device::Cpu } else { self.pipeline.batch_device() }.to_string()),
             // Its daemon is not started again.
             ("reconnect", "0".to_owned()),
         ];
@@ -227,7 +241,25 @@ impl Bench {
         let warm = self.pipeline.cache != Cache::Off;
         let counted = || rounds.iter().flat_map(|round| &round.trainers);
         let over = |figure: &dyn Fn(&Round) -> Option<f64>| median(rounds.iter().filter_map(figure).collect());
-        let ceiling = |round: &Round| round.ceiling.as_ref().map(|at| if warm { at.write } else { at.decode });
+        let on_device = !self.copy_back && self.pipeline.batch_device() != Device::Cpu;
+        let resident = self.pipeline.device_cache != Cache::Off;
+        // What a batch on a device must move at least: its samples once over the bus, or, of those that are there, read and written once.
+        let (sample_bytes, image_bytes) = (self.size.values() as f64, (self.size.values() * self.dtype.bytes()) as f64);
+        let ceiling = |round: &Round| {
+            round.ceiling.as_ref().map(|at| match &at.device {
+                _ if !warm => at.decode,
+                Some(device) if resident => device.copy / (sample_bytes + image_bytes),
+                Some(device) => device.host_copy / sample_bytes,
+                None => at.write,
+            })
+        };
+        let moved = |of: fn(&proto::Moved) -> u64| {
+            over(&|round: &Round| {
+                let bytes = |status: &proto::Status| status.moved.as_ref().map_or(0, of);
+                let mixed = round.mixed_images(self.batch_size);
+                (mixed > 0.0).then(|| (bytes(&round.after) - bytes(&round.before)) as f64 / mixed)
+            })
+        };
         let handoff_us: Vec<f64> = counted().flat_map(|one| one.handoff_us.clone()).collect();
         let handoffs = handoff_us.len();
         let wake_us = rounds.iter().flat_map(|round| round.ceiling.iter().flat_map(|at| at.wake_us.clone())).collect();
@@ -254,7 +286,12 @@ impl Bench {
             "ceiling_images_per_s": over(&ceiling),
             "share_of_ceiling": over(&|round| Some(round.images_per_s() / ceiling(round)?)),
             "ceiling": over(&ceiling).map(|_| json!({
-                "kind": if warm { "memory write" } else { "decode + resize" },
+                "kind": match (warm, on_device, resident) {
+                    (false, ..) => "decode + resize",
+                    (true, false, _) => "memory write",
+                    (true, true, true) => "device memory copy",
+                    (true, true, false) => "pinned copy to the device",
+                },
                 "decode_images_per_s": over(&|round| Some(round.ceiling.as_ref()?.decode)),
                 "memory_write_images_per_s": over(&|round| Some(round.ceiling.as_ref()?.write)),
                 "wake_us_p50": wake_us_p50,
@@ -278,6 +315,24 @@ impl Bench {
                 "images_per_s": images_per_s,
                 "of_rust": over(&|round| Some(round.python.as_ref()?.images_per_s() / round.images_per_s())),
             })),
+            "device": (self.pipeline.batch_device() != Device::Cpu).then(|| {
+                let ceiling = |of: fn(&OnDevice) -> f64| over(&|round| round.ceiling.as_ref()?.device.as_ref().map(of));
+                json!({
+                    "ordinal": self.pipeline.device.to_string(),
+                    "name": rounds[0].ceiling.as_ref().and_then(|at| at.device.as_ref()).map(|device| device.name.clone()),
+                    "resident_mb": last.stores.iter().map(|store| store.device_bytes).sum::<u64>() as f64 / 1e6,
+                    "to_device_bytes_per_image": moved(|moved| moved.to_device_bytes),
+                    "from_device_bytes_per_image": moved(|moved| moved.from_device_bytes),
+                    "on_device_bytes_per_image": moved(|moved| moved.on_device_bytes),
+                    "copy_bytes_per_s": ceiling(|at| at.copy),
+                    "host_copy_bytes_per_s": ceiling(|at| at.host_copy),
+                    "kernel_images_per_s": ceiling(|at| at.kernel),
+                    "kernel_share_of_copy": over(&|round| {
+                        let device = round.ceiling.as_ref()?.device.as_ref()?;
+                        Some(device.kernel * (sample_bytes + image_bytes) / device.copy)
+                    }),
+                })
+            }),
             "bottleneck": bottleneck(&stages, window_s),
             "stages": stages,
             "trainers": self.trainers,
@@ -344,10 +399,14 @@ impl Round {
         self.after.cpu_s - self.before.cpu_s
     }
 
-    /// The daemon runs ahead of trainers by what is in flight, so its work is set against what it mixed itself.
-    fn cpu_ms_per_1000_images(&self, batch_size: u32) -> Option<f64> {
+    /// Images that the daemon mixed. It runs ahead of trainers by what is in flight, so its work is set against these.
+    fn mixed_images(&self, batch_size: u32) -> f64 {
         let mixed = |status: &proto::Status| status.stages.iter().find(|s| s.name == "mix").map_or(0, |s| s.items);
-        let images = (mixed(&self.after) - mixed(&self.before)) as f64 * f64::from(batch_size);
+        (mixed(&self.after) - mixed(&self.before)) as f64 * f64::from(batch_size)
+    }
+
+    fn cpu_ms_per_1000_images(&self, batch_size: u32) -> Option<f64> {
+        let images = self.mixed_images(batch_size);
         (images > 0.0).then(|| self.cpu_seconds() * 1e6 / images)
     }
 }
@@ -441,6 +500,20 @@ fn table(result: &Value) -> String {
         (result["ceiling"]["wake_us_p50"].as_f64(), result["ceiling"]["wake_us_p99"].as_f64())
     {
         row("  the kernel's wake-up alone", format!("{p50:.1} µs, {p99:.1} µs"));
+    }
+    if let Some(device) = result["device"].as_object() {
+        let bytes = |key: &str| device[key].as_f64().unwrap_or(0.0);
+        let (to, from) = (bytes("to_device_bytes_per_image"), bytes("from_device_bytes_per_image"));
+        row("over the bus, an image", format!("{to:.0} bytes to the device, {from:.0} back"));
+        row("in its memory, an image", format!("{:.0} bytes", bytes("on_device_bytes_per_image")));
+        row("samples kept there", format!("{:.0} MB", bytes("resident_mb")));
+        if let (Some(name), Some(kernel)) = (device["name"].as_str(), device["kernel_images_per_s"].as_f64()) {
+            let share = 100.0 * bytes("kernel_share_of_copy");
+            row("the device", name.to_owned());
+            row("  copies in its memory", format!("{:.1} GB/s, read and written", bytes("copy_bytes_per_s") / 1e9));
+            row("  copies to it", format!("{:.1} GB/s from pinned memory", bytes("host_copy_bytes_per_s") / 1e9));
+            row("  the kernel alone", format!("{kernel:.0} images/s, {share:.0} % of what copies move"));
+        }
     }
     row("bottleneck", result["bottleneck"].as_str().unwrap_or_default().to_owned());
     for stage in result["stages"].as_array().into_iter().flatten() {

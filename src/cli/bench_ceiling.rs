@@ -1,11 +1,15 @@
 //! What the machine can do at best, which `mixd bench --ceiling` sets beside what the daemon does.
 
+#[cfg(feature = "cuda")]
+use super::bench_device::{DeviceCeiling, DeviceMeasured};
 use super::options::PipelineArgs;
 use crate::config::FeedSpec;
 use crate::cpus::Cpus;
 use crate::dataset::Dataset;
 use crate::image::Loader;
 use crate::ring::now_ns;
+#[cfg(feature = "cuda")]
+use crate::types::Device;
 use crate::types::Split;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,6 +28,8 @@ pub struct Ceiling<'a> {
     workers: usize,
     next: AtomicU64,
     slots: Vec<Vec<u8>>,
+    #[cfg(feature = "cuda")]
+    device: Option<DeviceCeiling>,
 }
 
 /// Ceilings.
@@ -32,28 +38,81 @@ pub struct Measured {
     pub decode: f64,
     /// Images a second: writing finished images to the slots of a ring.
     pub write: f64,
+    /// Of the CUDA device that batches lie on.
+    pub device: Option<OnDevice>,
     /// Microseconds until a sleeping thread is awake that nothing keeps from running: what the kernel takes for a hand-over.
     pub wake_us: Vec<f64>,
 }
 
+/// Ceilings of a CUDA device.
+#[derive(Debug, Clone)]
+pub struct OnDevice {
+    /// What it is called.
+    pub name: String,
+    /// Bytes a second, read and written, of copies within its memory.
+    pub copy: f64,
+    /// Bytes a second of copies from pinned main memory.
+    pub host_copy: f64,
+    /// Images a second that the kernel alone mixes.
+    pub kernel: f64,
+}
+
 impl<'a> Ceiling<'a> {
     /// For a daemon with so many decode threads.
-    pub fn new(dataset: &'a Dataset, spec: FeedSpec, pipeline: &'a PipelineArgs, workers: usize) -> Self {
+    ///
+    /// # Errors
+    /// When the device is not there, or lacks the memory.
+    pub fn new(
+        dataset: &'a Dataset,
+        spec: FeedSpec,
+        pipeline: &'a PipelineArgs,
+        workers: usize,
+    ) -> anyhow::Result<Self> {
         let batch_bytes = spec.batch_size as usize * spec.format().image_bytes();
         let slots = (0..spec.slots).map(|_| vec![1; batch_bytes]).collect();
-        let mut ceiling = Self { dataset, spec, pipeline, workers, next: AtomicU64::new(0), slots };
+        #[cfg(feature = "cuda")]
+        let device = match spec.device {
+            Device::Cuda(ordinal) => Some(DeviceCeiling::new(ordinal, &spec)?),
+            Device::Cpu => None,
+        };
+        let mut ceiling = Self {
+            dataset,
+            spec,
+            pipeline,
+            workers,
+            next: AtomicU64::new(0),
+            slots,
+            #[cfg(feature = "cuda")]
+            device,
+        };
         // Once over the first files, so that neither the page cache nor the processor's clock starts cold.
-        ceiling.measure();
-        ceiling
+        ceiling.measure()?;
+        Ok(ceiling)
     }
 
     /// Measures for about a second.
-    pub fn measure(&mut self) -> Measured {
-        Measured {
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn measure(&mut self) -> anyhow::Result<Measured> {
+        Ok(Measured {
             decode: self.decode(Instant::now() + TIME),
             write: self.write(Instant::now() + TIME / 4),
+            device: self.device()?,
             wake_us: wake(Instant::now() + TIME / 4),
-        }
+        })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn device(&mut self) -> anyhow::Result<Option<OnDevice>> {
+        let Some(device) = &mut self.device else { return Ok(None) };
+        let DeviceMeasured { copy, host_copy, kernel } = device.measure()?;
+        Ok(Some(OnDevice { name: device.name().to_owned(), copy, host_copy, kernel }))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn device(&mut self) -> anyhow::Result<Option<OnDevice>> {
+        Ok(None)
     }
 
     fn decode(&self, until: Instant) -> f64 {

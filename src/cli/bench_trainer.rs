@@ -1,9 +1,13 @@
 //! One trainer of `mixd bench`, a process of its own: reads batches, touches them and counts.
 
+#[cfg(feature = "cuda")]
+use super::bench_device::DeviceReader;
 use super::options::{FeedArgs, JoinArgs};
 use crate::client::{self, Batch, Feed};
+use crate::config::FeedSpec;
 use crate::pipeline::in_flight;
 use crate::ring::now_ns;
+use crate::types::Device;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -37,6 +41,9 @@ pub struct BenchTrainer {
     /// Microseconds to work on each batch, as a trainer would.
     #[arg(long, default_value_t = 0)]
     step_us: u64,
+    /// In whose memory batches lie.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
     #[command(flatten)]
     feed: FeedArgs,
     #[command(flatten)]
@@ -77,7 +84,8 @@ pub struct Counted {
 
 impl BenchTrainer {
     pub fn run(self) -> anyhow::Result<()> {
-        let spec = self.join.spec(self.feed.spec()?)?;
+        let spec = FeedSpec { device: self.device, ..self.join.spec(self.feed.spec()?)? };
+        let mut reader = Reader::new(&spec)?;
         let reconnect = self.join.reconnect()?;
         let attach = || client::attach_for(&self.socket, &spec, reconnect);
         let start_ns = now_ns();
@@ -90,7 +98,7 @@ impl BenchTrainer {
             if nth == 0 {
                 first_batch_ns = now_ns();
             }
-            checksum ^= self.step(&batch);
+            checksum ^= self.step(&batch, &reader)?;
         }
         // Who shares a feed leaves it between rounds: the others would wait for a trainer that does not read.
         let mut feed = spec.share.is_none().then_some(feed);
@@ -99,10 +107,10 @@ impl BenchTrainer {
         for _ in std::io::stdin().lines() {
             let mut reading = feed.take().map_or_else(&attach, Ok)?;
             for _ in 0..in_flight(spec.slots) {
-                checksum ^= self.step(&reading.next_batch()?);
+                checksum ^= self.step(&reading.next_batch()?, &reader)?;
             }
             say(&Report::Counting)?;
-            let counted = self.round(&mut reading, checksum)?;
+            let counted = self.round(&mut reading, &mut reader, checksum)?;
             feed = spec.share.is_none().then_some(reading);
             checksum = counted.checksum;
             say(&Report::Round(counted))?;
@@ -110,17 +118,19 @@ impl BenchTrainer {
         Ok(())
     }
 
-    fn round(&self, feed: &mut Feed, mut checksum: u64) -> anyhow::Result<Counted> {
+    fn round(&self, feed: &mut Feed, reader: &mut Reader, mut checksum: u64) -> anyhow::Result<Counted> {
         let (start, usage) = (now_ns(), crate::usage::own());
         let (mut images, mut handoff_us) = (0, Vec::with_capacity(1 << 16));
         let seconds = loop {
             let batch = next(feed, &mut handoff_us)?;
-            checksum ^= self.step(&batch);
+            checksum ^= self.step(&batch, reader)?;
             images += batch.view().len() as u64;
             drop(batch);
             let seconds = (now_ns() - start) as f64 / 1e9;
             if (self.images > 0 && images >= self.images) || (self.images == 0 && seconds >= self.seconds) {
-                break seconds;
+                // Nothing counts that a device has not read.
+                checksum ^= reader.finish()?;
+                break (now_ns() - start) as f64 / 1e9;
             }
         };
         let cpu_seconds = (crate::usage::own().cpu - usage.cpu).as_secs_f64();
@@ -128,13 +138,13 @@ impl BenchTrainer {
     }
 
     /// What a trainer does with a batch.
-    fn step(&self, batch: &Batch) -> u64 {
+    fn step(&self, batch: &Batch, reader: &Reader) -> anyhow::Result<u64> {
         let done = now_ns() + self.step_us * 1_000;
-        let checksum = touch(batch, self.touch);
+        let checksum = reader.touch(batch, self.touch)?;
         while now_ns() < done {
             std::hint::spin_loop();
         }
-        checksum
+        Ok(checksum)
     }
 }
 
@@ -148,14 +158,48 @@ fn next(feed: &mut Feed, handoff_us: &mut Vec<f64>) -> anyhow::Result<Batch> {
     Ok(batch)
 }
 
-fn touch(batch: &Batch, touch: Touch) -> u64 {
-    let view = batch.view();
-    let header = view.epoch ^ view.index ^ view.lambda.iter().map(|lambda| u64::from(lambda.to_bits())).sum::<u64>();
-    let x = match touch {
-        Touch::Element => view.x.iter().step_by(view.x.len() / view.len()).map(|&byte| u64::from(byte)).sum(),
-        Touch::All => xxhash_rust::xxh3::xxh3_64(view.x),
-    };
-    header.wrapping_add(x)
+/// Reads batches where they lie.
+enum Reader {
+    Memory,
+    #[cfg(feature = "cuda")]
+    Device(DeviceReader),
+}
+
+impl Reader {
+    fn new(spec: &FeedSpec) -> anyhow::Result<Self> {
+        match spec.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => Ok(Self::Device(DeviceReader::new(ordinal, spec)?)),
+            // A build without CUDA is told so when it attaches.
+            _ => Ok(Self::Memory),
+        }
+    }
+
+    fn touch(&self, batch: &Batch, touch: Touch) -> anyhow::Result<u64> {
+        let view = batch.view();
+        let header =
+            view.epoch ^ view.index ^ view.lambda.iter().map(|lambda| u64::from(lambda.to_bits())).sum::<u64>();
+        let x = match (self, view.x_on_device) {
+            #[cfg(feature = "cuda")]
+            (Self::Device(reader), Some(on_device)) => {
+                reader.touch(batch, on_device, touch)?;
+                0
+            }
+            _ => match touch {
+                Touch::Element => view.x.iter().step_by(view.x.len() / view.len()).map(|&byte| u64::from(byte)).sum(),
+                Touch::All => xxhash_rust::xxh3::xxh3_64(view.x),
+            },
+        };
+        Ok(header.wrapping_add(x))
+    }
+
+    fn finish(&mut self) -> anyhow::Result<u64> {
+        match self {
+            Self::Memory => Ok(0),
+            #[cfg(feature = "cuda")]
+            Self::Device(reader) => Ok(reader.finish()?),
+        }
+    }
 }
 
 fn say(report: &Report) -> anyhow::Result<()> {

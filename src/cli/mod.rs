@@ -2,6 +2,8 @@
 
 mod bench;
 mod bench_ceiling;
+#[cfg(feature = "cuda")]
+mod bench_device;
 mod bench_trainer;
 mod config_file;
 mod options;
@@ -141,9 +143,9 @@ impl Cli {
     fn needs_torch(&self) -> bool {
         match &self.command {
             Command::Train(_) => true,
-            Command::Serve(serve) => serve.pipeline.mixer == MixerKind::Torch,
-            Command::Replay(replay) => replay.pipeline.mixer == MixerKind::Torch,
-            Command::Preview(preview) => preview.pipeline.mixer == MixerKind::Torch,
+            Command::Serve(serve) => serve.pipeline.mixer == Some(MixerKind::Torch),
+            Command::Replay(replay) => replay.pipeline.mixer == Some(MixerKind::Torch),
+            Command::Preview(preview) => preview.pipeline.mixer == Some(MixerKind::Torch),
             _ => false,
         }
     }

@@ -87,8 +87,18 @@ impl FromStr for Cache {
     }
 }
 
+impl std::fmt::Display for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Off => f.write_str("off"),
+            Self::Bytes(bytes) => write!(f, "{bytes}"),
+        }
+    }
+}
+
 impl Cache {
-    /// The budget in bytes.
+    /// The budget in bytes, of main memory.
     pub fn bytes(self) -> u64 {
         match self {
             Self::Off => 0,
@@ -124,12 +134,15 @@ pub struct PipelineArgs {
     /// How much of a JPEG to decode: full, or scaled (a fraction that covers the output; in builds with libjpeg-turbo).
     #[arg(long, env = "MIXD_DECODE", default_value = "full", value_parser = decode_kind)]
     pub decode: DecodeKind,
-    /// What mixes: cpu, or torch (in builds with the feature).
-    #[arg(long, env = "MIXD_MIXER", default_value = "cpu")]
-    pub mixer: MixerKind,
-    /// Where to mix: cpu, cuda or cuda:N (with --mixer torch).
+    /// What mixes: cpu, torch or cuda (the last two in builds with the feature) [default: cpu, or cuda with --device cuda].
+    #[arg(long, env = "MIXD_MIXER")]
+    pub mixer: Option<MixerKind>,
+    /// Where to mix: cpu, cuda or cuda:N.
     #[arg(long, env = "MIXD_DEVICE", default_value = "cpu")]
     pub device: Device,
+    /// Memory for decoded samples on each CUDA device: auto (an eighth of it, and half of what is free of it), off, or a size such as 2G.
+    #[arg(long, env = "MIXD_DEVICE_CACHE", default_value = "auto")]
+    pub device_cache: Cache,
     /// What happens to images that cannot be decoded: substitute (another of the class), or fail.
     #[arg(long, env = "MIXD_ON_BAD_IMAGE", default_value = "substitute")]
     pub on_bad_image: OnBadImage,
@@ -159,10 +172,21 @@ impl PipelineArgs {
             cache_bytes: self.cache.bytes(),
             cache_file: self.cache_file.clone(),
             load: self.load(),
-            mixer: self.mixer,
+            mixer: self.mixer(),
             device: self.device,
+            device_cache_bytes: (self.device_cache != Cache::Auto).then(|| self.device_cache.bytes()),
             on_bad_image: self.on_bad_image,
         })
+    }
+
+    /// What mixes.
+    pub fn mixer(&self) -> MixerKind {
+        self.mixer.unwrap_or(if self.device == Device::Cpu { MixerKind::Cpu } else { MixerKind::Cuda })
+    }
+
+    /// Where this command's own batches are to lie: on the device, if that is where they are mixed and can stay.
+    pub fn batch_device(&self) -> Device {
+        if self.mixer() == MixerKind::Cuda { self.device } else { Device::Cpu }
     }
 
     /// How files become samples.
@@ -172,18 +196,14 @@ impl PipelineArgs {
 
     /// The same options for a daemon of our own. To the cpu mixer the device is none of its business: it is the trainer's.
     pub fn arguments(&self) -> Vec<OsString> {
-        let device = if self.mixer == MixerKind::Cpu { Device::Cpu } else { self.device };
-        let cache = match self.cache {
-            Cache::Auto => "auto".to_owned(),
-            Cache::Off => "off".to_owned(),
-            Cache::Bytes(bytes) => bytes.to_string(),
-        };
+        let device = if self.mixer() == MixerKind::Cpu { Device::Cpu } else { self.device };
         let options = [
             ("workers", self.workers.to_string()),
-            ("cache", cache),
+            ("cache", self.cache.to_string()),
+            ("device-cache", self.device_cache.to_string()),
             ("resize", self.resize.to_string()),
             ("decode", self.decode.to_string()),
-            ("mixer", self.mixer.to_string()),
+            ("mixer", self.mixer().to_string()),
             ("device", device.to_string()),
             ("on-bad-image", self.on_bad_image.to_string()),
         ];

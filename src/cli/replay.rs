@@ -53,7 +53,7 @@ impl Replay {
         if let Some(png) = &self.png {
             super::preview::draw(&view, &spec, pipeline.dataset(), png)?;
         }
-        let (digest, mixer) = (view.digest, self.pipeline.mixer);
+        let (digest, mixer) = (view.digest, self.pipeline.mixer());
         println!(
             "epoch {}, batch {} of {}: digest {digest:#018x}, mixer {mixer}",
             view.epoch, view.index, view.batches

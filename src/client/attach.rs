@@ -2,6 +2,7 @@
 //! ring.
 
 use super::call::{connect, runtime};
+use super::device::Opened as Device;
 use super::{Batch, ClientError};
 use crate::config::FeedSpec;
 use crate::control::proto::{AttachRequest, Attached, Class, Former};
@@ -73,7 +74,8 @@ pub fn attach_unless(
 ) -> Result<Option<Feed>, ClientError> {
     let (opened, later) = mpsc::channel();
     let runtime = runtime()?;
-    let attachment = Attachment { socket: socket.to_owned(), spec: *spec, reconnect, opened };
+    let device = Device::open(spec.device)?;
+    let attachment = Attachment { socket: socket.to_owned(), spec: *spec, device, reconnect, opened };
     let run = move || runtime.block_on(attachment.keep());
     let keeper = std::thread::Builder::new().name("mixd-client".to_owned()).spawn(run).map_err(ClientError::Start)?;
     let Some((attached, reader)) = receive(&later, socket, interrupted)? else { return Ok(None) };
@@ -101,6 +103,7 @@ fn receive(
 struct Attachment {
     socket: PathBuf,
     spec: FeedSpec,
+    device: Option<Device>,
     reconnect: Duration,
     opened: mpsc::Sender<Opened>,
 }
@@ -199,7 +202,8 @@ impl Attachment {
 
     async fn attach(&self, start: Start, former: Option<Former>) -> Result<(Stream, RingReader), ClientError> {
         let spec = spec_to_proto(&FeedSpec { start, ..self.spec });
-        let request = AttachRequest { versions: Some(versions()), spec: Some(spec), pid: std::process::id(), former };
+        let (pid, device_uuid) = (std::process::id(), self.device.as_ref().map(Device::uuid).unwrap_or_default());
+        let request = AttachRequest { versions: Some(versions()), spec: Some(spec), pid, former, device_uuid };
         let mut client = connect(&self.socket).await?;
         let refused = |status| ClientError::from_status(&self.socket, &status);
         // The request stream stays open after its one message, for as long as the feed.
@@ -210,7 +214,11 @@ impl Attachment {
         let attached = attached.ok_or_else(|| ClientError::DaemonGone(self.socket.clone()))?;
         let (session, closed) = oneshot::channel::<()>();
         let (data, cursor) = (Path::new(&attached.data_path), Path::new(&attached.cursor_path));
-        let reader = RingReader::open(data, cursor, session)?;
+        let slots = |bytes, slots| match (&self.device, &attached.slots_path) {
+            (Some(device), Some(path)) => device.slots(Path::new(path), bytes, slots),
+            _ => Err(RingError::NoDevice),
+        };
+        let reader = RingReader::open_on_device(data, cursor, session, slots)?;
         Ok((Stream { outbound, inbound, attached, ring: reader.give_up_handle(), closed }, reader))
     }
 }

@@ -13,6 +13,7 @@
 
 mod attach;
 mod call;
+mod device;
 
 pub use crate::control::default_socket;
 pub use crate::ring::Lease as Batch;
@@ -55,6 +56,9 @@ pub enum ClientError {
     /// The feed ended.
     #[error("the feed ended: {0}")]
     Ended(String),
+    /// The CUDA device that batches were to lie on is not there.
+    #[error("{0}")]
+    Device(String),
     /// The shared memory is not what was agreed.
     #[error(transparent)]
     Ring(#[from] RingError),

@@ -5,12 +5,12 @@ use super::proto;
 use crate::config::{CutMix, FeedSpec, Mix, Mixup, Share};
 use crate::dataset::Class;
 use crate::pipeline::{BadSample, StoreEntry};
-use crate::stats::Stage;
+use crate::stats::{Moved, Stage};
 use crate::types::{ImageSize, ParseError, Place, Start};
 use std::str::FromStr;
 
 /// Version of `control.proto`.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The versions of this build.
 pub fn versions() -> proto::Versions {
@@ -73,6 +73,7 @@ pub fn spec_from_proto(message: &proto::FeedSpec) -> Result<FeedSpec, SpecMessag
     set(&mut spec.layout, parse(m.layout.as_deref())?);
     set(&mut spec.mean, channels("mean", &m.mean)?);
     set(&mut spec.std, channels("std", &m.std)?);
+    set(&mut spec.device, parse(m.device.as_deref())?);
     set(&mut spec.rank, m.rank);
     set(&mut spec.world_size, m.world_size);
     set(&mut spec.slots, m.slots);
@@ -181,6 +182,7 @@ pub fn spec_to_proto(spec: &FeedSpec) -> proto::FeedSpec {
         flip: Some(spec.flip),
         digest: Some(spec.digest),
         share,
+        device: Some(spec.device.to_string()),
     }
 }
 
@@ -200,7 +202,14 @@ pub fn store(entry: &StoreEntry) -> proto::Store {
         capacity: store.rows().len(),
         decoded: store.decoded(),
         bytes: store.bytes(),
+        device_bytes: entry.device_bytes(),
     }
+}
+
+/// The message of what devices moved.
+pub fn moved(moved: &Moved) -> proto::Moved {
+    let [to_device_bytes, from_device_bytes, on_device_bytes] = moved.read();
+    proto::Moved { to_device_bytes, from_device_bytes, on_device_bytes }
 }
 
 /// The message of a bad sample.
@@ -230,7 +239,7 @@ pub fn stage(name: &str, stage: &Stage) -> proto::Stage {
 mod tests {
     use super::*;
     use crate::config::{Delivery, LambdaPer, Pairing};
-    use crate::types::{Dtype, Last, Layout, Split};
+    use crate::types::{Device, Dtype, Last, Layout, Split};
 
     #[test]
     fn specs_survive_a_round_trip() {
@@ -247,6 +256,7 @@ mod tests {
             layout: Layout::Nhwc,
             mean: [0.0, 0.1, 0.2],
             std: [1.0, 2.0, 3.0],
+            device: Device::Cuda(3),
             rank: 3,
             world_size: 5,
             slots: 9,

@@ -108,16 +108,20 @@ impl Daemon {
     }
 
     /// Opens a feed for a trainer, or gives it a seat at a shared one. Blocks while memory is reserved. A shared feed that is opened
-    /// again for the first of its `former` trainers goes on where it was, and keeps its first batches for the others.
+    /// again for the first of its `former` trainers goes on where it was, and keeps its first batches for the others. `device_uuid` says which
+    /// CUDA device the trainer means, if it does.
     ///
     /// # Errors
     /// When the spec cannot be served or the daemon is going down; other feeds are untouched.
     pub fn attach(
         &self,
         spec: FeedSpec,
+        device_uuid: &[u8],
         pid: u32,
         former: Option<Former>,
     ) -> Result<(Ticket, proto::Attached), AttachError> {
+        // Open until the feed has it open, too.
+        let (spec, _device) = crate::pipeline::resolve(spec, device_uuid).map_err(OpenError::Mix)?;
         let Some(share) = spec.share else { return self.open(spec, pid, None) };
         // Refused before it is compared, and where a place does not exist.
         self.pipeline.sampler(&spec)?;
@@ -194,7 +198,8 @@ impl Daemon {
             pid: std::process::id(),
             origin: Some(convert::place_to_proto(feed.place(0))),
             start: Some(convert::place_to_proto(seat.start)),
-            mixer: self.pipeline.options().mixer.to_string(),
+            mixer: feed.mixer().to_owned(),
+            slots_path: feed.slots_path().map(|path| path.display().to_string()),
             identity: feed.identity(),
         };
         let share = spec.share.map(|share| tracing::field::display(share.name));
@@ -297,6 +302,7 @@ impl Daemon {
             bad_samples: self.pipeline.bad_samples().iter().map(convert::bad_sample).collect(),
             stages: self.pipeline.stats().stages().map(|(name, stage)| convert::stage(name, stage)).to_vec(),
             draining: *self.draining.borrow(),
+            moved: Some(convert::moved(&self.pipeline.stats().moved)),
         }
     }
 }

@@ -15,7 +15,7 @@ mod avx2;
 mod avx512;
 
 use super::stores::Stores;
-use super::{Format, Helpers, MixError, Mixer, Notice, Row, compose};
+use super::{Format, Helpers, MixError, Mixer, Notice, Row, Target, compose};
 use crate::types::{Dtype, Layout};
 use bytemuck::cast_slice_mut;
 use half::{bf16 as Bf16, f16 as F16};
@@ -134,7 +134,8 @@ impl Mixer for CpuMixer {
         "cpu"
     }
 
-    fn mix(&mut self, rows: &[Row<'_>], out: &mut [u8], notice: Option<&Notice<'_>>) -> Result<(), MixError> {
+    fn mix(&mut self, rows: &[Row<'_>], target: Target<'_>, notice: Option<&Notice<'_>>) -> Result<(), MixError> {
+        let out = target.memory();
         let Self { format, level, ref mut stores, part_bytes, cpus, ref helpers } = *self;
         assert_eq!(out.len(), rows.len() * format.image_bytes());
         let (stream, start) = (stores.past_caches(), Instant::now());
@@ -307,17 +308,17 @@ fn interleave<E: Element>(level: Level, channels: [&[E]; 3], stream: bool, out: 
     }
 }
 
-/// Factors of one channel of one row.
-struct Factors<'a> {
-    own: f32,
-    partner: f32,
-    offset: f32,
+/// Factors of one channel of one row: A, B and C.
+pub(super) struct Factors<'a> {
+    pub(super) own: f32,
+    pub(super) partner: f32,
+    pub(super) offset: f32,
     /// The same by another way, for bytes (`Level::table`).
     table: Option<&'a [u8; 256]>,
 }
 
 impl<'a> Factors<'a> {
-    fn new(format: &Format, lambda: f32, channel: usize, table: Option<&'a [u8; 256]>) -> Self {
+    pub(super) fn new(format: &Format, lambda: f32, channel: usize, table: Option<&'a [u8; 256]>) -> Self {
         if format.dtype == Dtype::U8 {
             return Self { own: lambda, partner: 1.0 - lambda, offset: 0.0, table };
         }
@@ -452,7 +453,9 @@ mod tests {
                 let helpers = Arc::new(Helpers::start(helpers).unwrap());
                 let mut out = vec![0_u64; (rows.len() * case.format.image_bytes()).div_ceil(8)];
                 let bytes = &mut bytemuck::cast_slice_mut(&mut out)[..rows.len() * case.format.image_bytes()];
-                CpuMixer { part_bytes: 1_000, ..CpuMixer::new(case.format, helpers) }.mix(&rows, bytes, None).unwrap();
+                CpuMixer { part_bytes: 1_000, ..CpuMixer::new(case.format, helpers) }
+                    .mix(&rows, Target::Memory(bytes), None)
+                    .unwrap();
                 out
             };
             prop_assert_eq!(mix(threads), mix(0));
@@ -466,7 +469,7 @@ mod tests {
                 let given = AtomicUsize::new(0);
                 let give = || { given.fetch_add(1, Ordering::Relaxed); };
                 let notice = Notice { ahead: Duration::from_micros(ahead_us), waiters, give: &give };
-                mixer.mix(&case.rows(), &mut case.out(), Some(&notice)).unwrap();
+                mixer.mix(&case.rows(), Target::Memory(&mut case.out()), Some(&notice)).unwrap();
                 let helping = threads.min(case.out().len() / 2_000);
                 prop_assert_eq!(given.into_inner(), usize::from(helping + 1 + waiters <= cpus));
             }

@@ -8,6 +8,8 @@
 
 mod compose;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod helpers;
 #[cfg(test)]
 mod naive;
@@ -22,6 +24,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use cpu::{CpuMixer, Level};
+#[cfg(feature = "cuda")]
+pub use cuda::CudaMixer;
 pub use helpers::Helpers;
 #[cfg(feature = "torch")]
 pub use torch::torch_device;
@@ -34,8 +38,10 @@ pub enum MixerKind {
     Cpu,
     /// Torch operations, on the CPU or a CUDA device (feature `torch`).
     Torch,
+    /// One fused kernel on a CUDA device (feature `cuda`).
+    Cuda,
 }
-named!(MixerKind, "mixer", "cpu or torch", Cpu = "cpu", Torch = "torch");
+named!(MixerKind, "mixer", "cpu, torch or cuda", Cpu = "cpu", Torch = "torch", Cuda = "cuda");
 
 /// What a finished batch looks like; fixed for the life of a mixer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,6 +56,8 @@ pub struct Format {
     pub mean: [f32; 3],
     /// Standard deviation of each channel, of pixel values in [0, 1]; not 0.
     pub std: [f32; 3],
+    /// In whose memory the finished images lie.
+    pub device: Device,
 }
 
 impl Format {
@@ -95,6 +103,27 @@ pub struct Notice<'a> {
     pub give: &'a (dyn Fn() + Sync),
 }
 
+/// Where a batch's images go.
+pub enum Target<'a> {
+    /// Main memory: rows × [`Format::image_bytes`] bytes, 64-byte aligned.
+    Memory(&'a mut [u8]),
+    /// This slot of the device ring that the mixer was made for.
+    Slot(u32),
+}
+
+impl<'a> Target<'a> {
+    /// The memory.
+    ///
+    /// # Panics
+    /// When it is a slot on a device, which only mixers that were made for one are given.
+    pub fn memory(self) -> &'a mut [u8] {
+        match self {
+            Self::Memory(memory) => memory,
+            Self::Slot(slot) => panic!("slot {slot} lies on a device, and this mixer fills main memory"),
+        }
+    }
+}
+
 /// Why a mixer could not be had or could not mix.
 #[derive(Debug, thiserror::Error)]
 pub enum MixError {
@@ -102,8 +131,22 @@ pub enum MixError {
     #[error("this build has no torch mixer: it was built without the feature `torch` (build it with `make build`)")]
     NoTorch,
     /// The mixer does not run on this device.
-    #[error("the cpu mixer does not run on {0} (use --mixer torch)")]
-    WrongDevice(Device),
+    #[error("the {mixer} mixer does not run on {device} (use --mixer {remedy})")]
+    WrongDevice {
+        /// Which.
+        mixer: MixerKind,
+        /// Where it was to run.
+        device: Device,
+        /// One that does.
+        remedy: &'static str,
+    },
+    /// The build has no CUDA.
+    #[error("this build has no CUDA: it was built without the feature `cuda` (build it with `make build`)")]
+    NoCudaBuild,
+    /// The device failed, or is not there.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::CudaError),
     /// A CUDA device was asked for and is not there.
     #[error("no CUDA device for `{device}`: {found} (use --device cpu)")]
     NoCuda {
@@ -123,18 +166,18 @@ pub trait Mixer: Send {
     /// The name that stands in statistics.
     fn name(&self) -> &'static str;
 
-    /// Writes the mixed images of `rows`, in order, to `out`: `rows.len()` × [`Format::image_bytes`] bytes, 64-byte aligned. Gives notice
-    /// at most once.
+    /// Writes the mixed images of `rows`, in order, to `target`; they are complete when this returns. Gives notice at most once.
     ///
     /// # Errors
-    /// When the device fails; `out` then holds nothing of use.
+    /// When the device fails; the target then holds nothing of use.
     ///
     /// # Panics
-    /// When a sample or `out` has another length than the format says.
-    fn mix(&mut self, rows: &[Row<'_>], out: &mut [u8], notice: Option<&Notice<'_>>) -> Result<(), MixError>;
+    /// When a sample or the target has another length than the format says, or it is not a target of this mixer's kind.
+    fn mix(&mut self, rows: &[Row<'_>], target: Target<'_>, notice: Option<&Notice<'_>>) -> Result<(), MixError>;
 }
 
-/// Makes a mixer for batches of at most `batch_size_max` rows. The cpu mixer alone has use for `helpers`.
+/// Makes a mixer that fills main memory, for batches of at most `batch_size_max` rows. The cpu mixer alone has use for `helpers`; the cuda
+/// mixer has use for more ([`CudaMixer::new`]) and is not made here.
 ///
 /// # Errors
 /// When the build or the machine lacks what `kind` and `device` need; never a silent fall-back.
@@ -147,7 +190,8 @@ pub fn mixer(
 ) -> Result<Box<dyn Mixer>, MixError> {
     match kind {
         MixerKind::Cpu if device == Device::Cpu => Ok(Box::new(cpu::CpuMixer::new(format, helpers))),
-        MixerKind::Cpu => Err(MixError::WrongDevice(device)),
+        MixerKind::Cpu => Err(MixError::WrongDevice { mixer: kind, device, remedy: "cuda or torch" }),
+        MixerKind::Cuda => Err(MixError::WrongDevice { mixer: kind, device, remedy: "cpu" }),
         #[cfg(feature = "torch")]
         MixerKind::Torch => Ok(Box::new(torch::TorchMixer::new(device, format, batch_size_max)?)),
         #[cfg(not(feature = "torch"))]
@@ -235,7 +279,7 @@ mod tests {
         let (mean, std) = (prop::array::uniform3(0.4_f32..0.5), prop::array::uniform3(0.3_f32..0.5));
         (kinds, sizes, mean, std, any::<u64>()).prop_map(
             |((dtype, layout, [elsewhere, cut, flip]), (height, width, len), mean, std, seed)| {
-                let format = Format { image_size: ImageSize { height, width }, dtype, layout, mean, std };
+                let format = Format { image_size: ImageSize { height, width }, dtype, layout, mean, std, device: Device::Cpu };
                 let mut state = seed | 1;
                 let mut random = move || {
                     state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -270,10 +314,17 @@ mod tests {
 
     /// Every implementation that this build has.
     fn mixers(format: Format, batch_size: usize) -> Vec<Box<dyn Mixer>> {
-        let kinds = MixerKind::ALL.iter().filter(|&&kind| kind == MixerKind::Cpu || cfg!(feature = "torch"));
-        kinds
-            .map(|&kind| mixer(kind, Device::Cpu, format, batch_size, Arc::new(Helpers::start(0).unwrap())).unwrap())
-            .collect()
+        let kinds = [MixerKind::Cpu, MixerKind::Torch];
+        let kinds = kinds.into_iter().filter(|&kind| kind == MixerKind::Cpu || cfg!(feature = "torch"));
+        let helpers = || Arc::new(Helpers::start(0).unwrap());
+        let on_cpu = kinds.map(|kind| mixer(kind, Device::Cpu, format, batch_size, helpers()).unwrap());
+        #[cfg(not(feature = "cuda"))]
+        return on_cpu.collect();
+        #[cfg(feature = "cuda")]
+        {
+            let cuda = CudaMixer::new(&crate::fixtures::gpu(), format, batch_size, None, None, Arc::default());
+            on_cpu.chain([Box::new(cuda.unwrap()) as Box<dyn Mixer>]).collect()
+        }
     }
 
     proptest! {
@@ -282,7 +333,7 @@ mod tests {
             let oracle = naive::mix(&case.format, &case.rows());
             for mut mixer in mixers(case.format, case.plan.len()) {
                 let mut out = case.out();
-                mixer.mix(&case.rows(), &mut out, None).unwrap();
+                mixer.mix(&case.rows(), Target::Memory(&mut out), None).unwrap();
                 naive::assert_close(case.format.dtype, &out, &oracle, mixer.name());
                 if mixer.name() == "torch" && case.format.dtype == Dtype::F32 {
                     // The same operations in the same order.
@@ -319,7 +370,7 @@ mod tests {
                 assert_eq!(naive::mix(&case.format, &case.rows()), expected.data(), "{name} {dtype}");
                 for mut mixer in mixers(case.format, len) {
                     let mut out = case.out();
-                    mixer.mix(&case.rows(), &mut out, None).unwrap();
+                    mixer.mix(&case.rows(), Target::Memory(&mut out), None).unwrap();
                     let context = format!("{} {name} {dtype}", mixer.name());
                     naive::assert_close(dtype, &out, expected.data(), &context);
                     naive::assert_rarely_off(dtype, &out, expected.data(), &context);
@@ -350,7 +401,7 @@ mod tests {
         assert_eq!(hash, golden["sha256_f32_le"].as_str().unwrap());
         for mut mixer in mixers(format, case.plan.len()) {
             let mut out = case.out();
-            mixer.mix(&case.rows(), &mut out, None).unwrap();
+            mixer.mix(&case.rows(), Target::Memory(&mut out), None).unwrap();
             naive::assert_close(Dtype::F32, &out, &oracle, mixer.name());
         }
     }
@@ -361,7 +412,8 @@ mod tests {
         let refused = |kind, device| {
             mixer(kind, device, format, 1, Arc::new(Helpers::start(0).unwrap())).err().expect("refused").to_string()
         };
-        assert!(refused(MixerKind::Cpu, Device::Cuda(0)).contains("use --mixer torch"));
+        assert!(refused(MixerKind::Cpu, Device::Cuda(0)).contains("use --mixer cuda or torch"));
+        assert!(refused(MixerKind::Cuda, Device::Cpu).contains("use --mixer cpu"));
         if cfg!(feature = "torch") {
             assert!(refused(MixerKind::Torch, Device::Cuda(99)).contains("cuda:99"));
         } else {

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "torch tensors over memory that torch does not own")]
 
 use super::cpu::Level;
-use super::{Format, MixError, Mixer, Notice, Row, compose};
+use super::{Format, MixError, Mixer, Notice, Row, Target, compose};
 use crate::types::{Device, Dtype, Layout};
 use tch::{Kind, TchError, Tensor, no_grad};
 
@@ -130,7 +130,8 @@ impl Mixer for TorchMixer {
         "torch"
     }
 
-    fn mix(&mut self, rows: &[Row<'_>], out: &mut [u8], _: Option<&Notice<'_>>) -> Result<(), MixError> {
+    fn mix(&mut self, rows: &[Row<'_>], target: Target<'_>, _: Option<&Notice<'_>>) -> Result<(), MixError> {
+        let out = target.memory();
         assert_eq!(out.len(), rows.len() * self.format.image_bytes());
         no_grad(|| {
             let mixed = self.mixed(rows)?;

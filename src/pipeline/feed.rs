@@ -1,5 +1,6 @@
 //! A feed: its two threads, from plans to slots, and how they stop.
 
+use super::device::Slots;
 use super::fetch::{Fetcher, Pending};
 use super::finish::{Finisher, Labels};
 use super::{BATCHES_AHEAD, FeedError, OpenError, Shared};
@@ -21,6 +22,9 @@ pub struct Feed {
     ring: RingHandle,
     sampler: Sampler,
     identity: u64,
+    mixer: &'static str,
+    /// Where trainers ask for the slots of a ring on a device, and what answers them.
+    slots: Option<(PathBuf, Box<dyn Send + Sync>)>,
     shared: Arc<Shared>,
     stopped: Arc<AtomicBool>,
     reason: Arc<Mutex<String>>,
@@ -47,6 +51,7 @@ impl Feed {
         sampler: Sampler,
         fetcher: Fetcher,
         finisher: Finisher,
+        slots: Option<Slots>,
         dir: &Path,
         hold: bool,
     ) -> Result<(Self, Seat), OpenError> {
@@ -56,10 +61,18 @@ impl Feed {
             max_lag: Duration::from_secs_f64(share.max_lag_s),
         });
         let (writer, ring) = ring::create(dir, &spec.format(), spec.batch_size, spec.slots, pace)?;
+        let serve = |slots: Slots| {
+            let path = dir.join("slots");
+            let served = slots.serve(path.clone());
+            let served = served.map_err(|source| RingError::Io { action: "listen on", path: path.clone(), source })?;
+            Ok::<_, RingError>((path, Box::new(served) as Box<dyn Send + Sync>))
+        };
+        let slots = slots.map(serve).transpose()?;
         let hold = hold.then(|| ring.hold(0)).transpose()?;
         let reason = Arc::new(Mutex::new("the feed was closed".to_owned()));
-        let (identity, hold, threads) = (finisher.identity(), Mutex::new(hold), Vec::new());
-        let mut feed = Self { ring, sampler, identity, shared, stopped, reason, hold, threads };
+        let (identity, mixer) = (finisher.identity(), finisher.mixer());
+        let (hold, threads) = (Mutex::new(hold), Vec::new());
+        let mut feed = Self { ring, sampler, identity, mixer, slots, shared, stopped, reason, hold, threads };
         // Before the writer runs: without a reader to wait for it would end.
         let seat = feed.join(spec.start)?;
         let (batches, planned) = bounded(BATCHES_AHEAD);
@@ -137,6 +150,16 @@ impl Feed {
     /// Hash of everything beside its spec that its bytes depend on, but for what the files hold.
     pub fn identity(&self) -> u64 {
         self.identity
+    }
+
+    /// The mixer's name.
+    pub fn mixer(&self) -> &'static str {
+        self.mixer
+    }
+
+    /// Where trainers ask for the slots of a ring on a device.
+    pub fn slots_path(&self) -> Option<&Path> {
+        self.slots.as_ref().map(|(path, _)| path.as_path())
     }
 
     /// Batches in each epoch.
@@ -233,7 +256,7 @@ fn fill(finisher: &mut Finisher, planned: &Receiver<Pending>, writer: &mut RingW
         // A digest takes longer than readers to wake.
         let ahead = if digests { None } else { caller.ahead() };
         let notice = ahead.map(|(ahead, waiters)| Notice { ahead, waiters, give: &call });
-        if let Err(error) = finisher.mix(&pending, slot.x_mut(len), &mut labels, notice.as_ref()) {
+        if let Err(error) = finisher.mix(&pending, slot.target(len), &mut labels, notice.as_ref()) {
             return Stop::Failed(error);
         }
         let digest = finisher.digest(&pending.plan, &labels, slot.x_mut(len));

@@ -5,7 +5,7 @@ use super::ledger::{BadSample, OnBadImage};
 use super::{BATCHES_AT_ONCE, FeedError, Shared};
 use crate::batch::BatchView;
 use crate::config::FeedSpec;
-use crate::mix::{Mixer, Notice, Row};
+use crate::mix::{Mixer, Notice, Row, Target};
 use crate::sampler::Plan;
 use crate::types::SampleId;
 use crossbeam_channel::Sender;
@@ -44,10 +44,15 @@ impl Finisher {
         &self.spec
     }
 
+    /// The mixer's name.
+    pub fn mixer(&self) -> &'static str {
+        self.mixer.name()
+    }
+
     /// Hash of everything beside the feed spec that its bytes depend on, but for what the files hold.
     pub fn identity(&self) -> u64 {
         let mut hash = Xxh3::with_seed(self.source.entry.pixels_key);
-        hash.update(self.source.shared.options.mixer.name().as_bytes());
+        hash.update(self.mixer.name().as_bytes());
         hash.digest()
     }
 
@@ -122,14 +127,14 @@ impl Finisher {
         Err(FeedError::NoSubstitute { class, split, last: entry(bad) })
     }
 
-    /// Mixes a settled batch into `x` and notes its labels.
+    /// Mixes a settled batch to `target` and notes its labels.
     ///
     /// # Errors
     /// When the mixer's device fails.
     pub fn mix(
         &mut self,
         pending: &Pending,
-        x: &mut [u8],
+        target: Target<'_>,
         labels: &mut Labels,
         notice: Option<&Notice<'_>>,
     ) -> Result<(), FeedError> {
@@ -150,7 +155,7 @@ impl Finisher {
                 Row { own: sample(at), partner: sample(partner), lambda, partner_row, cut, flip, partner_flip }
             })
             .collect();
-        self.mixer.mix(&rows, x, notice)?;
+        self.mixer.mix(&rows, target, notice)?;
         let samples = self.source.shared.dataset.samples(self.spec.split);
         for (labels, ids) in [(&mut labels.label_a, &plan.own), (&mut labels.label_b, &plan.partner)] {
             labels.clear();
@@ -180,6 +185,7 @@ impl Finisher {
 fn view<'a>(spec: &FeedSpec, plan: &'a Plan, labels: &'a Labels, x: &'a [u8], digest: u64) -> BatchView<'a> {
     BatchView {
         x,
+        x_on_device: None,
         dtype: spec.dtype,
         layout: spec.layout,
         image_size: spec.image_size,
@@ -217,7 +223,8 @@ impl OwnedBatch {
         let spec = *finisher.spec();
         let x_bytes = pending.plan.own.len() * spec.format().image_bytes();
         let (mut x, mut labels) = (vec![0_u128; x_bytes.div_ceil(16)], Labels::default());
-        finisher.mix(&pending, &mut bytemuck::cast_slice_mut(&mut x)[..x_bytes], &mut labels, None)?;
+        let target = Target::Memory(&mut bytemuck::cast_slice_mut(&mut x)[..x_bytes]);
+        finisher.mix(&pending, target, &mut labels, None)?;
         let digest = finisher.digest(&pending.plan, &labels, &bytemuck::cast_slice(&x)[..x_bytes]);
         let plan = finisher.recycle(pending);
         let shared = finisher.shared();

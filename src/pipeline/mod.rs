@@ -10,11 +10,13 @@
 //! holds is decided by its plan and the files alone, never by who was faster.
 
 mod decode;
+mod device;
 mod feed;
 mod fetch;
 mod finish;
 mod ledger;
 
+pub use device::resolve;
 pub use feed::{Feed, Seat};
 pub use finish::OwnedBatch;
 pub use ledger::{BadSample, OnBadImage};
@@ -62,8 +64,10 @@ pub struct Options {
     pub load: LoadOptions,
     /// Which mixer.
     pub mixer: MixerKind,
-    /// Where it mixes.
+    /// Where it mixes, for trainers that read main memory.
     pub device: Device,
+    /// Bytes of decoded samples to keep on each CUDA device that feeds are mixed on; an eighth of its memory where not given.
+    pub device_cache_bytes: Option<u64>,
     /// What happens to images that cannot be decoded.
     pub on_bad_image: OnBadImage,
 }
@@ -145,6 +149,9 @@ pub struct StoreEntry {
     pub store: SampleStore,
     /// Hash of everything but the files' content that the samples depend on.
     pixels_key: u64,
+    /// The samples on CUDA devices.
+    #[cfg(feature = "cuda")]
+    residents: device::Residents,
 }
 
 /// Everything that feeds share.
@@ -232,8 +239,8 @@ impl Pipeline {
     /// When the spec cannot be served; nothing is left behind.
     pub fn open(&self, spec: FeedSpec, origin: Place, dir: &Path, hold: bool) -> Result<(Feed, Seat), OpenError> {
         let sampler = self.sampler(&FeedSpec { start: Start::At(origin), ..spec })?;
-        let (fetcher, finisher) = self.stages(spec)?;
-        Feed::start(sampler, fetcher, finisher, dir, hold)
+        let (fetcher, finisher, slots) = self.stages(spec)?;
+        Feed::start(sampler, fetcher, finisher, slots, dir, hold)
     }
 
     /// Makes one batch, in memory of its own.
@@ -243,21 +250,28 @@ impl Pipeline {
     pub fn batch(&self, mut spec: FeedSpec, place: Place) -> Result<OwnedBatch, BatchError> {
         spec.start = Start::At(place);
         let sampler = self.sampler(&spec)?;
-        let (mut fetcher, mut finisher) = self.stages(spec)?;
+        let (mut fetcher, mut finisher, _) = self.stages(FeedSpec { device: Device::Cpu, ..spec })?;
         let pending = fetcher.fetch(sampler.epoch(place.epoch).plan(place.index))?;
         Ok(OwnedBatch::finish(&mut finisher, pending)?)
     }
 
-    fn stages(&self, spec: FeedSpec) -> Result<(fetch::Fetcher, finish::Finisher), OpenError> {
+    fn stages(
+        &self,
+        spec: FeedSpec,
+    ) -> Result<(fetch::Fetcher, finish::Finisher, Option<device::Slots>), OpenError> {
         let Options { mixer, device, .. } = self.shared.options;
-        let rows = spec.batch_size as usize;
-        let mixer = crate::mix::mixer(mixer, device, spec.format(), rows, Arc::clone(&self.helpers))?;
         let entry = self.store(spec.split, spec.image_size)?;
+        let (mixer, slots) = if spec.device != Device::Cpu || mixer == MixerKind::Cuda {
+            self.cuda_mixer(&spec, &entry)?
+        } else {
+            let rows = spec.batch_size as usize;
+            (crate::mix::mixer(mixer, device, spec.format(), rows, Arc::clone(&self.helpers))?, None)
+        };
         let (shared, jobs, stopped) = (Arc::clone(&self.shared), self.pool.jobs(), Arc::default());
         let source = fetch::Source { shared, entry, jobs, stopped };
         let (fetcher, recycler) = fetch::Fetcher::new(source.clone(), &spec).map_err(OpenError::Memory)?;
         let finisher = finish::Finisher::new(source, mixer, spec, recycler);
-        Ok((fetcher, finisher))
+        Ok((fetcher, finisher, slots))
     }
 
     /// [`StoreEntry::pixels_key`].
@@ -296,7 +310,16 @@ impl Pipeline {
                 SampleStore::in_file(Path::new(&path), key, budget, settled)?
             }
         };
-        let entry = Arc::new(StoreEntry { split, image_size, store, pixels_key });
+        #[cfg(feature = "cuda")]
+        let residents = device::Residents::default();
+        let entry = Arc::new(StoreEntry {
+            split,
+            image_size,
+            store,
+            pixels_key,
+            #[cfg(feature = "cuda")]
+            residents,
+        });
         stores.push(Arc::clone(&entry));
         Ok(entry)
     }
@@ -331,6 +354,7 @@ mod tests {
             load: LoadOptions::default(),
             mixer: MixerKind::Cpu,
             device: Device::Cpu,
+            device_cache_bytes: None,
             on_bad_image: OnBadImage::Fail,
         };
         let pipeline = Pipeline::start(dataset, options).unwrap();

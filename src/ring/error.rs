@@ -50,6 +50,20 @@ pub enum RingError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The images lie on a device, and this trainer has none.
+    #[error("the batches of this feed lie on a CUDA device, which this trainer has not opened")]
+    NoDevice,
+    /// A slot's images could not be had on the device.
+    #[error("cannot open slot {slot} on the device: {why}")]
+    NoDeviceSlot {
+        /// Which.
+        slot: u32,
+        /// What the daemon or the driver said.
+        why: String,
+    },
+    /// A batch on a device cannot be kept.
+    #[error("a batch on a CUDA device cannot be kept: clone what is to outlive it, and drop the batch")]
+    OnDevice,
     /// All slots are leased by the reader itself, so no batch can ever come.
     #[error(
         "this trainer holds a batch that keeps all {0} slots of the feed, since they are given back in order: drop or keep it before asking for the next (or open the feed with more slots)"

@@ -8,12 +8,12 @@ use super::READERS_MAX;
 use crate::config::{Delivery, SLOTS_MAX};
 use crate::mix::Format;
 use crate::sync::{AtomicU32, AtomicU64};
-use crate::types::{Dtype, ImageSize, Layout};
+use crate::types::{Device, Dtype, ImageSize, Layout};
 use std::mem::{offset_of, size_of};
 use std::sync::atomic::AtomicU8;
 
 /// Version of everything in this file; both sides must have the same.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// First bytes of a data file.
 pub const DATA_MAGIC: [u8; 8] = *b"mixdring";
@@ -64,7 +64,9 @@ pub struct DataHeader {
     pub readers: AtomicU32,
     /// Slots after the others, for use while evicted readers keep some.
     pub spares: u32,
-    gap: [u8; 76],
+    /// 0 where the images lie in the slots, 1 where they lie on a CUDA device.
+    pub on_device: u32,
+    gap: [u8; 72],
     /// Batches published.
     pub published: AtomicU64,
     /// Event word for readers.
@@ -175,7 +177,8 @@ impl DataHeader {
             delivery: delivery as u32,
             readers: AtomicU32::new(0),
             spares,
-            gap: [0; 76],
+            on_device: (format.device != Device::Cpu).into(),
+            gap: [0; 72],
             published: AtomicU64::new(0),
             event: AtomicU32::new(0),
             ended: AtomicU32::new(0),
@@ -187,6 +190,12 @@ impl DataHeader {
             gap3: [0; 120],
             reason: [const { AtomicU8::new(0) }; REASON_BYTES_MAX],
         }
+    }
+
+    /// Where things lie in a slot.
+    pub fn slot_layout(&self, images: (ImageSize, Dtype, Layout)) -> SlotLayout {
+        let image_bytes = if self.on_device == 0 { images.0.values() * images.1.bytes() } else { 0 };
+        SlotLayout::new(self.batch_size as usize, image_bytes)
     }
 
     /// Size, type and order of the images, where the header makes sense.
@@ -234,7 +243,7 @@ pub struct SlotLayout {
     pub partner_id: usize,
     /// The images; a multiple of [`PAGE_BYTES`].
     pub x: usize,
-    /// Bytes of one image.
+    /// Bytes of one image in the slot; 0 where images lie on a device.
     pub image_bytes: usize,
     /// The whole slot; a multiple of [`PAGE_BYTES`].
     pub slot_bytes: usize,
@@ -292,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_of_the_seed_pipeline_lie_where_version_3_says() {
+    fn slots_of_the_seed_pipeline_lie_where_version_4_says() {
         let layout = SlotLayout::new(64, 3 * 128 * 128 * 4);
         assert_eq!((layout.label_a, layout.label_b, layout.lambda), (64, 576, 1088));
         assert_eq!((layout.partner, layout.sample_id, layout.partner_id), (1344, 1600, 1856));

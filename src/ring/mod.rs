@@ -58,6 +58,7 @@
 //!
 //! **End.** `ended` becomes non-zero after the last `published`, with the reason beside it. Readers first read what is published.
 
+mod device;
 mod error;
 mod layout;
 pub mod protocol;
@@ -68,6 +69,7 @@ mod view;
 mod wake;
 mod writer;
 
+pub use device::{DeviceSlots, Mark};
 pub use error::RingError;
 pub use layout::{BatchHeader, LAYOUT_VERSION};
 pub use reader::{Eviction, GiveUp, Lease, Next, RingReader};

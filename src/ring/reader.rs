@@ -1,12 +1,13 @@
 //! The reading end: leases on published batches.
 #![expect(unsafe_code, reason = "reads slots in place, which the protocol keeps unwritten while leased")]
 
+use super::device::{DeviceSlots, Mark};
 use super::error::RingError;
 use super::layout::{BatchHeader, ENDED_FAILED, EVICTED_UNLAWFUL};
 use super::region::{CursorFile, DataFile};
 use super::view::View;
 use super::wake::{Futex, Woken};
-use crate::batch::BatchView;
+use crate::batch::{BatchView, OnDevice};
 use crate::config::Delivery;
 use crate::sync::Ordering;
 use crate::types::Place;
@@ -27,6 +28,8 @@ struct Window {
     released: u64,
     /// For each batch from `released` on that was leased: its slot, for as long as it is.
     held: VecDeque<Option<(u32, Session)>>,
+    /// Batches whose leases were dropped while a device had work queued that reads them: which, their slots, and what to wait for.
+    queued: VecDeque<(u64, u32, Vec<Box<dyn Mark>>)>,
 }
 
 impl Window {
@@ -55,12 +58,50 @@ struct Inner {
     views: Mutex<Vec<Option<Arc<View>>>>,
     data: DataFile,
     cursor: CursorFile,
+    /// Where the images lie, of a ring on a device.
+    device: Option<Box<dyn DeviceSlots>>,
     window: Mutex<Window>,
     give_up: AtomicBool,
+    /// Set when the reader is gone, and only its leases are left.
+    left: AtomicBool,
     /// The first batch for this reader.
     first: u64,
     /// The process that attached.
     pid: u32,
+}
+
+impl Inner {
+    /// Whether this is the process that attached.
+    fn is_ours(&self) -> bool {
+        self.pid == std::process::id()
+    }
+
+    /// Gives a batch back.
+    fn give_back(&self, window: &mut Window, seq: u64, slot: u32) {
+        let released = window.give_back(seq);
+        self.data.words().end_lease(slot, released, self.cursor.words(), &Futex);
+    }
+
+    /// Gives back what the device has finished reading; whether there was anything to wait for. With `wait`, the oldest is waited for.
+    fn settle(&self, wait: bool) -> bool {
+        let mut window = lock(&self.window);
+        let had_some = !window.queued.is_empty();
+        while let Some((seq, slot, marks)) = window.queued.pop_front() {
+            if !marks.iter().all(|mark| mark.is_done()) {
+                if !wait {
+                    window.queued.push_front((seq, slot, marks));
+                    break;
+                }
+                // Leases may be dropped meanwhile. Their end changes nothing here.
+                drop(window);
+                marks.iter().for_each(|mark| mark.wait());
+                self.give_back(&mut lock(&self.window), seq, slot);
+                break;
+            }
+            self.give_back(&mut window, seq, slot);
+        }
+        had_some
+    }
 }
 
 /// What came of waiting for a batch.
@@ -145,11 +186,26 @@ impl RingReader {
     /// # Errors
     /// When a file cannot be mapped or is not of this version.
     pub fn open(data: &Path, cursor: &Path, session: impl Send + Sync + 'static) -> Result<Self, RingError> {
+        Self::open_on_device(data, cursor, session, |_, _| Err(RingError::NoDevice))
+    }
+
+    /// [`RingReader::open`], but where the images lie on a device has `slots` open them: the bytes of a whole batch, how many slots there are.
+    ///
+    /// # Errors
+    /// As [`RingReader::open`], and those of `slots`.
+    pub fn open_on_device(
+        data: &Path,
+        cursor: &Path,
+        session: impl Send + Sync + 'static,
+        slots: impl FnOnce(usize, u32) -> Result<Box<dyn DeviceSlots>, RingError>,
+    ) -> Result<Self, RingError> {
         let (data, cursor) = (DataFile::open(data)?, CursorFile::open(cursor)?);
+        let device = data.on_device.then(|| slots(data.device_bytes(data.batch_size), data.slots)).transpose()?;
         let next = cursor.words().released.load(Ordering::Relaxed);
         let window = Mutex::new(Window { released: next, ..Window::default() });
         let (views, pid) = (Mutex::new(vec![None; data.all_slots() as usize]), std::process::id());
-        let inner = Inner { views, data, cursor, window, give_up: AtomicBool::new(false), first: next, pid };
+        let (give_up, left) = (AtomicBool::new(false), AtomicBool::new(false));
+        let inner = Inner { views, data, cursor, device, window, give_up, left, first: next, pid };
         Ok(Self { inner: Arc::new(inner), next, session: Arc::new(session) })
     }
 
@@ -159,9 +215,12 @@ impl RingReader {
     /// # Errors
     /// When there is no memory for the copy, or this is another process.
     pub fn keep_oldest(&mut self) -> Result<(), RingError> {
-        let Inner { views, data, cursor, window, pid, .. } = &*self.inner;
-        if *pid != std::process::id() {
+        let Inner { views, window, pid, device, .. } = &*self.inner;
+        if !self.inner.is_ours() {
             return Err(RingError::Forked(*pid));
+        }
+        if device.is_some() {
+            return Err(RingError::OnDevice);
         }
         let mut window = lock(window);
         // The first in the window is one that is held.
@@ -172,17 +231,16 @@ impl RingReader {
         // The slot's next batch is seen through another.
         *view = None;
         let released = window.released;
-        let released = window.give_back(released);
-        data.words().end_lease(slot, released, cursor.words(), &Futex);
+        self.inner.give_back(&mut window, released, slot);
         Ok(())
     }
 
-    /// Leaves the ring at once, and keeps the batches that are leased.
+    /// Leaves the ring at once, and keeps the batches that are leased; of a ring on a device, leaves when the last of them is dropped.
     ///
     /// # Errors
     /// As [`RingReader::keep_oldest`]; then those that are left stay leased.
     pub fn leave(mut self) -> Result<(), RingError> {
-        while !lock(&self.inner.window).held.is_empty() {
+        while self.inner.device.is_none() && !lock(&self.inner.window).held.is_empty() {
             self.keep_oldest()?;
         }
         Ok(())
@@ -204,11 +262,15 @@ impl RingReader {
     /// # Errors
     /// When this reader itself holds as many slots as it can, no slot holds the batch, or this is another process.
     pub fn next_batch(&mut self, interrupted: impl Fn() -> bool) -> Result<Next, RingError> {
-        let Inner { views, data, cursor, window, give_up, pid, .. } = &*self.inner;
-        if *pid != std::process::id() {
+        let Inner { views, data, cursor, device, window, give_up, pid, .. } = &*self.inner;
+        if !self.inner.is_ours() {
             return Err(RingError::Forked(*pid));
         }
         let words = data.words();
+        let held_max = if data.delivery == Delivery::Latest { 1 } else { data.slots as usize };
+        // What only the device still reads is waited for here, where nothing can come before it is given back.
+        self.inner.settle(false);
+        while (!self.is_ready() || lock(window).held.len() >= held_max) && self.inner.settle(true) {}
         let held = lock(window).held.len();
         match data.delivery {
             Delivery::Lossless if held >= data.slots as usize => return Err(RingError::AllLeased(data.slots)),
@@ -266,15 +328,27 @@ impl RingReader {
                 Arc::clone(none.insert(Arc::new(view)))
             }
         };
+        let on_device = device.as_ref().map(|device| Ok((device.ordinal(), device.address(slot)?))).transpose();
+        let on_device = on_device.inspect_err(|_| words.end_lease(slot, None, cursor.words(), &Futex))?;
         lock(window).lease(seq, slot, Arc::clone(&self.session));
         count(&cursor.page().read, 1);
         self.next = seq + 1;
-        let lease = Lease { view, inner: Arc::clone(&self.inner), seq, slot };
+        let lease = Lease { view, inner: Arc::clone(&self.inner), seq, slot, on_device, streams: Mutex::default() };
         let (found, rows_max) = (lease.header(), data.batch_size);
         if found.seq != seq || found.len > rows_max {
             return Err(RingError::Torn { seq });
         }
         Ok(Next::Batch(lease))
+    }
+}
+
+impl Drop for RingReader {
+    fn drop(&mut self) {
+        self.inner.left.store(true, Ordering::SeqCst);
+        // Nobody else would give back what the device still reads.
+        if self.inner.is_ours() {
+            while self.inner.settle(true) {}
+        }
     }
 }
 
@@ -296,9 +370,23 @@ pub struct Lease {
     inner: Arc<Inner>,
     seq: u64,
     slot: u32,
+    /// Which device, and where the images lie there.
+    on_device: Option<(u32, u64)>,
+    /// Streams on which work may be queued that reads them.
+    streams: Mutex<Vec<usize>>,
 }
 
 impl Lease {
+    /// Says that work which reads the images may be queued on this stream of their device, an address as CUDA's interfaces have it (0 is the
+    /// legacy default stream, which is always counted): when the lease is dropped the slot stays this trainer's until that work is done.
+    pub fn used_on(&self, stream: usize) {
+        let mut streams = lock(&self.streams);
+        // The legacy default stream has two names.
+        if stream > 1 && !streams.contains(&stream) {
+            streams.push(stream);
+        }
+    }
+
     fn slot(&self) -> &[u8] {
         // SAFETY: batch `seq` is published (read with Acquire), and the writer leaves its slot alone until this reader lets go of it
         // and its cursor passes `seq`, which happens when this lease is dropped; until then the session keeps the reader on a list. Where
@@ -329,6 +417,11 @@ impl Lease {
         let len = header.len as usize;
         BatchView {
             x: &slot[layout.x..][..len * layout.image_bytes],
+            x_on_device: self.on_device.map(|(ordinal, address)| OnDevice {
+                ordinal,
+                address,
+                bytes: self.inner.data.device_bytes(header.len),
+            }),
             dtype,
             layout: axes,
             image_size,
@@ -349,17 +442,23 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Inner { data, cursor, window, pid, .. } = &*self.inner;
+        let Inner { window, device, left, .. } = &*self.inner;
         // What a child was forked with is its parent's to give back.
-        if *pid != std::process::id() {
+        if !self.inner.is_ours() {
             return;
         }
+        let streams: Vec<usize> = std::iter::once(0).chain(lock(&self.streams).drain(..)).collect();
+        let marks = device.as_ref().map_or_else(Vec::new, |device| device.mark(&streams));
         // The store happens under the lock: of two leases dropped at once the later count must be stored last.
         let mut window = lock(window);
-        if !self.view.is_kept() {
+        if marks.iter().any(|mark| !mark.is_done()) {
+            window.queued.push_back((self.seq, self.slot, marks));
+            drop(window);
+            // Looked at after that: either this waits, or the reader, which is being dropped, does.
+            while left.load(Ordering::SeqCst) && self.inner.settle(true) {}
+        } else if !self.view.is_kept() {
             self.view.share();
-            let released = window.give_back(self.seq);
-            data.words().end_lease(self.slot, released, cursor.words(), &Futex);
+            self.inner.give_back(&mut window, self.seq, self.slot);
         }
     }
 }

@@ -125,6 +125,8 @@ pub struct DataFile {
     pub delivery: Delivery,
     /// Size, type and order of the images.
     pub images: (ImageSize, Dtype, Layout),
+    /// Whether they lie on a CUDA device.
+    pub on_device: bool,
 }
 
 impl DataFile {
@@ -132,14 +134,14 @@ impl DataFile {
     pub fn create(path: &Path, header: DataHeader) -> Result<Self, RingError> {
         let images = header.images().expect("made from a format");
         let (slots, spares, batch_size) = (header.slots, header.spares, header.batch_size);
-        let layout = SlotLayout::new(batch_size as usize, images.0.values() * images.1.bytes());
+        let (layout, on_device) = (header.slot_layout(images), header.on_device != 0);
         let delivery = Delivery::ALL[header.delivery as usize];
         let promised = layout.slot_offset(slots + spares, slots);
         let region = Region::create(path, layout.file_bytes(slots + spares), promised)?;
         region.reserve(0, layout.slot_offset(slots + spares, 0))?;
         // SAFETY: the map is page-aligned, larger than the header, writable, and nobody else knows the file yet.
         unsafe { region.map.as_mut_ptr().cast::<DataHeader>().write(header) };
-        let file = Self { region, layout, slots, spares, batch_size, delivery, images };
+        let file = Self { region, layout, slots, spares, batch_size, delivery, images, on_device };
         file.words().holds.iter().for_each(|holds| holds.store(NO_BATCH, Ordering::Relaxed));
         Ok(file)
     }
@@ -161,11 +163,11 @@ impl DataFile {
         let images = header.images().ok_or_else(|| foreign("its dtype or layout is unknown".to_owned()))?;
         let delivery = Delivery::ALL.get(header.delivery as usize).copied();
         let delivery = delivery.ok_or_else(|| foreign("its delivery is unknown".to_owned()))?;
-        let layout = SlotLayout::new(batch_size as usize, images.0.values() * images.1.bytes());
+        let (layout, on_device) = (header.slot_layout(images), header.on_device != 0);
         if slots == 0 || slots > SLOTS_MAX || spares > SPARES || region.map.len() != layout.file_bytes(slots + spares) {
             return Err(foreign("its size is not what its header says".to_owned()));
         }
-        Ok(Self { region, layout, slots, spares, batch_size, delivery, images })
+        Ok(Self { region, layout, slots, spares, batch_size, delivery, images, on_device })
     }
 
     /// The header page.
@@ -185,6 +187,11 @@ impl DataFile {
             writer_waiting: &header.writer_waiting,
             holds: self.directory(),
         }
+    }
+
+    /// Bytes of the images of so many rows on a device.
+    pub fn device_bytes(&self, rows: u32) -> usize {
+        rows as usize * self.images.0.values() * self.images.1.bytes()
     }
 
     /// Slots of the ring, spare ones included.

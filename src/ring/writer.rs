@@ -7,6 +7,7 @@ use super::protocol::has_room;
 use super::readers::{Evicted, ReaderEntry, ReaderId, Readers, Shared};
 use super::wake::{self, EVENTS_MAX, Futex, Waker, now_ns};
 use crate::config::Delivery;
+use crate::mix::Target;
 use crate::sampler::Plan;
 use crate::sync::Ordering;
 use bytemuck::cast_slice_mut;
@@ -287,7 +288,12 @@ impl SlotMut<'_> {
         unsafe { self.writer.shared.data.slot_mut(self.slot) }
     }
 
-    /// The memory of `x` for `len` rows, 64-byte aligned.
+    /// Where the images of `len` rows go: the slot's memory, 64-byte aligned, or the slot of this number on a device.
+    pub fn target(&mut self, len: usize) -> Target<'_> {
+        if self.writer.shared.data.on_device { Target::Slot(self.slot) } else { Target::Memory(self.x_mut(len)) }
+    }
+
+    /// The memory of `x` for `len` rows, 64-byte aligned; none where it lies on a device.
     pub fn x_mut(&mut self, len: usize) -> &mut [u8] {
         let layout = self.writer.shared.data.layout;
         &mut self.bytes()[layout.x..][..len * layout.image_bytes]

@@ -68,6 +68,12 @@ impl Settled {
     }
 }
 
+impl std::fmt::Debug for Rows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Rows({} of {} bytes)", self.len(), self.row_bytes)
+    }
+}
+
 /// A fixed number of rows of equal size, each 64-byte aligned when the row size is.
 pub struct Rows {
     memory: Memory,
@@ -135,6 +141,15 @@ impl Rows {
     /// Bytes of a row.
     pub fn row_bytes(&self) -> usize {
         self.row_bytes
+    }
+
+    /// The addresses that the rows take, one after the other.
+    pub fn range(&self) -> std::ops::Range<usize> {
+        if self.is_empty() {
+            return 0..0;
+        }
+        let start = self.start(0).addr();
+        start..start + self.states.len() * self.row_bytes
     }
 
     /// What a row holds now.

@@ -63,6 +63,7 @@ mod tests {
         let x: Vec<f32> = (0..2 * 3 * 4 * 5).map(|n| n as f32).collect();
         let mut view = BatchView {
             x: bytemuck::cast_slice(&x),
+            x_on_device: None,
             dtype: Dtype::F32,
             layout: Layout::Nchw,
             image_size: ImageSize { height: 4, width: 5 },

@@ -175,6 +175,7 @@ mod tests {
     fn view(x: &[u8], dtype: Dtype, layout: Layout) -> BatchView<'_> {
         BatchView {
             x,
+            x_on_device: None,
             dtype,
             layout,
             image_size: SIZE,

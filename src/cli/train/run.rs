@@ -19,6 +19,7 @@ impl Train {
             Some(state) => FeedSpec { start: Start::At(state.place), share: None, ..state.feed },
             None => self.join.spec(FeedSpec { smoothing: self.smoothing, ..self.feed.spec()? })?,
         };
+        let spec = FeedSpec { device: self.pipeline.batch_device(), ..spec };
         spec.validate()?;
         let valid = FeedSpec {
             split: Split::Val,

@@ -1,0 +1,197 @@
+//! What `mixd bench` does on a CUDA device: a trainer's reading of batches there, and what the device can do at best.
+
+use super::bench_trainer::Touch;
+use crate::batch::OnDevice;
+use crate::client::Batch;
+use crate::config::FeedSpec;
+use crate::cuda::{self, CudaError, DeviceMemory, Gpu, Kernels, PinnedMemory, Stream};
+use crate::mix::Format;
+use crate::types::Device;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long each ceiling is measured in a round.
+const TIME: Duration = Duration::from_millis(150);
+/// Bytes that a copy of a ceiling moves at once: several times what caches hold.
+const COPY_BYTES: usize = 512 << 20;
+/// Bytes of the samples that the kernel alone is measured on; and how many different batches of them.
+const SAMPLES_BYTES: usize = 480 << 20;
+const BATCHES: usize = 32;
+
+/// Reads batches on their device, as a trainer's own kernels would: queued on a stream of its own, and waited for by nobody.
+pub struct DeviceReader {
+    stream: Stream,
+    /// An element of every image.
+    elements: PinnedMemory,
+    /// A copy of the last batch.
+    copy: DeviceMemory,
+}
+
+impl DeviceReader {
+    /// A reader of a feed's batches.
+    pub fn new(ordinal: u32, spec: &FeedSpec) -> Result<Self, CudaError> {
+        let (gpu, rows) = (Gpu::open(ordinal)?, spec.batch_size as usize);
+        let stream = Stream::new(gpu.context())?;
+        let elements = PinnedMemory::new(gpu.context(), rows)?;
+        let copy = DeviceMemory::new(gpu.context(), rows * spec.format().image_bytes())?;
+        Ok(Self { stream, elements, copy })
+    }
+
+    /// Queues the reading of a batch; its lease may be dropped then.
+    pub fn touch(&self, batch: &Batch, on_device: OnDevice, touch: Touch) -> Result<(), CudaError> {
+        batch.used_on(self.stream.handle());
+        let (OnDevice { address, bytes, .. }, rows) = (on_device, batch.view().len());
+        // SAFETY: the images stay until the work that was queued on this stream is done, since the lease knows of it, and both targets are
+        // large enough and read only after `finish`.
+        #[expect(unsafe_code, reason = "queues work that reads and writes memory later")]
+        unsafe {
+            match touch {
+                Touch::Element => self.stream.download_rows(address, bytes / rows, self.elements.as_ptr(), 1, rows),
+                Touch::All => self.stream.copy(address, self.copy.address(), bytes),
+            }
+        }
+    }
+
+    /// Waits for all that was queued; a sum over the last batch's elements.
+    pub fn finish(&mut self) -> Result<u64, CudaError> {
+        self.stream.synchronize()?;
+        Ok(self.elements.bytes_mut().iter().map(|&byte| u64::from(byte)).sum())
+    }
+}
+
+/// What a device can do at best, measured again and again with the memory it was first measured with.
+pub struct DeviceCeiling {
+    gpu: Arc<Gpu>,
+    stream: Stream,
+    format: Format,
+    rows: usize,
+    kernels: Arc<Kernels>,
+    /// Random samples, rows that mix them, and slots that they are mixed to.
+    samples: DeviceMemory,
+    orders: DeviceMemory,
+    slots: Vec<DeviceMemory>,
+    /// What is copied where.
+    copies: [DeviceMemory; 2],
+    host: PinnedMemory,
+}
+
+/// Rates of a device.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceMeasured {
+    /// Bytes a second, read and written, of copies within its memory.
+    pub copy: f64,
+    /// Bytes a second of copies from pinned main memory.
+    pub host_copy: f64,
+    /// Images a second that the kernel alone mixes.
+    pub kernel: f64,
+}
+
+impl DeviceCeiling {
+    /// For feeds of this spec on a device.
+    pub fn new(ordinal: u32, spec: &FeedSpec) -> Result<Self, CudaError> {
+        let (gpu, rows) = (Gpu::open(ordinal)?, spec.batch_size as usize);
+        let format = Format { device: Device::Cuda(ordinal), ..spec.format() };
+        let (context, stride) = (gpu.context(), cuda::stride(format.image_size.values()));
+        let share = context.memory()?.0 / 8;
+        let samples_count = (SAMPLES_BYTES.min(share) / stride).clamp(2 * rows, 9_469.max(2 * rows));
+        let copy_bytes = COPY_BYTES.min(share);
+        let stream = Stream::new(context)?;
+        let samples = DeviceMemory::new(context, samples_count * stride)?;
+        let mut host = PinnedMemory::new(context, (samples_count * stride).max(copy_bytes / 4))?;
+        let mut state = 1_u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize
+        };
+        for word in host.bytes_mut().chunks_exact_mut(4) {
+            word.copy_from_slice(&(random() as u32).to_le_bytes());
+        }
+        // Of every batch: each row's sample, its λ, and its partner's row. No two rows share a sample.
+        let row = |own: usize, partner: usize, lambda: f32| cuda::Row {
+            own: samples.address() + (own * stride) as u64,
+            partner: samples.address() + (partner * stride) as u64,
+            own_factor: [lambda / 64.0; 3],
+            partner_factor: [(1.0 - lambda) / 64.0; 3],
+            offset: [-1.5; 3],
+            cut: [0; 4],
+            flags: cuda::Row::MIXED,
+        };
+        let mut rows_of_all = Vec::with_capacity(BATCHES * rows);
+        for _ in 0..BATCHES {
+            let first = random() % samples_count;
+            let own: Vec<usize> = (0..rows).map(|at| (first + at * (samples_count / rows)) % samples_count).collect();
+            rows_of_all.extend(own.iter().map(|&at| row(at, own[random() % rows], 0.5 + (random() % 64) as f32 / 128.0)));
+        }
+        let orders_bytes = size_of_val(&rows_of_all[..]);
+        let mut listed = PinnedMemory::new(context, orders_bytes)?;
+        listed.bytes_mut().copy_from_slice(bytemuck::cast_slice(&rows_of_all));
+        let orders = DeviceMemory::new(context, orders_bytes)?;
+        // SAFETY: all of it is as large as is copied, and lives until it is waited for.
+        #[expect(unsafe_code, reason = "queues copies")]
+        unsafe {
+            stream.upload(host.as_ptr(), samples.address(), samples_count * stride)?;
+            stream.upload(listed.as_ptr(), orders.address(), orders_bytes)?;
+        }
+        stream.synchronize()?;
+        let slot = |_| DeviceMemory::new(context, rows * format.image_bytes());
+        let slots = (0..spec.slots).map(slot).collect::<Result<_, _>>()?;
+        let copies = [DeviceMemory::new(context, copy_bytes)?, DeviceMemory::new(context, copy_bytes)?];
+        let kernels = gpu.kernels((format.dtype, format.layout))?;
+        Ok(Self { stream, format, rows, kernels, samples, orders, slots, copies, host, gpu })
+    }
+
+    /// What the device is called.
+    pub fn name(&self) -> &str {
+        self.gpu.name()
+    }
+
+    /// Measures for about half a second.
+    #[expect(unsafe_code, reason = "queues copies and kernels")]
+    pub fn measure(&mut self) -> Result<DeviceMeasured, CudaError> {
+        let [from, to] = &self.copies;
+        let host_bytes = to.bytes() / 4;
+        // SAFETY: all of it is as large as is copied, belongs to `self`, and is waited for by `rate`.
+        let copy = self.rate(&|_| unsafe { self.stream.copy(from.address(), to.address(), to.bytes()) })?;
+        // SAFETY: as above.
+        let host_copy = self.rate(&|_| unsafe { self.stream.upload(self.host.as_ptr(), to.address(), host_bytes) })?;
+        let orders_bytes = (self.rows * size_of::<cuda::Row>()) as u64;
+        let kernel = self.rate(&|turn| {
+            let orders = self.orders.address() + (turn % BATCHES) as u64 * orders_bytes;
+            let out = self.slots[turn % self.slots.len()].address();
+            debug_assert!(self.samples.bytes() > 0);
+            // SAFETY: as above; the orders name samples, and the slots hold a batch.
+            unsafe { self.kernels.mix(&self.stream, &self.format, orders, out, self.rows) }
+        })?;
+        Ok(DeviceMeasured {
+            copy: copy * 2.0 * to.bytes() as f64,
+            host_copy: host_copy * host_bytes as f64,
+            kernel: kernel * self.rows as f64,
+        })
+    }
+
+    /// How often a second the device does what `queue` queues.
+    fn rate(&self, queue: &dyn Fn(usize) -> Result<(), CudaError>) -> Result<f64, CudaError> {
+        // Once to warm up, then as many at a time as take about a tenth of the time together.
+        queue(0)?;
+        self.stream.synchronize()?;
+        let (mut at_once, mut turn) = (1, 0);
+        let mut timed = |at_once: usize| {
+            let start = Instant::now();
+            for _ in 0..at_once {
+                queue(turn)?;
+                turn += 1;
+            }
+            self.stream.synchronize()?;
+            Ok(start.elapsed())
+        };
+        while timed(at_once)? < TIME / 10 && at_once < 1 << 16 {
+            at_once *= 2;
+        }
+        let (start, mut done) = (Instant::now(), 0);
+        while start.elapsed() < TIME {
+            timed(at_once)?;
+            done += at_once;
+        }
+        Ok(done as f64 / start.elapsed().as_secs_f64())
+    }
+}

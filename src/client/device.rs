@@ -1,0 +1,58 @@
+//! The CUDA device that a feed's batches are to lie on, as the trainer has it.
+
+use super::ClientError;
+use crate::ring::{DeviceSlots, RingError};
+use crate::types::Device;
+use std::path::Path;
+
+/// An open device.
+#[derive(Clone)]
+pub struct Opened {
+    #[cfg(feature = "cuda")]
+    gpu: std::sync::Arc<crate::cuda::Gpu>,
+}
+
+impl Opened {
+    /// Opens a feed's device; `None` where its batches lie in main memory.
+    ///
+    /// # Errors
+    /// When there is no such device, or this build has no CUDA.
+    pub fn open(device: Device) -> Result<Option<Self>, ClientError> {
+        match device {
+            Device::Cpu => Ok(None),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => {
+                let gpu = crate::cuda::Gpu::open(ordinal).map_err(|error| ClientError::Device(error.to_string()))?;
+                Ok(Some(Self { gpu }))
+            }
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => Err(ClientError::Device(crate::mix::MixError::NoCudaBuild.to_string())),
+        }
+    }
+
+    /// What the device is to every process.
+    pub fn uuid(&self) -> Vec<u8> {
+        #[cfg(feature = "cuda")]
+        return self.gpu.uuid().to_vec();
+        #[cfg(not(feature = "cuda"))]
+        Vec::new()
+    }
+
+    /// Opens the images of a ring's slots.
+    ///
+    /// # Errors
+    /// When the daemon does not hand them out, or the device refuses them.
+    pub fn slots(&self, path: &Path, bytes: usize, slots: u32) -> Result<Box<dyn DeviceSlots>, RingError> {
+        #[cfg(feature = "cuda")]
+        {
+            let opened = crate::cuda::ReaderSlots::open(std::sync::Arc::clone(&self.gpu), path, bytes, slots);
+            let opened = opened.map_err(|error| RingError::NoDeviceSlot { slot: 0, why: error.to_string() })?;
+            Ok(Box::new(opened))
+        }
+        #[cfg(not(feature = "cuda"))]
+        {
+            let _ = (path, bytes, slots);
+            Err(RingError::NoDevice)
+        }
+    }
+}

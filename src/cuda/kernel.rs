@@ -1,0 +1,171 @@
+//! The kernels, compiled for the device that is there when it is first asked for a kind of batch.
+#![expect(unsafe_code, reason = "calls NVRTC, and starts kernels")]
+
+use super::driver::Kernel;
+use super::{CudaError, Gpu, Stream};
+use crate::types::{Dtype, Layout};
+use bytemuck::{Pod, Zeroable};
+use cudarc::nvrtc::{result as nvrtc, sys};
+use std::sync::{Arc, PoisonError};
+
+const SOURCE: &str = include_str!("kernels.cu");
+
+/// Threads of a block.
+const BLOCK: u32 = 256;
+/// Chunks of 16 bytes that a thread has under way at once (`AHEAD` in `kernels.cu`).
+const AHEAD: usize = 4;
+/// Blocks that copy one sample from main memory: enough to keep the bus busy, few enough that a batch fits the device at once.
+const FETCH_BLOCKS: u32 = 4;
+
+/// The newest compute capability that every NVRTC of CUDA 12 knows; devices after it run its code, too.
+const NEWEST: (i32, i32) = (9, 0);
+
+/// What a batch is made of.
+pub type Kind = (Dtype, Layout);
+
+/// The kernels of one kind of batch.
+#[derive(Debug)]
+pub struct Kernels {
+    mix: Kernel,
+    fetch: Kernel,
+}
+
+/// One row of a batch, as `mix` reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Row {
+    /// The own sample on the device: u8 `[3, H, W]`, 16-byte aligned.
+    pub own: u64,
+    /// The partner's; not read where neither `MIXED` nor `CUT` is set.
+    pub partner: u64,
+    /// A, B and C of each channel: a value is `(A·u_own + B·u_partner) + C`.
+    pub own_factor: [f32; 3],
+    /// B.
+    pub partner_factor: [f32; 3],
+    /// C.
+    pub offset: [f32; 3],
+    /// Top, bottom, left and right of the box that shows the partner.
+    pub cut: [u16; 4],
+    /// The flags below.
+    pub flags: u32,
+}
+
+impl Row {
+    /// The partner has a weight.
+    pub const MIXED: u32 = 1;
+    /// There is a box.
+    pub const CUT: u32 = 2;
+    /// The own sample is flipped.
+    pub const FLIP: u32 = 4;
+    /// The partner is.
+    pub const PARTNER_FLIP: u32 = 8;
+}
+
+/// A sample's way to the device, as `fetch` reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Copy {
+    /// Where it lies in pinned main memory.
+    pub from: u64,
+    /// Where it goes on the device, 16-byte aligned.
+    pub to: u64,
+}
+
+/// The parameter of `mix`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Batch {
+    rows: u64,
+    out: u64,
+    height: u32,
+    width: u32,
+}
+
+/// The parameter of `fetch`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Copies {
+    list: u64,
+    bytes: u32,
+    reserved: u32,
+}
+
+const _: () = assert!(size_of::<Row>() == 64 && size_of::<Copy>() == 16);
+
+impl Gpu {
+    /// The kernels of a kind of batch.
+    ///
+    /// # Errors
+    /// When NVRTC is not there or cannot compile them.
+    pub fn kernels(&self, kind: Kind) -> Result<Arc<Kernels>, CudaError> {
+        let mut known = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, kernels)) = known.iter().find(|(known, _)| *known == kind) {
+            return Ok(Arc::clone(kernels));
+        }
+        let ptx = compile(kind, self.capability.min(NEWEST))?;
+        let [mix, fetch] = Kernel::load(&self.context, &ptx, [c"mix", c"fetch"])?;
+        let kernels = Arc::new(Kernels { mix, fetch });
+        known.push((kind, Arc::clone(&kernels)));
+        Ok(kernels)
+    }
+}
+
+/// PTX for a compute capability.
+fn compile((dtype, layout): Kind, capability: (i32, i32)) -> Result<Vec<std::ffi::c_char>, CudaError> {
+    // SAFETY: loads a library, whose initialisers are NVRTC's own.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(CudaError::Compile("there is no libnvrtc.so".to_owned()));
+    }
+    let options = [
+        format!("--gpu-architecture=compute_{}{}", capability.0, capability.1),
+        format!("-DELEMENT={}", dtype.name().to_uppercase()),
+        format!("-DPIXELS={}", u8::from(layout == Layout::Nhwc)),
+    ];
+    let source = std::ffi::CString::new(SOURCE).expect("a text without a 0");
+    let refused = |error: nvrtc::NvrtcError| CudaError::Compile(format!("NVRTC says {error:?}"));
+    let program = nvrtc::create_program(&source, Some(c"kernels.cu")).map_err(refused)?;
+    // SAFETY: the program was made just now, and is destroyed below.
+    let ptx = unsafe { nvrtc::compile_program(program, &options).and_then(|()| nvrtc::get_ptx(program)) };
+    let ptx = ptx.map_err(|error| {
+        // SAFETY: as above.
+        let log = unsafe { nvrtc::get_program_log(program) }.unwrap_or_default();
+        let log: Vec<u8> = log.iter().map(|&c| c as u8).take_while(|&c| c != 0).collect();
+        CudaError::Compile(format!("{error:?}: {}", String::from_utf8_lossy(&log).trim()))
+    });
+    // SAFETY: as above.
+    let _ = unsafe { nvrtc::destroy_program(program) };
+    ptx
+}
+
+impl Kernels {
+    /// Queues the mix of `len` rows, listed on the device at `rows`, into images at `out`.
+    ///
+    /// # Safety
+    /// The rows, their samples and the images are valid on the device, and stay so and unchanged by others until the stream has come so far.
+    pub unsafe fn mix(
+        &self,
+        stream: &Stream,
+        format: &crate::mix::Format,
+        rows: u64,
+        out: u64,
+        len: usize,
+    ) -> Result<(), CudaError> {
+        let size = format.image_size;
+        let chunks = format.image_bytes().div_ceil(16);
+        let ahead = if format.layout == Layout::Nchw { AHEAD } else { 1 };
+        let blocks = chunks.div_ceil(BLOCK as usize * ahead) as u32;
+        let batch = Batch { rows, out, height: size.height, width: size.width };
+        // SAFETY: as this function.
+        unsafe { stream.launch(&self.mix, (blocks, len as u32), BLOCK, batch) }
+    }
+
+    /// Queues copies of `bytes` bytes each from pinned main memory, listed on the device at `list`.
+    ///
+    /// # Safety
+    /// As [`Kernels::mix`].
+    pub unsafe fn fetch(&self, stream: &Stream, list: u64, len: usize, bytes: usize) -> Result<(), CudaError> {
+        let copies = Copies { list, bytes: bytes as u32, reserved: 0 };
+        // SAFETY: as this function.
+        unsafe { stream.launch(&self.fetch, (FETCH_BLOCKS, len as u32), BLOCK, copies) }
+    }
+}

@@ -1,0 +1,135 @@
+//! Samples of a store as a device has them: rows that were copied there once and stay, as far as they fit, and main memory that it reads.
+
+use super::{Context, CudaError, DeviceMemory, Gpu, Pin};
+use crate::store::Rows;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Main memory that is pinned at a time: pinning all of a store before it is filled would take its memory, and seconds.
+const PIN_BYTES: usize = 64 << 20;
+const PAGE_BYTES: usize = 4096;
+
+/// A store's rows, pinned piece by piece when devices first read them. One for all devices.
+#[derive(Debug)]
+pub struct PinnedRows {
+    /// By their number; `None` where the system has refused. They go before the rows.
+    pieces: Mutex<HashMap<usize, Option<Pin>>>,
+    rows: Arc<Rows>,
+    context: Arc<Context>,
+}
+
+impl PinnedRows {
+    /// Of these rows, nothing pinned yet.
+    pub fn new(gpu: &Gpu, rows: Arc<Rows>) -> Self {
+        Self { pieces: Mutex::default(), rows, context: Arc::clone(gpu.context()) }
+    }
+
+    /// Which row a sample is, of those that lie here.
+    fn row(&self, sample: &[u8]) -> Option<u32> {
+        let range = self.rows.range();
+        range.contains(&sample.as_ptr().addr()).then(|| ((sample.as_ptr().addr() - range.start) / sample.len()) as u32)
+    }
+
+    /// Pins the pieces that a sample lies in; whether a device may read it.
+    fn pin(&self, sample: &[u8]) -> bool {
+        let (first, last) = (sample.as_ptr().addr(), sample.as_ptr().addr() + sample.len() - 1);
+        let range = self.rows.range();
+        let (start, end) = (range.start / PAGE_BYTES * PAGE_BYTES, range.end.next_multiple_of(PAGE_BYTES));
+        let mut pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pin = |piece: usize| {
+            let from = start + piece * PIN_BYTES;
+            let pinned = || Pin::new(&self.context, from as *const u8, PIN_BYTES.min(end - from));
+            pieces.entry(piece).or_insert_with(|| {
+                let pinned = pinned();
+                if let Err(error) = &pinned {
+                    tracing::warn!("samples go to the device by way of a copy, since their memory cannot be pinned: {error}");
+                }
+                pinned.ok()
+            });
+            pieces[&piece].is_some()
+        };
+        ((first - start) / PIN_BYTES..=(last - start) / PIN_BYTES).all(&mut pin)
+    }
+}
+
+/// A store's samples on one device.
+#[derive(Debug)]
+pub struct Resident {
+    gpu: Arc<Gpu>,
+    host: Arc<PinnedRows>,
+    /// The first rows of the store, `stride` apart; none where nothing fits.
+    memory: Option<DeviceMemory>,
+    stride: usize,
+    /// Whether each of them is there.
+    there: Box<[AtomicBool]>,
+}
+
+/// Where a sample is for a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// On the device, at this address.
+    There(u64),
+    /// In main memory; it has a place on the device, of this row, and stays there once it was copied.
+    Empty {
+        /// Which row.
+        row: u32,
+        /// Where it goes.
+        address: u64,
+    },
+    /// In main memory only.
+    Elsewhere,
+}
+
+impl Resident {
+    /// Room for as many of the rows as `budget` bytes hold.
+    ///
+    /// # Errors
+    /// When the device does not have them.
+    pub fn new(gpu: &Arc<Gpu>, host: Arc<PinnedRows>, budget: u64) -> Result<Self, CudaError> {
+        let stride = stride(host.rows.row_bytes());
+        let rows = (budget / stride as u64).min(host.rows.len().into()) as usize;
+        let memory = (rows > 0).then(|| DeviceMemory::new(gpu.context(), rows * stride)).transpose()?;
+        let there = (0..rows).map(|_| AtomicBool::new(false)).collect();
+        Ok(Self { gpu: Arc::clone(gpu), host, memory, stride, there })
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
+    /// The rows in main memory.
+    pub fn host(&self) -> &Arc<PinnedRows> {
+        &self.host
+    }
+
+    /// Bytes of the device's memory.
+    pub fn bytes(&self) -> usize {
+        self.memory.as_ref().map_or(0, DeviceMemory::bytes)
+    }
+
+    /// Where a sample is.
+    pub fn find(&self, sample: &[u8]) -> Found {
+        let Some(row) = self.host.row(sample) else { return Found::Elsewhere };
+        let (Some(there), Some(memory)) = (self.there.get(row as usize), &self.memory) else { return Found::Elsewhere };
+        let address = memory.address() + row as u64 * self.stride as u64;
+        // Acquire, as the store below is a Release: the copy was complete.
+        if there.load(Ordering::Acquire) { Found::There(address) } else { Found::Empty { row, address } }
+    }
+
+    /// Notes that a row's copy is complete. Two feeds may copy the same row at the same time: both write the same bytes.
+    pub fn is_there(&self, row: u32) {
+        self.there[row as usize].store(true, Ordering::Release);
+    }
+
+    /// Whether the device can read a sample where it lies in main memory.
+    pub fn is_readable(&self, sample: &[u8]) -> bool {
+        self.host.row(sample).is_some() && self.host.pin(sample)
+    }
+}
+
+/// Bytes from one sample on the device to the next, so that each begins where 16 bytes can be read at once.
+pub const fn stride(row_bytes: usize) -> usize {
+    row_bytes.next_multiple_of(16)
+}

@@ -1,0 +1,261 @@
+//! The CUDA mixer: samples that are on the device already, or are copied there once, and one kernel that makes the batch of them, in a slot on
+//! the device or in memory from which it is copied into a slot of main memory.
+//!
+//! Its values are the CPU mixer's, to the bit: the kernel computes with the same factors in the same order (`cuda/kernels.cu`).
+#![expect(unsafe_code, reason = "queues work that reads and writes memory later")]
+
+use super::cpu::Factors;
+use super::{Format, MixError, Mixer, Notice, Row, Target};
+use crate::cuda::{self, CudaError, DeviceMemory, Event, Found, Gpu, Kernels, Pin, PinnedMemory, Stream, WriterSlots};
+use crate::stats::Moved;
+use bytemuck::cast_slice_mut;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Mixes on a CUDA device.
+pub struct CudaMixer {
+    format: Format,
+    gpu: Arc<Gpu>,
+    stream: Stream,
+    done: Event,
+    kernels: Arc<Kernels>,
+    /// The store's samples on this device.
+    resident: Option<Arc<cuda::Resident>>,
+    /// Room on the device for as many samples as a batch may need that do not stay there.
+    staging: DeviceMemory,
+    /// What the kernels are told: rows, then copies; in main memory and on the device.
+    orders: PinnedMemory,
+    orders_on_device: DeviceMemory,
+    rows_max: usize,
+    /// Copies of samples whose own memory the device cannot read; made when one is first needed.
+    bounce: Option<PinnedMemory>,
+    output: Output,
+    moved: Arc<Moved>,
+}
+
+/// Where batches go.
+enum Output {
+    /// Slots on the device.
+    Slots(Arc<WriterSlots>),
+    /// Slots in main memory, by way of the device's; those that were seen before are pinned, where the system allows.
+    Memory { made: DeviceMemory, pins: HashMap<usize, Option<Pin>> },
+}
+
+/// The samples that a batch has on its way to the device.
+#[derive(Default)]
+struct Way {
+    copies: Vec<cuda::Copy>,
+    /// Rows of the store that will be there.
+    fresh: Vec<u32>,
+    /// Samples in the staging memory.
+    staged: usize,
+    /// Samples in the bounce memory.
+    bounced: usize,
+    /// By the samples' addresses.
+    known: HashMap<usize, u64>,
+}
+
+impl CudaMixer {
+    /// A mixer for batches of at most `rows_max` rows, into `slots` or, without them, into main memory.
+    ///
+    /// # Errors
+    /// When the device lacks the memory, or NVRTC is not there.
+    pub fn new(
+        gpu: &Arc<Gpu>,
+        format: Format,
+        rows_max: usize,
+        resident: Option<Arc<cuda::Resident>>,
+        slots: Option<Arc<WriterSlots>>,
+        moved: Arc<Moved>,
+    ) -> Result<Self, CudaError> {
+        let context = gpu.context();
+        let orders_bytes = rows_max * size_of::<cuda::Row>() + 2 * rows_max * size_of::<cuda::Copy>();
+        let output = match slots {
+            Some(slots) => Output::Slots(slots),
+            None => {
+                let made = DeviceMemory::new(context, rows_max * format.image_bytes())?;
+                Output::Memory { made, pins: HashMap::new() }
+            }
+        };
+        Ok(Self {
+            format,
+            stream: Stream::new(context)?,
+            done: Event::new(context)?,
+            kernels: gpu.kernels((format.dtype, format.layout))?,
+            resident,
+            staging: DeviceMemory::new(context, 2 * rows_max * cuda::stride(format.image_size.values()))?,
+            orders: PinnedMemory::new(context, orders_bytes)?,
+            orders_on_device: DeviceMemory::new(context, orders_bytes)?,
+            rows_max,
+            bounce: None,
+            output,
+            moved,
+            gpu: Arc::clone(gpu),
+        })
+    }
+
+    /// Where a sample is on the device, or will be once the copies that are under `way` are made.
+    fn place(&mut self, sample: &[u8], way: &mut Way) -> Result<u64, CudaError> {
+        let key = sample.as_ptr().addr();
+        if let Some(&known) = way.known.get(&key) {
+            return Ok(known);
+        }
+        let bytes = self.format.image_size.values();
+        let found = self.resident.as_ref().map_or(Found::Elsewhere, |resident| resident.find(sample));
+        let to = match found {
+            Found::There(address) => {
+                way.known.insert(key, address);
+                return Ok(address);
+            }
+            Found::Empty { row, address } => {
+                way.fresh.push(row);
+                address
+            }
+            Found::Elsewhere => {
+                way.staged += 1;
+                self.staging.address() + ((way.staged - 1) * cuda::stride(bytes)) as u64
+            }
+        };
+        let from = if self.resident.as_ref().is_some_and(|resident| resident.is_readable(sample)) {
+            key as u64
+        } else {
+            let (stride, room) = (cuda::stride(bytes), 2 * self.rows_max * cuda::stride(bytes));
+            let bounce = match &mut self.bounce {
+                Some(bounce) => bounce,
+                none => none.insert(PinnedMemory::new(self.gpu.context(), room)?),
+            };
+            let at = way.bounced * stride;
+            way.bounced += 1;
+            bounce.bytes_mut()[at..][..bytes].copy_from_slice(sample);
+            (bounce.as_ptr().addr() + at) as u64
+        };
+        way.copies.push(cuda::Copy { from, to });
+        way.known.insert(key, to);
+        Ok(to)
+    }
+
+    /// What the kernel is told of a row.
+    fn order(&mut self, row: &Row<'_>, way: &mut Way) -> Result<cuda::Row, CudaError> {
+        let bytes = self.format.image_size.values();
+        assert!(row.own.len() == bytes);
+        let own = self.place(row.own, way)?;
+        let mixed = row.lambda != 1.0;
+        let partner = if mixed || row.cut.is_some() {
+            assert!(row.partner.len() == bytes);
+            self.place(row.partner, way)?
+        } else {
+            own
+        };
+        let factors = [0, 1, 2].map(|channel| Factors::new(&self.format, row.lambda, channel, None));
+        let flags = [
+            (mixed, cuda::Row::MIXED),
+            (row.cut.is_some(), cuda::Row::CUT),
+            (row.flip, cuda::Row::FLIP),
+            (row.partner_flip, cuda::Row::PARTNER_FLIP),
+        ];
+        let cut = row.cut.unwrap_or_default();
+        Ok(cuda::Row {
+            own,
+            partner,
+            own_factor: factors.each_ref().map(|factors| factors.own),
+            partner_factor: factors.each_ref().map(|factors| factors.partner),
+            offset: factors.each_ref().map(|factors| factors.offset),
+            // At most 8192.
+            cut: [cut.top, cut.bottom, cut.left, cut.right].map(|side| side as u16),
+            flags: flags.iter().filter(|(set, _)| *set).map(|(_, flag)| flag).sum(),
+        })
+    }
+
+    fn run(&mut self, rows: &[Row<'_>], target: Target<'_>) -> Result<(), CudaError> {
+        assert!(rows.len() <= self.rows_max);
+        let (mut way, mut orders) = (Way::default(), Vec::with_capacity(rows.len()));
+        for row in rows {
+            orders.push(self.order(row, &mut way)?);
+        }
+        let (copies, rows_bytes) = (way.copies.len(), size_of_val(&orders[..]));
+        let bytes = rows_bytes + copies * size_of::<cuda::Copy>();
+        let memory = &mut self.orders.bytes_mut()[..bytes];
+        cast_slice_mut(&mut memory[..rows_bytes]).copy_from_slice(&orders);
+        cast_slice_mut(&mut memory[rows_bytes..]).copy_from_slice(&way.copies);
+        let (sample_bytes, image_bytes) = (self.format.image_size.values(), self.format.image_bytes());
+        let out = match &self.output {
+            Output::Slots(slots) => match target {
+                Target::Slot(slot) => slots.address(slot)?,
+                Target::Memory(_) => panic!("this mixer fills slots on the device"),
+            },
+            Output::Memory { made, .. } => made.address(),
+        };
+        let on_device = self.orders_on_device.address();
+        // SAFETY: everything named stays where it is until `done`, which is waited for below, also where something fails: the samples are
+        // borrowed by `rows`, and all else is this mixer's own or, of a slot, the writer's, which is filling it. The orders name the
+        // resident store, the staging memory, which has room for every sample of a batch, and pinned memory.
+        let queued = unsafe { self.queue(rows_bytes, bytes, copies, rows.len(), on_device, out, target) };
+        self.done.record(&self.stream)?;
+        self.done.wait()?;
+        queued?;
+        if let Some(resident) = &self.resident {
+            way.fresh.iter().for_each(|&row| resident.is_there(row));
+        }
+        let made = rows.len() * image_bytes;
+        let downloaded = if matches!(self.output, Output::Memory { .. }) { made } else { 0 };
+        self.moved.count(bytes + copies * sample_bytes, downloaded, way.known.len() * sample_bytes + made);
+        Ok(())
+    }
+
+    /// Queues a batch.
+    ///
+    /// # Safety
+    /// The orders are written, and everything that they name stays until the stream has come so far.
+    #[expect(clippy::too_many_arguments, reason = "one call, of one place")]
+    unsafe fn queue(
+        &mut self,
+        rows_bytes: usize,
+        bytes: usize,
+        copies: usize,
+        rows: usize,
+        on_device: u64,
+        out: u64,
+        target: Target<'_>,
+    ) -> Result<(), CudaError> {
+        let (stream, kernels) = (&self.stream, &self.kernels);
+        // SAFETY: as this function.
+        unsafe {
+            stream.upload(self.orders.as_ptr(), on_device, bytes)?;
+            if copies > 0 {
+                kernels.fetch(stream, on_device + rows_bytes as u64, copies, self.format.image_size.values())?;
+            }
+            kernels.mix(stream, &self.format, on_device, out, rows)?;
+        }
+        if let (Output::Memory { pins, .. }, Target::Memory(memory)) = (&mut self.output, target) {
+            let (start, context) = (memory.as_mut_ptr(), self.gpu.context());
+            // Slots begin with a page, and come again and again. Where they cannot be pinned the copy takes the driver longer.
+            let pages = rows_max_bytes(self.rows_max, &self.format);
+            if start.addr().is_multiple_of(4096) && memory.len() == pages {
+                pins.entry(start.addr()).or_insert_with(|| Pin::new(context, start, pages).ok());
+            }
+            // SAFETY: as this function; `memory` is borrowed until the device is done.
+            unsafe { stream.download(out, start, memory.len()) }?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of a whole batch.
+fn rows_max_bytes(rows: usize, format: &Format) -> usize {
+    rows * format.image_bytes()
+}
+
+impl Mixer for CudaMixer {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn mix(&mut self, rows: &[Row<'_>], target: Target<'_>, notice: Option<&Notice<'_>>) -> Result<(), MixError> {
+        if let Target::Memory(memory) = &target {
+            assert_eq!(memory.len(), rows_max_bytes(rows.len(), &self.format));
+        }
+        // A batch takes the device less time than a waiter takes to wake.
+        notice.iter().for_each(|notice| (notice.give)());
+        Ok(self.run(rows, target)?)
+    }
+}

@@ -1,0 +1,30 @@
+//! Slots whose images lie in a device's memory: what the ring asks of whoever has that memory.
+//!
+//! The slot in shared memory carries everything but the images. A batch is published when its images are complete on the device, so that
+//! readers wait for nothing. A reader's own work on them may still be queued when it drops its lease: that ends once the device has come so far.
+
+use super::error::RingError;
+
+/// The images of a ring's slots, as a reader has them.
+pub trait DeviceSlots: Send + Sync {
+    /// Which CUDA device of this process.
+    fn ordinal(&self) -> u32;
+
+    /// Address of a slot's images in this process.
+    ///
+    /// # Errors
+    /// When the daemon does not hand the slot out, or the device refuses it.
+    fn address(&self, slot: u32) -> Result<u64, RingError>;
+
+    /// Marks what is queued so far on each of these streams; none where there is nothing to wait for.
+    fn mark(&self, streams: &[usize]) -> Vec<Box<dyn Mark>>;
+}
+
+/// A mark in a device's queue of work.
+pub trait Mark: Send + Sync {
+    /// Whether the device has come so far.
+    fn is_done(&self) -> bool;
+
+    /// Waits until it has.
+    fn wait(&self);
+}

@@ -11,7 +11,7 @@ MIXD   := $(TARGET)/release/mixd
 jpeg   := $(if $(and $(shell command -v cmake),$(shell command -v nasm)),turbojpeg)
 # CUDA is looked for when it is asked for: its part is built everywhere.
 plain  := --features "cuda $(jpeg)"
-with   := --features "torch cuda $(jpeg)"
+with   := --features "torch $(jpeg)"
 CARGO_TEST   := cargo test --release --locked
 CARGO_CLIPPY := cargo clippy --release --locked --all-targets
 CARGO_DOC    := RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps
@@ -23,7 +23,7 @@ export LIBTORCH := $(CURDIR)/.libtorch/$(if $(filter 1,$(MIXD_LIBTORCH_CUDA)),cu
 export MIXD_LIBTORCH_CUDA
 endif
 
-.PHONY: help program build python demo test test-rust test-python check-replay check-bench lint bench compare libtorch clean-libtorch tools
+.PHONY: help program build python demo test test-rust test-python check-replay check-bench check-gpu lint bench compare gpu-pack gpu-check libtorch clean-libtorch tools
 .NOTPARALLEL:
 
 help: ## Print the targets
@@ -73,6 +73,7 @@ test-rust: libtorch
 test-python: python .venv/torch/ready ## Test the Python package, with torch and without
 	for kind in plain torch; do .venv/$$kind/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(TARGET)/wheels/mixd-*.whl; done
 	cd python && ../.venv/plain/bin/python -m pytest tests/plain
+	@$(MAKE) --no-print-directory check-gpu
 	cd python && ../.venv/torch/bin/python -m pytest tests
 
 check-replay: build .python ## Compare replayed batches of the sample data with Pillow and the formula
@@ -108,6 +109,24 @@ bench: build .python ## Measure mixd on DATA beside the machine's ceilings, and 
 compare: ROUNDS  ?= 3
 compare: build ## Measure mixd beside torch's DataLoader, DALI and loops over memory, on DATA (installs them into .compare: 5 GB)
 	python3 scripts/compare.py --mixd $(MIXD) --data "$(DATA)" --rounds $(ROUNDS) --seconds $(SECONDS) --out benches/results
+
+gpu-check: gpu-pack ## Check and measure mixd on this machine's CUDA device (python3 with PyTorch; under 8 minutes)
+	python3 scripts/gpu-check.py --pack .gpu-check --out benches/results
+
+# What a machine with a device, and without Rust, needs beside the repository: there, `python3 scripts/gpu-check.py`.
+gpu-pack: build python ## Build what gpu-check carries into .gpu-check/
+	rm -rf .gpu-check && mkdir .gpu-check
+	cp $(TARGET)/wheels/mixd-*.whl .gpu-check
+	strip -o .gpu-check/mixd-torch $(TARGET)/release/mixd-torch
+	strip -o .gpu-check/mixd-tests "$$($(CARGO_TEST) $(plain) --lib --no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)"
+	du -sh .gpu-check
+
+# The script itself, on a driver that runs on the processor.
+check-gpu: python ## Run gpu-check once, briefly, where there is no device
+	rm -rf target/check-gpu && mkdir -p target/check-gpu/pack
+	cp $(TARGET)/wheels/mixd-*.whl target/check-gpu/pack
+	LD_LIBRARY_PATH=$$(tests/cuda_on_cpu/build.sh $(TARGET)/release/cuda_on_cpu) .venv/plain/bin/python scripts/gpu-check.py \
+		--pack target/check-gpu/pack --out target/check-gpu --no-torch --quick
 
 libtorch: tools ## Fetch libtorch into .libtorch, once
 	$(if $(fetch),@scripts/libtorch.sh)

@@ -52,6 +52,7 @@ fn per_batch(cache_bytes: u64, batch_size: u32) -> f64 {
         load: LoadOptions::default(),
         mixer: MixerKind::Cpu,
         device: Device::Cpu,
+        device_cache_bytes: None,
         on_bad_image: OnBadImage::Fail,
     };
     let pipeline = Pipeline::start(Dataset::open(data, None, &mut |_| {}).unwrap(), options).unwrap();

@@ -3,9 +3,10 @@
 
 use crate::fault;
 use crate::held::Held;
-use dlpark::ffi::{DLDataType, DLDevice, DLManagedTensor, DLManagedTensorVersioned};
+use dlpark::ffi::{DLDataType, DLDevice, DLDeviceType, DLManagedTensor, DLManagedTensorVersioned};
 use dlpark::metadata::Dynamic;
 use dlpark::{DlpackFlags, Managed, ManagedTensorBase, python::ExportAbi, python::ExportRequest};
+use mixd::batch::BatchView;
 use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -59,7 +60,7 @@ impl Drop for Tensor {
     }
 }
 
-/// An array of a batch: its images in shared memory, where they are read without a copy, or a list of numbers, one an image.
+/// An array of a batch: its images in shared memory or on a CUDA device, where they are read without a copy, or a list of numbers, one an image.
 ///
 /// `numpy.asarray(array)`, `torch.from_dlpack(array)` and whatever else takes a buffer or DLPack take it. Images stay leased, and so keep
 /// their slot, while anything refers to them; the lists are copies, to keep for as long as one likes.
@@ -67,6 +68,8 @@ impl Drop for Tensor {
 pub struct Array {
     memory: Arc<Memory>,
     data: usize,
+    /// The CUDA device in whose memory they are, if that is where.
+    device: Option<u32>,
     bytes: usize,
     element: Element,
     shape: Vec<isize>,
@@ -75,7 +78,7 @@ pub struct Array {
 }
 
 impl Array {
-    fn new(memory: Memory, data: usize, element: Element, shape: &[usize]) -> Self {
+    fn new(memory: Memory, data: usize, device: Option<u32>, element: Element, shape: &[usize]) -> Self {
         let size = element.describe().2.element_size();
         let mut strides = vec![size as isize; shape.len()];
         for axis in (1..shape.len()).rev() {
@@ -83,12 +86,16 @@ impl Array {
         }
         let bytes = shape.iter().product::<usize>() * size;
         let shape = shape.iter().map(|&side| side as isize).collect();
-        Self { memory: Arc::new(memory), data, bytes, element, shape, strides }
+        Self { memory: Arc::new(memory), data, device, bytes, element, shape, strides }
     }
 
     /// The images of a batch, where they lie.
-    pub fn of_slot(held: Arc<Held>, x: &[u8], element: Element, shape: &[usize]) -> Self {
-        Self::new(Memory::Slot(held), x.as_ptr() as usize, element, shape)
+    pub fn of_slot(held: Arc<Held>, view: &BatchView<'_>, element: Element) -> Self {
+        let (data, device) = match view.x_on_device {
+            None => (view.x.as_ptr() as usize, None),
+            Some(x) => (x.address as usize, Some(x.ordinal)),
+        };
+        Self::new(Memory::Slot(held), data, device, element, &view.shape())
     }
 
     /// A copy of some bytes.
@@ -97,7 +104,7 @@ impl Array {
         let to = own.as_mut_ptr().cast::<u8>();
         // SAFETY: `own` has at least as many bytes, and is new.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
-        Self::new(Memory::Own(own), to as usize, element, shape)
+        Self::new(Memory::Own(own), to as usize, None, element, shape)
     }
 
     /// Whether the elements may be read here: a batch's lie in the process that leased it.
@@ -108,6 +115,25 @@ impl Array {
         }
     }
 
+    /// In whose memory the elements are, as DLPack has it.
+    fn place(&self) -> DLDevice {
+        self.device
+            .map_or(DLDevice::CPU, |ordinal| DLDevice { device_type: DLDeviceType::CUDA, device_id: ordinal as i32 })
+    }
+
+    /// Refuses what main memory alone can do.
+    fn check_memory(&self) -> PyResult<()> {
+        self.device.map_or(Ok(()), |ordinal| {
+            let text = format!("the images lie on cuda:{ordinal} (use .torch() or torch.from_dlpack, or .to(\"cpu\"))");
+            Err(PyBufferError::new_err(text))
+        })
+    }
+
+    /// The name of where it is.
+    fn name(&self) -> String {
+        self.device.map_or("the CPU".to_owned(), |ordinal| format!("cuda:{ordinal}"))
+    }
+
     fn is_own(&self) -> bool {
         matches!(&*self.memory, Memory::Own(_))
     }
@@ -116,13 +142,15 @@ impl Array {
     fn managed<M: ManagedTensorBase>(&self, flags: DlpackFlags) -> PyResult<Managed<M>> {
         if let Memory::Slot(held) = &*self.memory {
             held.tensors.add_one();
-            fault::catch_writes();
+            if self.device.is_none() {
+                fault::catch_writes();
+            }
         }
         let context = Box::new(Tensor(Arc::clone(&self.memory)));
         let shape: Vec<i64> = self.shape.iter().map(|&side| side as i64).collect();
         let prepared = Dynamic::compact(shape).prepare_as::<M>().map_err(|e| PyBufferError::new_err(e.to_string()))?;
         let mut header = prepared.initialize(context);
-        header.set_data(self.data as *mut _).set_dtype(self.element.describe().2).set_device(DLDevice::CPU);
+        header.set_data(self.data as *mut _).set_dtype(self.element.describe().2).set_device(self.place());
         // SAFETY: the memory holds as many elements of this type as shape and compact strides say, and lives as long as the context. It is
         // copied, where the flags say so, for this header alone; and it may be written to where they do not say that it is read-only.
         Ok(unsafe {
@@ -170,12 +198,16 @@ impl Array {
 
     fn __repr__(&self) -> String {
         let shape: Vec<String> = self.shape.iter().map(isize::to_string).collect();
-        let place = if self.is_own() { "" } else { " in shared memory" };
+        let place = match self.device {
+            _ if self.is_own() => String::new(),
+            None => " in shared memory".to_owned(),
+            Some(ordinal) => format!(" on cuda:{ordinal}"),
+        };
         format!("<mixd.Array {} [{}]{place}>", self.dtype(), shape.join(", "))
     }
 
     fn __getitem__<'py>(slf: &Bound<'py, Self>, at: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        slf.as_any().call_method0(intern!(slf.py(), "numpy"))?.get_item(at)
+        if slf.get().device.is_some() { Self::torch(slf) } else { Self::numpy(slf) }?.get_item(at)
     }
 
     /// Element by element, as torch or numpy have it.
@@ -191,7 +223,8 @@ impl Array {
         Err(PyTypeError::new_err("an array of a batch is not pickled (pickle its .numpy() or .torch().clone())"))
     }
 
-    /// As a torch tensor over the same memory. What is written to images in shared memory is this process's own and lasts as long as the
+    /// As a torch tensor over the same memory. On a CUDA device its slot stays leased until the work that was queued on the stream that is current
+    /// now is done, also after the tensor is gone; what is written there every trainer of a shared feed sees. In main memory, what is written to images in shared memory is this process's own and lasts as long as the
     /// tensor: neither the daemon nor another trainer sees it, and the pages that are written to are copied first. Only the process itself
     /// can write so: for a system call such as a socket's `recv` it is a bad address (`clone()` the tensor first).
     fn torch<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
@@ -202,7 +235,16 @@ impl Array {
             missing.set_cause(py, Some(error));
             missing
         })?;
-        let capsule = slf.get().__dlpack__(py, None, Some((1, 0)), None, None)?;
+        let stream = match slf.get().device {
+            None => None,
+            Some(ordinal) => {
+                let current = torch.getattr("cuda")?.call_method1("current_stream", (ordinal,))?;
+                // DLPack's name of the legacy default stream, which CUDA's is 0.
+                let stream: isize = current.getattr("cuda_stream")?.extract()?;
+                Some((if stream == 0 { 1 } else { stream }).into_pyobject(py)?.into_any())
+            }
+        };
+        let capsule = slf.get().__dlpack__(py, stream, Some((1, 0)), None, None)?;
         torch.call_method1(intern!(py, "from_dlpack"), (capsule,))
     }
 
@@ -222,6 +264,7 @@ impl Array {
         let py = slf.py();
         // numpy takes what refuses its buffer for an object of another kind.
         slf.get().check()?;
+        slf.get().check_memory()?;
         let numpy = py.import(intern!(py, "numpy"))?;
         if slf.get().element != Element::Bf16 {
             return numpy.call_method1(intern!(py, "asarray"), (slf,));
@@ -240,12 +283,13 @@ impl Array {
         pyo3::types::PyMemoryView::from(slf.as_any())?.call_method0("tolist")
     }
 
-    /// DLPack's type and number of the device: the CPU.
+    /// DLPack's type and number of the device.
     fn __dlpack_device__(&self) -> (u32, i32) {
-        (DLDevice::CPU.device_type.0, DLDevice::CPU.device_id)
+        (self.place().device_type.0, self.place().device_id)
     }
 
-    /// A capsule of DLPack: of version 1 where the caller knows it, with images in shared memory marked read-only.
+    /// A capsule of DLPack: of version 1 where the caller knows it, with images in shared memory marked read-only. On a CUDA device images are
+    /// complete, so that no stream has to wait for them; their slot stays leased until what was queued on `stream` is done.
     #[pyo3(signature = (*, stream=None, max_version=None, dl_device=None, copy=None))]
     fn __dlpack__<'py>(
         &self,
@@ -256,11 +300,27 @@ impl Array {
         copy: Option<bool>,
     ) -> PyResult<Py<PyAny>> {
         self.check()?;
-        if stream.is_some() {
-            return Err(PyBufferError::new_err("there are no streams on the CPU: stream must be None"));
+        match (self.device, stream) {
+            (_, None) => {}
+            (None, Some(_)) => {
+                return Err(PyBufferError::new_err("there are no streams on the CPU: stream must be None"));
+            }
+            (Some(_), Some(stream)) => match (stream.extract::<isize>()?, &*self.memory) {
+                (-1, _) => {}
+                (0, _) => {
+                    let text = "stream 0 may mean two things: it must be 1 (the legacy default stream), 2 (the thread's), or a stream's address";
+                    return Err(PyBufferError::new_err(text));
+                }
+                (stream, Memory::Slot(held)) => held.lease.used_on(stream as usize),
+                (_, Memory::Own(_)) => {}
+            },
         }
         if dl_device.is_some_and(|device| device != self.__dlpack_device__()) {
-            return Err(PyBufferError::new_err("the array is on the CPU (move the tensor: array.to(device))"));
+            let text = format!("the array is on {} (move the tensor: array.to(device))", self.name());
+            return Err(PyBufferError::new_err(text));
+        }
+        if self.device.is_some() && copy == Some(true) {
+            return Err(PyBufferError::new_err("images on a device are not copied here (clone the tensor)"));
         }
         let request = ExportRequest::parse(None, max_version, dl_device, copy)?;
         let (array, flags) = match copy {
@@ -304,7 +364,8 @@ impl Array {
 impl Array {
     /// As a tensor where the other is one, else as a numpy array.
     fn as_like<'py>(slf: &Bound<'py, Self>, other: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        if other.hasattr(intern!(slf.py(), "__torch_function__"))? { Self::torch(slf) } else { Self::numpy(slf) }
+        let in_torch = slf.get().device.is_some() || other.hasattr(intern!(slf.py(), "__torch_function__"))?;
+        if in_torch { Self::torch(slf) } else { Self::numpy(slf) }
     }
 
     /// Fills a buffer, which keeps `owner` and with it this array.
@@ -319,6 +380,7 @@ impl Array {
         format: &'static CStr,
     ) -> PyResult<()> {
         self.check()?;
+        self.check_memory()?;
         if view.is_null() {
             return Err(PyBufferError::new_err("no buffer to fill"));
         }

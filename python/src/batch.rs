@@ -64,7 +64,7 @@ impl Batch {
             Dtype::Bf16 => Element::Bf16,
             Dtype::U8 => Element::U8,
         };
-        Ok(Array::of_slot(Arc::clone(&held), view.x, element, &view.shape()))
+        Ok(Array::of_slot(Arc::clone(&held), &view, element))
     }
 
     /// The class of each image, `[B]`, int64.
@@ -142,7 +142,7 @@ impl Batch {
         }))
     }
 
-    /// The batch as torch tensors on a device: a `mixd.torch.Tensors`. On the CPU `x` stays where it is, and leased.
+    /// The batch as torch tensors on a device: a `mixd.torch.Tensors`. Where `x` is there already it stays, leased.
     #[pyo3(signature = (device, non_blocking=false))]
     fn to<'py>(slf: &Bound<'py, Self>, device: Bound<'py, PyAny>, non_blocking: bool) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();

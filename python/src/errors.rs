@@ -24,6 +24,6 @@ pub fn raised(error: &ClientError) -> PyErr {
         ClientError::DaemonGone(_) | ClientError::OtherDaemon(_) => DaemonGone::new_err(text),
         ClientError::Evicted(_) => Evicted::new_err(text),
         ClientError::Ended(_) => FeedEnded::new_err(text),
-        ClientError::Ring(_) | ClientError::Start(_) => MixdError::new_err(text),
+        ClientError::Device(_) | ClientError::Ring(_) | ClientError::Start(_) => MixdError::new_err(text),
     }
 }

@@ -37,7 +37,7 @@ impl Spec {
     #[new]
     #[pyo3(signature = (split, *, batch_size=None, size=None, shuffle=None, seed=None, last=None, mix=None, alpha=None, lam=None, fold=None,
         pairing=None, smoothing=None, dtype=None, layout=None, mean=None, std=None, rank=None, world_size=None, slots=None, flip=None,
-        digest=None, share=None, delivery=None, max_lag=None, start=None))]
+        digest=None, share=None, delivery=None, max_lag=None, start=None, device=None))]
     #[expect(clippy::too_many_arguments, reason = "a feed spec has as many keys")]
     fn new(
         split: String,
@@ -65,6 +65,7 @@ impl Spec {
         delivery: Option<String>,
         max_lag: Option<f64>,
         start: Option<&str>,
+        device: Option<String>,
     ) -> PyResult<Self> {
         use proto::mix::Kind;
         let kind = match mix {
@@ -95,6 +96,7 @@ impl Spec {
             flip,
             digest,
             share: share.map(|name| proto::Share { name, delivery, max_lag_s: max_lag }),
+            device,
         };
         let refused = |error: String| SpecRefused::new_err(error);
         let spec = spec_from_proto(&message).map_err(|error| refused(error.to_string()))?;

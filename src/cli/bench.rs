@@ -222,7 +222,10 @@ impl Bench {
             ("dtype", self.dtype.to_string()),
             ("slots", self.slots.to_string()),
             ("seed", seed.to_string()),
-            ("device", if python.is_some() || self.copy_back { Device::Cpu } else { self.pipeline.batch_device() }.to_string()),
+            (
+                "device",
+                if python.is_some() || self.copy_back { Device::Cpu } else { self.pipeline.batch_device() }.to_string(),
+            ),
             // Its daemon is not started again.
             ("reconnect", "0".to_owned()),
         ];

@@ -120,7 +120,8 @@ impl DeviceCeiling {
         for _ in 0..BATCHES {
             let first = random() % samples_count;
             let own: Vec<usize> = (0..rows).map(|at| (first + at * (samples_count / rows)) % samples_count).collect();
-            rows_of_all.extend(own.iter().map(|&at| row(at, own[random() % rows], 0.5 + (random() % 64) as f32 / 128.0)));
+            rows_of_all
+                .extend(own.iter().map(|&at| row(at, own[random() % rows], 0.5 + (random() % 64) as f32 / 128.0)));
         }
         let orders_bytes = size_of_val(&rows_of_all[..]);
         let mut listed = PinnedMemory::new(context, orders_bytes)?;

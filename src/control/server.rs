@@ -144,10 +144,13 @@ impl Control for Service {
         // In a task of its own: this method is dropped half-way when the trainer dies, and would leave the feed open.
         tokio::spawn(async move {
             let opener = Arc::clone(&daemon);
-            let opened = match tokio::task::spawn_blocking(move || opener.attach(spec, &first.device_uuid, first.pid, former)).await {
-                Ok(opened) => opened.map_err(|error| refusal(&error)),
-                Err(panic) => Err(Status::internal(panic.to_string())),
-            };
+            let opened =
+                match tokio::task::spawn_blocking(move || opener.attach(spec, &first.device_uuid, first.pid, former))
+                    .await
+                {
+                    Ok(opened) => opened.map_err(|error| refusal(&error)),
+                    Err(panic) => Err(Status::internal(panic.to_string())),
+                };
             let (ticket, attached) = match opened {
                 Ok(opened) => opened,
                 Err(refusal) => {

@@ -112,9 +112,7 @@ impl Stream {
         let mut pointers = [(&raw const parameters).cast_mut().cast::<c_void>()];
         self.context.call("start a kernel", || {
             // SAFETY: the driver copies the parameters before it returns; the rest as this function.
-            unsafe {
-                result::launch_kernel(kernel.raw, (grid.0, grid.1, 1), (block, 1, 1), 0, self.raw, &mut pointers)
-            }
+            unsafe { result::launch_kernel(kernel.raw, (grid.0, grid.1, 1), (block, 1, 1), 0, self.raw, &mut pointers) }
         })
     }
 
@@ -478,11 +476,7 @@ impl SharedMemory {
         Self::map(context, handle, bytes)
     }
 
-    fn map(
-        context: &Arc<Context>,
-        handle: sys::CUmemGenericAllocationHandle,
-        bytes: usize,
-    ) -> Result<Self, CudaError> {
+    fn map(context: &Arc<Context>, handle: sys::CUmemGenericAllocationHandle, bytes: usize) -> Result<Self, CudaError> {
         let mut memory = Self { handle, address: 0, bytes, context: Arc::clone(context) };
         let access = sys::CUmemAccessDesc {
             location: properties(context.device).location,

@@ -1,5 +1,6 @@
 //! CUDA devices, as far as mixd needs them: the driver's objects (`driver.rs`), the kernels (`kernels.cu`, compiled by `kernel.rs`), samples
-//! that stay on a device (`resident.rs`) and slots whose images lie there (`slots.rs`).
+//! that stay on a device (`resident.rs`), slots whose images lie there (`slots.rs`) and slots in main memory that they are copied to
+//! (`slot_memory.rs`).
 //!
 //! Neither the driver nor NVRTC is linked: both are looked for when a device is asked for. A process opens each device once, in its primary
 //! context.
@@ -7,11 +8,13 @@
 mod driver;
 mod kernel;
 mod resident;
+mod slot_memory;
 mod slots;
 
 pub use driver::{Context, DeviceMemory, Event, Pin, PinnedMemory, SharedMemory, Stream};
 pub use kernel::{Copy, Kernels, Row};
 pub use resident::{Found, PinnedRows, Resident, stride};
+pub use slot_memory::SlotMemory;
 pub use slots::{ReaderSlots, SlotServer, WriterSlots};
 
 use crate::types::Device;
@@ -200,4 +203,67 @@ fn hex(bytes: &[u8]) -> String {
 /// Names of a device's memory in status: what it is called and what is free of it.
 pub fn describe(gpu: &Gpu) -> String {
     format!("cuda:{} ({}, GPU-{})", gpu.ordinal, gpu.name, hex(&gpu.uuid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures;
+
+    #[test]
+    fn memory_is_shared_by_its_descriptor() {
+        let gpu = fixtures::gpu();
+        let (stream, mut pinned) =
+            (Stream::new(gpu.context()).unwrap(), PinnedMemory::new(gpu.context(), 5_000).unwrap());
+        let made = SharedMemory::new(gpu.context(), 5_000).unwrap();
+        let opened = SharedMemory::import(gpu.context(), &made.export().unwrap(), made.bytes()).unwrap();
+        assert!(made.bytes() >= 5_000 && made.address() != opened.address());
+        pinned.bytes_mut().fill(7);
+        // SAFETY: all of it is as large, and waited for.
+        #[expect(unsafe_code, reason = "queues copies")]
+        unsafe {
+            stream.upload(pinned.as_ptr(), made.address(), 5_000).unwrap();
+            stream.synchronize().unwrap();
+            pinned.bytes_mut().fill(0);
+            // Whoever has it mapped keeps it.
+            drop(made);
+            stream.download(opened.address(), pinned.as_ptr(), 5_000).unwrap();
+            stream.synchronize().unwrap();
+        }
+        assert!(pinned.bytes_mut().iter().all(|&byte| byte == 7));
+    }
+
+    #[test]
+    fn a_thread_keeps_its_own_current_device() {
+        let gpu = fixtures::gpu();
+        let current = || result::ctx::get_current().unwrap().map(|context| context as usize);
+        let before = current();
+        let memory = DeviceMemory::new(gpu.context(), 1 << 20).unwrap();
+        assert_eq!((current(), memory.bytes()), (before, 1 << 20));
+    }
+
+    #[cfg(feature = "torch")]
+    #[test]
+    fn streams_wait_for_the_default_stream_and_it_for_them() {
+        const BYTES: usize = 1 << 20;
+        let gpu = fixtures::gpu();
+        let context = gpu.context();
+        let [first, last] = [Stream::new(context).unwrap(), Stream::new(context).unwrap()];
+        let (event, memory) = (Event::new(context).unwrap(), DeviceMemory::new(context, BYTES).unwrap());
+        let [mut zeros, mut ones, mut seen] = [0, 1, 2].map(|_| PinnedMemory::new(context, BYTES).unwrap());
+        (zeros.bytes_mut().fill(0), ones.bytes_mut().fill(1), seen.bytes_mut().fill(2));
+        // SAFETY: all of it is as large, and waited for.
+        #[expect(unsafe_code, reason = "queues copies")]
+        unsafe {
+            for _ in 0..200 {
+                first.upload(zeros.as_ptr(), memory.address(), BYTES).unwrap();
+            }
+            first.upload(ones.as_ptr(), memory.address(), BYTES).unwrap();
+            first.lead_default(&event).unwrap();
+            last.wait_for_default(&event).unwrap();
+            last.download(memory.address(), seen.as_ptr(), BYTES).unwrap();
+        }
+        last.synchronize().unwrap();
+        assert!(seen.bytes_mut().iter().all(|&byte| byte == 1));
+    }
 }

@@ -43,7 +43,9 @@ impl PinnedRows {
             pieces.entry(piece).or_insert_with(|| {
                 let pinned = pinned();
                 if let Err(error) = &pinned {
-                    tracing::warn!("samples go to the device by way of a copy, since their memory cannot be pinned: {error}");
+                    tracing::warn!(
+                        "samples go to the device by way of a copy, since their memory cannot be pinned: {error}"
+                    );
                 }
                 pinned.ok()
             });

@@ -6,7 +6,9 @@
 
 use super::cpu::Factors;
 use super::{Format, MixError, Mixer, Notice, Row, Target};
-use crate::cuda::{self, CudaError, DeviceMemory, Event, Found, Gpu, Kernels, Pin, PinnedMemory, Stream, WriterSlots};
+use crate::cuda::{
+    self, CudaError, DeviceMemory, Event, Found, Gpu, Kernels, PinnedMemory, SlotMemory, Stream, WriterSlots,
+};
 use crate::stats::Moved;
 use bytemuck::cast_slice_mut;
 use std::collections::HashMap;
@@ -37,8 +39,8 @@ pub struct CudaMixer {
 enum Output {
     /// Slots on the device.
     Slots(Arc<WriterSlots>),
-    /// Slots in main memory, by way of the device's; those that were seen before are pinned, where the system allows.
-    Memory { made: DeviceMemory, pins: HashMap<usize, Option<Pin>> },
+    /// Slots in main memory, by way of the device's.
+    Memory { made: DeviceMemory, slots: SlotMemory },
 }
 
 /// The samples that a batch has on its way to the device.
@@ -74,7 +76,7 @@ impl CudaMixer {
             Some(slots) => Output::Slots(slots),
             None => {
                 let made = DeviceMemory::new(context, rows_max * format.image_bytes())?;
-                Output::Memory { made, pins: HashMap::new() }
+                Output::Memory { made, slots: SlotMemory::default() }
             }
         };
         Ok(Self {
@@ -226,23 +228,13 @@ impl CudaMixer {
             }
             kernels.mix(stream, &self.format, on_device, out, rows)?;
         }
-        if let (Output::Memory { pins, .. }, Target::Memory(memory)) = (&mut self.output, target) {
-            let (start, context) = (memory.as_mut_ptr(), self.gpu.context());
-            // Slots begin with a page, and come again and again. Where they cannot be pinned the copy takes the driver longer.
-            let pages = rows_max_bytes(self.rows_max, &self.format);
-            if start.addr().is_multiple_of(4096) && memory.len() == pages {
-                pins.entry(start.addr()).or_insert_with(|| Pin::new(context, start, pages).ok());
-            }
+        if let (Output::Memory { slots, .. }, Target::Memory(memory)) = (&mut self.output, target) {
+            let whole_bytes = self.rows_max * self.format.image_bytes();
             // SAFETY: as this function; `memory` is borrowed until the device is done.
-            unsafe { stream.download(out, start, memory.len()) }?;
+            unsafe { slots.download(self.gpu.context(), stream, out, memory, whole_bytes) }?;
         }
         Ok(())
     }
-}
-
-/// Bytes of a whole batch.
-fn rows_max_bytes(rows: usize, format: &Format) -> usize {
-    rows * format.image_bytes()
 }
 
 impl Mixer for CudaMixer {
@@ -252,7 +244,7 @@ impl Mixer for CudaMixer {
 
     fn mix(&mut self, rows: &[Row<'_>], target: Target<'_>, notice: Option<&Notice<'_>>) -> Result<(), MixError> {
         if let Target::Memory(memory) = &target {
-            assert_eq!(memory.len(), rows_max_bytes(rows.len(), &self.format));
+            assert_eq!(memory.len(), rows.len() * self.format.image_bytes());
         }
         // A batch takes the device less time than a waiter takes to wake.
         notice.iter().for_each(|notice| (notice.give)());

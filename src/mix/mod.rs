@@ -147,14 +147,6 @@ pub enum MixError {
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Cuda(#[from] crate::cuda::CudaError),
-    /// A CUDA device was asked for and is not there.
-    #[error("no CUDA device for `{device}`: {found} (use --device cpu)")]
-    NoCuda {
-        /// What was asked for.
-        device: Device,
-        /// What was looked for, and what there is.
-        found: String,
-    },
     /// Torch refused an operation.
     #[error("torch: {0}")]
     Torch(String),
@@ -279,7 +271,8 @@ mod tests {
         let (mean, std) = (prop::array::uniform3(0.4_f32..0.5), prop::array::uniform3(0.3_f32..0.5));
         (kinds, sizes, mean, std, any::<u64>()).prop_map(
             |((dtype, layout, [elsewhere, cut, flip]), (height, width, len), mean, std, seed)| {
-                let format = Format { image_size: ImageSize { height, width }, dtype, layout, mean, std, device: Device::Cpu };
+                let format =
+                    Format { image_size: ImageSize { height, width }, dtype, layout, mean, std, device: Device::Cpu };
                 let mut state = seed | 1;
                 let mut random = move || {
                     state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -331,9 +324,16 @@ mod tests {
         #[test]
         fn every_mixer_matches_naive(case in case()) {
             let oracle = naive::mix(&case.format, &case.rows());
+            let mut by_cpu = Vec::new();
             for mut mixer in mixers(case.format, case.plan.len()) {
                 let mut out = case.out();
                 mixer.mix(&case.rows(), Target::Memory(&mut out), None).unwrap();
+                match mixer.name() {
+                    "cpu" => by_cpu = out.to_vec(),
+                    // The same factors in the same order.
+                    "cuda" => prop_assert_eq!(&out[..], &by_cpu[..]),
+                    _ => {}
+                }
                 naive::assert_close(case.format.dtype, &out, &oracle, mixer.name());
                 if mixer.name() == "torch" && case.format.dtype == Dtype::F32 {
                     // The same operations in the same order.

@@ -1,9 +1,14 @@
-//! The torch mixer: staged rows, one copy to the device, then torch's own operations; the same on the CPU and on CUDA.
+//! The torch mixer: staged rows, copied to the device, then torch's own operations; the same on the CPU and on CUDA.
+//!
+//! On CUDA the copies have a stream of their own: rows go to the device while later ones are staged, and torch's stream, the legacy default
+//! one, and this one wait for each other by events. The process waits for the last copy alone.
 #![expect(unsafe_code, reason = "torch tensors over memory that torch does not own")]
 
 use super::cpu::Level;
 use super::{Format, MixError, Mixer, Notice, Row, Target, compose};
+use crate::cuda::{CudaError, Event, Gpu, SlotMemory, Stream};
 use crate::types::{Device, Dtype, Layout};
+use std::sync::{Arc, OnceLock};
 use tch::{Kind, TchError, Tensor, no_grad};
 
 impl From<TchError> for MixError {
@@ -17,6 +22,8 @@ impl From<TchError> for MixError {
 pub struct TorchMixer {
     format: Format,
     device: tch::Device,
+    /// Where the device is not the CPU.
+    lane: Option<Lane>,
     /// u8 `[2·B, 3, H, W]` in main memory, pinned where the device is not the CPU; made once.
     staging: Tensor,
     /// f32 `[1, 3, 1, 1]` on the device.
@@ -27,6 +34,39 @@ pub struct TorchMixer {
     full: Tensor,
 }
 
+/// What copies to a CUDA device and back.
+struct Lane {
+    gpu: Arc<Gpu>,
+    stream: Stream,
+    event: Event,
+    /// u8 `[2·B, 3, H, W]` on the device; made once.
+    staged: Tensor,
+    slots: SlotMemory,
+    whole_bytes: usize,
+}
+
+/// Rows that are staged before they are sent on their way.
+const PIECE: usize = 16;
+
+/// Loads what libtorch needs for CUDA, which a build that was linked with libtorch for the CPU does not have loaded: once, before torch first
+/// looks for devices.
+fn load_cuda() -> Result<(), String> {
+    static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
+    let load = || {
+        // SAFETY: a library of the libtorch that is loaded already, meant to be loaded, and never unloaded.
+        let library = unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+        if !library.is_null() {
+            return Ok(());
+        }
+        // SAFETY: dlopen has failed in this thread just now, so that there is a text.
+        let why = unsafe { std::ffi::CStr::from_ptr(libc::dlerror()) }.to_string_lossy().into_owned();
+        Err(format!(
+            "libtorch_cuda.so cannot be loaded ({why}; put the folder torch/lib of a PyTorch 2.11.0 with CUDA into LD_LIBRARY_PATH)"
+        ))
+    };
+    LOADED.get_or_init(load).clone()
+}
+
 /// The device as torch names it.
 ///
 /// # Errors
@@ -35,12 +75,14 @@ pub fn torch_device(device: Device) -> Result<tch::Device, MixError> {
     match device {
         Device::Cpu => Ok(tch::Device::Cpu),
         Device::Cuda(ordinal) => {
-            let found = match (tch::Cuda::is_available(), tch::Cuda::device_count()) {
-                (false, _) => "this libtorch has no CUDA, or the machine has no driver or device".to_owned(),
-                (true, devices) if i64::from(ordinal) < devices => return Ok(tch::Device::Cuda(ordinal as usize)),
-                (true, devices) => format!("the machine has {devices} CUDA devices, numbered from 0"),
+            // Says what is missing where there is no driver or no such device.
+            Gpu::open(ordinal)?;
+            let found = match load_cuda() {
+                Err(why) => why,
+                Ok(()) if tch::Cuda::is_available() => return Ok(tch::Device::Cuda(ordinal as usize)),
+                Ok(()) => "the driver sees it, and torch does not".to_owned(),
             };
-            Err(MixError::NoCuda { device, found })
+            Err(CudaError::NoDevice { device, found }.into())
         }
     }
 }
@@ -52,24 +94,59 @@ impl TorchMixer {
         let (height, width) = (i64::from(format.image_size.height), i64::from(format.image_size.width));
         let shape = [2 * batch_size_max as i64, 3, height, width];
         let mut staging = Tensor::f_empty(shape, (Kind::Uint8, tch::Device::Cpu))?;
-        if place != tch::Device::Cpu {
-            staging = staging.f_pin_memory(place)?;
-        }
+        let lane = match device {
+            Device::Cpu => None,
+            Device::Cuda(ordinal) => {
+                staging = staging.f_pin_memory(place)?;
+                let gpu = Gpu::open(ordinal)?;
+                let (stream, event) = (Stream::new(gpu.context())?, Event::new(gpu.context())?);
+                let staged = Tensor::f_empty(shape, (Kind::Uint8, place))?;
+                let (slots, whole_bytes) = (SlotMemory::default(), batch_size_max * format.image_bytes());
+                Some(Lane { gpu, stream, event, staged, slots, whole_bytes })
+            }
+        };
         let constant = |values: &[f32]| Tensor::f_from_slice(values)?.f_view([1, -1, 1, 1])?.f_to_device(place);
         let (mean, std, full) = (constant(&format.mean)?, constant(&format.std)?, constant(&[255.0])?);
-        Ok(Self { format, device: place, staging, mean, std, full })
+        Ok(Self { format, device: place, lane, staging, mean, std, full })
     }
 
-    /// Writes images into consecutive rows of the staging memory, from row `first` on; `write` fills one channel of one.
-    fn stage(&mut self, first: usize, rows: &[Row<'_>], write: impl Fn(&Row<'_>, usize, &mut [u8])) {
+    /// Writes images into consecutive rows of the staging memory, from row `first` on, and sends them on their way to the device; `write`
+    /// fills one channel of one.
+    fn stage(
+        &mut self,
+        first: usize,
+        rows: &[Row<'_>],
+        write: impl Fn(&Row<'_>, usize, &mut [u8]),
+    ) -> Result<(), CudaError> {
         let (pixels, staged) = (self.format.image_size.pixels(), self.staging.size()[0] as usize);
         assert!(first + rows.len() <= staged);
         // SAFETY: the staging tensor is contiguous u8 of `staged` images of three channels of `pixels`, owned here, and no copy from
-        // it is under way: `mix` ends with a copy into main memory, which waits for the device.
+        // it is under way: `mix` ends with a copy into main memory, which is waited for.
         let memory =
             unsafe { std::slice::from_raw_parts_mut(self.staging.data_ptr().cast::<u8>(), staged * 3 * pixels) };
-        for (row, image) in rows.iter().zip(memory[first * 3 * pixels..].chunks_exact_mut(3 * pixels)) {
-            image.chunks_exact_mut(pixels).enumerate().for_each(|(channel, plane)| write(row, channel, plane));
+        let images = &mut memory[first * 3 * pixels..];
+        for (nth, (rows, images)) in rows.chunks(PIECE).zip(images.chunks_mut(PIECE * 3 * pixels)).enumerate() {
+            let images = &mut images[..rows.len() * 3 * pixels];
+            for (row, image) in rows.iter().zip(images.chunks_exact_mut(3 * pixels)) {
+                image.chunks_exact_mut(pixels).enumerate().for_each(|(channel, plane)| write(row, channel, plane));
+            }
+            if let Some(lane) = &self.lane {
+                let to = lane.staged.data_ptr().addr() + (first + nth * PIECE) * 3 * pixels;
+                // SAFETY: the staging memory is not written to again before the batch is done, and the tensor on the device has as many rows.
+                unsafe { lane.stream.upload(images.as_ptr(), to as u64, images.len()) }?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first `rows` staged samples on the device, as far as torch's stream is concerned.
+    fn staged(&self, rows: i64) -> Result<Tensor, MixError> {
+        match &self.lane {
+            None => Ok(self.staging.f_narrow(0, 0, rows)?),
+            Some(lane) => {
+                lane.stream.lead_default(&lane.event)?;
+                Ok(lane.staged.f_narrow(0, 0, rows)?)
+            }
         }
     }
 
@@ -82,17 +159,16 @@ impl TorchMixer {
         }
     }
 
-    fn mixed(&mut self, rows: &[Row<'_>]) -> Result<Tensor, TchError> {
+    fn mixed(&mut self, rows: &[Row<'_>]) -> Result<Tensor, MixError> {
         let len = rows.len() as i64;
         let within = rows.iter().all(|row| row.partner_row >= 0);
         let (level, size) = (Level::best(), self.format.image_size);
         // Flipped as own images, and so as partners of other rows; a box is cut where nothing else is mixed.
-        self.stage(0, rows, |row, channel, plane| compose::own(level, row, size, channel, 0, plane));
+        self.stage(0, rows, |row, channel, plane| compose::own(level, row, size, channel, 0, plane))?;
         if !within {
-            self.stage(rows.len(), rows, |row, channel, plane| compose::partner(level, row, size, channel, 0, plane));
+            self.stage(rows.len(), rows, |row, channel, plane| compose::partner(level, row, size, channel, 0, plane))?;
         }
-        let staged = self.staging.f_narrow(0, 0, if within { len } else { 2 * len })?;
-        let values = self.values(&staged.f_to_device_(self.device, Kind::Uint8, true, false)?)?;
+        let values = self.values(&self.staged(if within { len } else { 2 * len })?)?;
         let own = values.f_narrow(0, 0, len)?;
         let partner = if within {
             let partner_rows: Vec<i64> = rows.iter().map(|row| row.partner_row.into()).collect();
@@ -102,7 +178,9 @@ impl TorchMixer {
         };
         let lambda: Vec<f32> = rows.iter().map(|row| row.lambda).collect();
         let rest: Vec<f32> = lambda.iter().map(|lambda| 1.0 - lambda).collect();
-        let weight = |values: &[f32]| Tensor::f_from_slice(values)?.f_view([-1, 1, 1, 1])?.f_to_device(self.device);
+        let weight = |values: &[f32]| -> Result<Tensor, TchError> {
+            Tensor::f_from_slice(values)?.f_view([-1, 1, 1, 1])?.f_to_device(self.device)
+        };
         let mixed = own.f_mul(&weight(&lambda)?)?.f_add(&partner.f_mul(&weight(&rest)?)?)?;
         let mixed = match self.format.dtype {
             Dtype::U8 => mixed.f_round()?,
@@ -111,7 +189,7 @@ impl TorchMixer {
         let mixed = mixed.f_to_kind(kind(self.format.dtype))?;
         match self.format.layout {
             Layout::Nchw => Ok(mixed),
-            Layout::Nhwc => mixed.f_permute([0, 2, 3, 1])?.f_contiguous(),
+            Layout::Nhwc => Ok(mixed.f_permute([0, 2, 3, 1])?.f_contiguous()?),
         }
     }
 }
@@ -135,14 +213,24 @@ impl Mixer for TorchMixer {
         assert_eq!(out.len(), rows.len() * self.format.image_bytes());
         no_grad(|| {
             let mixed = self.mixed(rows)?;
+            if let Some(Lane { gpu, stream, event, slots, whole_bytes, .. }) = &mut self.lane {
+                assert!(mixed.is_contiguous() && mixed.numel() * self.format.dtype.bytes() == out.len());
+                stream.wait_for_default(event)?;
+                let from = mixed.data_ptr().addr() as u64;
+                // SAFETY: the tensor and `out` live until the copy was waited for, below.
+                let queued = unsafe { slots.download(gpu.context(), stream, from, out, *whole_bytes) };
+                event.record(stream)?;
+                event.wait()?;
+                return Ok(queued?);
+            }
             let strides: Vec<i64> = mixed.stride();
             // SAFETY: `out` holds exactly the tensor's elements, contiguous and aligned, and outlives it; nobody else
             // writes there meanwhile. The copy into main memory is complete when it returns.
             let mut target = unsafe {
                 Tensor::from_blob(out.as_mut_ptr(), &mixed.size(), &strides, kind(self.format.dtype), tch::Device::Cpu)
             };
-            target.f_copy_(&mixed)
-        })?;
-        Ok(())
+            target.f_copy_(&mixed)?;
+            Ok(())
+        })
     }
 }

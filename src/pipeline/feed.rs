@@ -183,6 +183,8 @@ impl Feed {
 impl Drop for Feed {
     fn drop(&mut self) {
         self.wake();
+        // Before its socket goes with the ring's folder.
+        self.slots = None;
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }

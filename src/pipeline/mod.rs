@@ -255,10 +255,7 @@ impl Pipeline {
         Ok(OwnedBatch::finish(&mut finisher, pending)?)
     }
 
-    fn stages(
-        &self,
-        spec: FeedSpec,
-    ) -> Result<(fetch::Fetcher, finish::Finisher, Option<device::Slots>), OpenError> {
+    fn stages(&self, spec: FeedSpec) -> Result<(fetch::Fetcher, finish::Finisher, Option<device::Slots>), OpenError> {
         let Options { mixer, device, .. } = self.shared.options;
         let entry = self.store(spec.split, spec.image_size)?;
         let (mixer, slots) = if spec.device != Device::Cpu || mixer == MixerKind::Cuda {

@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 /// A `shallow_clone` of a field would outlive that; copy instead.
 #[derive(Debug)]
 pub struct BatchTensors<'a> {
-    /// f32, f16 or bf16 `[B, 3, H, W]`; on the CPU the batch's own memory.
+    /// f32, f16 or bf16 `[B, 3, H, W]`; the batch's own memory where it lies on the device.
     pub x: Tensor,
     /// i64 `[B]`.
     pub label_a: Tensor,
@@ -34,10 +34,15 @@ impl<'a> BatchTensors<'a> {
         let shape = view.shape().map(|side| side as i64);
         let strides = [shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1];
         let bytes = shape.iter().product::<i64>() as usize * view.dtype.bytes();
-        assert!(view.x.len() == bytes && view.x.as_ptr().addr().is_multiple_of(view.dtype.bytes()));
+        let (start, found, lies) = match view.x_on_device {
+            None => (view.x.as_ptr(), view.x.len(), Device::Cpu),
+            Some(x) => (x.address as *const u8, x.bytes, Device::Cuda(x.ordinal as usize)),
+        };
+        assert!(found == bytes && start.addr().is_multiple_of(view.dtype.bytes()));
         // SAFETY: `x` is contiguous, aligned and holds exactly `shape` elements of `kind`; it lives as long as 'a, and so does
-        // this. Nothing here or in the trainer writes to it: the model's first operation makes a tensor of its own.
-        let x = unsafe { Tensor::from_blob(view.x.as_ptr(), &shape, &strides, kind, Device::Cpu) };
+        // this, and on a device as long as what is queued on torch's stream needs it. Nothing here or in the trainer writes to it: the
+        // model's first operation makes a tensor of its own.
+        let x = unsafe { Tensor::from_blob(start, &shape, &strides, kind, lies) };
         let x = match view.layout {
             Layout::Nchw => x,
             // Not as a view: torch would take its channels-last path, whose batch variance is less exact on the CPU.

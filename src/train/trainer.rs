@@ -340,7 +340,7 @@ mod tests {
                 let rows: Vec<u32> = (0..self.batch_size as u32).collect();
                 let partner: Vec<i32> = (0..self.batch_size as i32).collect();
                 use_batch(&BatchView {
-                    x: &bytemuck::cast_slice(&x)[..count * self.x_on_device: None,
+                    x_on_device: None,
                     x: &bytemuck::cast_slice(&x)[..count * self.dtype.bytes()],
                     dtype: self.dtype,
                     layout: Layout::Nchw,

@@ -71,7 +71,14 @@ impl Daemon {
 
     /// A daemon in the folder of an earlier one.
     pub fn again(dir: tempfile::TempDir, data: &Path, args: &[&str]) -> Self {
-        let mut child = Self::command(dir.path(), data).args(args).stdout(Stdio::piped()).spawn().unwrap();
+        Self::with(dir, data, args, |_| {})
+    }
+
+    /// The same, in an environment of its own.
+    pub fn with(dir: tempfile::TempDir, data: &Path, args: &[&str], environment: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Self::command(dir.path(), data);
+        environment(&mut command);
+        let mut child = command.args(args).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.starts_with("mixd: serving"), "{line:?}");

@@ -100,6 +100,7 @@ Result cuCtxPopCurrent_v2(Context **out) {
   if (current.empty()) return INVALID_CONTEXT;
   return *out = current.back(), current.pop_back(), OK;
 }
+Result cuCtxGetCurrent(Context **out) { return *out = context(), OK; }
 Result cuCtxSetCurrent(Context *context) {
   current.clear();
   if (context) current.push_back(context);

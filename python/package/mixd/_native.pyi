@@ -125,6 +125,7 @@ class Spec:
         delivery: str | None = None,
         max_lag: float | None = None,
         start: str | None = None,
+        device: str | None = None,
     ) -> Spec: ...
     def json(self) -> str: ...
 

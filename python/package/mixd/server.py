@@ -64,6 +64,7 @@ class Server:
         delivery: Literal["lossless", "latest"] | None = None,
         max_lag: float | None = None,
         start: Literal["now", "next-epoch"] | tuple[int, int] = "now",
+        device: Any = "cpu",
         reconnect: float | None = None,
     ) -> Feed:
         """Opens a feed of one split, or joins a shared one.
@@ -90,6 +91,7 @@ class Server:
         delivery: of a shared feed: lossless (all wait for the slowest), or latest (nobody waits; the slow skip batches).
         max_lag: seconds for which one may keep the others of a lossless shared feed waiting before it is evicted; 300.
         start: now, next-epoch, or (epoch, index).
+        device: where images lie: cpu (shared memory), or a CUDA device of this process, cuda (torch's current one) or cuda:N, or torch's of these.
         reconnect: seconds to wait for the next daemon when this one has died; 30, and 0 where it is this process's own.
 
         Raises `SpecRefused`, which names the value and what it may be; `NoDaemon` where none answers.
@@ -137,6 +139,7 @@ class Server:
             delivery=delivery,
             max_lag=max_lag,
             start=start if isinstance(start, str) else ",".join(map(str, start)),
+            device=_device(device),
         )
         feed = Feed(self.socket, spec, self._reconnect if reconnect is None else reconnect)
         self._feeds.add(feed)
@@ -235,7 +238,7 @@ class _Owned:
             os.set_blocking(reading, True)
         else:
             reading, pipe = os.pipe()
-        environment = {"RUST_LOG": "mixd=warn", **os.environ}
+        environment = {"RUST_LOG": "mixd=warn", **os.environ, "LD_LIBRARY_PATH": _library_path()}
         # In a group of its own, so that a terminal's Ctrl-C does not reach it: it ends when its owners do.
         process = subprocess.Popen(command, stdin=reading, stdout=subprocess.PIPE, text=True, env=environment, process_group=0)
         os.close(reading)
@@ -330,6 +333,19 @@ def _dtype(dtype: object) -> str:
     name = getattr(dtype, "__name__", None) or str(dtype)
     name = name.removeprefix("torch.")
     return _DTYPES.get(name, name)
+
+
+def _device(device: object) -> str:
+    """The name of a device; of torch's current one where it has no number."""
+    name, torch = str(device), sys.modules.get("torch")
+    return f"cuda:{torch.cuda.current_device()}" if name == "cuda" and torch and torch.cuda.is_available() else name
+
+
+def _library_path() -> str:
+    """LD_LIBRARY_PATH for a daemon: with NVRTC, which it compiles its kernels with, where an installed package brings it, as PyTorch's do."""
+    own = os.environ.get("LD_LIBRARY_PATH", "")
+    found = (str(path.parent) for folder in sys.path for path in Path(folder).glob("nvidia/*/lib/libnvrtc.so.*"))
+    return os.pathsep.join(filter(None, [own, next(found, "")]))
 
 
 def _world() -> tuple[int, int]:

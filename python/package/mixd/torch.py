@@ -91,7 +91,7 @@ class Tensors(_Movable):
 
     @classmethod
     def of(cls, batch: Batch, device: Device, non_blocking: bool = False) -> "Tensors":
-        """A batch on a device. On the CPU `x` stays in shared memory, leased for as long as it is there."""
+        """A batch on a device. Where `x` is there already it stays, leased for as long as it is there."""
         return cls(
             x=batch.x.to(device, non_blocking=non_blocking),
             label_a=batch.label_a.to(device, non_blocking=non_blocking),

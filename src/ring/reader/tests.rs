@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::FeedSpec;
-use crate::ring::layout::PAGE_BYTES;
+use crate::ring::layout::{LAYOUT_VERSION, PAGE_BYTES};
 use crate::ring::protocol::NO_BATCH;
 use crate::ring::{Pace, RingHandle, RingWriter, WriterStopped, create};
 use crate::sampler::{Plan, Sampler};
@@ -467,7 +467,7 @@ fn files_of_another_version_are_refused() {
     bytes[8] = 9;
     std::fs::write(&copy, &bytes).unwrap();
     assert!(matches!(open(&copy, &cursor), Err(RingError::Foreign { .. })));
-    bytes[8] = 3;
+    bytes[8] = LAYOUT_VERSION as u8;
     std::fs::write(&copy, &bytes[..bytes.len() - 1]).unwrap();
     assert!(matches!(open(&copy, &cursor), Err(RingError::Foreign { .. })));
     std::fs::write(&copy, &bytes).unwrap();

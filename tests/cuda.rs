@@ -152,7 +152,7 @@ fn a_slot_is_not_written_while_work_that_reads_it_is_queued() {
         #[expect(unsafe_code, reason = "queues copies")]
         unsafe {
             // Before the one that counts, many that take their time.
-            for _ in 0..20 {
+            for _ in 0..200 {
                 stream.download(address, memory.as_ptr(), bytes).unwrap();
             }
             stream.download(address, memory.as_ptr(), bytes).unwrap();

@@ -12,7 +12,7 @@ from ._native import Feed as Reader
 __all__ = ["Array", "Batch", "Epoch", "Feed", "Place"]
 
 # What the order of the batches does not depend on: where and how a trainer reads them. One rank's state serves all ranks.
-_FREE_KEYS = {"start", "slots", "share", "digest", "rank", "dtype", "layout", "mean", "std", "smoothing"}
+_FREE_KEYS = {"start", "slots", "share", "digest", "rank", "dtype", "layout", "mean", "std", "smoothing", "device"}
 
 
 # A child has no lease on its parent's batches, which would change under its hands.

@@ -95,7 +95,7 @@ def test_options_are_those_of_the_spec(daemon: Daemon) -> None:
         "split": "train", "batch_size": 5, "image_size": {"height": 16, "width": 24}, "shuffle": False, "seed": 9, "last": "drop",
         "mix": {"mixup": {"alpha": 0.2, "lambda": "batch", "fold": False, "pairing": "second-batch"}}, "smoothing": 0.25, "dtype": "u8",
         "layout": "nhwc", "mean": [0, 0, 0], "std": [1, 1, 1], "rank": 0, "world_size": 1, "slots": 3, "flip": True, "digest": True,
-        "share": {"name": "x", "delivery": "lossless", "max_lag_s": 7}, "start": "next-epoch",
+        "share": {"name": "x", "delivery": "lossless", "max_lag_s": 7}, "start": "next-epoch", "device": "cpu",
     }  # fmt: skip
     mixes = [server.feed(split, size=16, **options) for split, options in (("train", {}), ("train", {"mixup": None}), ("val", {}))]  # type: ignore[arg-type]
     assert [(feed.is_mixed, feed.batch_size) for feed in mixes] == [(True, 64), (False, 64), (False, 128)]

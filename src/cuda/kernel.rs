@@ -17,6 +17,9 @@ const AHEAD: usize = 4;
 /// Blocks that copy one sample from main memory: enough to keep the bus busy, few enough that a batch fits the device at once.
 const FETCH_BLOCKS: u32 = 4;
 
+/// The most rows that a grid may have.
+const GRID_ROWS: u32 = 65_535;
+
 /// The newest compute capability that every NVRTC of CUDA 12 knows; devices after it run its code, too.
 const NEWEST: (i32, i32) = (9, 0);
 
@@ -79,6 +82,8 @@ struct Batch {
     out: u64,
     height: u32,
     width: u32,
+    len: u32,
+    reserved: u32,
 }
 
 /// The parameter of `fetch`.
@@ -86,8 +91,8 @@ struct Batch {
 #[repr(C)]
 struct Copies {
     list: u64,
+    len: u32,
     bytes: u32,
-    reserved: u32,
 }
 
 const _: () = assert!(size_of::<Row>() == 64 && size_of::<Copy>() == 16);
@@ -154,9 +159,9 @@ impl Kernels {
         let chunks = format.image_bytes().div_ceil(16);
         let ahead = if format.layout == Layout::Nchw { AHEAD } else { 1 };
         let blocks = chunks.div_ceil(BLOCK as usize * ahead) as u32;
-        let batch = Batch { rows, out, height: size.height, width: size.width };
+        let batch = Batch { rows, out, height: size.height, width: size.width, len: len as u32, reserved: 0 };
         // SAFETY: as this function.
-        unsafe { stream.launch(&self.mix, (blocks, len as u32), BLOCK, batch) }
+        unsafe { stream.launch(&self.mix, (blocks, (len as u32).min(GRID_ROWS)), BLOCK, batch) }
     }
 
     /// Queues copies of `bytes` bytes each from pinned main memory, listed on the device at `list`.
@@ -164,8 +169,8 @@ impl Kernels {
     /// # Safety
     /// As [`Kernels::mix`].
     pub unsafe fn fetch(&self, stream: &Stream, list: u64, len: usize, bytes: usize) -> Result<(), CudaError> {
-        let copies = Copies { list, bytes: bytes as u32, reserved: 0 };
+        let copies = Copies { list, len: len as u32, bytes: bytes as u32 };
         // SAFETY: as this function.
-        unsafe { stream.launch(&self.fetch, (FETCH_BLOCKS, len as u32), BLOCK, copies) }
+        unsafe { stream.launch(&self.fetch, (FETCH_BLOCKS, (len as u32).min(GRID_ROWS)), BLOCK, copies) }
     }
 }

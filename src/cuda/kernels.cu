@@ -40,7 +40,7 @@ enum { MIXED = 1, CUT = 2, FLIP = 4, PARTNER_FLIP = 8 };
 struct Batch {
   u64 rows; // Row [B]
   u64 out;  // [B, 3, H, W] or [B, H, W, 3], 16-byte aligned
-  u32 height, width;
+  u32 height, width, len;
 };
 
 // Element types: how many make 16 bytes, and how values become words of 32 bits.
@@ -117,9 +117,9 @@ HERE bool in_box(const Row &row, u32 y, u32 x) { return y >= row.top && y < row.
 enum { AHEAD = 4 };
 
 // [3, H, W] where whole chunks lie in a line: 4, 8 or 16 bytes of either sample make 16 bytes. PLAIN: neither flipped nor cut.
-template <class E, bool PLAIN> HERE void planes(const Batch &batch, const Row &row) {
+template <class E, bool PLAIN> HERE void planes(const Batch &batch, const Row &row, u32 at_row) {
   const u32 width = batch.width, pixels = batch.height * width, chunks = 3 * pixels / E::COUNT;
-  const u64 out = batch.out + (u64)blockIdx.y * 3 * pixels * E::BYTES;
+  const u64 out = batch.out + (u64)at_row * 3 * pixels * E::BYTES;
   const bool reads_partner = row.flags & (MIXED | CUT);
   for (u32 first = blockIdx.x * blockDim.x * AHEAD + threadIdx.x; first < chunks; first += gridDim.x * blockDim.x * AHEAD) {
     Bytes<E::COUNT> own[AHEAD], partner[AHEAD];
@@ -156,9 +156,9 @@ template <class E, bool PLAIN> HERE void planes(const Batch &batch, const Row &r
 }
 
 // Any shape and order: values are gathered one by one, and stored 16 bytes at a time where they begin aligned.
-template <class E, bool TOGETHER> HERE void values_in_turn(const Batch &batch, const Row &row) {
+template <class E, bool TOGETHER> HERE void values_in_turn(const Batch &batch, const Row &row, u32 at_row) {
   const u32 width = batch.width, pixels = batch.height * width, chunks = (3 * pixels + E::COUNT - 1) / E::COUNT;
-  const u64 out = batch.out + (u64)blockIdx.y * 3 * pixels * E::BYTES;
+  const u64 out = batch.out + (u64)at_row * 3 * pixels * E::BYTES;
   for (u32 chunk = blockIdx.x * blockDim.x + threadIdx.x; chunk < chunks; chunk += gridDim.x * blockDim.x) {
     float values[E::COUNT];
 #pragma unroll
@@ -198,12 +198,14 @@ template <class E, bool TOGETHER> HERE void values_in_turn(const Batch &batch, c
   }
 }
 
-// ELEMENT is F32, F16, BF16 or U8; PIXELS is 1 where a pixel's three values lie together. A row of the grid makes an image.
+// ELEMENT is F32, F16, BF16 or U8; PIXELS is 1 where a pixel's three values lie together. A row of the grid makes an image, or several.
 extern "C" __global__ void mix(Batch batch) {
-  const Row row = *at<const Row>(batch.rows + blockIdx.y * sizeof(Row));
-  if (PIXELS || batch.width % ELEMENT::COUNT) values_in_turn<ELEMENT, PIXELS>(batch, row);
-  else if (row.flags & (CUT | FLIP | PARTNER_FLIP)) planes<ELEMENT, false>(batch, row);
-  else planes<ELEMENT, true>(batch, row);
+  for (u32 at_row = blockIdx.y; at_row < batch.len; at_row += gridDim.y) {
+    const Row row = *at<const Row>(batch.rows + at_row * sizeof(Row));
+    if (PIXELS || batch.width % ELEMENT::COUNT) values_in_turn<ELEMENT, PIXELS>(batch, row, at_row);
+    else if (row.flags & (CUT | FLIP | PARTNER_FLIP)) planes<ELEMENT, false>(batch, row, at_row);
+    else planes<ELEMENT, true>(batch, row, at_row);
+  }
 }
 
 // A sample's way to the device.
@@ -213,22 +215,24 @@ struct Copy {
 };
 struct Copies {
   u64 list; // Copy [N]
-  u32 bytes;
+  u32 len, bytes;
 };
 
-// A row of the grid copies a sample: kernels reading pinned memory keep the bus busier than a copy of 50 KB each.
+// A row of the grid copies a sample, or several: kernels reading pinned memory keep the bus busier than a copy of 50 KB each.
 extern "C" __global__ void fetch(Copies copies) {
-  const Copy copy = *at<const Copy>(copies.list + blockIdx.y * sizeof(Copy));
-  const u32 whole = copy.from % 16 == 0 ? copies.bytes / 16 : 0, step = gridDim.x * blockDim.x;
-  for (u32 first = blockIdx.x * blockDim.x + threadIdx.x; first < whole; first += step * AHEAD) {
-    uint4 words[AHEAD];
+  for (u32 nth = blockIdx.y; nth < copies.len; nth += gridDim.y) {
+    const Copy copy = *at<const Copy>(copies.list + nth * sizeof(Copy));
+    const u32 whole = copy.from % 16 == 0 ? copies.bytes / 16 : 0, step = gridDim.x * blockDim.x;
+    for (u32 first = blockIdx.x * blockDim.x + threadIdx.x; first < whole; first += step * AHEAD) {
+      uint4 words[AHEAD];
 #pragma unroll
-    for (int ahead = 0; ahead < AHEAD; ahead++)
-      if (first + ahead * step < whole) words[ahead] = *at<const uint4>(copy.from + 16ull * (first + ahead * step));
+      for (int ahead = 0; ahead < AHEAD; ahead++)
+        if (first + ahead * step < whole) words[ahead] = *at<const uint4>(copy.from + 16ull * (first + ahead * step));
 #pragma unroll
-    for (int ahead = 0; ahead < AHEAD; ahead++)
-      if (first + ahead * step < whole) *at<uint4>(copy.to + 16ull * (first + ahead * step)) = words[ahead];
+      for (int ahead = 0; ahead < AHEAD; ahead++)
+        if (first + ahead * step < whole) *at<uint4>(copy.to + 16ull * (first + ahead * step)) = words[ahead];
+    }
+    for (u32 byte = 16 * whole + blockIdx.x * blockDim.x + threadIdx.x; byte < copies.bytes; byte += step)
+      *at<u8>(copy.to + byte) = *at<const u8>(copy.from + byte);
   }
-  for (u32 byte = 16 * whole + blockIdx.x * blockDim.x + threadIdx.x; byte < copies.bytes; byte += step)
-    *at<u8>(copy.to + byte) = *at<const u8>(copy.from + byte);
 }

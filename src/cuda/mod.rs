@@ -250,8 +250,9 @@ mod tests {
         let context = gpu.context();
         let [first, last] = [Stream::new(context).unwrap(), Stream::new(context).unwrap()];
         let (event, memory) = (Event::new(context).unwrap(), DeviceMemory::new(context, BYTES).unwrap());
-        let [mut zeros, mut ones, mut seen] = [0, 1, 2].map(|_| PinnedMemory::new(context, BYTES).unwrap());
-        (zeros.bytes_mut().fill(0), ones.bytes_mut().fill(1), seen.bytes_mut().fill(2));
+        let [zeros, mut ones, mut seen] = [0, 1, 2].map(|_| PinnedMemory::new(context, BYTES).unwrap());
+        ones.bytes_mut().fill(1);
+        seen.bytes_mut().fill(2);
         // SAFETY: all of it is as large, and waited for.
         #[expect(unsafe_code, reason = "queues copies")]
         unsafe {

@@ -33,6 +33,8 @@ pub struct CudaMixer {
     bounce: Option<PinnedMemory>,
     output: Output,
     moved: Arc<Moved>,
+    /// Scratch of a batch.
+    way: Way,
 }
 
 /// Where batches go.
@@ -55,6 +57,17 @@ struct Way {
     bounced: usize,
     /// By the samples' addresses.
     known: HashMap<usize, u64>,
+}
+
+impl Way {
+    /// Begins another batch.
+    fn clear(&mut self) {
+        let Self { copies, fresh, staged, bounced, known } = self;
+        copies.clear();
+        fresh.clear();
+        known.clear();
+        (*staged, *bounced) = (0, 0);
+    }
 }
 
 impl CudaMixer {
@@ -92,6 +105,7 @@ impl CudaMixer {
             bounce: None,
             output,
             moved,
+            way: Way::default(),
             gpu: Arc::clone(gpu),
         })
     }
@@ -170,7 +184,8 @@ impl CudaMixer {
 
     fn run(&mut self, rows: &[Row<'_>], target: Target<'_>) -> Result<(), CudaError> {
         assert!(rows.len() <= self.rows_max);
-        let (mut way, mut orders) = (Way::default(), Vec::with_capacity(rows.len()));
+        let (mut way, mut orders) = (std::mem::take(&mut self.way), Vec::with_capacity(rows.len()));
+        way.clear();
         for row in rows {
             orders.push(self.order(row, &mut way)?);
         }
@@ -201,6 +216,7 @@ impl CudaMixer {
         let made = rows.len() * image_bytes;
         let downloaded = if matches!(self.output, Output::Memory { .. }) { made } else { 0 };
         self.moved.count(bytes + copies * sample_bytes, downloaded, way.known.len() * sample_bytes + made);
+        self.way = way;
         Ok(())
     }
 
@@ -249,5 +265,26 @@ impl Mixer for CudaMixer {
         // A batch takes the device less time than a waiter takes to wake.
         notice.iter().for_each(|notice| (notice.give)());
         Ok(self.run(rows, target)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{BATCH_SIZE_MAX, FeedSpec};
+    use crate::types::{Dtype, ImageSize};
+
+    #[test]
+    fn the_largest_batch_is_mixed_to_its_last_row() {
+        // More rows than a grid has.
+        let format = Format { image_size: ImageSize::square(1), dtype: Dtype::U8, ..FeedSpec::train().format() };
+        let samples: Vec<[u8; 3]> =
+            (0..BATCH_SIZE_MAX).map(|at| [at as u8, (at >> 8) as u8, (at >> 16) as u8]).collect();
+        let rows: Vec<Row<'_>> = samples.iter().map(|sample| Row::new(sample, sample, 0.75)).collect();
+        let mut out = vec![0; 3 * rows.len()];
+        let mut mixer =
+            CudaMixer::new(&crate::fixtures::gpu(), format, rows.len(), None, None, Arc::default()).unwrap();
+        mixer.mix(&rows, Target::Memory(&mut out), None).unwrap();
+        assert!(out == samples.as_flattened());
     }
 }

@@ -89,6 +89,7 @@ mod without_cuda {
     use crate::config::FeedSpec;
     use crate::mix::{MixError, Mixer};
     use crate::types::Device;
+    use std::convert::Infallible;
     use std::io;
     use std::path::PathBuf;
 
@@ -98,7 +99,7 @@ mod without_cuda {
 
     impl Slots {
         /// Never called.
-        pub fn serve(&self, _: PathBuf) -> io::Result<()> {
+        pub fn serve(&self, _: PathBuf) -> io::Result<Infallible> {
             match *self {}
         }
     }

@@ -28,8 +28,16 @@ struct Window {
     released: u64,
     /// For each batch from `released` on that was leased: its slot, for as long as it is.
     held: VecDeque<Option<(u32, Session)>>,
-    /// Batches whose leases were dropped while a device had work queued that reads them: which, their slots, and what to wait for.
-    queued: VecDeque<(u64, u32, Vec<Box<dyn Mark>>)>,
+    /// Batches whose leases were dropped while a device had work queued that reads them.
+    queued: VecDeque<Queued>,
+}
+
+/// A batch that only a device still reads.
+struct Queued {
+    seq: u64,
+    slot: u32,
+    /// What to wait for.
+    marks: Vec<Box<dyn Mark>>,
 }
 
 impl Window {
@@ -86,10 +94,11 @@ impl Inner {
     fn settle(&self, wait: bool) -> bool {
         let mut window = lock(&self.window);
         let had_some = !window.queued.is_empty();
-        while let Some((seq, slot, marks)) = window.queued.pop_front() {
+        while let Some(queued) = window.queued.pop_front() {
+            let Queued { seq, slot, ref marks } = queued;
             if !marks.iter().all(|mark| mark.is_done()) {
                 if !wait {
-                    window.queued.push_front((seq, slot, marks));
+                    window.queued.push_front(queued);
                     break;
                 }
                 // Leases may be dropped meanwhile. Their end changes nothing here.
@@ -452,7 +461,7 @@ impl Drop for Lease {
         // The store happens under the lock: of two leases dropped at once the later count must be stored last.
         let mut window = lock(window);
         if marks.iter().any(|mark| !mark.is_done()) {
-            window.queued.push_back((self.seq, self.slot, marks));
+            window.queued.push_back(Queued { seq: self.seq, slot: self.slot, marks });
             drop(window);
             // Looked at after that: either this waits, or the reader, which is being dropped, does.
             while left.load(Ordering::SeqCst) && self.inner.settle(true) {}

@@ -94,6 +94,9 @@ fn batches_on_the_device_are_those_of_the_processor_to_the_bit() {
         for spec in specs {
             let mut feed = daemon.attach(spec).unwrap();
             assert_eq!(feed.mixer(), "cuda");
+            let status = common::run(&["status", "--socket", daemon.socket().to_str().unwrap()]);
+            let status = String::from_utf8(status.stdout).unwrap();
+            assert!(status.contains(&format!("batches of 16 {} on cuda:0", spec.dtype)), "{status}");
             // More than an epoch: the short batch at its end, and samples that are there already.
             let batches = feed.batches() as usize + 4;
             for (at, expected) in on_cpu(&daemon, spec, batches).iter().enumerate() {

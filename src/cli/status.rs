@@ -46,11 +46,17 @@ fn to_text(s: &proto::Status, out: &mut String) -> std::fmt::Result {
         s.mixer
     )?;
     for x in &s.stores {
-        let (size, mib) = (format!("{}x{}", x.height, x.width), mib(x.bytes));
+        let size = format!("{}x{}", x.height, x.width);
+        let devices =
+            if x.device_bytes > 0 { format!(", {:.0} MiB on devices", mib(x.device_bytes)) } else { String::new() };
         writeln!(
             out,
-            "store    {} {size}: {} of {} samples decoded, room for {} ({mib:.0} MiB)",
-            x.split, x.decoded, x.samples, x.capacity
+            "store    {} {size}: {} of {} samples decoded, room for {} ({:.0} MiB){devices}",
+            x.split,
+            x.decoded,
+            x.samples,
+            x.capacity,
+            mib(x.bytes)
         )?;
     }
     for x in &s.stages {
@@ -62,7 +68,8 @@ fn to_text(s: &proto::Status, out: &mut String) -> std::fmt::Result {
     }
     for x in &s.feeds {
         let (spec, mib) = (x.spec.clone().unwrap_or_default(), mib(x.ring_bytes));
-        let what = format!("{} in batches of {} {}", spec.split(), spec.batch_size(), spec.dtype());
+        let device = if spec.device() == "cpu" { String::new() } else { format!(" on {}", spec.device()) };
+        let what = format!("{} in batches of {} {}{device}", spec.split(), spec.batch_size(), spec.dtype());
         let share = spec.share.map_or("private".to_owned(), |share| {
             format!("shared as {} ({}, at most {} s of lag)", share.name, share.delivery(), share.max_lag_s())
         });
@@ -102,7 +109,7 @@ fn to_json(s: &proto::Status) -> serde_json::Value {
         "train_samples": s.train_samples, "val_samples": s.val_samples, "draining": s.draining,
         "stores": s.stores.iter().map(|x| json!({
             "split": x.split, "height": x.height, "width": x.width, "samples": x.samples, "capacity": x.capacity,
-            "decoded": x.decoded, "bytes": x.bytes,
+            "decoded": x.decoded, "bytes": x.bytes, "device_bytes": x.device_bytes,
         })).collect::<Vec<_>>(),
         "feeds": s.feeds.iter().map(|x| json!({
             "feed_id": x.feed_id, "published": x.published, "batches": x.batches, "ring_bytes": x.ring_bytes,
@@ -110,6 +117,7 @@ fn to_json(s: &proto::Status) -> serde_json::Value {
             "split": x.spec.as_ref().map(|spec| spec.split().to_owned()),
             "batch_size": x.spec.as_ref().map(proto::FeedSpec::batch_size),
             "dtype": x.spec.as_ref().map(|spec| spec.dtype().to_owned()),
+            "device": x.spec.as_ref().map(|spec| spec.device().to_owned()),
             "share": x.spec.as_ref().and_then(|spec| spec.share.as_ref()).map(|share| json!({
                 "name": share.name, "delivery": share.delivery(), "max_lag_s": share.max_lag_s(),
             })),

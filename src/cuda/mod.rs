@@ -94,6 +94,8 @@ pub struct Gpu {
     name: String,
     /// Compute capability, major and minor.
     capability: (i32, i32),
+    /// Whether kernels reach memory that was pinned where it lies by the processor's address.
+    reads_pins: bool,
     kernels: Mutex<Vec<(kernel::Kind, Arc<Kernels>)>>,
 }
 
@@ -149,9 +151,11 @@ impl Gpu {
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         );
+        let reads_pins = attribute(Attribute::CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM)? != 0;
         let name = result::device::get_name(device).map_err(CudaError::call("ask for the device"))?;
         let context = Arc::new(Context::retain(device)?);
-        Ok(Self { context, ordinal, uuid: uuid_of(ordinal)?, name, capability, kernels: Mutex::default() })
+        let (uuid, kernels) = (uuid_of(ordinal)?, Mutex::default());
+        Ok(Self { context, ordinal, uuid, name, capability, reads_pins, kernels })
     }
 
     /// Its primary context.
@@ -198,11 +202,6 @@ fn uuid_of(ordinal: u32) -> Result<Uuid, CudaError> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Names of a device's memory in status: what it is called and what is free of it.
-pub fn describe(gpu: &Gpu) -> String {
-    format!("cuda:{} ({}, GPU-{})", gpu.ordinal, gpu.name, hex(&gpu.uuid))
 }
 
 #[cfg(test)]

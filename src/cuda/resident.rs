@@ -127,7 +127,7 @@ impl Resident {
 
     /// Whether the device can read a sample where it lies in main memory.
     pub fn is_readable(&self, sample: &[u8]) -> bool {
-        self.host.row(sample).is_some() && self.host.pin(sample)
+        self.gpu.reads_pins && self.host.row(sample).is_some() && self.host.pin(sample)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::control::proto::{AttachRequest, Attached, Class, Former};
 use crate::control::{place_from_proto, place_to_proto, spec_to_proto, versions};
 use crate::ring::{Eviction, GiveUp, Next, RingError, RingReader};
 use crate::types::{Place, Start};
-use std::io::ErrorKind::NotFound;
+use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -227,7 +227,9 @@ fn is_daemon_gone(error: &ClientError) -> bool {
     match error {
         ClientError::NoDaemon { .. } | ClientError::DaemonGone(_) => true,
         // It was killed after its answer, and the next has tidied its ring away.
-        ClientError::Ring(RingError::Io { source, .. }) => source.kind() == NotFound,
+        ClientError::Ring(RingError::Io { source, .. }) => {
+            matches!(source.kind(), NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | UnexpectedEof)
+        }
         _ => false,
     }
 }

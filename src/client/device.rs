@@ -45,9 +45,8 @@ impl Opened {
     pub fn slots(&self, path: &Path, bytes: usize, slots: u32) -> Result<Box<dyn DeviceSlots>, RingError> {
         #[cfg(feature = "cuda")]
         {
-            let opened = crate::cuda::ReaderSlots::open(std::sync::Arc::clone(&self.gpu), path, bytes, slots);
-            let opened = opened.map_err(|error| RingError::NoDeviceSlot { slot: 0, why: error.to_string() })?;
-            Ok(Box::new(opened))
+            let gpu = std::sync::Arc::clone(&self.gpu);
+            Ok(Box::new(crate::cuda::ReaderSlots::open(gpu, path, bytes, slots)?))
         }
         #[cfg(not(feature = "cuda"))]
         {

@@ -60,9 +60,6 @@ pub enum CudaError {
         /// The driver's answer.
         code: sys::CUresult,
     },
-    /// Slots could not be had from the daemon.
-    #[error("cannot open the daemon's device memory: {0}")]
-    Slots(String),
 }
 
 impl CudaError {

@@ -11,30 +11,22 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
-use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// How long either side waits for the other's few bytes.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// The images of a ring's slots, as the daemon has them.
 #[derive(Debug)]
 pub struct WriterSlots {
-    gpu: Arc<Gpu>,
-    bytes: usize,
-    /// By the slots' numbers; spare slots come when they are first used.
-    slots: Mutex<BTreeMap<u32, SharedMemory>>,
+    slots: Vec<SharedMemory>,
 }
 
 impl WriterSlots {
@@ -43,27 +35,13 @@ impl WriterSlots {
     /// # Errors
     /// When the device does not have it.
     pub fn new(gpu: &Arc<Gpu>, bytes: usize, slots: u32) -> Result<Self, CudaError> {
-        let slot = |slot| Ok((slot, SharedMemory::new(gpu.context(), bytes)?));
-        let slots = (0..slots).map(slot).collect::<Result<_, CudaError>>()?;
-        Ok(Self { gpu: Arc::clone(gpu), bytes, slots: Mutex::new(slots) })
-    }
-
-    /// The device.
-    pub fn gpu(&self) -> &Arc<Gpu> {
-        &self.gpu
+        let slot = |_| SharedMemory::new(gpu.context(), bytes);
+        Ok(Self { slots: (0..slots).map(slot).collect::<Result<_, _>>()? })
     }
 
     /// Where a slot's images are.
-    ///
-    /// # Errors
-    /// When it is a spare one for which the device has no memory.
-    pub fn address(&self, slot: u32) -> Result<u64, CudaError> {
-        let mut slots = lock(&self.slots);
-        if let Some(memory) = slots.get(&slot) {
-            return Ok(memory.address());
-        }
-        let memory = SharedMemory::new(self.gpu.context(), self.bytes)?;
-        Ok(slots.entry(slot).or_insert(memory).address())
+    pub fn address(&self, slot: u32) -> u64 {
+        self.slots[slot as usize].address()
     }
 
     /// Hands slots out at `path`, until the server is dropped.
@@ -93,9 +71,8 @@ impl WriterSlots {
         stream.set_write_timeout(Some(ANSWER_MAX))?;
         let mut slot = [0; 4];
         stream.read_exact(&mut slot)?;
-        let slots = lock(&self.slots);
-        let exported = slots.get(&u32::from_le_bytes(slot)).map(|memory| (memory.export(), memory.bytes()));
-        drop(slots);
+        let memory = self.slots.get(u32::from_le_bytes(slot) as usize);
+        let exported = memory.map(|memory| (memory.export(), memory.bytes()));
         let Some((Ok(descriptor), bytes)) = exported else { return stream.write_all(&0_u64.to_le_bytes()) };
         let (descriptors, bytes) = ([descriptor.as_fd()], (bytes as u64).to_le_bytes());
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -130,34 +107,26 @@ impl Drop for SlotServer {
 #[derive(Debug)]
 pub struct ReaderSlots {
     gpu: Arc<Gpu>,
-    path: PathBuf,
-    bytes: usize,
-    slots: Mutex<BTreeMap<u32, SharedMemory>>,
+    slots: Vec<SharedMemory>,
 }
 
 impl ReaderSlots {
-    /// Opens the first `slots` slots of the daemon that answers at `path`, each of at least `bytes` bytes; others when they are first used.
+    /// Opens the slots of the daemon that answers at `path`: so many, each of at least `bytes` bytes.
     ///
     /// # Errors
     /// When the daemon does not hand them out, or the device refuses them.
-    pub fn open(gpu: Arc<Gpu>, path: &Path, bytes: usize, slots: u32) -> Result<Self, CudaError> {
-        let own = Self { gpu, path: path.to_owned(), bytes, slots: Mutex::default() };
-        (0..slots).try_for_each(|slot| own.find(slot).map(drop))?;
-        Ok(own)
-    }
-
-    fn find(&self, slot: u32) -> Result<u64, CudaError> {
-        let mut slots = lock(&self.slots);
-        if let Some(memory) = slots.get(&slot) {
-            return Ok(memory.address());
-        }
-        let refused = |error: io::Error| CudaError::Slots(format!("{}: {error}", self.path.display()));
-        let (descriptor, bytes) = ask(&self.path, slot).map_err(refused)?;
-        if bytes < self.bytes {
-            return Err(CudaError::Slots(format!("slot {slot} has {bytes} bytes where {} are needed", self.bytes)));
-        }
-        let memory = SharedMemory::import(self.gpu.context(), &descriptor, bytes)?;
-        Ok(slots.entry(slot).or_insert(memory).address())
+    pub fn open(gpu: Arc<Gpu>, path: &Path, bytes: usize, slots: u32) -> Result<Self, RingError> {
+        let open = |slot| {
+            let refused = |source| RingError::Io { action: "ask for slots at", path: path.to_owned(), source };
+            let (descriptor, found) = ask(path, slot).map_err(refused)?;
+            let opened = SharedMemory::import(gpu.context(), &descriptor, found);
+            opened.map_err(|error| RingError::NoDeviceSlot { slot, why: error.to_string() }).and_then(|memory| {
+                let why = format!("it has {found} bytes where {bytes} are needed");
+                if found >= bytes { Ok(memory) } else { Err(RingError::NoDeviceSlot { slot, why }) }
+            })
+        };
+        let slots = (0..slots).map(open).collect::<Result<_, _>>()?;
+        Ok(Self { gpu, slots })
     }
 }
 
@@ -170,6 +139,9 @@ fn ask(path: &Path, slot: u32) -> io::Result<(OwnedFd, usize)> {
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL;
     let received = recvmsg(&stream, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags)?;
+    if received.bytes == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     let whole = received.bytes == bytes.len() && !received.flags.contains(ReturnFlags::CTRUNC);
     let descriptor = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
@@ -185,8 +157,8 @@ impl DeviceSlots for ReaderSlots {
         self.gpu.ordinal()
     }
 
-    fn address(&self, slot: u32) -> Result<u64, RingError> {
-        self.find(slot).map_err(|error| RingError::NoDeviceSlot { slot, why: error.to_string() })
+    fn address(&self, slot: u32) -> u64 {
+        self.slots[slot as usize].address()
     }
 
     fn mark(&self, streams: &[usize]) -> Vec<Box<dyn Mark>> {

@@ -197,7 +197,7 @@ impl CudaMixer {
         let (sample_bytes, image_bytes) = (self.format.image_size.values(), self.format.image_bytes());
         let out = match &self.output {
             Output::Slots(slots) => match target {
-                Target::Slot(slot) => slots.address(slot)?,
+                Target::Slot(slot) => slots.address(slot),
                 Target::Memory(_) => panic!("this mixer fills slots on the device"),
             },
             Output::Memory { made, .. } => made.address(),

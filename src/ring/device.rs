@@ -3,18 +3,13 @@
 //! The slot in shared memory carries everything but the images. A batch is published when its images are complete on the device, so that
 //! readers wait for nothing. A reader's own work on them may still be queued when it drops its lease: that ends once the device has come so far.
 
-use super::error::RingError;
-
 /// The images of a ring's slots, as a reader has them.
 pub trait DeviceSlots: Send + Sync {
     /// Which CUDA device of this process.
     fn ordinal(&self) -> u32;
 
     /// Address of a slot's images in this process.
-    ///
-    /// # Errors
-    /// When the daemon does not hand the slot out, or the device refuses it.
-    fn address(&self, slot: u32) -> Result<u64, RingError>;
+    fn address(&self, slot: u32) -> u64;
 
     /// Marks what is queued so far on each of these streams; none where there is nothing to wait for.
     fn mark(&self, streams: &[usize]) -> Vec<Box<dyn Mark>>;

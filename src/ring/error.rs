@@ -58,7 +58,7 @@ pub enum RingError {
     NoDeviceSlot {
         /// Which.
         slot: u32,
-        /// What the daemon or the driver said.
+        /// What the driver said.
         why: String,
     },
     /// A batch on a device cannot be kept.

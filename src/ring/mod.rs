@@ -26,7 +26,7 @@
 //! **Eviction.** A reader of a lossless feed that keeps others waiting for longer than `max_lag` is put out: the daemon stores `evicted`
 //! in its cursor and waits for it no more. What it had leased then is not overwritten until it lets go or its process is gone; spare
 //! slots, which follow the others and take memory from their first use, stand in for it. If these are kept, too, for `max_lag`, the
-//! feed ends.
+//! feed ends. A ring on a device has none.
 //!
 //! **Memory order.** A: the writer's Release store of `published` pairs with the reader's Acquire load, so the slot's bytes
 //! are seen whole. B: the reader's Release store of `released` pairs with the writer's Acquire load, so no read of the old

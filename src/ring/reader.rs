@@ -337,8 +337,7 @@ impl RingReader {
                 Arc::clone(none.insert(Arc::new(view)))
             }
         };
-        let on_device = device.as_ref().map(|device| Ok((device.ordinal(), device.address(slot)?))).transpose();
-        let on_device = on_device.inspect_err(|_| words.end_lease(slot, None, cursor.words(), &Futex))?;
+        let on_device = device.as_ref().map(|device| (device.ordinal(), device.address(slot)));
         lock(window).lease(seq, slot, Arc::clone(&self.session));
         count(&cursor.page().read, 1);
         self.next = seq + 1;

@@ -10,6 +10,7 @@ use super::writer::RingWriter;
 use crate::config::Delivery;
 use crate::mix::Format;
 use crate::sync::Ordering;
+use crate::types::Device;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -114,7 +115,9 @@ pub fn create(
     }
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|source| RingError::Io { action: "create", path: dir.to_owned(), source })?;
-    let spares = if pace.delivery == Delivery::Lossless && pace.max_lag < Duration::MAX { SPARES } else { 0 };
+    // A device's slots are all there from the beginning: trainers cannot ask for more of them once the daemon is dead.
+    let evicts = pace.delivery == Delivery::Lossless && pace.max_lag < Duration::MAX;
+    let spares = if evicts && format.device == Device::Cpu { SPARES } else { 0 };
     let header = DataHeader::fixed(format, batch_size, slots, spares, pace.delivery);
     let data = DataFile::create(&dir.join("data"), header).inspect_err(|_| {
         let _ = std::fs::remove_dir(dir);

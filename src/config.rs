@@ -295,7 +295,7 @@ impl FeedSpec {
     /// Names the first key that is out of range.
     pub fn validate(&self) -> Result<(), SpecError> {
         let side = 1..=ImageSize::SIDE_MAX;
-        let checks: [(bool, &'static str, String, String); 12] = [
+        let checks: [(bool, &'static str, String, String); 13] = [
             range("batch_size", self.batch_size, 1, BATCH_SIZE_MAX),
             (
                 side.contains(&self.image_size.height) && side.contains(&self.image_size.width),
@@ -330,6 +330,13 @@ impl FeedSpec {
                 "max_lag",
                 self.share.map_or(0.0, |share| share.max_lag_s).to_string(),
                 format!("above 0 and at most {MAX_LAG_S_MAX} seconds"),
+            ),
+            (
+                self.device == Device::Cpu || self.share.is_none_or(|share| share.delivery == Delivery::Lossless),
+                "delivery",
+                format!("latest for batches on {}", self.device),
+                "lossless there, since latest lends one batch at a time and batches on a device are not copied"
+                    .to_owned(),
             ),
             (
                 !self.digest || self.device == Device::Cpu,
@@ -397,6 +404,14 @@ mod tests {
             ("alpha", FeedSpec { mix: mixup(0.0), ..train }),
             ("alpha", FeedSpec { mix: mixup(f64::INFINITY), ..train }),
             ("alpha", FeedSpec { mix: Mix::CutMix(CutMix { alpha: -1.0, ..CutMix::default() }), ..train }),
+            (
+                "delivery",
+                FeedSpec {
+                    device: Device::Cuda(0),
+                    share: Some(Share { delivery: Delivery::Latest, ..share }),
+                    ..train
+                },
+            ),
             ("digest", FeedSpec { digest: true, device: Device::Cuda(0), ..train }),
             ("max_lag", FeedSpec { share: Some(Share { max_lag_s: 0.0, ..share }), ..train }),
             ("start", FeedSpec { start: Start::At(Place { epoch: 1 << 60, index: 0 }), ..train }),

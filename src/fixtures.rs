@@ -40,13 +40,14 @@ mod cuda_on_cpu;
 /// A CUDA device: the machine's first, or where there is none one that runs on the processor.
 #[cfg(feature = "cuda")]
 pub fn gpu() -> std::sync::Arc<crate::cuda::Gpu> {
-    use std::sync::Once;
-    static LOADED: Once = Once::new();
-    if let Ok(gpu) = crate::cuda::Gpu::open(0) {
-        return gpu;
-    }
-    // What is loaded already is found by its name wherever it lies.
-    LOADED.call_once(|| {
+    use std::sync::{Arc, OnceLock};
+    // Open to the end: a true device takes its time to open.
+    static GPU: OnceLock<Arc<crate::cuda::Gpu>> = OnceLock::new();
+    let open = || {
+        if let Ok(gpu) = crate::cuda::Gpu::open(0) {
+            return gpu;
+        }
+        // What is loaded already is found by its name wherever it lies.
         for name in ["libcuda.so.1", "libnvrtc.so.1"] {
             let path = cuda_on_cpu::libraries().join(name);
             // SAFETY: our own library, which does nothing when it is loaded and is never unloaded.
@@ -54,6 +55,7 @@ pub fn gpu() -> std::sync::Arc<crate::cuda::Gpu> {
             let library = unsafe { libloading::Library::new(path) };
             std::mem::forget(library.expect("built just now"));
         }
-    });
-    crate::cuda::Gpu::open(0).expect("a device on the processor")
+        crate::cuda::Gpu::open(0).expect("a device on the processor")
+    };
+    Arc::clone(GPU.get_or_init(open))
 }

@@ -39,8 +39,15 @@ fn gpu() -> std::sync::Arc<Gpu> {
 
 /// Has a command find the device.
 fn on_device(command: &mut Command) -> &mut Command {
-    gpu();
-    command.env("LD_LIBRARY_PATH", cuda_on_cpu::libraries()).env("CUDA_ON_CPU_DELAY_US", "300")
+    if is_on_cpu() {
+        command.env("LD_LIBRARY_PATH", cuda_on_cpu::libraries()).env("CUDA_ON_CPU_DELAY_US", "300");
+    }
+    command
+}
+
+/// Whether the device is one that runs on the processor.
+fn is_on_cpu() -> bool {
+    gpu().name().starts_with("CUDA on the CPU")
 }
 
 fn daemon(args: &[&str]) -> Daemon {
@@ -185,10 +192,23 @@ fn trainers_share_a_feed_on_the_device_and_evicted_ones_keep_their_batch() {
     drop(kept);
     assert!(matches!(slow.next_batch(), Err(ClientError::Evicted(_))));
     let latest = Share { delivery: Delivery::Latest, ..Share::new("latest".parse().unwrap()) };
-    let mut feed = daemon.attach(FeedSpec { share: Some(latest), ..spec }).unwrap();
-    for expected in &expected {
-        assert!(images(&feed.next_batch().unwrap()) == *expected);
+    let refused = daemon.attach(FeedSpec { share: Some(latest), ..spec }).err().expect("refused").to_string();
+    assert!(refused.contains("lossless there"), "{refused}");
+}
+
+#[test]
+fn a_feed_is_left_while_its_batches_are_held_and_ends_with_the_last() {
+    let daemon = daemon(&[]);
+    let expected = on_cpu(&daemon, spec(), 2);
+    let mut feed = daemon.attach(spec()).unwrap();
+    let held = [feed.next_batch().unwrap(), feed.next_batch().unwrap()];
+    feed.leave().unwrap();
+    let feeds = || client::status(&daemon.socket()).unwrap().feeds.len();
+    until("the feed in main memory is over", || (feeds() == 1).then_some(()));
+    for (held, expected) in held.into_iter().zip(&expected) {
+        assert!(images(&held) == *expected);
     }
+    until("the feed is over", || (feeds() == 0).then_some(()));
 }
 
 /// Mappings of device memory that processes share, in a process.
@@ -214,7 +234,7 @@ fn a_killed_trainer_costs_no_device_memory_and_a_killed_daemon_no_batch() {
     assert!(lines.next().unwrap().unwrap().contains("warm"));
     writeln!(trainer.stdin.as_mut().unwrap()).unwrap();
     assert!(lines.next().unwrap().unwrap().contains("counting"));
-    if gpu().name().starts_with("CUDA on the CPU") {
+    if is_on_cpu() {
         until("the daemon has mapped its slots", || (mapped(daemon.child.id()) == 4).then_some(()));
     }
     trainer.kill().unwrap();
@@ -257,7 +277,7 @@ fn what_is_not_there_is_refused_naming_what_was_looked_for() {
     let text = bench(&[], &["--device=cuda", "--digest"]);
     assert!(text.contains("digests are of main memory"), "{text}");
     // Without the driver; the machine's own is in no such folder.
-    if gpu().name().starts_with("CUDA on the CPU") {
+    if is_on_cpu() {
         let text = bench(&[("LD_LIBRARY_PATH", "/nowhere")], &["--device=cuda"]);
         assert!(text.contains("there is no driver (libcuda.so.1 was looked for)"), "{text}");
         let only = tempfile::tempdir().unwrap();
@@ -281,7 +301,7 @@ fn a_trainers_device_is_found_by_what_it_is_and_not_by_its_number() {
         let output = command.args(args).arg("--socket").arg(daemon.socket()).stdin(Stdio::null()).output().unwrap();
         (output.status.success(), stderr(&output))
     };
-    if gpu().name().starts_with("CUDA on the CPU") {
+    if is_on_cpu() {
         assert_eq!(train("1"), (true, String::new()));
         let (_, refused) = train("2");
         assert!(refused.contains("none of the 2 that the daemon sees"), "{refused}");

@@ -222,14 +222,14 @@ impl Bench {
             ("dtype", self.dtype.to_string()),
             ("slots", self.slots.to_string()),
             ("seed", seed.to_string()),
-            (
-                "device",
-                if python.is_some() || self.copy_back { Device::Cpu } else { self.pipeline.batch_device() }.to_string(),
-            ),
             // Its daemon is not started again.
             ("reconnect", "0".to_owned()),
         ];
         command.args(options.map(|(key, value)| format!("--{key}={value}")));
+        // A loop in Python reads main memory.
+        if python.is_none() && !self.copy_back {
+            command.arg(format!("--device={}", self.pipeline.batch_device()));
+        }
         command.args(self.cutmix.map(|alpha| format!("--cutmix={alpha}")));
         command.args(share.map(|name| format!("--share={name}")));
         command

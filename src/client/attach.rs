@@ -297,14 +297,17 @@ impl Feed {
     pub fn leave(self) -> Result<(), ClientError> {
         drop(self.ahead);
         // A child has nothing to leave, and no such thread.
-        match self.reader.leave() {
+        let has_left = match self.reader.leave() {
             Err(RingError::Forked(_)) => return Ok(()),
             left => left?,
-        }
+        };
         // The reader of the next daemon's ring may be there already.
         drop(self.later);
-        // It ends once the daemon has let us go. A panic has been reported, and leaves nothing to do.
-        let _ = self.keeper.join();
+        // It ends once the daemon has let us go: where batches on a device are held still, after the last. A panic has been reported, and
+        // leaves nothing to do.
+        if has_left {
+            let _ = self.keeper.join();
+        }
         Ok(())
     }
 

@@ -16,6 +16,8 @@ use std::sync::Arc;
 pub struct Context {
     device: sys::CUdevice,
     raw: sys::CUcontext,
+    /// The process that has it. A child that is forked from it has no CUDA, and may not even free what it has copies of.
+    pid: u32,
 }
 
 // SAFETY: a context may be used from any thread that has pushed it.
@@ -23,14 +25,18 @@ unsafe impl Send for Context {}
 // SAFETY: as above; the driver locks for itself.
 unsafe impl Sync for Context {}
 
-/// A context that is current in this thread until this is dropped.
-struct Here(std::marker::PhantomData<*const ()>);
+/// A context that is current in this thread until this is dropped, and that takes no part in a capture of a graph: calls that are forbidden while
+/// some thread captures one are meant for what it captures, and would spoil it.
+struct Here(std::marker::PhantomData<*const ()>, sys::CUstreamCaptureMode);
 
 impl Drop for Here {
     fn drop(&mut self) {
         let mut popped = MaybeUninit::uninit();
-        // SAFETY: pops what `Context::enter` has pushed in this very thread, since this is not `Send`.
-        let _ = unsafe { sys::cuCtxPopCurrent_v2(popped.as_mut_ptr()) };
+        // SAFETY: takes back what `Context::enter` has done in this very thread, since this is not `Send`.
+        unsafe {
+            let _ = sys::cuThreadExchangeStreamCaptureMode(&raw mut self.1);
+            let _ = sys::cuCtxPopCurrent_v2(popped.as_mut_ptr());
+        }
     }
 }
 
@@ -39,13 +45,16 @@ impl Context {
     pub fn retain(device: sys::CUdevice) -> Result<Self, CudaError> {
         // SAFETY: the device is one that the driver has named.
         let raw = unsafe { result::primary_ctx::retain(device) }.map_err(CudaError::call("retain the context"))?;
-        Ok(Self { device, raw })
+        Ok(Self { device, raw, pid: std::process::id() })
     }
 
     fn enter(&self) -> Result<Here, CudaError> {
         // SAFETY: retained as long as `self`.
         unsafe { sys::cuCtxPushCurrent_v2(self.raw) }.result().map_err(CudaError::call("enter the context"))?;
-        Ok(Here(std::marker::PhantomData))
+        let mut here = Here(std::marker::PhantomData, sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED);
+        // SAFETY: exchanges this thread's mode.
+        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut here.1) };
+        Ok(here)
     }
 
     /// Makes a call in this context.
@@ -56,9 +65,16 @@ impl Context {
 
     /// A call that gives something up, of which nobody can hear that it failed.
     fn free(&self, call: impl FnOnce() -> Result<(), DriverError>) {
-        if let Ok(_here) = self.enter() {
+        if self.pid == std::process::id()
+            && let Ok(_here) = self.enter()
+        {
             let _ = call();
         }
+    }
+
+    /// Waits for all that is queued in it, by whomever.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        self.call("wait for the device", result::ctx::synchronize)
     }
 
     /// Bytes of the device's memory: free, and all.
@@ -69,8 +85,10 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: retained by `retain`, and everything that was made in it holds on to it.
-        let _ = unsafe { result::primary_ctx::release(self.device) };
+        if self.pid == std::process::id() {
+            // SAFETY: retained by `retain`, and everything that was made in it holds on to it.
+            let _ = unsafe { result::primary_ctx::release(self.device) };
+        }
     }
 }
 
@@ -277,7 +295,7 @@ impl Drop for Event {
     }
 }
 
-/// Compiled code on the device; never unloaded, since a device is opened once.
+/// Compiled code on the device; it goes with the context.
 #[derive(Debug)]
 pub struct Kernel {
     raw: sys::CUfunction,
@@ -289,16 +307,15 @@ unsafe impl Send for Kernel {}
 unsafe impl Sync for Kernel {}
 
 impl Kernel {
-    /// The kernels of these names in a PTX text that ends with a 0.
+    /// The kernels of these names in what NVRTC has made: machine code, or PTX that ends with a 0.
     pub fn load<const N: usize>(
         context: &Arc<Context>,
-        ptx: &[std::ffi::c_char],
+        image: &[std::ffi::c_char],
         names: [&std::ffi::CStr; N],
     ) -> Result<[Self; N], CudaError> {
-        assert_eq!(ptx.last(), Some(&0));
         let load = || {
-            // SAFETY: a text that ends with a 0; the module lives as long as the context.
-            let module = unsafe { result::module::load_data(ptx.as_ptr().cast()) }?;
+            // SAFETY: an image that says itself where it ends; the module lives as long as the context.
+            let module = unsafe { result::module::load_data(image.as_ptr().cast()) }?;
             let mut kernels = Vec::with_capacity(N);
             for name in names {
                 // SAFETY: the module was loaded just now.

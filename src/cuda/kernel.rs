@@ -20,7 +20,8 @@ const FETCH_BLOCKS: u32 = 4;
 /// The most rows that a grid may have.
 const GRID_ROWS: u32 = 65_535;
 
-/// The newest compute capability that every NVRTC of CUDA 12 knows; devices after it run its code, too.
+/// The newest compute capability that every NVRTC of CUDA 12 knows. Newer devices are given PTX for it, which the driver compiles, where it is
+/// as new as that NVRTC is; the others machine code, which any driver of CUDA's major version takes.
 const NEWEST: (i32, i32) = (9, 0);
 
 /// What a batch is made of.
@@ -107,22 +108,24 @@ impl Gpu {
         if let Some((_, kernels)) = known.iter().find(|(known, _)| *known == kind) {
             return Ok(Arc::clone(kernels));
         }
-        let ptx = compile(kind, self.capability.min(NEWEST))?;
-        let [mix, fetch] = Kernel::load(&self.context, &ptx, [c"mix", c"fetch"])?;
+        let image = compile(kind, self.capability)?;
+        let [mix, fetch] = Kernel::load(&self.context, &image, [c"mix", c"fetch"])?;
         let kernels = Arc::new(Kernels { mix, fetch });
         known.push((kind, Arc::clone(&kernels)));
         Ok(kernels)
     }
 }
 
-/// PTX for a compute capability.
+/// What the driver loads on a device of this compute capability.
 fn compile((dtype, layout): Kind, capability: (i32, i32)) -> Result<Vec<std::ffi::c_char>, CudaError> {
+    let is_known = capability <= NEWEST;
+    let (major, minor) = capability.min(NEWEST);
     // SAFETY: loads a library, whose initialisers are NVRTC's own.
     if !unsafe { sys::is_culib_present() } {
         return Err(CudaError::Compile("there is no libnvrtc.so".to_owned()));
     }
     let options = [
-        format!("--gpu-architecture=compute_{}{}", capability.0, capability.1),
+        format!("--gpu-architecture={}_{major}{minor}", if is_known { "sm" } else { "compute" }),
         format!("-DELEMENT={}", dtype.name().to_uppercase()),
         format!("-DPIXELS={}", u8::from(layout == Layout::Nhwc)),
     ];
@@ -130,8 +133,11 @@ fn compile((dtype, layout): Kind, capability: (i32, i32)) -> Result<Vec<std::ffi
     let refused = |error: nvrtc::NvrtcError| CudaError::Compile(format!("NVRTC says {error:?}"));
     let program = nvrtc::create_program(&source, Some(c"kernels.cu")).map_err(refused)?;
     // SAFETY: the program was made just now, and is destroyed below.
-    let ptx = unsafe { nvrtc::compile_program(program, &options).and_then(|()| nvrtc::get_ptx(program)) };
-    let ptx = ptx.map_err(|error| {
+    let compiled = unsafe {
+        nvrtc::compile_program(program, &options)
+            .and_then(|()| if is_known { machine_code(program) } else { nvrtc::get_ptx(program) })
+    };
+    let image = compiled.map_err(|error| {
         // SAFETY: as above.
         let log = unsafe { nvrtc::get_program_log(program) }.unwrap_or_default();
         let log: Vec<u8> = log.iter().map(|&c| c as u8).take_while(|&c| c != 0).collect();
@@ -139,7 +145,22 @@ fn compile((dtype, layout): Kind, capability: (i32, i32)) -> Result<Vec<std::ffi
     });
     // SAFETY: as above.
     let _ = unsafe { nvrtc::destroy_program(program) };
-    ptx
+    image
+}
+
+/// The machine code of a program.
+///
+/// # Safety
+/// The program was compiled for a device, and not destroyed.
+unsafe fn machine_code(program: sys::nvrtcProgram) -> Result<Vec<std::ffi::c_char>, nvrtc::NvrtcError> {
+    let mut bytes = 0;
+    // SAFETY: as this function; the code has as many bytes as NVRTC says.
+    unsafe {
+        sys::nvrtcGetCUBINSize(program, &raw mut bytes).result()?;
+        let mut code = vec![0; bytes];
+        sys::nvrtcGetCUBIN(program, code.as_mut_ptr()).result()?;
+        Ok(code)
+    }
 }
 
 impl Kernels {

@@ -2,8 +2,8 @@
 //! that stay on a device (`resident.rs`), slots whose images lie there (`slots.rs`) and slots in main memory that they are copied to
 //! (`slot_memory.rs`).
 //!
-//! Neither the driver nor NVRTC is linked: both are looked for when a device is asked for. A process opens each device once, in its primary
-//! context.
+//! Neither the driver nor NVRTC is linked: both are looked for when a device is asked for. A device is open
+//! while somebody uses it, in its primary context.
 
 mod driver;
 mod kernel;
@@ -65,6 +65,11 @@ pub enum CudaError {
 impl CudaError {
     fn call(doing: &'static str) -> impl FnOnce(DriverError) -> Self {
         move |DriverError(code)| Self::Call { doing, code }
+    }
+
+    /// Whether memory could not be pinned because it is.
+    fn is_pinned_already(&self) -> bool {
+        matches!(self, Self::Call { code: sys::CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED, .. })
     }
 
     /// Says how much was needed and is free, where that was it.

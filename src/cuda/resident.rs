@@ -39,17 +39,20 @@ impl PinnedRows {
         let mut pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pin = |piece: usize| {
             let from = start + piece * PIN_BYTES;
-            let pinned = || Pin::new(&self.context, from as *const u8, PIN_BYTES.min(end - from));
-            pieces.entry(piece).or_insert_with(|| {
-                let pinned = pinned();
-                if let Err(error) = &pinned {
-                    tracing::warn!(
-                        "samples go to the device by way of a copy, since their memory cannot be pinned: {error}"
-                    );
+            if let Some(known) = pieces.get(&piece) {
+                return known.is_some();
+            }
+            let pinned = Pin::new(&self.context, from as *const u8, PIN_BYTES.min(end - from));
+            if let Err(error) = &pinned {
+                // Those that had pinned it are letting go of it just now.
+                if error.is_pinned_already() {
+                    return false;
                 }
-                pinned.ok()
-            });
-            pieces[&piece].is_some()
+                tracing::warn!(
+                    "samples go to the device by way of a copy, since their memory cannot be pinned: {error}"
+                );
+            }
+            pieces.entry(piece).or_insert(pinned.ok()).is_some()
         };
         ((first - start) / PIN_BYTES..=(last - start) / PIN_BYTES).all(&mut pin)
     }

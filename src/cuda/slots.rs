@@ -163,14 +163,19 @@ impl DeviceSlots for ReaderSlots {
 
     fn mark(&self, streams: &[usize]) -> Vec<Box<dyn Mark>> {
         let mark = |&stream: &usize| {
-            let event = Event::new(self.gpu.context()).ok()?;
-            // SAFETY: whoever named the stream has said that it is one of this device's, and it is still there.
+            let event = Event::new(self.gpu.context())?;
+            // SAFETY: whoever named the stream has said that it is one of this device's.
             #[expect(unsafe_code, reason = "a stream that somebody else has named")]
-            unsafe { event.record_on(stream) }.ok()?;
-            Some(Box::new(event) as Box<dyn Mark>)
+            unsafe { event.record_on(stream) }?;
+            Ok(Box::new(event) as Box<dyn Mark>)
         };
-        // Where the driver refuses, the context is lost, and with it what was queued.
-        streams.iter().filter_map(mark).collect()
+        let marks: Result<_, CudaError> = streams.iter().map(mark).collect();
+        // A stream that is gone, say, may have left work behind: all of the device's is waited for. Where even that is refused the context is
+        // lost, and with it what was queued.
+        marks.unwrap_or_else(|_| {
+            let _ = self.gpu.context().synchronize();
+            Vec::new()
+        })
     }
 }
 

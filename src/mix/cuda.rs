@@ -207,8 +207,7 @@ impl CudaMixer {
         // borrowed by `rows`, and all else is this mixer's own or, of a slot, the writer's, which is filling it. The orders name the
         // resident store, the staging memory, which has room for every sample of a batch, and pinned memory.
         let queued = unsafe { self.queue(rows_bytes, bytes, copies, rows.len(), on_device, out, target) };
-        self.done.record(&self.stream)?;
-        self.done.wait()?;
+        self.done.record(&self.stream).and_then(|()| self.done.wait()).or_else(|_| self.stream.synchronize())?;
         queued?;
         if let Some(resident) = &self.resident {
             way.fresh.iter().for_each(|&row| resident.is_there(row));

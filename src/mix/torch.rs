@@ -1,7 +1,7 @@
 //! The torch mixer: staged rows, copied to the device, then torch's own operations; the same on the CPU and on CUDA.
 //!
 //! On CUDA the copies have a stream of their own: rows go to the device while later ones are staged, and torch's stream, the legacy default
-//! one, and this one wait for each other by events. The process waits for the last copy alone.
+//! one, and this one wait for each other by events. The process waits for the last copy, and where torch copies λ and partners.
 #![expect(unsafe_code, reason = "torch tensors over memory that torch does not own")]
 
 use super::cpu::Level;

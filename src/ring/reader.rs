@@ -244,15 +244,18 @@ impl RingReader {
         Ok(())
     }
 
-    /// Leaves the ring at once, and keeps the batches that are leased; of a ring on a device, leaves when the last of them is dropped.
+    /// Leaves the ring at once, and keeps the batches that are leased; of a ring on a device, leaves when the last of them is dropped. Whether
+    /// it has left.
     ///
     /// # Errors
     /// As [`RingReader::keep_oldest`]; then those that are left stay leased.
-    pub fn leave(mut self) -> Result<(), RingError> {
+    pub fn leave(mut self) -> Result<bool, RingError> {
         while self.inner.device.is_none() && !lock(&self.inner.window).held.is_empty() {
             self.keep_oldest()?;
         }
-        Ok(())
+        while self.inner.settle(true) {}
+        let has_left = lock(&self.inner.window).held.is_empty();
+        Ok(has_left)
     }
 
     /// A handle that ends this reader's waiting.
@@ -279,7 +282,7 @@ impl RingReader {
         let held_max = if data.delivery == Delivery::Latest { 1 } else { data.slots as usize };
         // What only the device still reads is waited for here, where nothing can come before it is given back.
         self.inner.settle(false);
-        while (!self.is_ready() || lock(window).held.len() >= held_max) && self.inner.settle(true) {}
+        while lock(window).held.len() >= held_max && self.inner.settle(true) {}
         let held = lock(window).held.len();
         match data.delivery {
             Delivery::Lossless if held >= data.slots as usize => return Err(RingError::AllLeased(data.slots)),

@@ -5,6 +5,7 @@
 //
 // Variables: CUDA_ON_CPU_DEVICES (1), CUDA_VISIBLE_DEVICES, CUDA_ON_CPU_MEMORY (bytes a device, 1 GiB), CUDA_ON_CPU_DELAY_US (of every
 // operation in a stream, 0). HERE is the folder of on_cpu.h.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -100,6 +101,9 @@ Result cuCtxPopCurrent_v2(Context **out) {
   if (current.empty()) return INVALID_CONTEXT;
   return *out = current.back(), current.pop_back(), OK;
 }
+Result cuCtxSynchronize();
+static thread_local int capture_mode;
+Result cuThreadExchangeStreamCaptureMode(int *mode) { return std::swap(*mode, capture_mode), OK; }
 Result cuCtxGetCurrent(Context **out) { return *out = context(), OK; }
 Result cuCtxSetCurrent(Context *context) {
   current.clear();
@@ -184,8 +188,21 @@ struct Event {
 typedef std::shared_ptr<Event> *EventHandle;
 
 extern "C" {
-Result cuStreamCreate(Queue **out, unsigned) { NEEDS_CONTEXT; return *out = new Queue, OK; }
-Result cuStreamDestroy_v2(Queue *stream) { return delete stream, OK; }
+static std::vector<Queue *> streams;
+Result cuStreamCreate(Queue **out, unsigned) {
+  NEEDS_CONTEXT;
+  std::lock_guard<std::mutex> guard(lock_all);
+  return streams.push_back(*out = new Queue), OK;
+}
+Result cuStreamDestroy_v2(Queue *stream) {
+  { std::lock_guard<std::mutex> guard(lock_all); streams.erase(std::remove(streams.begin(), streams.end(), stream), streams.end()); }
+  return delete stream, OK;
+}
+Result cuCtxSynchronize() {
+  std::lock_guard<std::mutex> guard(lock_all);
+  for (Queue *stream : streams) stream->finish();
+  return queue(nullptr).finish(), OK;
+}
 Result cuStreamSynchronize(Queue *stream) { return queue(stream).finish(), OK; }
 Result cuEventCreate(EventHandle *out, unsigned) { NEEDS_CONTEXT; return *out = new std::shared_ptr<Event>(new Event), OK; }
 Result cuEventDestroy_v2(EventHandle event) { return delete event, OK; }
@@ -444,6 +461,8 @@ Result nvrtcCompileProgram(Program *program, int options, const char *const *opt
 }
 Result nvrtcGetPTXSize(Program *program, size_t *bytes) { return *bytes = program->image.size() + 1, OK; }
 Result nvrtcGetPTX(Program *program, char *image) { return strcpy(image, program->image.c_str()), OK; }
+Result nvrtcGetCUBINSize(Program *program, size_t *bytes) { return nvrtcGetPTXSize(program, bytes); }
+Result nvrtcGetCUBIN(Program *program, char *image) { return nvrtcGetPTX(program, image); }
 Result nvrtcGetProgramLogSize(Program *program, size_t *bytes) { return *bytes = program->log.size() + 1, OK; }
 Result nvrtcGetProgramLog(Program *program, char *log) { return strcpy(log, program->log.c_str()), OK; }
 }

@@ -239,6 +239,9 @@ class _Owned:
         else:
             reading, pipe = os.pipe()
         environment = {"RUST_LOG": "mixd=warn", **os.environ, "LD_LIBRARY_PATH": _library_path()}
+        if owners:
+            # A rank that sees one device starts the daemon of all; feeds name devices by what they are.
+            environment.pop("CUDA_VISIBLE_DEVICES", None)
         # In a group of its own, so that a terminal's Ctrl-C does not reach it: it ends when its owners do.
         process = subprocess.Popen(command, stdin=reading, stdout=subprocess.PIPE, text=True, env=environment, process_group=0)
         os.close(reading)

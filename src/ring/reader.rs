@@ -18,6 +18,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// How long a reader of a ring on a device stays awake for a batch before it waits for the device to give back another.
+const DEVICE_PATIENCE: Duration = Duration::from_micros(200);
+
 /// What keeps the writer from a reader's slots, for as long as any of it is there.
 type Session = Arc<dyn Send + Sync>;
 
@@ -90,26 +93,26 @@ impl Inner {
         self.data.words().end_lease(slot, released, self.cursor.words(), &Futex);
     }
 
-    /// Gives back what the device has finished reading; whether there was anything to wait for. With `wait`, the oldest is waited for.
+    /// Gives back what the device has finished reading, and with `wait` the oldest of what it has not, once it has. Whether any is left.
     fn settle(&self, wait: bool) -> bool {
         let mut window = lock(&self.window);
-        let had_some = !window.queued.is_empty();
         while let Some(queued) = window.queued.pop_front() {
             let Queued { seq, slot, ref marks } = queued;
             if !marks.iter().all(|mark| mark.is_done()) {
                 if !wait {
                     window.queued.push_front(queued);
-                    break;
+                    return true;
                 }
                 // Leases may be dropped meanwhile. Their end changes nothing here.
                 drop(window);
                 marks.iter().for_each(|mark| mark.wait());
-                self.give_back(&mut lock(&self.window), seq, slot);
-                break;
+                window = lock(&self.window);
+                self.give_back(&mut window, seq, slot);
+                return !window.queued.is_empty();
             }
             self.give_back(&mut window, seq, slot);
         }
-        had_some
+        false
     }
 }
 
@@ -280,9 +283,19 @@ impl RingReader {
         }
         let words = data.words();
         let held_max = if data.delivery == Delivery::Latest { 1 } else { data.slots as usize };
-        // What only the device still reads is waited for here, where nothing can come before it is given back.
-        self.inner.settle(false);
-        while lock(window).held.len() >= held_max && self.inner.settle(true) {}
+        // What only the device still reads is waited for where nothing can come before it is given back, or nothing does come: the writer may
+        // have fewer slots than the ring. It has a moment for its next batch first, since a step of the trainer's takes the device longer.
+        while self.inner.settle(false) {
+            let moment = Instant::now() + DEVICE_PATIENCE;
+            let is_full = || lock(window).held.len() >= held_max;
+            while !is_full() && !self.is_ready() && Instant::now() < moment {
+                std::hint::spin_loop();
+            }
+            if self.is_ready() && !is_full() {
+                break;
+            }
+            self.inner.settle(true);
+        }
         let held = lock(window).held.len();
         match data.delivery {
             Delivery::Lossless if held >= data.slots as usize => return Err(RingError::AllLeased(data.slots)),

@@ -169,7 +169,7 @@ pub trait Mixer: Send {
 }
 
 /// Makes a mixer that fills main memory, for batches of at most `batch_size_max` rows. The cpu mixer alone has use for `helpers`; the cuda
-/// mixer has use for more ([`CudaMixer::new`]) and is not made here.
+/// mixer has use for more, and is not made here.
 ///
 /// # Errors
 /// When the build or the machine lacks what `kind` and `device` need; never a silent fall-back.

@@ -47,14 +47,7 @@ pub fn gpu() -> std::sync::Arc<crate::cuda::Gpu> {
         if let Ok(gpu) = crate::cuda::Gpu::open(0) {
             return gpu;
         }
-        // What is loaded already is found by its name wherever it lies.
-        for name in ["libcuda.so.1", "libnvrtc.so.1"] {
-            let path = cuda_on_cpu::libraries().join(name);
-            // SAFETY: our own library, which does nothing when it is loaded and is never unloaded.
-            #[expect(unsafe_code, reason = "loads a library")]
-            let library = unsafe { libloading::Library::new(path) };
-            std::mem::forget(library.expect("built just now"));
-        }
+        cuda_on_cpu::load();
         crate::cuda::Gpu::open(0).expect("a device on the processor")
     };
     Arc::clone(GPU.get_or_init(open))

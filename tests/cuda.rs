@@ -27,12 +27,7 @@ fn gpu() -> std::sync::Arc<Gpu> {
         if Gpu::open(0).is_ok() {
             return;
         }
-        for name in ["libcuda.so.1", "libnvrtc.so.1"] {
-            // SAFETY: our own library, which does nothing when it is loaded and is never unloaded.
-            #[expect(unsafe_code, reason = "loads a library")]
-            let library = unsafe { libloading::Library::new(cuda_on_cpu::libraries().join(name)) };
-            std::mem::forget(library.expect("built just now"));
-        }
+        cuda_on_cpu::load();
     });
     Gpu::open(0).expect("a device on the processor")
 }

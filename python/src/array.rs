@@ -123,10 +123,11 @@ impl Array {
 
     /// Refuses what main memory alone can do.
     fn check_memory(&self) -> PyResult<()> {
-        self.device.map_or(Ok(()), |ordinal| {
-            let text = format!("the images lie on cuda:{ordinal} (use .torch() or torch.from_dlpack, or .to(\"cpu\"))");
-            Err(PyBufferError::new_err(text))
-        })
+        if self.device.is_none() {
+            return Ok(());
+        }
+        let text = format!("the images lie on {} (use .torch() or torch.from_dlpack, or .to(\"cpu\"))", self.name());
+        Err(PyBufferError::new_err(text))
     }
 
     /// The name of where it is.
@@ -201,7 +202,7 @@ impl Array {
         let place = match self.device {
             _ if self.is_own() => String::new(),
             None => " in shared memory".to_owned(),
-            Some(ordinal) => format!(" on cuda:{ordinal}"),
+            Some(_) => format!(" on {}", self.name()),
         };
         format!("<mixd.Array {} [{}]{place}>", self.dtype(), shape.join(", "))
     }

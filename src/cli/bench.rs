@@ -1,6 +1,6 @@
 //! `mixd bench`: how fast a daemon delivers to separate trainer processes, and what share of the machine's ceiling that is.
 
-use super::bench_ceiling::{Ceiling, Measured, OnDevice};
+use super::bench_ceiling::{Ceiling, DeviceMeasured, Measured};
 use super::bench_trainer::{Counted, Report, Touch};
 use super::options::{Cache, DataArgs, PipelineArgs};
 use super::own_daemon::OwnDaemon;
@@ -118,7 +118,7 @@ impl Bench {
             mix: self.cutmix.map_or(FeedSpec::train().mix, |alpha| Mix::CutMix(CutMix { alpha, ..CutMix::default() })),
             flip: self.flip,
             digest: self.digest,
-            device: if self.copy_back { Device::Cpu } else { self.pipeline.batch_device() },
+            device: self.batch_device(),
             ..FeedSpec::train()
         };
         spec.validate()?;
@@ -187,6 +187,11 @@ impl Bench {
         Ok(())
     }
 
+    /// In whose memory batches lie.
+    fn batch_device(&self) -> Device {
+        if self.copy_back { Device::Cpu } else { self.pipeline.batch_device() }
+    }
+
     /// Starts a trainer, in Python where an interpreter is given.
     fn trainer(
         &self,
@@ -227,8 +232,8 @@ impl Bench {
         ];
         command.args(options.map(|(key, value)| format!("--{key}={value}")));
         // A loop in Python reads main memory.
-        if python.is_none() && !self.copy_back {
-            command.arg(format!("--device={}", self.pipeline.batch_device()));
+        if python.is_none() {
+            command.arg(format!("--device={}", self.batch_device()));
         }
         command.args(self.cutmix.map(|alpha| format!("--cutmix={alpha}")));
         command.args(share.map(|name| format!("--share={name}")));
@@ -244,7 +249,7 @@ impl Bench {
         let warm = self.pipeline.cache != Cache::Off;
         let counted = || rounds.iter().flat_map(|round| &round.trainers);
         let over = |figure: &dyn Fn(&Round) -> Option<f64>| median(rounds.iter().filter_map(figure).collect());
-        let on_device = !self.copy_back && self.pipeline.batch_device() != Device::Cpu;
+        let on_device = self.batch_device() != Device::Cpu;
         let resident = self.pipeline.device_cache != Cache::Off;
         // What a batch on a device must move at least: its samples once over the bus, or, of those that are there, read and written once.
         let (sample_bytes, image_bytes) = (self.size.values() as f64, (self.size.values() * self.dtype.bytes()) as f64);
@@ -319,7 +324,7 @@ impl Bench {
                 "of_rust": over(&|round| Some(round.python.as_ref()?.images_per_s() / round.images_per_s())),
             })),
             "device": (self.pipeline.batch_device() != Device::Cpu).then(|| {
-                let ceiling = |of: fn(&OnDevice) -> f64| over(&|round| round.ceiling.as_ref()?.device.as_ref().map(of));
+                let ceiling = |of: fn(&DeviceMeasured) -> f64| over(&|round| round.ceiling.as_ref()?.device.as_ref().map(of));
                 json!({
                     "ordinal": self.pipeline.device.to_string(),
                     "name": rounds[0].ceiling.as_ref().and_then(|at| at.device.as_ref()).map(|device| device.name.clone()),

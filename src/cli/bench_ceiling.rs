@@ -1,7 +1,7 @@
 //! What the machine can do at best, which `mixd bench --ceiling` sets beside what the daemon does.
 
 #[cfg(feature = "cuda")]
-use super::bench_device::{DeviceCeiling, DeviceMeasured};
+use super::bench_device::DeviceCeiling;
 use super::options::PipelineArgs;
 use crate::config::FeedSpec;
 use crate::cpus::Cpus;
@@ -39,14 +39,14 @@ pub struct Measured {
     /// Images a second: writing finished images to the slots of a ring.
     pub write: f64,
     /// Of the CUDA device that batches lie on.
-    pub device: Option<OnDevice>,
+    pub device: Option<DeviceMeasured>,
     /// Microseconds until a sleeping thread is awake that nothing keeps from running: what the kernel takes for a hand-over.
     pub wake_us: Vec<f64>,
 }
 
 /// Ceilings of a CUDA device.
 #[derive(Debug, Clone)]
-pub struct OnDevice {
+pub struct DeviceMeasured {
     /// What it is called.
     pub name: String,
     /// Bytes a second, read and written, of copies within its memory.
@@ -104,14 +104,12 @@ impl<'a> Ceiling<'a> {
     }
 
     #[cfg(feature = "cuda")]
-    fn device(&mut self) -> anyhow::Result<Option<OnDevice>> {
-        let Some(device) = &mut self.device else { return Ok(None) };
-        let DeviceMeasured { copy, host_copy, kernel } = device.measure()?;
-        Ok(Some(OnDevice { name: device.name().to_owned(), copy, host_copy, kernel }))
+    fn device(&mut self) -> anyhow::Result<Option<DeviceMeasured>> {
+        Ok(self.device.as_mut().map(DeviceCeiling::measure).transpose()?)
     }
 
     #[cfg(not(feature = "cuda"))]
-    fn device(&mut self) -> anyhow::Result<Option<OnDevice>> {
+    fn device(&mut self) -> anyhow::Result<Option<DeviceMeasured>> {
         Ok(None)
     }
 

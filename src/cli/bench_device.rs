@@ -1,5 +1,6 @@
 //! What `mixd bench` does on a CUDA device: a trainer's reading of batches there, and what the device can do at best.
 
+use super::bench_ceiling::DeviceMeasured;
 use super::bench_trainer::Touch;
 use crate::batch::OnDevice;
 use crate::client::Batch;
@@ -66,24 +67,13 @@ pub struct DeviceCeiling {
     format: Format,
     rows: usize,
     kernels: Arc<Kernels>,
-    /// Random samples, rows that mix them, and slots that they are mixed to.
-    samples: DeviceMemory,
+    /// Random samples, which the orders name; rows that mix them, and slots that they are mixed to.
+    _samples: DeviceMemory,
     orders: DeviceMemory,
     slots: Vec<DeviceMemory>,
     /// What is copied where.
     copies: [DeviceMemory; 2],
     host: PinnedMemory,
-}
-
-/// Rates of a device.
-#[derive(Debug, Clone, Copy)]
-pub struct DeviceMeasured {
-    /// Bytes a second, read and written, of copies within its memory.
-    pub copy: f64,
-    /// Bytes a second of copies from pinned main memory.
-    pub host_copy: f64,
-    /// Images a second that the kernel alone mixes.
-    pub kernel: f64,
 }
 
 impl DeviceCeiling {
@@ -138,12 +128,7 @@ impl DeviceCeiling {
         let slots = (0..spec.slots).map(slot).collect::<Result<_, _>>()?;
         let copies = [DeviceMemory::new(context, copy_bytes)?, DeviceMemory::new(context, copy_bytes)?];
         let kernels = gpu.kernels((format.dtype, format.layout))?;
-        Ok(Self { stream, format, rows, kernels, samples, orders, slots, copies, host, gpu })
-    }
-
-    /// What the device is called.
-    pub fn name(&self) -> &str {
-        self.gpu.name()
+        Ok(Self { stream, format, rows, kernels, _samples: samples, orders, slots, copies, host, gpu })
     }
 
     /// Measures for about half a second.
@@ -159,11 +144,11 @@ impl DeviceCeiling {
         let kernel = self.rate(&|turn| {
             let orders = self.orders.address() + (turn % BATCHES) as u64 * orders_bytes;
             let out = self.slots[turn % self.slots.len()].address();
-            debug_assert!(self.samples.bytes() > 0);
             // SAFETY: as above; the orders name samples, and the slots hold a batch.
             unsafe { self.kernels.mix(&self.stream, &self.format, orders, out, self.rows) }
         })?;
         Ok(DeviceMeasured {
+            name: self.gpu.name().to_owned(),
             copy: copy * 2.0 * to.bytes() as f64,
             host_copy: host_copy * host_bytes as f64,
             kernel: kernel * self.rows as f64,

@@ -57,15 +57,18 @@ struct Way {
     bounced: usize,
     /// By the samples' addresses.
     known: HashMap<usize, u64>,
+    /// What the kernel is told of each row.
+    orders: Vec<cuda::Row>,
 }
 
 impl Way {
     /// Begins another batch.
     fn clear(&mut self) {
-        let Self { copies, fresh, staged, bounced, known } = self;
+        let Self { copies, fresh, staged, bounced, known, orders } = self;
         copies.clear();
         fresh.clear();
         known.clear();
+        orders.clear();
         (*staged, *bounced) = (0, 0);
     }
 }
@@ -184,15 +187,16 @@ impl CudaMixer {
 
     fn run(&mut self, rows: &[Row<'_>], target: Target<'_>) -> Result<(), CudaError> {
         assert!(rows.len() <= self.rows_max);
-        let (mut way, mut orders) = (std::mem::take(&mut self.way), Vec::with_capacity(rows.len()));
+        let mut way = std::mem::take(&mut self.way);
         way.clear();
         for row in rows {
-            orders.push(self.order(row, &mut way)?);
+            let order = self.order(row, &mut way)?;
+            way.orders.push(order);
         }
-        let (copies, rows_bytes) = (way.copies.len(), size_of_val(&orders[..]));
+        let (copies, rows_bytes) = (way.copies.len(), size_of_val(&way.orders[..]));
         let bytes = rows_bytes + copies * size_of::<cuda::Copy>();
         let memory = &mut self.orders.bytes_mut()[..bytes];
-        cast_slice_mut(&mut memory[..rows_bytes]).copy_from_slice(&orders);
+        cast_slice_mut(&mut memory[..rows_bytes]).copy_from_slice(&way.orders);
         cast_slice_mut(&mut memory[rows_bytes..]).copy_from_slice(&way.copies);
         let (sample_bytes, image_bytes) = (self.format.image_size.values(), self.format.image_bytes());
         let out = match &self.output {

@@ -471,8 +471,10 @@ impl Drop for Lease {
         if !self.inner.is_ours() {
             return;
         }
-        let streams: Vec<usize> = std::iter::once(0).chain(lock(&self.streams).drain(..)).collect();
-        let marks = device.as_ref().map_or_else(Vec::new, |device| device.mark(&streams));
+        let marks = device.as_ref().map_or_else(Vec::new, |device| {
+            let streams: Vec<usize> = std::iter::once(0).chain(lock(&self.streams).drain(..)).collect();
+            device.mark(&streams)
+        });
         // The store happens under the lock: of two leases dropped at once the later count must be stored last.
         let mut window = lock(window);
         if marks.iter().any(|mark| !mark.is_done()) {

@@ -3,6 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// Loads it into this process: what is loaded already is found by its name wherever it lies.
+pub fn load() {
+    for name in ["libcuda.so.1", "libnvrtc.so.1"] {
+        // SAFETY: our own library, which does nothing when it is loaded and is never unloaded.
+        #[expect(unsafe_code, reason = "loads a library")]
+        let library = unsafe { libloading::Library::new(libraries().join(name)) };
+        std::mem::forget(library.expect("built just now"));
+    }
+}
+
 /// The folder of its libraries, to be put into `LD_LIBRARY_PATH`; built when it is first asked for.
 pub fn libraries() -> PathBuf {
     let exe = std::env::current_exe().expect("a test has a program");

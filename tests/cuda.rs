@@ -10,7 +10,7 @@ use mixd::batch::OnDevice;
 use mixd::client::{self, Batch, ClientError, Feed};
 use mixd::config::{CutMix, Delivery, FeedSpec, Mix, Mixup, Pairing, Share};
 use mixd::cuda::{Gpu, PinnedMemory, Stream};
-use mixd::types::{Device, Dtype, ImageSize, Layout};
+use mixd::types::{Device, Dtype, ImageSize, Layout, Place, Start};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
 use std::sync::Once;
@@ -176,7 +176,8 @@ fn a_slot_is_not_written_while_work_that_reads_it_is_queued() {
 fn trainers_share_a_feed_on_the_device_and_evicted_ones_keep_their_batch() {
     let daemon = daemon(&[]);
     let share = Share { max_lag_s: 0.3, ..Share::new("both".parse().unwrap()) };
-    let spec = FeedSpec { share: Some(share), slots: 2, ..spec() };
+    // Whoever comes second would else begin with the batch that is next by then.
+    let spec = FeedSpec { share: Some(share), slots: 2, start: Start::At(Place::default()), ..spec() };
     let expected = on_cpu(&daemon, FeedSpec { share: None, ..spec }, 12);
     let [mut slow, mut fast] = [daemon.attach(spec).unwrap(), daemon.attach(spec).unwrap()];
     let kept = slow.next_batch().unwrap();

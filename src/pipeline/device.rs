@@ -91,7 +91,7 @@ mod without_cuda {
     use crate::types::Device;
     use std::convert::Infallible;
     use std::io;
-    use std::path::PathBuf;
+    use std::path::Path;
 
     /// There are none.
     #[derive(Clone, Copy)]
@@ -99,7 +99,7 @@ mod without_cuda {
 
     impl Slots {
         /// Never called.
-        pub fn serve(&self, _: PathBuf) -> io::Result<Infallible> {
+        pub fn serve(&self, _: &Path) -> io::Result<Infallible> {
             match *self {}
         }
     }

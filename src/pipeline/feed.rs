@@ -63,7 +63,7 @@ impl Feed {
         let (writer, ring) = ring::create(dir, &spec.format(), spec.batch_size, spec.slots, pace)?;
         let serve = |slots: Slots| {
             let path = dir.join("slots");
-            let served = slots.serve(path.clone());
+            let served = slots.serve(&path);
             let served = served.map_err(|source| RingError::Io { action: "listen on", path: path.clone(), source })?;
             Ok::<_, RingError>((path, Box::new(served) as Box<dyn Send + Sync>))
         };

@@ -53,14 +53,9 @@ pub enum RingError {
     /// The images lie on a device, and this trainer has none.
     #[error("the batches of this feed lie on a CUDA device, which this trainer has not opened")]
     NoDevice,
-    /// A slot's images could not be had on the device.
-    #[error("cannot open slot {slot} on the device: {why}")]
-    NoDeviceSlot {
-        /// Which.
-        slot: u32,
-        /// What the driver said.
-        why: String,
-    },
+    /// The slots' images could not be had on the device, for this reason.
+    #[error("cannot open the feed's slots on the device: {0}")]
+    NoDeviceSlots(String),
     /// A batch on a device cannot be kept.
     #[error("a batch on a CUDA device cannot be kept: clone what is to outlive it, and drop the batch")]
     OnDevice,

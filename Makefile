@@ -116,6 +116,7 @@ gpu-check: gpu-pack ## Check and measure mixd on this machine's CUDA device (pyt
 # What a machine with a device, and without Rust, needs beside the repository: there, `python3 scripts/gpu-check.py`.
 gpu-pack: build python ## Build what gpu-check carries into .gpu-check/
 	rm -rf .gpu-check && mkdir .gpu-check
+	(git describe --always --dirty || echo unknown) >.gpu-check/commit
 	cp $(TARGET)/wheels/mixd-*.whl .gpu-check
 	strip -o .gpu-check/mixd-torch $(TARGET)/release/mixd-torch
 	strip -o .gpu-check/mixd-tests "$$($(CARGO_TEST) $(plain) --lib --no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)"
@@ -126,6 +127,7 @@ gpu-pack: build python ## Build what gpu-check carries into .gpu-check/
 check-gpu: python ## Run gpu-check once, briefly, where there is no device
 	rm -rf target/check-gpu && mkdir -p target/check-gpu/pack
 	cp $(TARGET)/wheels/mixd-*.whl target/check-gpu/pack
+	(git describe --always --dirty || echo unknown) >target/check-gpu/pack/commit
 	LD_LIBRARY_PATH=$$(tests/cuda_on_cpu/build.sh $(TARGET)/release/cuda_on_cpu) .venv/plain/bin/python scripts/gpu-check.py \
 		--pack target/check-gpu/pack --out target/check-gpu --no-torch --quick
 

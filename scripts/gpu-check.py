@@ -3,11 +3,12 @@
 
 Carries what it needs: `make gpu-pack` leaves the wheel, mixd-torch and the tests of the library in one folder, and the machine with the device
 needs neither Rust nor a network, only this repository, that folder, and a python3 with PyTorch (without it, or with --no-torch, what needs torch
-is left out and said so). Exits with 1 where something is wrong.
+is left out and said so). Nothing waits for ever: each check has its time, and the whole its end. Exits with 1 where something is wrong.
 """
 
 import argparse
 import contextlib
+import faulthandler
 import json
 import os
 import shutil
@@ -16,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from measure import bench, head, report
@@ -47,8 +50,9 @@ COLUMNS: dict[str, Callable[[dict], str]] = {
         f, lambda d: ", ".join(f"{d[f'{way}_bytes_per_image']:,.0f}" for way in ("to_device", "on_device", "from_device"))
     ),
 }
-# Seconds after which nothing more is measured.
-ENOUGH = 420.0
+PARTS = ("library", "replays", "torch", "speed", "train")
+# Seconds after which nothing more is begun; and after which all of it ends, with a word on where it stood.
+ENOUGH, END = 420.0, 475.0
 
 
 def of_device(figures: dict, text: Callable[[dict], str]) -> str:
@@ -59,31 +63,58 @@ def of_device(figures: dict, text: Callable[[dict], str]) -> str:
         return "-"
 
 
+def ran(command: list, seconds: float, **env: str) -> str:
+    """What a command prints; its last words are the error where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=os.environ | env)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return done.stdout + done.stderr
+
+
 class Checks:
-    """What was checked, and whether it was right."""
+    """What was checked, and whether it was right; written down after each, whatever comes."""
 
-    def __init__(self) -> None:
-        self.rows: list[list[str]] = [["check", "outcome"]]
+    def __init__(self, out: Path, built: str) -> None:
+        self.rows: list[list[str]] = [["check", "outcome", "s"]]
+        self.out, self.built, self.start, self.device = out, built, time.monotonic(), "?"
 
-    def note(self, name: str, outcome: str) -> None:
+    def head(self) -> str:
+        """When, where, on what, and of which commit."""
+        return f"{head('make gpu-check')}; {self.device}; commit {self.built}; {time.monotonic() - self.start:.0f} s; {self.wrong} wrong"
+
+    def note(self, name: str, outcome: str, seconds: float = 0.0) -> None:
         """Says it at once, and keeps it."""
-        print(f"{outcome:<8} {name}", file=sys.stderr, flush=True)
-        self.rows.append([name, outcome])
+        print(f"{outcome.split(':')[0]:<8} {name} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+        # Causes come last.
+        line = " ".join(outcome.split())
+        self.rows.append([name, line if len(line) < 300 else f"{line[:50]} … {line[-240:]}", f"{seconds:.1f}"])
+        report("gpu-checks", self.out, self.head(), self.rows, self.rows, quiet=True)
 
     @contextlib.contextmanager
-    def check(self, name: str) -> Iterator[None]:
-        """One check: what is wrong is said, and the next one goes on."""
+    def check(self, name: str, seconds: int = 60) -> Iterator[None]:
+        """One check, which may take so long: what is wrong is said, and the next one goes on."""
+        start, outcome = time.monotonic(), "right"
+        signal.alarm(seconds)
         try:
             yield
         except (Exception, SystemExit) as error:
-            self.note(name, f"WRONG: {error!r}")
-        else:
-            self.note(name, "right")
+            traceback.print_exc(limit=-2)
+            outcome = f"WRONG: {type(error).__name__}: {error}"
+        finally:
+            signal.alarm(0)
+        self.note(name, outcome, time.monotonic() - start)
 
     @property
     def wrong(self) -> int:
         """How many were not right."""
-        return sum(outcome.startswith("WRONG") for _, outcome in self.rows)
+        return sum(row[1].startswith("WRONG") for row in self.rows)
+
+    def has_time(self, name: str) -> bool:
+        """Whether more can be begun; says so where not."""
+        if time.monotonic() - self.start < ENOUGH:
+            return True
+        self.note(f"{name}: no time is left", "left out")
+        return False
 
 
 def x_of(path: Path) -> bytes:
@@ -106,25 +137,31 @@ def replays(checks: Checks, mixd: Path, folder: Path, quick: bool, torch: bool) 
     """Batches that the device mixes are those of the processor."""
 
     def replay(name: str, options: list[str]) -> bytes:
-        command = [mixd, "replay", "--data", SAMPLE_DATA, "--epoch=1", "--batch=1", "--batch-size=32", "--out", folder / name, *options]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-        return x_of(folder / name)
+        out = folder / f"{name}{' '.join(options).replace('/', '')}"
+        ran([mixd, "replay", "--data", SAMPLE_DATA, "--epoch=1", "--batch=1", "--batch-size=32", "--out", out, *options], 60)
+        return x_of(out)
 
-    for mix, options in MIXES.items():
-        with checks.check(f"{mix}: the kernel's batches are the processor's, to the bit, in {len(FORMATS)} formats"):
-            for dtype, layout in FORMATS[:: 5 if quick else 1]:
-                shape = [f"--dtype={dtype}", f"--layout={layout}", *options]
-                same = replay("cpu", shape) == replay("cuda", [*shape, "--device=cuda"])
-                assert same, f"{dtype} {layout}"
-    if torch:
-        with checks.check("torch's operations on the device: within 1e-6, or one step of rounding"):
-            for dtype, layout in FORMATS:
-                shape = [f"--dtype={dtype}", f"--layout={layout}"]
-                expected = values(replay("cpu", shape), dtype)
-                found = values(replay("torch", [*shape, "--device=cuda", "--mixer=torch"]), dtype)
-                step = {"f32": 0.0, "f16": 2**-10, "bf16": 2**-7, "u8": 0.0}[dtype]
-                off = ((found - expected).abs() - expected.abs() * step).max().item()
-                assert off <= 1e-6, f"{dtype} {layout}: off by {off}"
+    def differs(shape: list[str]) -> bool:
+        return replay("cpu", shape) != replay("cuda", [*shape, "--device=cuda"])
+
+    def off(dtype: str, layout: str) -> float:
+        shape = [f"--dtype={dtype}", f"--layout={layout}"]
+        expected = values(replay("cpu", shape), dtype)
+        found = values(replay("torch", [*shape, "--device=cuda", "--mixer=torch"]), dtype)
+        step = {"f32": 0.0, "f16": 2**-10, "bf16": 2**-7, "u8": 0.0}[dtype]
+        return ((found - expected).abs() - expected.abs() * step).max().item()
+
+    # Each is a process, most of whose time the driver takes to start.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as several:
+        for mix, options in MIXES.items():
+            shapes = [[f"--dtype={dtype}", f"--layout={layout}", *options] for dtype, layout in FORMATS[:: 5 if quick else 1]]
+            with checks.check(f"{mix}: the kernel's batches are the processor's, to the bit, in {len(shapes)} formats"):
+                wrong = [shape for shape, is_wrong in zip(shapes, several.map(differs, shapes)) if is_wrong]
+                assert not wrong, wrong
+        if torch:
+            with checks.check("torch's operations on the device: within 1e-6, or one step of rounding"):
+                wrong = [(kind, by) for kind, by in zip(FORMATS, several.map(lambda kind: off(*kind), FORMATS)) if by > 1e-6]
+                assert not wrong, wrong
 
 
 class Daemon:
@@ -218,21 +255,21 @@ def through_torch(checks: Checks, mixd: Path, folder: Path, site: Path) -> None:
                 process.wait()
                 return process
 
-            def settled(wanted: int | None) -> int:
-                end = time.monotonic() + 20
-                while True:
-                    free = torch.cuda.mem_get_info()[0]
-                    if wanted is None or free >= wanted or time.monotonic() > end:
-                        return free
+            def settled() -> int:
+                """Free memory, once it has not changed for two seconds: contexts take their time to go."""
+                end, since, free = time.monotonic() + 20, time.monotonic(), 0
+                while time.monotonic() < min(end, since + 2):
+                    if (now := torch.cuda.mem_get_info()[0]) != free:
+                        since, free = time.monotonic(), now
                     time.sleep(0.05)
+                return free
 
             trainer()
-            time.sleep(1)
-            before = settled(None)
+            before = settled()
             for _ in range(5):
                 trainer()
             # Less than a feed's slots and samples of one trainer.
-            assert settled(before - (16 << 20)) >= before - (16 << 20), (before, torch.cuda.mem_get_info())
+            assert abs(settled() - before) < 16 << 20, (before, settled())
         with checks.check("a daemon that is killed takes no batch with it, and the next one goes on"):
             server = package.connect(daemon.socket, reconnect=30)
             device, memory = server.feed(device="cuda", **options), server.feed(**options)
@@ -264,77 +301,94 @@ def many(folder: Path, copies: int) -> Path:
     return home
 
 
+def library_path(torch: Path | None) -> str:
+    """Where the programs find NVRTC, and mixd-torch libtorch with CUDA; not the toolkit's stub of the driver."""
+    nvrtc = (str(path.parent) for place in sys.path for path in Path(place).glob("nvidia/*/lib/libnvrtc.so.*"))
+    own = [place for place in os.environ.get("LD_LIBRARY_PATH", "").split(":") if "stubs" not in Path(place).parts]
+    return ":".join(filter(None, [*([str(torch / "lib")] if torch else []), *own, next(nvrtc, "")]))
+
+
 def main() -> None:
     """Checks, measures, reports."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--pack", type=Path, default=Path(".gpu-check"), help="what `make gpu-pack` made")
     parser.add_argument("--out", type=Path, default=Path("benches/results"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--quick", action="store_true", help="each thing once, briefly: for a driver that runs on the processor")
     options = parser.parse_args()
-    checks, start = Checks(), time.monotonic()
+    faulthandler.dump_traceback_later(END, exit=True)
+
+    def late(*_: object) -> None:
+        raise TimeoutError("it took too long")
+
+    signal.signal(signal.SIGALRM, late)
+    checks = Checks(options.out, (options.pack / "commit").read_text().strip())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         site = folder / "site"
         wheel = next(options.pack.glob("mixd-*.whl"))
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check", "--target", site, wheel]
-        subprocess.run(pip, check=True)
-        mixd = site / "bin" / "mixd"
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copy(options.pack / "mixd-torch", mixd.with_name("mixd-torch"))
+        ran([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check", "--target", site, wheel], 60)
+        mixd, tests = site / "bin" / "mixd", folder / "mixd-tests"
+        # What is carried may have lost its modes.
+        for name, to in {"mixd-torch": mixd.with_name("mixd-torch"), "mixd-tests": tests}.items():
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copy(options.pack / name, to)
+                to.chmod(0o755)
         sys.path.insert(0, str(site))
-        with_torch = False
+        with_torch, torch_home = False, None
         if not options.no_torch:
             with contextlib.suppress(ImportError):
                 import torch
 
-                with_torch = torch.cuda.is_available()
-                # What mixd-torch finds libtorch by, with CUDA; and the daemon NVRTC.
-                libraries = [str(Path(torch.__file__).parent / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
-                nvrtc = (str(path.parent) for place in sys.path for path in Path(place).glob("nvidia/*/lib/libnvrtc.so.*"))
-                os.environ["LD_LIBRARY_PATH"] = ":".join(filter(None, [*libraries, next(nvrtc, "")]))
-        tests = options.pack / "mixd-tests"
-        if tests.exists():
-            with checks.check("the property, the goldens and the driver's objects (tests of the library)"):
+                with_torch, torch_home = torch.cuda.is_available(), Path(torch.__file__).parent
+        os.environ["LD_LIBRARY_PATH"] = library_path(torch_home)
+        shared = shutil.disk_usage("/dev/shm").free
+        print(f"LD_LIBRARY_PATH={os.environ['LD_LIBRARY_PATH']}; /dev/shm has {shared >> 20} MiB free", file=sys.stderr)
+        if shared < 1 << 30:
+            os.environ["MIXD_SHM_DIR"] = temporary
+        has_torch_mixer = with_torch and mixd.with_name("mixd-torch").exists()
+        if "library" in options.only and tests.exists():
+            with checks.check("the property, the goldens and the driver's objects (tests of the library)", 150):
                 found = {"MIXD_REFERENCE": str(options.pack / "reference")} if (options.pack / "reference").exists() else {}
-                command = [tests, "mix::", "cuda::"]
-                done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=os.environ | found)
-                assert done.returncode == 0, done.stdout[-2000:]
-            for line in done.stderr.splitlines():
-                if line.startswith("left out"):
-                    checks.note(line, "left out")
-        replays(checks, mixd, folder, options.quick, with_torch and mixd.with_name("mixd-torch").exists())
-        if with_torch:
+                for line in ran([tests, "mix::", "cuda::"], 150, MIXD_TEST_DEVICE="1", **found).splitlines():
+                    if line.startswith("left out"):
+                        checks.note(line, "left out")
+        if "replays" in options.only:
+            replays(checks, mixd, folder, options.quick, has_torch_mixer)
+        if "torch" in options.only and with_torch:
             with checks.check("the package and torch, to the end of their checks"):
                 through_torch(checks, mixd, folder, site)
-        else:
+        elif "torch" in options.only:
             checks.note("what needs torch on the device", "left out")
-        if with_torch and mixd.with_name("mixd-torch").exists():
-            for mixer in ("cuda", "torch", "cpu"):
-                with checks.check(f"mixd train --device cuda --mixer {mixer}"):
-                    command = [mixd, "train", "--data", SAMPLE_DATA, "--device=cuda", f"--mixer={mixer}", "--epochs=3", "--batch-size=16", "--lr=0.02"]
-                    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-                    assert done.returncode == 0, done.stderr[-500:]
-                    print(done.stdout)
-        data = many(folder, 2 if options.quick else 48)
-        figures, rows, device = {}, [["", *COLUMNS]], "?"
-        report("gpu-checks", options.out, head("make gpu-check"), checks.rows, checks.rows)
-        for name, more in SPEED.items():
-            if time.monotonic() - start > ENOUGH:
-                checks.note(f"measuring {name}: no time is left", "left out")
-                continue
-            # Every round has its own ceilings.
-            where = [] if any(option.startswith("--device=") for option in more) else ["--device=cuda"]
-            briefly = ["--rounds=1", "--size=32"] if options.quick else ["--rounds=3"]
-            with checks.check(f"measuring {name}"):
-                figures[name] = bench(mixd, data, 0.1 if options.quick else 1.5, [*where, "--ceiling", *briefly, *more])
-                rows.append([name, *(text(figures[name]) for text in COLUMNS.values())])
-                device = (figures[name]["device"] or {}).get("name") or device
-            # What is there is written down, whatever comes.
-            when = f"{head('make gpu-check')}; {device}; {time.monotonic() - start:.0f} s; {checks.wrong} wrong"
-            report("gpu", options.out, when, rows, figures)
-        report("gpu-checks", options.out, when, checks.rows, checks.rows)
+        if "speed" in options.only:
+            speed(checks, mixd, folder, options.quick)
+        for mixer in ("cuda", "torch", "cpu"):
+            train = ["train", "--device=cuda", f"--mixer={mixer}", "--epochs=3", "--batch-size=16", "--lr=0.02"]
+            name = f"mixd {' '.join(train[:3])}"
+            if "train" in options.only and has_torch_mixer and checks.has_time(name):
+                with checks.check(name):
+                    print(ran([mixd, *train, "--data", SAMPLE_DATA], 60))
+    print(f"{checks.wrong} wrong")
     sys.exit(1 if checks.wrong else 0)
+
+
+def speed(checks: Checks, mixd: Path, folder: Path, quick: bool) -> None:
+    """What a batch costs, by its way."""
+    data, figures, rows = many(folder, 2 if quick else 48), {}, [["", *COLUMNS]]
+    for name, more in SPEED.items():
+        if not checks.has_time(f"measuring {name}"):
+            continue
+        # Every round has its own ceilings.
+        where = [] if any(option.startswith("--device=") for option in more) else ["--device=cuda"]
+        briefly = ["--rounds=1", "--size=32"] if quick else ["--rounds=3"]
+        with checks.check(f"measuring {name}"):
+            figures[name] = bench(mixd, data, 0.1 if quick else 1.5, [*where, "--ceiling", *briefly, *more])
+            rows.append([name, *(text(figures[name]) for text in COLUMNS.values())])
+            checks.device = (figures[name]["device"] or {}).get("name") or checks.device
+        # What is there is written down, whatever comes.
+        report("gpu", checks.out, checks.head(), rows, figures, quiet=True)
+    report("gpu", checks.out, checks.head(), rows, figures)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def run(command: list, name: str, **env: str) -> dict:
     print(f"  {name}", file=sys.stderr)
     done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=600)
     if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["it failed"])[-1]}
+        return {"error": "\n".join(done.stderr.strip().splitlines()[-20:]) or "it failed"}
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -47,13 +47,14 @@ def head(command: str) -> str:
     return f"{date.today()}, {os.cpu_count()} cores of {names[0] if names else platform.machine()}: `{command}`"
 
 
-def report(name: str, out: Path, head: str, rows: list[list[str]], figures: object) -> Path:
-    """Prints a table, and writes it and the figures into `out`; returns the files' name without extension."""
+def report(name: str, out: Path, head: str, rows: list[list[str]], figures: object, quiet: bool = False) -> Path:
+    """Prints a table, unless quiet, and writes it and the figures into `out`; returns the files' name without extension."""
     lines = [f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
     out.mkdir(parents=True, exist_ok=True)
     stem = out / f"{date.today()}-{name}"
     stem.with_suffix(".md").write_text("\n".join([head, "", *lines, ""]))
     stem.with_suffix(".json").write_text(json.dumps({"head": head, "figures": figures}, indent=1))
     widths = [max(map(len, column)) for column in zip(*rows)]
-    print(head, *("  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows), sep="\n")
+    if not quiet:
+        print(head, *("  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows), sep="\n")
     return stem

@@ -7,6 +7,7 @@ use dlpark::ffi::{DLDataType, DLDevice, DLDeviceType, DLManagedTensor, DLManaged
 use dlpark::metadata::Dynamic;
 use dlpark::{DlpackFlags, Managed, ManagedTensorBase, python::ExportAbi, python::ExportRequest};
 use mixd::batch::BatchView;
+use mixd::ring::ANY_STREAM;
 use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -307,7 +308,8 @@ impl Array {
                 return Err(PyBufferError::new_err("there are no streams on the CPU: stream must be None"));
             }
             (Some(_), Some(stream)) => match (stream.extract::<isize>()?, &*self.memory) {
-                (-1, _) => {}
+                // Nobody says where it is read.
+                (-1, Memory::Slot(held)) => held.lease.used_on(ANY_STREAM),
                 (0, _) => {
                     let text = "stream 0 may mean two things: it must be 1 (the legacy default stream), 2 (the thread's), or a stream's address";
                     return Err(PyBufferError::new_err(text));

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 const TIME: Duration = Duration::from_millis(150);
 /// Bytes that a copy of a ceiling moves at once: several times what caches hold.
 const COPY_BYTES: usize = 512 << 20;
+/// Bytes that the kernel alone writes before it begins again, so that what it writes goes to memory.
+const WRITTEN_BYTES: usize = 256 << 20;
 /// Bytes of the samples that the kernel alone is measured on; and how many different batches of them.
 const SAMPLES_BYTES: usize = 480 << 20;
 const BATCHES: usize = 32;
@@ -67,7 +69,7 @@ pub struct DeviceCeiling {
     format: Format,
     rows: usize,
     kernels: Arc<Kernels>,
-    /// Random samples, which the orders name; rows that mix them, and slots that they are mixed to.
+    /// Random samples, which the orders name; rows that mix them, and slots that they are mixed to: more than caches hold.
     _samples: DeviceMemory,
     orders: DeviceMemory,
     slots: Vec<DeviceMemory>,
@@ -124,8 +126,9 @@ impl DeviceCeiling {
             stream.upload(listed.as_ptr(), orders.address(), orders_bytes)?;
         }
         stream.synchronize()?;
-        let slot = |_| DeviceMemory::new(context, rows * format.image_bytes());
-        let slots = (0..spec.slots).map(slot).collect::<Result<_, _>>()?;
+        let slot_bytes = rows * format.image_bytes();
+        let slots_count = WRITTEN_BYTES.min(share).div_ceil(slot_bytes);
+        let slots = (0..slots_count).map(|_| DeviceMemory::new(context, slot_bytes)).collect::<Result<_, _>>()?;
         let copies = [DeviceMemory::new(context, copy_bytes)?, DeviceMemory::new(context, copy_bytes)?];
         let kernels = gpu.kernels((format.dtype, format.layout))?;
         Ok(Self { stream, format, rows, kernels, _samples: samples, orders, slots, copies, host, gpu })

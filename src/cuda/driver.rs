@@ -77,6 +77,16 @@ impl Context {
         self.call("wait for the device", result::ctx::synchronize)
     }
 
+    /// Whether nothing that was queued on a stream of somebody else, as CUDA's interfaces name it, is still to be done.
+    ///
+    /// # Safety
+    /// The stream is one of this context's.
+    pub unsafe fn is_idle(&self, stream: usize) -> Result<bool, CudaError> {
+        // SAFETY: as this function.
+        let query = || unsafe { sys::cuStreamQuery(stream as sys::CUstream) }.result();
+        is_ready(self.call("look at a stream", query))
+    }
+
     /// Bytes of the device's memory: free, and all.
     pub fn memory(&self) -> Result<(usize, usize), CudaError> {
         self.call("ask for free memory", result::mem_get_info)
@@ -89,6 +99,15 @@ impl Drop for Context {
             // SAFETY: retained by `retain`, and everything that was made in it holds on to it.
             let _ = unsafe { result::primary_ctx::release(self.device) };
         }
+    }
+}
+
+/// What a query says of something that may not be done yet.
+fn is_ready(answer: Result<(), CudaError>) -> Result<bool, CudaError> {
+    match answer {
+        Ok(()) => Ok(true),
+        Err(CudaError::Call { code: sys::CUresult::CUDA_ERROR_NOT_READY, .. }) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -250,8 +269,8 @@ impl Event {
         self.record_raw(stream.raw)
     }
 
-    /// Marks what is queued so far on a stream of somebody else, as CUDA's interfaces name it: an address, 0 or 1 for the legacy default
-    /// stream, 2 for the calling thread's.
+    /// Marks what is queued so far on a stream of somebody else, as CUDA's interfaces name it: an address, or 0 or 1 for the legacy default
+    /// stream.
     ///
     /// # Safety
     /// The stream is one of this context's.
@@ -267,11 +286,7 @@ impl Event {
     /// Whether what it marks is done.
     pub fn is_done(&self) -> Result<bool, CudaError> {
         // SAFETY: the event lives as long as `self`.
-        match self.context.call("look at an event", || unsafe { result::event::query(self.raw) }) {
-            Ok(()) => Ok(true),
-            Err(CudaError::Call { code: sys::CUresult::CUDA_ERROR_NOT_READY, .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
+        is_ready(self.context.call("look at an event", || unsafe { result::event::query(self.raw) }))
     }
 
     /// Waits until what it marks is done: a while awake, since most kernels take less than falling asleep.

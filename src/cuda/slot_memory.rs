@@ -30,7 +30,14 @@ impl SlotMemory {
         let start = memory.as_mut_ptr();
         // Images begin with a page in a slot, and seldom elsewhere; a short batch comes to where a whole one was.
         if start.addr().is_multiple_of(PAGE_BYTES) && memory.len() == whole_bytes {
-            self.pins.entry(start.addr()).or_insert_with(|| Pin::new(context, start, whole_bytes).ok());
+            let pin = || match Pin::new(context, start, whole_bytes) {
+                Ok(pin) => Some(pin),
+                Err(error) => {
+                    tracing::warn!("a slot is copied to by way of the driver's memory, more slowly: {error}");
+                    None
+                }
+            };
+            self.pins.entry(start.addr()).or_insert_with(pin);
         }
         // SAFETY: as this function.
         unsafe { stream.download(from, start, memory.len()) }

@@ -5,7 +5,7 @@
 //! that neither side's death takes it from the other.
 
 use super::{CudaError, Event, Gpu, SharedMemory};
-use crate::ring::{DeviceSlots, Mark, RingError};
+use crate::ring::{ANY_STREAM, DeviceSlots, Mark, RingError};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -152,18 +152,28 @@ impl DeviceSlots for ReaderSlots {
     }
 
     fn mark(&self, streams: &[usize]) -> Vec<Box<dyn Mark>> {
+        let context = self.gpu.context();
+        // An event of a stream that is idle would have the device turn to this process for nothing.
+        #[expect(unsafe_code, reason = "streams that somebody else has named")]
         let mark = |&stream: &usize| {
-            let event = Event::new(self.gpu.context())?;
             // SAFETY: whoever named the stream has said that it is one of this device's.
-            #[expect(unsafe_code, reason = "a stream that somebody else has named")]
+            if unsafe { context.is_idle(stream) }? {
+                return Ok(None);
+            }
+            let event = Event::new(context)?;
+            // SAFETY: as above.
             unsafe { event.record_on(stream) }?;
-            Ok(Box::new(event) as Box<dyn Mark>)
+            Ok(Some(Box::new(event) as Box<dyn Mark>))
         };
-        let marks: Result<_, CudaError> = streams.iter().map(mark).collect();
+        let marks = if streams.contains(&ANY_STREAM) {
+            None
+        } else {
+            streams.iter().filter_map(|stream| mark(stream).transpose()).collect::<Result<_, CudaError>>().ok()
+        };
         // A stream that is gone, say, may have left work behind: all of the device's is waited for. Where even that is refused the context is
         // lost, and with it what was queued.
-        marks.unwrap_or_else(|_| {
-            let _ = self.gpu.context().synchronize();
+        marks.unwrap_or_else(|| {
+            let _ = context.synchronize();
             Vec::new()
         })
     }

@@ -69,7 +69,7 @@ mod view;
 mod wake;
 mod writer;
 
-pub use device::{DeviceSlots, Mark};
+pub use device::{ANY_STREAM, DeviceSlots, Mark};
 pub use error::RingError;
 pub use layout::{BatchHeader, LAYOUT_VERSION};
 pub use reader::{Eviction, GiveUp, Lease, Next, RingReader};

@@ -165,6 +165,10 @@ struct Queue {
     { std::lock_guard<std::mutex> guard(lock); work.push_back(std::move(next)); }
     changed.notify_all();
   }
+  bool idle() {
+    std::lock_guard<std::mutex> guard(lock);
+    return work.empty() && !busy;
+  }
   void finish() {
     std::unique_lock<std::mutex> guard(lock);
     changed.wait(guard, [this] { return work.empty() && !busy; });
@@ -203,6 +207,7 @@ Result cuCtxSynchronize() {
   for (Queue *stream : streams) stream->finish();
   return queue(nullptr).finish(), OK;
 }
+Result cuStreamQuery(Queue *stream) { return queue(stream).idle() ? OK : NOT_READY; }
 Result cuStreamSynchronize(Queue *stream) { return queue(stream).finish(), OK; }
 Result cuEventCreate(EventHandle *out, unsigned) { NEEDS_CONTEXT; return *out = new std::shared_ptr<Event>(new Event), OK; }
 Result cuEventDestroy_v2(EventHandle event) { return delete event, OK; }

@@ -119,10 +119,12 @@ say("on", feed.next_batch().index)
     assert trainer.heard() == ["on", 2]
 
 
-def test_a_tensor_that_is_gone_keeps_its_slot_until_its_stream_is_done(device_daemon: Daemon, script: Callable[..., Script]) -> None:
-    """Work that reads a batch is queued on a stream of somebody else's; the batch is dropped at once."""
+@pytest.mark.parametrize("named", ["stream.value", "2", "-1"])
+def test_a_tensor_that_is_gone_keeps_its_slot_until_its_stream_is_done(device_daemon: Daemon, script: Callable[..., Script], named: str) -> None:
+    """Work that reads a batch is queued on a stream of somebody else's, which is named, or may be any; the batch is dropped at once."""
     trainer = script(
         READ
+        + f"name = lambda: {named}"
         + """
 stream = ctypes.c_void_p()
 options = dict(batch_size=8, size=64, seed=4, slots=2)
@@ -134,7 +136,7 @@ copies, expected = [], []
 for _ in range(12):
     in_memory, on_device = memory.next_batch(), device.next_batch()
     expected.append(bytes((ctypes.c_char * in_memory.x.nbytes).from_address(in_memory.x.data_ptr)))
-    capsule = on_device.x.__dlpack__(stream=stream.value)
+    capsule = on_device.x.__dlpack__(stream=name())
     address = Tensor.from_address(get(capsule, b"dltensor")).data
     copy = ctypes.create_string_buffer(on_device.x.nbytes)
     for _ in range(60):

@@ -42,7 +42,9 @@ fn mix(criterion: &mut Criterion) {
                         Row { flip, partner_flip, cut, ..Row::new(sample(17), sample(29), lambda) }
                     };
                     let rows: Vec<Row<'_>> = (0..64).map(row).collect();
-                    mixer.mix(&rows, Target::Memory(bytemuck::cast_slice_mut(&mut slots[turn % SLOTS])), None).unwrap();
+                    mixer
+                        .mix(&rows, Target::Memory(bytemuck::cast_slice_mut(&mut slots[turn % SLOTS])), None, None)
+                        .unwrap();
                 });
             });
         }

@@ -168,13 +168,13 @@ class Daemon:
     """A daemon that is killed, not ended."""
 
     def __init__(self, mixd: Path, folder: Path) -> None:
-        self.command = [mixd, "serve", "--data", SAMPLE_DATA, "--socket", folder / "d.sock", "--shm-dir", folder / "shm"]
+        self.command = [mixd, "serve", "--until-eof", "--data", SAMPLE_DATA, "--socket", folder / "d.sock", "--shm-dir", folder / "shm"]
         self.socket = folder / "d.sock"
         self.start()
 
     def start(self) -> None:
         """Starts it, or the next in its place."""
-        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, env=os.environ | {"RUST_LOG": "mixd=error"})
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"RUST_LOG": "mixd=error"})
         assert self.process.stdout and self.process.stdout.readline()
 
     def kill(self) -> None:
@@ -245,7 +245,7 @@ def through_torch(checks: Checks, mixd: Path, folder: Path, site: Path) -> None:
                     losses.append(loss.item())
             feed.close()
             assert sum(losses[-8:]) < sum(losses[:8]), losses
-        with checks.check("a trainer that is killed costs no device memory"):
+        with checks.check("a trainer that is killed costs no device memory", 120):
 
             def trainer() -> subprocess.Popen:
                 code = [sys.executable, "-c", TRAINER, daemon.socket]

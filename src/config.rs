@@ -283,6 +283,11 @@ impl FeedSpec {
         Self { split: Split::Val, batch_size: 128, shuffle: false, mix: Mix::None, ..Self::train() }
     }
 
+    /// The most samples that a batch is made of.
+    pub fn samples_max(&self) -> u32 {
+        self.batch_size * if self.mix.takes_a_second_batch() { 2 } else { 1 }
+    }
+
     /// What the mixer needs to know.
     pub fn format(&self) -> Format {
         let Self { image_size, dtype, layout, mean, std, device, .. } = *self;

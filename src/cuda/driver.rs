@@ -210,14 +210,19 @@ impl Stream {
         self.context.call("wait for the device", || unsafe { result::stream::synchronize(self.raw) })
     }
 
-    /// Has what is queued from here on wait for what was queued on the legacy default stream, which is torch's.
-    #[cfg(feature = "torch")]
-    pub fn wait_for_default(&self, event: &Event) -> Result<(), CudaError> {
-        event.record_raw(std::ptr::null_mut())?;
+    /// Has what is queued from here on wait for what an event marks.
+    pub fn wait_for(&self, event: &Event) -> Result<(), CudaError> {
         // SAFETY: both live as long as this call, and the driver keeps what it needs.
         self.context.call("order streams", || unsafe {
             result::stream::wait_event(self.raw, event.raw, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)
         })
+    }
+
+    /// Has what is queued from here on wait for what was queued on the legacy default stream, which is torch's.
+    #[cfg(feature = "torch")]
+    pub fn wait_for_default(&self, event: &Event) -> Result<(), CudaError> {
+        event.record_raw(std::ptr::null_mut())?;
+        self.wait_for(event)
     }
 
     /// The other way: the default stream waits for what was queued here.

@@ -134,7 +134,13 @@ impl Mixer for CpuMixer {
         "cpu"
     }
 
-    fn mix(&mut self, rows: &[Row<'_>], target: Target<'_>, notice: Option<&Notice<'_>>) -> Result<(), MixError> {
+    fn mix(
+        &mut self,
+        rows: &[Row<'_>],
+        target: Target<'_>,
+        notice: Option<&Notice<'_>>,
+        _: Option<&[Row<'_>]>,
+    ) -> Result<(), MixError> {
         let out = target.memory();
         let Self { format, level, ref mut stores, part_bytes, cpus, ref helpers } = *self;
         assert_eq!(out.len(), rows.len() * format.image_bytes());
@@ -454,7 +460,7 @@ mod tests {
                 let mut out = vec![0_u64; (rows.len() * case.format.image_bytes()).div_ceil(8)];
                 let bytes = &mut bytemuck::cast_slice_mut(&mut out)[..rows.len() * case.format.image_bytes()];
                 CpuMixer { part_bytes: 1_000, ..CpuMixer::new(case.format, helpers) }
-                    .mix(&rows, Target::Memory(bytes), None)
+                    .mix(&rows, Target::Memory(bytes), None, None)
                     .unwrap();
                 out
             };
@@ -469,7 +475,7 @@ mod tests {
                 let given = AtomicUsize::new(0);
                 let give = || { given.fetch_add(1, Ordering::Relaxed); };
                 let notice = Notice { ahead: Duration::from_micros(ahead_us), waiters, give: &give };
-                mixer.mix(&case.rows(), Target::Memory(&mut case.out()), Some(&notice)).unwrap();
+                mixer.mix(&case.rows(), Target::Memory(&mut case.out()), Some(&notice), None).unwrap();
                 let helping = threads.min(case.out().len() / 2_000);
                 prop_assert_eq!(given.into_inner(), usize::from(helping + 1 + waiters <= cpus));
             }

@@ -1,7 +1,9 @@
 //! The CUDA mixer: samples that are on the device already, or are copied there once, and one kernel that makes the batch of them, in a slot on
 //! the device or in memory from which it is copied into a slot of main memory.
 //!
-//! Its values are the CPU mixer's, to the bit: the kernel computes with the same factors in the same order (`cuda/kernels.cu`).
+//! A batch's samples have a stream of their own, the bus: while the device mixes a batch, the processor lists the next one's samples, and the
+//! bus brings them. The values are the CPU mixer's, to the bit: the kernel computes with the same factors in the same order
+//! (`cuda/kernels.cu`).
 #![expect(unsafe_code, reason = "queues work that reads and writes memory later")]
 
 use super::cpu::Factors;
@@ -11,30 +13,26 @@ use crate::cuda::{
 };
 use crate::stats::Moved;
 use bytemuck::cast_slice_mut;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Mixes on a CUDA device.
 pub struct CudaMixer {
     format: Format,
     gpu: Arc<Gpu>,
-    stream: Stream,
-    done: Event,
     kernels: Arc<Kernels>,
     /// The store's samples on this device.
     resident: Option<Arc<cuda::Resident>>,
-    /// Room on the device for as many samples as a batch may need that do not stay there.
-    staging: DeviceMemory,
-    /// What the kernels are told: rows, then copies; in main memory and on the device.
-    orders: PinnedMemory,
-    orders_on_device: DeviceMemory,
     rows_max: usize,
-    /// Copies of samples whose own memory the device cannot read; made when one is first needed.
-    bounce: Option<PinnedMemory>,
+    /// Brings samples to the device.
+    bus: Stream,
+    /// The batch that is mixed next, and the one after it.
+    ways: [Way; 2],
+    /// Whether the first of them is on its way.
+    is_sent: bool,
+    stream: Stream,
+    done: Event,
     output: Output,
     moved: Arc<Moved>,
-    /// Scratch of a batch.
-    way: Way,
 }
 
 /// Where batches go.
@@ -45,49 +43,182 @@ enum Output {
     Memory { made: DeviceMemory, slots: SlotMemory },
 }
 
-/// The samples that a batch has on its way to the device.
-#[derive(Default)]
+/// A batch on its way to the device.
 struct Way {
+    /// What the kernels are told: rows, then copies; in main memory and on the device.
+    orders: PinnedMemory,
+    orders_on_device: DeviceMemory,
+    /// Room on the device for as many samples as a batch may need that do not stay there.
+    staging: DeviceMemory,
+    /// Copies of samples whose own memory the device cannot read; made when one is first needed.
+    bounce: Option<PinnedMemory>,
+    samples_max: usize,
+    /// Everything is on the device.
+    arrived: Event,
+    rows: Vec<cuda::Row>,
     copies: Vec<cuda::Copy>,
+    /// Where each row's own sample is on the device.
+    own: Vec<u64>,
     /// Rows of the store that will be there.
     fresh: Vec<u32>,
     /// Samples in the staging memory.
     staged: usize,
     /// Samples in the bounce memory.
     bounced: usize,
-    /// By the samples' addresses.
-    known: HashMap<usize, u64>,
-    /// What the kernel is told of each row.
-    orders: Vec<cuda::Row>,
+    /// Samples that the kernel reads.
+    read: usize,
 }
 
 impl Way {
+    fn new(gpu: &Gpu, sample_bytes: usize, rows_max: usize, samples_max: usize) -> Result<Self, CudaError> {
+        let context = gpu.context();
+        let orders_bytes = rows_max * size_of::<cuda::Row>() + samples_max * size_of::<cuda::Copy>();
+        Ok(Self {
+            orders: PinnedMemory::new(context, orders_bytes)?,
+            orders_on_device: DeviceMemory::new(context, orders_bytes)?,
+            staging: DeviceMemory::new(context, samples_max * cuda::stride(sample_bytes))?,
+            bounce: None,
+            samples_max,
+            arrived: Event::new(context)?,
+            rows: Vec::with_capacity(rows_max),
+            copies: Vec::new(),
+            own: Vec::with_capacity(rows_max),
+            fresh: Vec::new(),
+            staged: 0,
+            bounced: 0,
+            read: 0,
+        })
+    }
+
     /// Begins another batch.
     fn clear(&mut self) {
-        let Self { copies, fresh, staged, bounced, known, orders } = self;
+        let Self { rows, copies, own, fresh, staged, bounced, read, .. } = self;
+        rows.clear();
         copies.clear();
+        own.clear();
         fresh.clear();
-        known.clear();
-        orders.clear();
-        (*staged, *bounced) = (0, 0);
+        (*staged, *bounced, *read) = (0, 0, 0);
+    }
+
+    /// Where a sample is on the device, or will be once the copies are made.
+    fn place(&mut self, gpu: &Gpu, resident: Option<&cuda::Resident>, sample: &[u8]) -> Result<u64, CudaError> {
+        self.read += 1;
+        let stride = cuda::stride(sample.len());
+        let to = match resident.map_or(Found::Elsewhere, |resident| resident.find(sample)) {
+            Found::There(address) => return Ok(address),
+            Found::Empty { row, address } => {
+                self.fresh.push(row);
+                address
+            }
+            Found::Elsewhere => {
+                self.staged += 1;
+                self.staging.address() + ((self.staged - 1) * stride) as u64
+            }
+        };
+        let from = if resident.is_some_and(|resident| resident.is_readable(sample)) {
+            sample.as_ptr().addr() as u64
+        } else {
+            let bounce = match &mut self.bounce {
+                Some(bounce) => bounce,
+                none => none.insert(PinnedMemory::new(gpu.context(), self.samples_max * stride)?),
+            };
+            let at = self.bounced * stride;
+            self.bounced += 1;
+            bounce.bytes_mut()[at..][..sample.len()].copy_from_slice(sample);
+            (bounce.as_ptr().addr() + at) as u64
+        };
+        self.copies.push(cuda::Copy { from, to });
+        Ok(to)
+    }
+
+    /// Lists a batch's rows and the copies that they need.
+    fn list(
+        &mut self,
+        gpu: &Gpu,
+        resident: Option<&cuda::Resident>,
+        format: &Format,
+        rows: &[Row<'_>],
+    ) -> Result<(), CudaError> {
+        self.clear();
+        let bytes = format.image_size.values();
+        for row in rows {
+            assert!(row.own.len() == bytes);
+            let own = self.place(gpu, resident, row.own)?;
+            self.own.push(own);
+        }
+        for (at, row) in rows.iter().enumerate() {
+            let mixed = row.lambda != 1.0;
+            let partner = match usize::try_from(row.partner_row) {
+                Ok(partner) => self.own[partner],
+                Err(_) if mixed || row.cut.is_some() => {
+                    assert!(row.partner.len() == bytes);
+                    self.place(gpu, resident, row.partner)?
+                }
+                Err(_) => self.own[at],
+            };
+            let factors = [0, 1, 2].map(|channel| Factors::new(format, row.lambda, channel, None));
+            let flags = [
+                (mixed, cuda::Row::MIXED),
+                (row.cut.is_some(), cuda::Row::CUT),
+                (row.flip, cuda::Row::FLIP),
+                (row.partner_flip, cuda::Row::PARTNER_FLIP),
+            ];
+            let cut = row.cut.unwrap_or_default();
+            self.rows.push(cuda::Row {
+                own: self.own[at],
+                partner,
+                own_factor: factors.each_ref().map(|factors| factors.own),
+                partner_factor: factors.each_ref().map(|factors| factors.partner),
+                offset: factors.each_ref().map(|factors| factors.offset),
+                // At most 8192.
+                cut: [cut.top, cut.bottom, cut.left, cut.right].map(|side| side as u16),
+                flags: flags.iter().filter(|(set, _)| *set).map(|(_, flag)| flag).sum(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Bytes of the rows and of all orders.
+    fn orders_bytes(&self) -> (usize, usize) {
+        let rows = size_of_val(&self.rows[..]);
+        (rows, rows + size_of_val(&self.copies[..]))
+    }
+
+    /// Queues what was listed.
+    fn send(&mut self, bus: &Stream, kernels: &Kernels, sample_bytes: usize) -> Result<(), CudaError> {
+        let (rows_bytes, bytes) = self.orders_bytes();
+        let memory = &mut self.orders.bytes_mut()[..bytes];
+        cast_slice_mut(&mut memory[..rows_bytes]).copy_from_slice(&self.rows);
+        cast_slice_mut(&mut memory[rows_bytes..]).copy_from_slice(&self.copies);
+        let on_device = self.orders_on_device.address();
+        // SAFETY: everything named stays until the mixer, which waits for the bus, goes, and unchanged until the batch is mixed: what lies in
+        // main memory are these orders, the bounce memory, and pinned rows of the store, which the resident store keeps and nobody rewrites.
+        // The copies go to the resident store and to the staging memory, which has room for every sample of a batch.
+        unsafe {
+            bus.upload(self.orders.as_ptr(), on_device, bytes)?;
+            if !self.copies.is_empty() {
+                kernels.fetch(bus, on_device + rows_bytes as u64, self.copies.len(), sample_bytes)?;
+            }
+        }
+        self.arrived.record(bus)
     }
 }
 
 impl CudaMixer {
-    /// A mixer for batches of at most `rows_max` rows, into `slots` or, without them, into main memory.
+    /// A mixer for batches of at most `rows_max` rows, which read at most `samples_max` samples, into `slots` or, without them, into main
+    /// memory.
     ///
     /// # Errors
     /// When the device lacks the memory, or NVRTC is not there.
     pub fn new(
         gpu: &Arc<Gpu>,
         format: Format,
-        rows_max: usize,
+        (rows_max, samples_max): (usize, usize),
         resident: Option<Arc<cuda::Resident>>,
         slots: Option<Arc<WriterSlots>>,
         moved: Arc<Moved>,
     ) -> Result<Self, CudaError> {
         let context = gpu.context();
-        let orders_bytes = rows_max * size_of::<cuda::Row>() + 2 * rows_max * size_of::<cuda::Copy>();
         let output = match slots {
             Some(slots) => Output::Slots(slots),
             None => {
@@ -95,164 +226,85 @@ impl CudaMixer {
                 Output::Memory { made, slots: SlotMemory::default() }
             }
         };
+        let way = || Way::new(gpu, format.image_size.values(), rows_max, samples_max);
         Ok(Self {
             format,
-            stream: Stream::new(context)?,
-            done: Event::new(context)?,
             kernels: gpu.kernels((format.dtype, format.layout))?,
             resident,
-            staging: DeviceMemory::new(context, 2 * rows_max * cuda::stride(format.image_size.values()))?,
-            orders: PinnedMemory::new(context, orders_bytes)?,
-            orders_on_device: DeviceMemory::new(context, orders_bytes)?,
             rows_max,
-            bounce: None,
+            bus: Stream::new(context)?,
+            ways: [way()?, way()?],
+            is_sent: false,
+            stream: Stream::new(context)?,
+            done: Event::new(context)?,
             output,
             moved,
-            way: Way::default(),
             gpu: Arc::clone(gpu),
         })
     }
 
-    /// Where a sample is on the device, or will be once the copies that are under `way` are made.
-    fn place(&mut self, sample: &[u8], way: &mut Way) -> Result<u64, CudaError> {
-        let key = sample.as_ptr().addr();
-        if let Some(&known) = way.known.get(&key) {
-            return Ok(known);
-        }
-        let bytes = self.format.image_size.values();
-        let found = self.resident.as_ref().map_or(Found::Elsewhere, |resident| resident.find(sample));
-        let to = match found {
-            Found::There(address) => {
-                way.known.insert(key, address);
-                return Ok(address);
-            }
-            Found::Empty { row, address } => {
-                way.fresh.push(row);
-                address
-            }
-            Found::Elsewhere => {
-                way.staged += 1;
-                self.staging.address() + ((way.staged - 1) * cuda::stride(bytes)) as u64
-            }
-        };
-        let from = if self.resident.as_ref().is_some_and(|resident| resident.is_readable(sample)) {
-            key as u64
-        } else {
-            let (stride, room) = (cuda::stride(bytes), 2 * self.rows_max * cuda::stride(bytes));
-            let bounce = match &mut self.bounce {
-                Some(bounce) => bounce,
-                none => none.insert(PinnedMemory::new(self.gpu.context(), room)?),
-            };
-            let at = way.bounced * stride;
-            way.bounced += 1;
-            bounce.bytes_mut()[at..][..bytes].copy_from_slice(sample);
-            (bounce.as_ptr().addr() + at) as u64
-        };
-        way.copies.push(cuda::Copy { from, to });
-        way.known.insert(key, to);
-        Ok(to)
-    }
-
-    /// What the kernel is told of a row.
-    fn order(&mut self, row: &Row<'_>, way: &mut Way) -> Result<cuda::Row, CudaError> {
-        let bytes = self.format.image_size.values();
-        assert!(row.own.len() == bytes);
-        let own = self.place(row.own, way)?;
-        let mixed = row.lambda != 1.0;
-        let partner = if mixed || row.cut.is_some() {
-            assert!(row.partner.len() == bytes);
-            self.place(row.partner, way)?
-        } else {
-            own
-        };
-        let factors = [0, 1, 2].map(|channel| Factors::new(&self.format, row.lambda, channel, None));
-        let flags = [
-            (mixed, cuda::Row::MIXED),
-            (row.cut.is_some(), cuda::Row::CUT),
-            (row.flip, cuda::Row::FLIP),
-            (row.partner_flip, cuda::Row::PARTNER_FLIP),
-        ];
-        let cut = row.cut.unwrap_or_default();
-        Ok(cuda::Row {
-            own,
-            partner,
-            own_factor: factors.each_ref().map(|factors| factors.own),
-            partner_factor: factors.each_ref().map(|factors| factors.partner),
-            offset: factors.each_ref().map(|factors| factors.offset),
-            // At most 8192.
-            cut: [cut.top, cut.bottom, cut.left, cut.right].map(|side| side as u16),
-            flags: flags.iter().filter(|(set, _)| *set).map(|(_, flag)| flag).sum(),
-        })
-    }
-
-    fn run(&mut self, rows: &[Row<'_>], target: Target<'_>) -> Result<(), CudaError> {
+    /// Sends the samples of the batch that is mixed next, or of the one after it, on their way.
+    fn send(&mut self, way: usize, rows: &[Row<'_>]) -> Result<(), CudaError> {
         assert!(rows.len() <= self.rows_max);
-        let mut way = std::mem::take(&mut self.way);
-        way.clear();
-        for row in rows {
-            let order = self.order(row, &mut way)?;
-            way.orders.push(order);
+        let way = &mut self.ways[way];
+        way.list(&self.gpu, self.resident.as_deref(), &self.format, rows)?;
+        way.send(&self.bus, &self.kernels, self.format.image_size.values())
+    }
+
+    fn run(&mut self, rows: &[Row<'_>], target: Target<'_>, next: Option<&[Row<'_>]>) -> Result<(), CudaError> {
+        if !self.is_sent {
+            self.send(0, rows)?;
         }
-        let (copies, rows_bytes) = (way.copies.len(), size_of_val(&way.orders[..]));
-        let bytes = rows_bytes + copies * size_of::<cuda::Copy>();
-        let memory = &mut self.orders.bytes_mut()[..bytes];
-        cast_slice_mut(&mut memory[..rows_bytes]).copy_from_slice(&way.orders);
-        cast_slice_mut(&mut memory[rows_bytes..]).copy_from_slice(&way.copies);
-        let (sample_bytes, image_bytes) = (self.format.image_size.values(), self.format.image_bytes());
-        let out = match &self.output {
-            Output::Slots(slots) => match target {
-                Target::Slot(slot) => slots.address(slot),
-                Target::Memory(_) => panic!("this mixer fills slots on the device"),
-            },
-            Output::Memory { made, .. } => made.address(),
-        };
-        let on_device = self.orders_on_device.address();
-        // SAFETY: everything named stays where it is until `done`, which is waited for below, also where something fails: the samples are
-        // borrowed by `rows`, and all else is this mixer's own or, of a slot, the writer's, which is filling it. The orders name the
-        // resident store, the staging memory, which has room for every sample of a batch, and pinned memory.
-        let queued = unsafe { self.queue(rows_bytes, bytes, copies, rows.len(), on_device, out, target) };
-        self.done.record(&self.stream).and_then(|()| self.done.wait()).or_else(|_| self.stream.synchronize())?;
+        self.is_sent = false;
+        assert!(self.ways[0].rows.len() == rows.len(), "the batch that was sent");
+        // SAFETY: the target is borrowed, or the writer's, which is filling it, until `done`, which is waited for below, also where something
+        // fails.
+        let queued = unsafe { self.queue(target) };
+        let done = self.done.record(&self.stream);
+        let sent = next.map(|next| self.send(1, next)).transpose();
+        done.and_then(|()| self.done.wait()).or_else(|_| self.stream.synchronize())?;
         queued?;
+        let way = &self.ways[0];
         if let Some(resident) = &self.resident {
             way.fresh.iter().for_each(|&row| resident.is_there(row));
         }
-        let made = rows.len() * image_bytes;
+        let (sample_bytes, made) = (self.format.image_size.values(), rows.len() * self.format.image_bytes());
         let downloaded = if matches!(self.output, Output::Memory { .. }) { made } else { 0 };
-        self.moved.count(bytes + copies * sample_bytes, downloaded, way.known.len() * sample_bytes + made);
-        self.way = way;
+        let uploaded = way.orders_bytes().1 + way.copies.len() * sample_bytes;
+        self.moved.count(uploaded, downloaded, way.read * sample_bytes + made);
+        self.ways.swap(0, 1);
+        self.is_sent = sent?.is_some();
         Ok(())
     }
 
-    /// Queues a batch.
+    /// Queues the mix of the first batch on its way, and its copy to main memory.
     ///
     /// # Safety
-    /// The orders are written, and everything that they name stays until the stream has come so far.
-    #[expect(clippy::too_many_arguments, reason = "one call, of one place")]
-    unsafe fn queue(
-        &mut self,
-        rows_bytes: usize,
-        bytes: usize,
-        copies: usize,
-        rows: usize,
-        on_device: u64,
-        out: u64,
-        target: Target<'_>,
-    ) -> Result<(), CudaError> {
-        let (stream, kernels) = (&self.stream, &self.kernels);
-        // SAFETY: as this function.
-        unsafe {
-            stream.upload(self.orders.as_ptr(), on_device, bytes)?;
-            if copies > 0 {
-                kernels.fetch(stream, on_device + rows_bytes as u64, copies, self.format.image_size.values())?;
-            }
-            kernels.mix(stream, &self.format, on_device, out, rows)?;
-        }
+    /// The target stays, and nobody else reads or writes it, until the stream has come so far.
+    unsafe fn queue(&mut self, target: Target<'_>) -> Result<(), CudaError> {
+        let Self { format, stream, kernels, ways: [way, _], .. } = self;
+        let out = match (&self.output, &target) {
+            (Output::Slots(slots), Target::Slot(slot)) => slots.address(*slot),
+            (Output::Slots(_), Target::Memory(_)) => panic!("this mixer fills slots on the device"),
+            (Output::Memory { made, .. }, _) => made.address(),
+        };
+        stream.wait_for(&way.arrived)?;
+        // SAFETY: the orders and what they name are there, once the stream has waited, and stay until the next batch but one is sent; the
+        // target as this function.
+        unsafe { kernels.mix(stream, format, way.orders_on_device.address(), out, way.rows.len()) }?;
         if let (Output::Memory { slots, .. }, Target::Memory(memory)) = (&mut self.output, target) {
-            let whole_bytes = self.rows_max * self.format.image_bytes();
-            // SAFETY: as this function; `memory` is borrowed until the device is done.
+            let whole_bytes = self.rows_max * format.image_bytes();
+            // SAFETY: as this function.
             unsafe { slots.download(self.gpu.context(), stream, out, memory, whole_bytes) }?;
         }
         Ok(())
+    }
+}
+
+impl Drop for CudaMixer {
+    fn drop(&mut self) {
+        // A batch that is never mixed may be on its way.
+        let _ = self.bus.synchronize();
     }
 }
 
@@ -261,21 +313,35 @@ impl Mixer for CudaMixer {
         "cuda"
     }
 
-    fn mix(&mut self, rows: &[Row<'_>], target: Target<'_>, notice: Option<&Notice<'_>>) -> Result<(), MixError> {
+    fn looks_ahead(&self) -> bool {
+        true
+    }
+
+    fn mix(
+        &mut self,
+        rows: &[Row<'_>],
+        target: Target<'_>,
+        notice: Option<&Notice<'_>>,
+        next: Option<&[Row<'_>]>,
+    ) -> Result<(), MixError> {
         if let Target::Memory(memory) = &target {
             assert_eq!(memory.len(), rows.len() * self.format.image_bytes());
         }
         // A batch takes the device less time than a waiter takes to wake.
         notice.iter().for_each(|notice| (notice.give)());
-        Ok(self.run(rows, target)?)
+        Ok(self.run(rows, target, next)?)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{Case, case};
     use super::*;
     use crate::config::{BATCH_SIZE_MAX, FeedSpec};
+    use crate::fixtures;
+    use crate::mix::{CpuMixer, Helpers};
     use crate::types::{Dtype, ImageSize};
+    use proptest::prelude::*;
 
     #[test]
     fn the_largest_batch_is_mixed_to_its_last_row() {
@@ -285,9 +351,33 @@ mod tests {
             (0..BATCH_SIZE_MAX).map(|at| [at as u8, (at >> 8) as u8, (at >> 16) as u8]).collect();
         let rows: Vec<Row<'_>> = samples.iter().map(|sample| Row::new(sample, sample, 0.75)).collect();
         let mut out = vec![0; 3 * rows.len()];
-        let mut mixer =
-            CudaMixer::new(&crate::fixtures::gpu(), format, rows.len(), None, None, Arc::default()).unwrap();
-        mixer.mix(&rows, Target::Memory(&mut out), None).unwrap();
+        let sizes = (rows.len(), 2 * rows.len());
+        let mut mixer = CudaMixer::new(&fixtures::gpu(), format, sizes, None, None, Arc::default()).unwrap();
+        mixer.mix(&rows, Target::Memory(&mut out), None, None).unwrap();
         assert!(out == samples.as_flattened());
+    }
+
+    proptest! {
+        /// Whether or not the next batch is known; what was sent last is never mixed.
+        #[test]
+        fn batches_that_were_sent_ahead_are_the_same(case in case(), known in any::<[bool; 5]>()) {
+            let len = case.plan.len();
+            let turned = |by: usize| {
+                let mut batch = case.clone();
+                batch.samples.rotate_left(by);
+                batch
+            };
+            let batches: Vec<Case> = (0..known.len()).map(|at| turned(at % (2 * len))).collect();
+            let sizes = (len, 2 * len);
+            let mut ours = CudaMixer::new(&fixtures::gpu(), case.format, sizes, None, None, Arc::default()).unwrap();
+            let mut theirs = CpuMixer::new(case.format, Arc::new(Helpers::start(0).unwrap()));
+            for (at, batch) in batches.iter().enumerate() {
+                let (rows, next) = (batch.rows(), batches[(at + 1) % batches.len()].rows());
+                let (mut out, mut expected) = (batch.out(), batch.out());
+                ours.mix(&rows, Target::Memory(&mut out), None, known[at].then_some(&next[..])).unwrap();
+                theirs.mix(&rows, Target::Memory(&mut expected), None, None).unwrap();
+                prop_assert!(*out == *expected, "batch {at}");
+            }
+        }
     }
 }

@@ -158,14 +158,26 @@ pub trait Mixer: Send {
     /// The name that stands in statistics.
     fn name(&self) -> &'static str;
 
-    /// Writes the mixed images of `rows`, in order, to `target`; they are complete when this returns. Gives notice at most once.
+    /// Whether it has use for the rows of the batch after the one that it mixes.
+    fn looks_ahead(&self) -> bool {
+        false
+    }
+
+    /// Writes the mixed images of `rows`, in order, to `target`; they are complete when this returns. Gives notice at most once. `next` are the
+    /// rows of the batch that is mixed next, where they are known: what can be done for them meanwhile is done.
     ///
     /// # Errors
     /// When the device fails; the target then holds nothing of use.
     ///
     /// # Panics
     /// When a sample or the target has another length than the format says, or it is not a target of this mixer's kind.
-    fn mix(&mut self, rows: &[Row<'_>], target: Target<'_>, notice: Option<&Notice<'_>>) -> Result<(), MixError>;
+    fn mix(
+        &mut self,
+        rows: &[Row<'_>],
+        target: Target<'_>,
+        notice: Option<&Notice<'_>>,
+        next: Option<&[Row<'_>]>,
+    ) -> Result<(), MixError>;
 }
 
 /// Makes a mixer that fills main memory, for batches of at most `batch_size_max` rows. The cpu mixer alone has use for `helpers`; the cuda
@@ -315,7 +327,14 @@ mod tests {
         return on_cpu.collect();
         #[cfg(feature = "cuda")]
         {
-            let cuda = CudaMixer::new(&crate::fixtures::gpu(), format, batch_size, None, None, Arc::default());
+            let cuda = CudaMixer::new(
+                &crate::fixtures::gpu(),
+                format,
+                (batch_size, 2 * batch_size),
+                None,
+                None,
+                Arc::default(),
+            );
             on_cpu.chain([Box::new(cuda.unwrap()) as Box<dyn Mixer>]).collect()
         }
     }
@@ -327,7 +346,7 @@ mod tests {
             let mut by_cpu = Vec::new();
             for mut mixer in mixers(case.format, case.plan.len()) {
                 let mut out = case.out();
-                mixer.mix(&case.rows(), Target::Memory(&mut out), None).unwrap();
+                mixer.mix(&case.rows(), Target::Memory(&mut out), None, None).unwrap();
                 match mixer.name() {
                     "cpu" => by_cpu = out.to_vec(),
                     // The same factors in the same order.
@@ -370,7 +389,7 @@ mod tests {
                 assert_eq!(naive::mix(&case.format, &case.rows()), expected.data(), "{name} {dtype}");
                 for mut mixer in mixers(case.format, len) {
                     let mut out = case.out();
-                    mixer.mix(&case.rows(), Target::Memory(&mut out), None).unwrap();
+                    mixer.mix(&case.rows(), Target::Memory(&mut out), None, None).unwrap();
                     let context = format!("{} {name} {dtype}", mixer.name());
                     naive::assert_close(dtype, &out, expected.data(), &context);
                     naive::assert_rarely_off(dtype, &out, expected.data(), &context);
@@ -401,7 +420,7 @@ mod tests {
         assert_eq!(hash, golden["sha256_f32_le"].as_str().unwrap());
         for mut mixer in mixers(format, case.plan.len()) {
             let mut out = case.out();
-            mixer.mix(&case.rows(), Target::Memory(&mut out), None).unwrap();
+            mixer.mix(&case.rows(), Target::Memory(&mut out), None, None).unwrap();
             naive::assert_close(Dtype::F32, &out, &oracle, mixer.name());
         }
     }

@@ -208,7 +208,13 @@ impl Mixer for TorchMixer {
         "torch"
     }
 
-    fn mix(&mut self, rows: &[Row<'_>], target: Target<'_>, _: Option<&Notice<'_>>) -> Result<(), MixError> {
+    fn mix(
+        &mut self,
+        rows: &[Row<'_>],
+        target: Target<'_>,
+        _: Option<&Notice<'_>>,
+        _: Option<&[Row<'_>]>,
+    ) -> Result<(), MixError> {
         let out = target.memory();
         assert_eq!(out.len(), rows.len() * self.format.image_bytes());
         no_grad(|| {

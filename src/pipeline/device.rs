@@ -52,7 +52,8 @@ mod with_cuda {
                 .transpose()?;
             let resident = resident(&gpu, entry, options.device_cache_bytes)?;
             let moved = Arc::clone(&self.shared.stats.moved);
-            let mixer = CudaMixer::new(&gpu, format, rows, Some(resident), slots.clone(), moved)?;
+            let samples = spec.samples_max() as usize;
+            let mixer = CudaMixer::new(&gpu, format, (rows, samples), Some(resident), slots.clone(), moved)?;
             Ok((Box::new(mixer), slots))
         }
     }

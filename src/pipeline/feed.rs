@@ -243,8 +243,11 @@ fn fill(finisher: &mut Finisher, planned: &Receiver<Pending>, writer: &mut RingW
     let (mut clock, mut labels) = (Clock::start(&shared.stats.mix), Labels::default());
     let (caller, digests) = (writer.caller(), finisher.spec().digest);
     let call = || caller.call();
+    let mut next: Option<Pending> = None;
     loop {
-        let Ok(mut pending) = planned.recv() else { return Stop::Failed(FeedError::Stopping) };
+        let Some(mut pending) = next.take().or_else(|| planned.recv().ok()) else {
+            return Stop::Failed(FeedError::Stopping);
+        };
         if let Err(error) = finisher.settle(&mut pending) {
             return Stop::Failed(error);
         }
@@ -258,7 +261,8 @@ fn fill(finisher: &mut Finisher, planned: &Receiver<Pending>, writer: &mut RingW
         // A digest takes longer than readers to wake.
         let ahead = if digests { None } else { caller.ahead() };
         let notice = ahead.map(|(ahead, waiters)| Notice { ahead, waiters, give: &call });
-        if let Err(error) = finisher.mix(&pending, slot.target(len), &mut labels, notice.as_ref()) {
+        next = if finisher.looks_ahead() { planned.try_recv().ok() } else { None };
+        if let Err(error) = finisher.mix(&pending, next.as_ref(), slot.target(len), &mut labels, notice.as_ref()) {
             return Stop::Failed(error);
         }
         let digest = finisher.digest(&pending.plan, &labels, slot.x_mut(len));

@@ -59,6 +59,14 @@ impl Pending {
         }
     }
 
+    /// Whether every sample is there.
+    pub fn is_there(&self, source: &Source) -> bool {
+        let is_ready = |&location: &Location| {
+            self.row(&source.entry, location).is_some_and(|(rows, row)| rows.state(row) == State::Ready)
+        };
+        self.locations.iter().all(is_ready)
+    }
+
     /// Waits until `sample`, asked for as row `at` and expected at `location`, is there. Returns where that is; `None` when it is
     /// known to be bad.
     ///
@@ -137,7 +145,7 @@ impl Fetcher {
     /// # Errors
     /// When the memory for staging cannot be mapped.
     pub fn new(source: Source, spec: &FeedSpec) -> io::Result<(Self, Sender<Scratch>)> {
-        let samples = spec.batch_size * if spec.mix.takes_a_second_batch() { 2 } else { 1 };
+        let samples = spec.samples_max();
         let staging_rows = if source.entry.store.holds_all() { 0 } else { samples };
         let (recycler, free) = bounded(BATCHES_AHEAD);
         for _ in 0..BATCHES_AHEAD {

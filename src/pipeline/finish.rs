@@ -127,35 +127,27 @@ impl Finisher {
         Err(FeedError::NoSubstitute { class, split, last: entry(bad) })
     }
 
-    /// Mixes a settled batch to `target` and notes its labels.
+    /// Whether the mixer has use for the batch after the one that it mixes.
+    pub fn looks_ahead(&self) -> bool {
+        self.mixer.looks_ahead()
+    }
+
+    /// Mixes a settled batch to `target` and notes its labels. `next` is the batch that is mixed next, if it is here.
     ///
     /// # Errors
     /// When the mixer's device fails.
     pub fn mix(
         &mut self,
         pending: &Pending,
+        next: Option<&Pending>,
         target: Target<'_>,
         labels: &mut Labels,
         notice: Option<&Notice<'_>>,
     ) -> Result<(), FeedError> {
-        let (plan, rows) = (&pending.plan, pending.plan.own.len());
-        let sample = |at: usize| {
-            let (memory, row) = pending.row(&self.source.entry, pending.locations[at]).expect("settled");
-            memory.get(row).expect("settled")
-        };
-        let rows: Vec<Row<'_>> = (0..rows)
-            .map(|at| {
-                let partner_row = plan.partner_row[at];
-                let partner = usize::try_from(partner_row).unwrap_or(rows + at);
-                let cut = plan.cuts.get(at).copied();
-                // A box shows the partner as it is, and the rest the own image.
-                let lambda = if cut.is_some() { 1.0 } else { plan.lambda[at] };
-                let flip = |flips: &[bool]| flips.get(at).copied().unwrap_or(false);
-                let (flip, partner_flip) = (flip(&plan.flip), flip(&plan.partner_flip));
-                Row { own: sample(at), partner: sample(partner), lambda, partner_row, cut, flip, partner_flip }
-            })
-            .collect();
-        self.mixer.mix(&rows, target, notice)?;
+        let plan = &pending.plan;
+        // One with bad samples waits for its turn.
+        let next = next.filter(|next| next.is_there(&self.source)).map(|next| rows(&self.source, next));
+        self.mixer.mix(&rows(&self.source, pending), target, notice, next.as_deref())?;
         let samples = self.source.shared.dataset.samples(self.spec.split);
         for (labels, ids) in [(&mut labels.label_a, &plan.own), (&mut labels.label_b, &plan.partner)] {
             labels.clear();
@@ -179,6 +171,27 @@ impl Finisher {
         }
         plan
     }
+}
+
+/// A settled batch's rows, as the mixer is told them.
+fn rows<'a>(source: &'a Source, pending: &'a Pending) -> Vec<Row<'a>> {
+    let (plan, rows) = (&pending.plan, pending.plan.own.len());
+    let sample = |at: usize| {
+        let (memory, row) = pending.row(&source.entry, pending.locations[at]).expect("settled");
+        memory.get(row).expect("settled")
+    };
+    (0..rows)
+        .map(|at| {
+            let partner_row = plan.partner_row[at];
+            let partner = usize::try_from(partner_row).unwrap_or(rows + at);
+            let cut = plan.cuts.get(at).copied();
+            // A box shows the partner as it is, and the rest the own image.
+            let lambda = if cut.is_some() { 1.0 } else { plan.lambda[at] };
+            let flip = |flips: &[bool]| flips.get(at).copied().unwrap_or(false);
+            let (flip, partner_flip) = (flip(&plan.flip), flip(&plan.partner_flip));
+            Row { own: sample(at), partner: sample(partner), lambda, partner_row, cut, flip, partner_flip }
+        })
+        .collect()
 }
 
 /// A batch whose parts lie here and there.
@@ -224,7 +237,7 @@ impl OwnedBatch {
         let x_bytes = pending.plan.own.len() * spec.format().image_bytes();
         let (mut x, mut labels) = (vec![0_u128; x_bytes.div_ceil(16)], Labels::default());
         let target = Target::Memory(&mut bytemuck::cast_slice_mut(&mut x)[..x_bytes]);
-        finisher.mix(&pending, target, &mut labels, None)?;
+        finisher.mix(&pending, None, target, &mut labels, None)?;
         let digest = finisher.digest(&pending.plan, &labels, &bytemuck::cast_slice(&x)[..x_bytes]);
         let plan = finisher.recycle(pending);
         let shared = finisher.shared();

@@ -5,7 +5,7 @@ use mixd::client::{self, ClientError};
 use mixd::config::FeedSpec;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for something that should happen at once.
@@ -58,6 +58,7 @@ pub fn files(dir: &Path) -> Vec<PathBuf> {
 pub struct Daemon {
     pub child: Child,
     pub dir: tempfile::TempDir,
+    _lifeline: ChildStdin,
 }
 
 impl Daemon {
@@ -78,11 +79,14 @@ impl Daemon {
     pub fn with(dir: tempfile::TempDir, data: &Path, args: &[&str], environment: impl FnOnce(&mut Command)) -> Self {
         let mut command = Self::command(dir.path(), data);
         environment(&mut command);
-        let mut child = command.args(args).stdout(Stdio::piped()).spawn().unwrap();
+        // It ends with the test, however that ends: else it would hold the output of a test that crashed open.
+        let mut child =
+            command.arg("--until-eof").args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let lifeline = child.stdin.take().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.starts_with("mixd: serving"), "{line:?}");
-        Self { child, dir }
+        Self { child, dir, _lifeline: lifeline }
     }
 
     pub fn command(dir: &Path, data: &Path) -> Command {

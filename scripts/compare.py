@@ -52,7 +52,7 @@ def table(rounds: list[dict]) -> list[list[str]]:
     for name in [*OTHERS, *OURS]:
         results = [of[name] for of in rounds]
         if errors := [result["error"] for result in results if "error" in result]:
-            rows.append([name, errors[0], "", "", "", ""])
+            rows.append([name, errors[0].splitlines()[-1], "", "", "", ""])
             continue
         median = lambda key: statistics.median(result[key] for result in results)
         ratios = [of[against[name]]["images_per_s"] / of[name]["images_per_s"] for of in rounds] if name in against else []

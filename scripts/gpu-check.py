@@ -94,14 +94,15 @@ class Checks:
     def check(self, name: str, seconds: int = 60) -> Iterator[None]:
         """One check, which may take so long: what is wrong is said, and the next one goes on."""
         start, outcome = time.monotonic(), "right"
-        signal.alarm(seconds)
+        rest = signal.alarm(seconds)
         try:
             yield
         except (Exception, SystemExit) as error:
             traceback.print_exc(limit=-2)
             outcome = f"WRONG: {type(error).__name__}: {error}"
         finally:
-            signal.alarm(0)
+            # A check around this one goes on.
+            signal.alarm(rest and max(1, round(rest - (time.monotonic() - start))))
         self.note(name, outcome, time.monotonic() - start)
 
     @property
@@ -348,6 +349,9 @@ def main() -> None:
         if shared < 1 << 30:
             os.environ["MIXD_SHM_DIR"] = temporary
         has_torch_mixer = with_torch and mixd.with_name("mixd-torch").exists()
+        missing = [name for name in ("mixd-tests", "mixd-torch") if not (options.pack / name).exists()]
+        if missing:
+            checks.note(f"what needs {' and '.join(missing)}", "left out")
         if "library" in options.only and tests.exists():
             with checks.check("the property, the goldens and the driver's objects (tests of the library)", 150):
                 found = {"MIXD_REFERENCE": str(options.pack / "reference")} if (options.pack / "reference").exists() else {}
@@ -357,7 +361,7 @@ def main() -> None:
         if "replays" in options.only:
             replays(checks, mixd, folder, options.quick, has_torch_mixer)
         if "torch" in options.only and with_torch:
-            with checks.check("the package and torch, to the end of their checks"):
+            with checks.check("the package and torch, to the end of their checks", 240):
                 through_torch(checks, mixd, folder, site)
         elif "torch" in options.only:
             checks.note("what needs torch on the device", "left out")

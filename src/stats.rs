@@ -63,7 +63,7 @@ pub struct Moved {
 }
 
 impl Moved {
-    /// Counts a batch: bytes to the device, from it, and, each sample read once and each image written once, in its memory.
+    /// Counts a batch: bytes to the device, from it, and, each sample of a row read once and each image written once, in its memory.
     pub fn count(&self, to_device: usize, from_device: usize, on_device: usize) {
         for (counter, bytes) in
             [(&self.to_device, to_device), (&self.from_device, from_device), (&self.on_device, on_device)]

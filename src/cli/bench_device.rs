@@ -72,7 +72,8 @@ pub struct DeviceCeiling {
     /// Random samples, which the orders name; rows that mix them, and slots that they are mixed to: more than caches hold.
     _samples: DeviceMemory,
     orders: DeviceMemory,
-    slots: Vec<DeviceMemory>,
+    slots: DeviceMemory,
+    slot_stride: usize,
     /// What is copied where.
     copies: [DeviceMemory; 2],
     host: PinnedMemory,
@@ -127,11 +128,12 @@ impl DeviceCeiling {
         }
         stream.synchronize()?;
         let slot_bytes = rows * format.image_bytes();
-        let slots_count = WRITTEN_BYTES.min(share).div_ceil(slot_bytes);
-        let slots = (0..slots_count).map(|_| DeviceMemory::new(context, slot_bytes)).collect::<Result<_, _>>()?;
+        let slot_stride = slot_bytes.next_multiple_of(256);
+        let slots_count = WRITTEN_BYTES.min(share).div_ceil(slot_stride);
+        let slots = DeviceMemory::new(context, slots_count * slot_stride)?;
         let copies = [DeviceMemory::new(context, copy_bytes)?, DeviceMemory::new(context, copy_bytes)?];
         let kernels = gpu.kernels((format.dtype, format.layout))?;
-        Ok(Self { stream, format, rows, kernels, _samples: samples, orders, slots, copies, host, gpu })
+        Ok(Self { stream, format, rows, kernels, _samples: samples, orders, slots, slot_stride, copies, host, gpu })
     }
 
     /// Measures for about half a second.
@@ -146,7 +148,8 @@ impl DeviceCeiling {
         let orders_bytes = (self.rows * size_of::<cuda::Row>()) as u64;
         let kernel = self.rate(&|turn| {
             let orders = self.orders.address() + (turn % BATCHES) as u64 * orders_bytes;
-            let out = self.slots[turn % self.slots.len()].address();
+            let turns = self.slots.bytes() / self.slot_stride;
+            let out = self.slots.address() + (turn % turns * self.slot_stride) as u64;
             // SAFETY: as above; the orders name samples, and the slots hold a batch.
             unsafe { self.kernels.mix(&self.stream, &self.format, orders, out, self.rows) }
         })?;

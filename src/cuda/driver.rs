@@ -77,14 +77,16 @@ impl Context {
         self.call("wait for the device", result::ctx::synchronize)
     }
 
-    /// Whether nothing that was queued on a stream of somebody else, as CUDA's interfaces name it, is still to be done.
+    /// Whether what is queued on a stream of somebody else, as CUDA's interfaces name it, goes into a graph. Events cannot be looked at then.
     ///
     /// # Safety
     /// The stream is one of this context's.
-    pub unsafe fn is_idle(&self, stream: usize) -> Result<bool, CudaError> {
-        // SAFETY: as this function.
-        let query = || unsafe { sys::cuStreamQuery(stream as sys::CUstream) }.result();
-        is_ready(self.call("look at a stream", query))
+    pub unsafe fn is_capturing(&self, stream: usize) -> Result<bool, CudaError> {
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: as this function; the status is written.
+        let look = || unsafe { sys::cuStreamIsCapturing(stream as sys::CUstream, &raw mut status) }.result();
+        self.call("look at a stream", look)?;
+        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 
     /// Bytes of the device's memory: free, and all.
@@ -99,15 +101,6 @@ impl Drop for Context {
             // SAFETY: retained by `retain`, and everything that was made in it holds on to it.
             let _ = unsafe { result::primary_ctx::release(self.device) };
         }
-    }
-}
-
-/// What a query says of something that may not be done yet.
-fn is_ready(answer: Result<(), CudaError>) -> Result<bool, CudaError> {
-    match answer {
-        Ok(()) => Ok(true),
-        Err(CudaError::Call { code: sys::CUresult::CUDA_ERROR_NOT_READY, .. }) => Ok(false),
-        Err(error) => Err(error),
     }
 }
 
@@ -291,7 +284,11 @@ impl Event {
     /// Whether what it marks is done.
     pub fn is_done(&self) -> Result<bool, CudaError> {
         // SAFETY: the event lives as long as `self`.
-        is_ready(self.context.call("look at an event", || unsafe { result::event::query(self.raw) }))
+        match self.context.call("look at an event", || unsafe { result::event::query(self.raw) }) {
+            Ok(()) => Ok(true),
+            Err(CudaError::Call { code: sys::CUresult::CUDA_ERROR_NOT_READY, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Waits until what it marks is done: a while awake, since most kernels take less than falling asleep.

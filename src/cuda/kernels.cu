@@ -15,7 +15,7 @@ typedef unsigned long long u64;
 #define THERE __device__ __forceinline__
 
 template <class T> HERE T *at(u64 address) { return (T *)address; }
-// Through the read-only cache: nothing that a kernel reads is written while it runs.
+// Through the read-only cache: nothing that a kernel reads changes while it runs (a sample that two batches bring may be written again, as it is).
 template <class T> HERE T read(u64 address) { return __ldg(at<const T>(address)); }
 HERE u32 swap_bytes(u32 word) { return __byte_perm(word, 0, 0x0123); }
 

@@ -114,6 +114,11 @@ impl Resident {
         self.memory.as_ref().map_or(0, DeviceMemory::bytes)
     }
 
+    /// Whether there is room for all rows.
+    pub fn holds_all(&self) -> bool {
+        self.there.len() == self.host.rows.len() as usize
+    }
+
     /// Where a sample is.
     pub fn find(&self, sample: &[u8]) -> Found {
         let Some(row) = self.host.row(sample) else { return Found::Elsewhere };
@@ -123,7 +128,7 @@ impl Resident {
         if there.load(Ordering::Acquire) { Found::There(address) } else { Found::Empty { row, address } }
     }
 
-    /// Notes that a row's copy is complete. Two feeds may copy the same row at the same time: both write the same bytes.
+    /// Notes that a row's copy is complete. Two feeds, or two batches of one, may copy the same row: all write the same bytes.
     pub fn is_there(&self, row: u32) {
         self.there[row as usize].store(true, Ordering::Release);
     }

@@ -95,8 +95,9 @@ pub struct SlotServer {
 impl Drop for SlotServer {
     fn drop(&mut self) {
         // From here on there is nothing to accept, which also wakes whoever waits for it.
-        let _ = shutdown(&self.listener, Shutdown::Both);
-        let _ = self.thread.take().map(JoinHandle::join);
+        if shutdown(&self.listener, Shutdown::Both).is_ok() {
+            let _ = self.thread.take().map(JoinHandle::join);
+        }
     }
 }
 
@@ -153,11 +154,10 @@ impl DeviceSlots for ReaderSlots {
 
     fn mark(&self, streams: &[usize]) -> Vec<Box<dyn Mark>> {
         let context = self.gpu.context();
-        // An event of a stream that is idle would have the device turn to this process for nothing.
         #[expect(unsafe_code, reason = "streams that somebody else has named")]
         let mark = |&stream: &usize| {
             // SAFETY: whoever named the stream has said that it is one of this device's.
-            if unsafe { context.is_idle(stream) }? {
+            if stream == ANY_STREAM || unsafe { context.is_capturing(stream) }? {
                 return Ok(None);
             }
             let event = Event::new(context)?;
@@ -165,17 +165,23 @@ impl DeviceSlots for ReaderSlots {
             unsafe { event.record_on(stream) }?;
             Ok(Some(Box::new(event) as Box<dyn Mark>))
         };
-        let marks = if streams.contains(&ANY_STREAM) {
-            None
-        } else {
-            streams.iter().filter_map(|stream| mark(stream).transpose()).collect::<Result<_, CudaError>>().ok()
-        };
-        // A stream that is gone, say, may have left work behind: all of the device's is waited for. Where even that is refused the context is
-        // lost, and with it what was queued.
-        marks.unwrap_or_else(|| {
-            let _ = context.synchronize();
-            Vec::new()
-        })
+        let marks: Result<Option<Vec<_>>, CudaError> = streams.iter().map(mark).collect();
+        // A stream that is gone, say, may have left work behind, too.
+        marks.ok().flatten().unwrap_or_else(|| vec![Box::new(WholeDevice(Arc::clone(&self.gpu)))])
+    }
+}
+
+/// All that is queued on a device when it is waited for; nobody can tell before whether that is done.
+struct WholeDevice(Arc<Gpu>);
+
+impl Mark for WholeDevice {
+    fn is_done(&self) -> bool {
+        false
+    }
+
+    fn wait(&self) {
+        // Where even that is refused the context is lost, and with it what was queued.
+        let _ = self.0.context().synchronize();
     }
 }
 

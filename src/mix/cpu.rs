@@ -15,7 +15,7 @@ mod avx2;
 mod avx512;
 
 use super::stores::Stores;
-use super::{Format, Helpers, MixError, Mixer, Notice, Row, Target, compose};
+use super::{Format, Helpers, MixError, Mixer, Next, Notice, Row, Target, compose};
 use crate::types::{Dtype, Layout};
 use bytemuck::cast_slice_mut;
 use half::{bf16 as Bf16, f16 as F16};
@@ -139,7 +139,7 @@ impl Mixer for CpuMixer {
         rows: &[Row<'_>],
         target: Target<'_>,
         notice: Option<&Notice<'_>>,
-        _: Option<&[Row<'_>]>,
+        _: Option<&mut Next<'_>>,
     ) -> Result<(), MixError> {
         let out = target.memory();
         let Self { format, level, ref mut stores, part_bytes, cpus, ref helpers } = *self;

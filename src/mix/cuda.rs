@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "queues work that reads and writes memory later")]
 
 use super::cpu::Factors;
-use super::{Format, MixError, Mixer, Notice, Row, Target};
+use super::{Format, MixError, Mixer, Next, Notice, Row, Target};
 use crate::cuda::{
     self, CudaError, DeviceMemory, Event, Found, Gpu, Kernels, PinnedMemory, SlotMemory, Stream, WriterSlots,
 };
@@ -43,6 +43,17 @@ enum Output {
     Memory { made: DeviceMemory, slots: SlotMemory },
 }
 
+/// How large a batch may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Rows.
+    pub rows: usize,
+    /// Samples that it is made of.
+    pub samples: usize,
+    /// Those of them that have no place in the resident store.
+    pub staged: usize,
+}
+
 /// A batch on its way to the device.
 struct Way {
     /// What the kernels are told: rows, then copies; in main memory and on the device.
@@ -52,7 +63,7 @@ struct Way {
     staging: DeviceMemory,
     /// Copies of samples whose own memory the device cannot read; made when one is first needed.
     bounce: Option<PinnedMemory>,
-    samples_max: usize,
+    sizes: Sizes,
     /// Everything is on the device.
     arrived: Event,
     rows: Vec<cuda::Row>,
@@ -70,19 +81,19 @@ struct Way {
 }
 
 impl Way {
-    fn new(gpu: &Gpu, sample_bytes: usize, rows_max: usize, samples_max: usize) -> Result<Self, CudaError> {
+    fn new(gpu: &Gpu, sample_bytes: usize, sizes: Sizes) -> Result<Self, CudaError> {
         let context = gpu.context();
-        let orders_bytes = rows_max * size_of::<cuda::Row>() + samples_max * size_of::<cuda::Copy>();
+        let orders_bytes = sizes.rows * size_of::<cuda::Row>() + sizes.samples * size_of::<cuda::Copy>();
         Ok(Self {
             orders: PinnedMemory::new(context, orders_bytes)?,
             orders_on_device: DeviceMemory::new(context, orders_bytes)?,
-            staging: DeviceMemory::new(context, samples_max * cuda::stride(sample_bytes))?,
+            staging: DeviceMemory::new(context, sizes.staged * cuda::stride(sample_bytes))?,
             bounce: None,
-            samples_max,
+            sizes,
             arrived: Event::new(context)?,
-            rows: Vec::with_capacity(rows_max),
+            rows: Vec::with_capacity(sizes.rows),
             copies: Vec::new(),
-            own: Vec::with_capacity(rows_max),
+            own: Vec::with_capacity(sizes.rows),
             fresh: Vec::new(),
             staged: 0,
             bounced: 0,
@@ -111,6 +122,7 @@ impl Way {
                 address
             }
             Found::Elsewhere => {
+                assert!(self.staged < self.sizes.staged, "there is room for all of them");
                 self.staged += 1;
                 self.staging.address() + ((self.staged - 1) * stride) as u64
             }
@@ -120,7 +132,7 @@ impl Way {
         } else {
             let bounce = match &mut self.bounce {
                 Some(bounce) => bounce,
-                none => none.insert(PinnedMemory::new(gpu.context(), self.samples_max * stride)?),
+                none => none.insert(PinnedMemory::new(gpu.context(), self.sizes.samples * stride)?),
             };
             let at = self.bounced * stride;
             self.bounced += 1;
@@ -205,15 +217,14 @@ impl Way {
 }
 
 impl CudaMixer {
-    /// A mixer for batches of at most `rows_max` rows, which read at most `samples_max` samples, into `slots` or, without them, into main
-    /// memory.
+    /// A mixer for batches of at most these sizes, into `slots` or, without them, into main memory.
     ///
     /// # Errors
     /// When the device lacks the memory, or NVRTC is not there.
     pub fn new(
         gpu: &Arc<Gpu>,
         format: Format,
-        (rows_max, samples_max): (usize, usize),
+        sizes: Sizes,
         resident: Option<Arc<cuda::Resident>>,
         slots: Option<Arc<WriterSlots>>,
         moved: Arc<Moved>,
@@ -222,16 +233,16 @@ impl CudaMixer {
         let output = match slots {
             Some(slots) => Output::Slots(slots),
             None => {
-                let made = DeviceMemory::new(context, rows_max * format.image_bytes())?;
+                let made = DeviceMemory::new(context, sizes.rows * format.image_bytes())?;
                 Output::Memory { made, slots: SlotMemory::default() }
             }
         };
-        let way = || Way::new(gpu, format.image_size.values(), rows_max, samples_max);
+        let way = || Way::new(gpu, format.image_size.values(), sizes);
         Ok(Self {
             format,
             kernels: gpu.kernels((format.dtype, format.layout))?,
             resident,
-            rows_max,
+            rows_max: sizes.rows,
             bus: Stream::new(context)?,
             ways: [way()?, way()?],
             is_sent: false,
@@ -251,29 +262,43 @@ impl CudaMixer {
         way.send(&self.bus, &self.kernels, self.format.image_size.values())
     }
 
-    fn run(&mut self, rows: &[Row<'_>], target: Target<'_>, next: Option<&[Row<'_>]>) -> Result<(), CudaError> {
+    fn run(
+        &mut self,
+        rows: &[Row<'_>],
+        target: Target<'_>,
+        notice: Option<&Notice<'_>>,
+        next: Option<&mut Next<'_>>,
+    ) -> Result<(), CudaError> {
         if !self.is_sent {
             self.send(0, rows)?;
         }
         self.is_sent = false;
-        assert!(self.ways[0].rows.len() == rows.len(), "the batch that was sent");
         // SAFETY: the target is borrowed, or the writer's, which is filling it, until `done`, which is waited for below, also where something
-        // fails.
+        // fails, or by `drop`.
         let queued = unsafe { self.queue(target) };
         let done = self.done.record(&self.stream);
-        let sent = next.map(|next| self.send(1, next)).transpose();
+        let mut sent = None;
+        if let Some(next) = next {
+            next(&mut |rows| sent = Some(self.send(1, rows)));
+        }
+        // What is left takes the device less time than a waiter takes to wake.
+        notice.iter().for_each(|notice| (notice.give)());
         done.and_then(|()| self.done.wait()).or_else(|_| self.stream.synchronize())?;
         queued?;
         let way = &self.ways[0];
         if let Some(resident) = &self.resident {
             way.fresh.iter().for_each(|&row| resident.is_there(row));
         }
-        let (sample_bytes, made) = (self.format.image_size.values(), rows.len() * self.format.image_bytes());
+        let (sample_bytes, made) = (self.format.image_size.values(), way.rows.len() * self.format.image_bytes());
         let downloaded = if matches!(self.output, Output::Memory { .. }) { made } else { 0 };
         let uploaded = way.orders_bytes().1 + way.copies.len() * sample_bytes;
         self.moved.count(uploaded, downloaded, way.read * sample_bytes + made);
         self.ways.swap(0, 1);
-        self.is_sent = sent?.is_some();
+        self.is_sent = matches!(sent, Some(Ok(())));
+        // It is sent again when its turn comes, and what is wrong said then.
+        if let Some(Err(_)) = sent {
+            self.bus.synchronize()?;
+        }
         Ok(())
     }
 
@@ -303,8 +328,9 @@ impl CudaMixer {
 
 impl Drop for CudaMixer {
     fn drop(&mut self) {
-        // A batch that is never mixed may be on its way.
+        // A batch that is never mixed may be on its way, and one that was mixed half may be under way.
         let _ = self.bus.synchronize();
+        let _ = self.stream.synchronize();
     }
 }
 
@@ -313,8 +339,8 @@ impl Mixer for CudaMixer {
         "cuda"
     }
 
-    fn looks_ahead(&self) -> bool {
-        true
+    fn has_sent(&self) -> bool {
+        self.is_sent
     }
 
     fn mix(
@@ -322,14 +348,13 @@ impl Mixer for CudaMixer {
         rows: &[Row<'_>],
         target: Target<'_>,
         notice: Option<&Notice<'_>>,
-        next: Option<&[Row<'_>]>,
+        next: Option<&mut Next<'_>>,
     ) -> Result<(), MixError> {
+        let len = if self.is_sent { self.ways[0].rows.len() } else { rows.len() };
         if let Target::Memory(memory) = &target {
-            assert_eq!(memory.len(), rows.len() * self.format.image_bytes());
+            assert_eq!(memory.len(), len * self.format.image_bytes());
         }
-        // A batch takes the device less time than a waiter takes to wake.
-        notice.iter().for_each(|notice| (notice.give)());
-        Ok(self.run(rows, target, next)?)
+        Ok(self.run(rows, target, notice, next)?)
     }
 }
 
@@ -351,7 +376,7 @@ mod tests {
             (0..BATCH_SIZE_MAX).map(|at| [at as u8, (at >> 8) as u8, (at >> 16) as u8]).collect();
         let rows: Vec<Row<'_>> = samples.iter().map(|sample| Row::new(sample, sample, 0.75)).collect();
         let mut out = vec![0; 3 * rows.len()];
-        let sizes = (rows.len(), 2 * rows.len());
+        let sizes = Sizes { rows: rows.len(), samples: 2 * rows.len(), staged: 2 * rows.len() };
         let mut mixer = CudaMixer::new(&fixtures::gpu(), format, sizes, None, None, Arc::default()).unwrap();
         mixer.mix(&rows, Target::Memory(&mut out), None, None).unwrap();
         assert!(out == samples.as_flattened());
@@ -368,13 +393,20 @@ mod tests {
                 batch
             };
             let batches: Vec<Case> = (0..known.len()).map(|at| turned(at % (2 * len))).collect();
-            let sizes = (len, 2 * len);
+            let sizes = Sizes { rows: len, samples: 2 * len, staged: 2 * len };
             let mut ours = CudaMixer::new(&fixtures::gpu(), case.format, sizes, None, None, Arc::default()).unwrap();
             let mut theirs = CpuMixer::new(case.format, Arc::new(Helpers::start(0).unwrap()));
             for (at, batch) in batches.iter().enumerate() {
                 let (rows, next) = (batch.rows(), batches[(at + 1) % batches.len()].rows());
                 let (mut out, mut expected) = (batch.out(), batch.out());
-                ours.mix(&rows, Target::Memory(&mut out), None, known[at].then_some(&next[..])).unwrap();
+                let mut tell = |take: &mut dyn FnMut(&[Row<'_>])| {
+                    if known[at] {
+                        take(&next);
+                    }
+                };
+                prop_assert_eq!(ours.has_sent(), at > 0 && known[at - 1]);
+                let told = if ours.has_sent() { &[][..] } else { &rows };
+                ours.mix(told, Target::Memory(&mut out), None, Some(&mut tell)).unwrap();
                 theirs.mix(&rows, Target::Memory(&mut expected), None, None).unwrap();
                 prop_assert!(*out == *expected, "batch {at}");
             }

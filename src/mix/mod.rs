@@ -25,7 +25,7 @@ use std::time::Duration;
 
 pub use cpu::{CpuMixer, Level};
 #[cfg(feature = "cuda")]
-pub use cuda::CudaMixer;
+pub use cuda::{CudaMixer, Sizes};
 pub use helpers::Helpers;
 #[cfg(feature = "torch")]
 pub use torch::torch_device;
@@ -103,6 +103,9 @@ pub struct Notice<'a> {
     pub give: &'a (dyn Fn() + Sync),
 }
 
+/// Tells the rows of the batch after this one, if it is there.
+pub type Next<'a> = dyn FnMut(&mut dyn FnMut(&[Row<'_>])) + 'a;
+
 /// Where a batch's images go.
 pub enum Target<'a> {
     /// Main memory: rows × [`Format::image_bytes`] bytes, 64-byte aligned.
@@ -158,13 +161,13 @@ pub trait Mixer: Send {
     /// The name that stands in statistics.
     fn name(&self) -> &'static str;
 
-    /// Whether it has use for the rows of the batch after the one that it mixes.
-    fn looks_ahead(&self) -> bool {
+    /// Whether the samples of the batch that is mixed next are on their way, so that its rows need not be told again.
+    fn has_sent(&self) -> bool {
         false
     }
 
-    /// Writes the mixed images of `rows`, in order, to `target`; they are complete when this returns. Gives notice at most once. `next` are the
-    /// rows of the batch that is mixed next, where they are known: what can be done for them meanwhile is done.
+    /// Writes the mixed images of `rows`, in order, to `target`; they are complete when this returns. Gives notice at most once. A mixer that
+    /// can do something for the batch after this one meanwhile asks `next` for it.
     ///
     /// # Errors
     /// When the device fails; the target then holds nothing of use.
@@ -176,7 +179,7 @@ pub trait Mixer: Send {
         rows: &[Row<'_>],
         target: Target<'_>,
         notice: Option<&Notice<'_>>,
-        next: Option<&[Row<'_>]>,
+        next: Option<&mut Next<'_>>,
     ) -> Result<(), MixError>;
 }
 
@@ -327,14 +330,8 @@ mod tests {
         return on_cpu.collect();
         #[cfg(feature = "cuda")]
         {
-            let cuda = CudaMixer::new(
-                &crate::fixtures::gpu(),
-                format,
-                (batch_size, 2 * batch_size),
-                None,
-                None,
-                Arc::default(),
-            );
+            let sizes = Sizes { rows: batch_size, samples: 2 * batch_size, staged: 2 * batch_size };
+            let cuda = CudaMixer::new(&crate::fixtures::gpu(), format, sizes, None, None, Arc::default());
             on_cpu.chain([Box::new(cuda.unwrap()) as Box<dyn Mixer>]).collect()
         }
     }

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "torch tensors over memory that torch does not own")]
 
 use super::cpu::Level;
-use super::{Format, MixError, Mixer, Notice, Row, Target, compose};
+use super::{Format, MixError, Mixer, Next, Notice, Row, Target, compose};
 use crate::cuda::{CudaError, Event, Gpu, SlotMemory, Stream};
 use crate::types::{Device, Dtype, Layout};
 use std::sync::{Arc, OnceLock};
@@ -213,7 +213,7 @@ impl Mixer for TorchMixer {
         rows: &[Row<'_>],
         target: Target<'_>,
         _: Option<&Notice<'_>>,
-        _: Option<&[Row<'_>]>,
+        _: Option<&mut Next<'_>>,
     ) -> Result<(), MixError> {
         let out = target.memory();
         assert_eq!(out.len(), rows.len() * self.format.image_bytes());

@@ -10,7 +10,7 @@ mod with_cuda {
     use super::super::{Pipeline, StoreEntry};
     use crate::config::FeedSpec;
     use crate::cuda::{CudaError, Gpu, PinnedRows, Resident, WriterSlots};
-    use crate::mix::{CudaMixer, MixError, Mixer};
+    use crate::mix::{CudaMixer, MixError, Mixer, Sizes};
     use crate::types::Device;
     use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -53,7 +53,9 @@ mod with_cuda {
             let resident = resident(&gpu, entry, options.device_cache_bytes)?;
             let moved = Arc::clone(&self.shared.stats.moved);
             let samples = spec.samples_max() as usize;
-            let mixer = CudaMixer::new(&gpu, format, (rows, samples), Some(resident), slots.clone(), moved)?;
+            let staged = if entry.store.holds_all() && resident.holds_all() { 0 } else { samples };
+            let sizes = Sizes { rows, samples, staged };
+            let mixer = CudaMixer::new(&gpu, format, sizes, Some(resident), slots.clone(), moved)?;
             Ok((Box::new(mixer), slots))
         }
     }

@@ -243,9 +243,8 @@ fn fill(finisher: &mut Finisher, planned: &Receiver<Pending>, writer: &mut RingW
     let (mut clock, mut labels) = (Clock::start(&shared.stats.mix), Labels::default());
     let (caller, digests) = (writer.caller(), finisher.spec().digest);
     let call = || caller.call();
-    let mut next: Option<Pending> = None;
     loop {
-        let Some(mut pending) = next.take().or_else(|| planned.recv().ok()) else {
+        let Some(mut pending) = finisher.next().or_else(|| planned.recv().ok()) else {
             return Stop::Failed(FeedError::Stopping);
         };
         if let Err(error) = finisher.settle(&mut pending) {
@@ -261,8 +260,8 @@ fn fill(finisher: &mut Finisher, planned: &Receiver<Pending>, writer: &mut RingW
         // A digest takes longer than readers to wake.
         let ahead = if digests { None } else { caller.ahead() };
         let notice = ahead.map(|(ahead, waiters)| Notice { ahead, waiters, give: &call });
-        next = if finisher.looks_ahead() { planned.try_recv().ok() } else { None };
-        if let Err(error) = finisher.mix(&pending, next.as_ref(), slot.target(len), &mut labels, notice.as_ref()) {
+        let look = &mut || planned.try_recv().ok();
+        if let Err(error) = finisher.mix(&pending, look, slot.target(len), &mut labels, notice.as_ref()) {
             return Stop::Failed(error);
         }
         let digest = finisher.digest(&pending.plan, &labels, slot.x_mut(len));

@@ -20,6 +20,8 @@ pub struct Finisher {
     mixer: Box<dyn Mixer>,
     spec: FeedSpec,
     recycler: Sender<Scratch>,
+    /// The batch after the one that was mixed last, where the mixer has asked for it.
+    next: Option<Pending>,
     /// Scratch to be given back.
     finished: Vec<Scratch>,
 }
@@ -36,7 +38,7 @@ pub struct Labels {
 impl Finisher {
     /// A finisher for feeds of `spec`.
     pub fn new(source: Source, mixer: Box<dyn Mixer>, spec: FeedSpec, recycler: Sender<Scratch>) -> Self {
-        Self { source, mixer, spec, recycler, finished: Vec::with_capacity(BATCHES_AT_ONCE) }
+        Self { source, mixer, spec, recycler, next: None, finished: Vec::with_capacity(BATCHES_AT_ONCE) }
     }
 
     /// What the feed was asked to be.
@@ -127,27 +129,33 @@ impl Finisher {
         Err(FeedError::NoSubstitute { class, split, last: entry(bad) })
     }
 
-    /// Whether the mixer has use for the batch after the one that it mixes.
-    pub fn looks_ahead(&self) -> bool {
-        self.mixer.looks_ahead()
+    /// The batch that `look` gave when the last one was mixed: it is to be mixed next.
+    pub fn next(&mut self) -> Option<Pending> {
+        self.next.take()
     }
 
-    /// Mixes a settled batch to `target` and notes its labels. `next` is the batch that is mixed next, if it is here.
+    /// Mixes a settled batch to `target` and notes its labels. A mixer that has use for the batch after it takes that from `look`.
     ///
     /// # Errors
     /// When the mixer's device fails.
     pub fn mix(
         &mut self,
         pending: &Pending,
-        next: Option<&Pending>,
+        look: &mut dyn FnMut() -> Option<Pending>,
         target: Target<'_>,
         labels: &mut Labels,
         notice: Option<&Notice<'_>>,
     ) -> Result<(), FeedError> {
-        let plan = &pending.plan;
-        // One with bad samples waits for its turn.
-        let next = next.filter(|next| next.is_there(&self.source)).map(|next| rows(&self.source, next));
-        self.mixer.mix(&rows(&self.source, pending), target, notice, next.as_deref())?;
+        let (plan, Self { source, mixer, next, .. }) = (&pending.plan, &mut *self);
+        let own = if mixer.has_sent() { Vec::new() } else { rows(source, pending) };
+        let mut tell = |take: &mut dyn FnMut(&[Row<'_>])| {
+            *next = look();
+            // One whose samples are not there, or bad, waits for its turn.
+            if let Some(next) = next.as_ref().filter(|next| next.is_there(source)) {
+                take(&rows(source, next));
+            }
+        };
+        mixer.mix(&own, target, notice, Some(&mut tell))?;
         let samples = self.source.shared.dataset.samples(self.spec.split);
         for (labels, ids) in [(&mut labels.label_a, &plan.own), (&mut labels.label_b, &plan.partner)] {
             labels.clear();
@@ -237,7 +245,7 @@ impl OwnedBatch {
         let x_bytes = pending.plan.own.len() * spec.format().image_bytes();
         let (mut x, mut labels) = (vec![0_u128; x_bytes.div_ceil(16)], Labels::default());
         let target = Target::Memory(&mut bytemuck::cast_slice_mut(&mut x)[..x_bytes]);
-        finisher.mix(&pending, None, target, &mut labels, None)?;
+        finisher.mix(&pending, &mut || None, target, &mut labels, None)?;
         let digest = finisher.digest(&pending.plan, &labels, &bytemuck::cast_slice(&x)[..x_bytes]);
         let plan = finisher.recycle(pending);
         let shared = finisher.shared();

@@ -14,8 +14,7 @@ pub trait DeviceSlots: Send + Sync {
     /// Address of a slot's images in this process.
     fn address(&self, slot: u32) -> u64;
 
-    /// Marks what is queued so far on each of these streams; none where there is nothing to wait for. With [`ANY_STREAM`] among them it waits
-    /// for the whole device.
+    /// Marks what is queued so far on each of these streams; of [`ANY_STREAM`], on the whole device.
     fn mark(&self, streams: &[usize]) -> Vec<Box<dyn Mark>>;
 }
 

@@ -403,7 +403,7 @@ pub struct Lease {
 impl Lease {
     /// Says that work which reads the images may be queued on this stream of their device, an address as CUDA's interfaces have it (0 is the
     /// legacy default stream, which is always counted): when the lease is dropped the slot stays this trainer's until that work is done. Of
-    /// [`ANY_STREAM`](super::ANY_STREAM) dropping the lease waits for all of the device's work.
+    /// [`ANY_STREAM`](super::ANY_STREAM), all of the device's.
     pub fn used_on(&self, stream: usize) {
         let mut streams = lock(&self.streams);
         // The legacy default stream has two names.

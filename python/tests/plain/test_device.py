@@ -120,7 +120,9 @@ say("on", feed.next_batch().index)
 
 
 @pytest.mark.parametrize("named", ["stream.value", "2", "-1"])
-def test_a_tensor_that_is_gone_keeps_its_slot_until_its_stream_is_done(device_daemon: Daemon, script: Callable[..., Script], named: str) -> None:
+def test_a_tensor_that_is_gone_keeps_its_slot_until_its_stream_is_done(
+    device_daemon: Daemon, script: Callable[..., Script], named: str
+) -> None:
     """Work that reads a batch is queued on a stream of somebody else's, which is named, or may be any; the batch is dropped at once."""
     trainer = script(
         READ

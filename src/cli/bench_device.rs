@@ -5,7 +5,7 @@ use super::bench_trainer::Touch;
 use crate::batch::OnDevice;
 use crate::client::Batch;
 use crate::config::FeedSpec;
-use crate::cuda::{self, CudaError, DeviceMemory, Gpu, Kernels, PinnedMemory, Stream};
+use crate::cuda::{self, CudaError, DeviceMemory, Gpu, Kernels, PinnedMemory, Stream, WriterSlots};
 use crate::mix::Format;
 use crate::types::Device;
 use std::sync::Arc;
@@ -72,8 +72,8 @@ pub struct DeviceCeiling {
     /// Random samples, which the orders name; rows that mix them, and slots that they are mixed to: more than caches hold.
     _samples: DeviceMemory,
     orders: DeviceMemory,
-    slots: DeviceMemory,
-    slot_stride: usize,
+    slots: WriterSlots,
+    slots_count: u32,
     /// What is copied where.
     copies: [DeviceMemory; 2],
     host: PinnedMemory,
@@ -128,12 +128,11 @@ impl DeviceCeiling {
         }
         stream.synchronize()?;
         let slot_bytes = rows * format.image_bytes();
-        let slot_stride = slot_bytes.next_multiple_of(256);
-        let slots_count = WRITTEN_BYTES.min(share).div_ceil(slot_stride);
-        let slots = DeviceMemory::new(context, slots_count * slot_stride)?;
+        let slots_count = WRITTEN_BYTES.min(share).div_ceil(cuda::slot_stride(slot_bytes)) as u32;
+        let slots = WriterSlots::new(&gpu, slot_bytes, slots_count)?;
         let copies = [DeviceMemory::new(context, copy_bytes)?, DeviceMemory::new(context, copy_bytes)?];
         let kernels = gpu.kernels((format.dtype, format.layout))?;
-        Ok(Self { stream, format, rows, kernels, _samples: samples, orders, slots, slot_stride, copies, host, gpu })
+        Ok(Self { stream, format, rows, kernels, _samples: samples, orders, slots, slots_count, copies, host, gpu })
     }
 
     /// Measures for about half a second.
@@ -148,8 +147,7 @@ impl DeviceCeiling {
         let orders_bytes = (self.rows * size_of::<cuda::Row>()) as u64;
         let kernel = self.rate(&|turn| {
             let orders = self.orders.address() + (turn % BATCHES) as u64 * orders_bytes;
-            let turns = self.slots.bytes() / self.slot_stride;
-            let out = self.slots.address() + (turn % turns * self.slot_stride) as u64;
+            let out = self.slots.address(turn as u32 % self.slots_count);
             // SAFETY: as above; the orders name samples, and the slots hold a batch.
             unsafe { self.kernels.mix(&self.stream, &self.format, orders, out, self.rows) }
         })?;

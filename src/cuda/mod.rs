@@ -15,7 +15,7 @@ pub use driver::{Context, DeviceMemory, Event, Pin, PinnedMemory, SharedMemory, 
 pub use kernel::{Copy, Kernels, Row};
 pub use resident::{Found, PinnedRows, Resident, stride};
 pub use slot_memory::SlotMemory;
-pub use slots::{ReaderSlots, SlotServer, WriterSlots};
+pub use slots::{ReaderSlots, SlotServer, WriterSlots, slot_stride};
 
 use crate::types::Device;
 use cudarc::driver::{DriverError, result, sys};

@@ -26,16 +26,26 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
 
 /// Bytes from one slot to the next where each has `bytes`: each begins as `cudaMalloc` and torch would have it.
-fn stride(bytes: usize) -> usize {
+pub fn slot_stride(bytes: usize) -> usize {
     bytes.next_multiple_of(512)
+}
+
+/// Slots, one after the other.
+#[derive(Debug)]
+struct Slots {
+    memory: SharedMemory,
+    stride: usize,
+}
+
+impl Slots {
+    fn address(&self, slot: u32) -> u64 {
+        self.memory.address() + slot as u64 * self.stride as u64
+    }
 }
 
 /// The images of a ring's slots, as the daemon has them.
 #[derive(Debug)]
-pub struct WriterSlots {
-    memory: SharedMemory,
-    stride: usize,
-}
+pub struct WriterSlots(Slots);
 
 impl WriterSlots {
     /// Memory for the images of so many slots, `bytes` each.
@@ -43,13 +53,14 @@ impl WriterSlots {
     /// # Errors
     /// When the device does not have it.
     pub fn new(gpu: &Arc<Gpu>, bytes: usize, slots: u32) -> Result<Self, CudaError> {
-        let stride = stride(bytes);
-        Ok(Self { memory: SharedMemory::new(gpu.context(), stride * slots as usize)?, stride })
+        let stride = slot_stride(bytes);
+        let memory = SharedMemory::new(gpu.context(), stride * slots as usize)?;
+        Ok(Self(Slots { memory, stride }))
     }
 
     /// Where a slot's images are.
     pub fn address(&self, slot: u32) -> u64 {
-        self.memory.address() + slot as u64 * self.stride as u64
+        self.0.address(slot)
     }
 
     /// Hands the memory out at `path`, until the server is dropped.
@@ -57,8 +68,9 @@ impl WriterSlots {
     /// # Errors
     /// When there can be no socket or no thread, or the device does not export its memory.
     pub fn serve(&self, path: &Path) -> io::Result<SlotServer> {
-        let descriptor = self.memory.export().map_err(io::Error::other)?;
-        let (listener, bytes) = (Arc::new(UnixListener::bind(path)?), self.memory.bytes() as u64);
+        let Slots { memory, .. } = &self.0;
+        let descriptor = memory.export().map_err(io::Error::other)?;
+        let (listener, bytes) = (Arc::new(UnixListener::bind(path)?), memory.bytes() as u64);
         let listening = Arc::clone(&listener);
         let run = move || {
             loop {
@@ -105,8 +117,7 @@ impl Drop for SlotServer {
 #[derive(Debug)]
 pub struct ReaderSlots {
     gpu: Arc<Gpu>,
-    memory: SharedMemory,
-    stride: usize,
+    slots: Slots,
 }
 
 impl ReaderSlots {
@@ -117,13 +128,14 @@ impl ReaderSlots {
     pub fn open(gpu: Arc<Gpu>, path: &Path, bytes: usize, slots: u32) -> Result<Self, RingError> {
         let refused = |source| RingError::Io { action: "ask for the device's slots at", path: path.to_owned(), source };
         let (descriptor, found) = receive(path).map_err(refused)?;
-        let (stride, needed) = (stride(bytes), stride(bytes) * slots as usize);
+        let stride = slot_stride(bytes);
+        let needed = stride * slots as usize;
         if found < needed {
             return Err(RingError::NoDeviceSlots(format!("they have {found} bytes where {needed} are needed")));
         }
         let opened = SharedMemory::import(gpu.context(), &descriptor, found);
         let memory = opened.map_err(|error| RingError::NoDeviceSlots(error.to_string()))?;
-        Ok(Self { gpu, memory, stride })
+        Ok(Self { gpu, slots: Slots { memory, stride } })
     }
 }
 
@@ -149,7 +161,7 @@ impl DeviceSlots for ReaderSlots {
     }
 
     fn address(&self, slot: u32) -> u64 {
-        self.memory.address() + slot as u64 * self.stride as u64
+        self.slots.address(slot)
     }
 
     fn mark(&self, streams: &[usize]) -> Vec<Box<dyn Mark>> {

@@ -22,7 +22,6 @@ pub struct CudaMixer {
     kernels: Arc<Kernels>,
     /// The store's samples on this device.
     resident: Option<Arc<cuda::Resident>>,
-    rows_max: usize,
     /// Brings samples to the device.
     bus: Stream,
     /// The batch that is mixed next, and the one after it.
@@ -151,6 +150,7 @@ impl Way {
         format: &Format,
         rows: &[Row<'_>],
     ) -> Result<(), CudaError> {
+        assert!(rows.len() <= self.sizes.rows);
         self.clear();
         let bytes = format.image_size.values();
         for row in rows {
@@ -242,7 +242,6 @@ impl CudaMixer {
             format,
             kernels: gpu.kernels((format.dtype, format.layout))?,
             resident,
-            rows_max: sizes.rows,
             bus: Stream::new(context)?,
             ways: [way()?, way()?],
             is_sent: false,
@@ -256,50 +255,9 @@ impl CudaMixer {
 
     /// Sends the samples of the batch that is mixed next, or of the one after it, on their way.
     fn send(&mut self, way: usize, rows: &[Row<'_>]) -> Result<(), CudaError> {
-        assert!(rows.len() <= self.rows_max);
         let way = &mut self.ways[way];
         way.list(&self.gpu, self.resident.as_deref(), &self.format, rows)?;
         way.send(&self.bus, &self.kernels, self.format.image_size.values())
-    }
-
-    fn run(
-        &mut self,
-        rows: &[Row<'_>],
-        target: Target<'_>,
-        notice: Option<&Notice<'_>>,
-        next: Option<&mut Next<'_>>,
-    ) -> Result<(), CudaError> {
-        if !self.is_sent {
-            self.send(0, rows)?;
-        }
-        self.is_sent = false;
-        // SAFETY: the target is borrowed, or the writer's, which is filling it, until `done`, which is waited for below, also where something
-        // fails, or by `drop`.
-        let queued = unsafe { self.queue(target) };
-        let done = self.done.record(&self.stream);
-        let mut sent = None;
-        if let Some(next) = next {
-            next(&mut |rows| sent = Some(self.send(1, rows)));
-        }
-        // What is left takes the device less time than a waiter takes to wake.
-        notice.iter().for_each(|notice| (notice.give)());
-        done.and_then(|()| self.done.wait()).or_else(|_| self.stream.synchronize())?;
-        queued?;
-        let way = &self.ways[0];
-        if let Some(resident) = &self.resident {
-            way.fresh.iter().for_each(|&row| resident.is_there(row));
-        }
-        let (sample_bytes, made) = (self.format.image_size.values(), way.rows.len() * self.format.image_bytes());
-        let downloaded = if matches!(self.output, Output::Memory { .. }) { made } else { 0 };
-        let uploaded = way.orders_bytes().1 + way.copies.len() * sample_bytes;
-        self.moved.count(uploaded, downloaded, way.read * sample_bytes + made);
-        self.ways.swap(0, 1);
-        self.is_sent = matches!(sent, Some(Ok(())));
-        // It is sent again when its turn comes, and what is wrong said then.
-        if let Some(Err(_)) = sent {
-            self.bus.synchronize()?;
-        }
-        Ok(())
     }
 
     /// Queues the mix of the first batch on its way, and its copy to main memory.
@@ -318,7 +276,7 @@ impl CudaMixer {
         // target as this function.
         unsafe { kernels.mix(stream, format, way.orders_on_device.address(), out, way.rows.len()) }?;
         if let (Output::Memory { slots, .. }, Target::Memory(memory)) = (&mut self.output, target) {
-            let whole_bytes = self.rows_max * format.image_bytes();
+            let whole_bytes = way.sizes.rows * format.image_bytes();
             // SAFETY: as this function.
             unsafe { slots.download(self.gpu.context(), stream, out, memory, whole_bytes) }?;
         }
@@ -350,11 +308,41 @@ impl Mixer for CudaMixer {
         notice: Option<&Notice<'_>>,
         next: Option<&mut Next<'_>>,
     ) -> Result<(), MixError> {
-        let len = if self.is_sent { self.ways[0].rows.len() } else { rows.len() };
-        if let Target::Memory(memory) = &target {
-            assert_eq!(memory.len(), len * self.format.image_bytes());
+        if !self.is_sent {
+            self.send(0, rows)?;
         }
-        Ok(self.run(rows, target, notice, next)?)
+        self.is_sent = false;
+        let made = self.ways[0].rows.len() * self.format.image_bytes();
+        if let Target::Memory(memory) = &target {
+            assert_eq!(memory.len(), made);
+        }
+        // SAFETY: the target is borrowed, or the writer's, which is filling it, until `done`, which is waited for below, also where something
+        // fails, or by `drop`.
+        let queued = unsafe { self.queue(target) };
+        let done = self.done.record(&self.stream);
+        let mut sent = None;
+        if let Some(next) = next {
+            next(&mut |rows| sent = Some(self.send(1, rows)));
+        }
+        // What is left takes the device less time than a waiter takes to wake.
+        notice.iter().for_each(|notice| (notice.give)());
+        done.and_then(|()| self.done.wait()).or_else(|_| self.stream.synchronize())?;
+        queued?;
+        let way = &self.ways[0];
+        if let Some(resident) = &self.resident {
+            way.fresh.iter().for_each(|&row| resident.is_there(row));
+        }
+        let sample_bytes = self.format.image_size.values();
+        let downloaded = if matches!(self.output, Output::Memory { .. }) { made } else { 0 };
+        let uploaded = way.orders_bytes().1 + way.copies.len() * sample_bytes;
+        self.moved.count(uploaded, downloaded, way.read * sample_bytes + made);
+        self.ways.swap(0, 1);
+        self.is_sent = matches!(sent, Some(Ok(())));
+        // It is sent again when its turn comes, and what is wrong said then.
+        if let Some(Err(_)) = sent {
+            self.bus.synchronize()?;
+        }
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ is left out and said so). Nothing waits for ever: each check has its time, and t
 import argparse
 import contextlib
 import faulthandler
+import importlib.util
 import json
 import os
 import shutil
@@ -45,7 +46,9 @@ COLUMNS: dict[str, Callable[[dict], str]] = {
     "share of the ceiling": lambda f: f"{f['share_of_ceiling']:.2f} ({f['ceiling']['kind']})",
     "hand-off µs (50 %, 99 %)": lambda f: "-" if f["handoff_us_p50"] is None else f"{f['handoff_us_p50']:.1f}, {f['handoff_us_p99']:.1f}",
     "kernel alone, images/s (share of copies)": lambda f: of_device(f, lambda d: f"{d['kernel_images_per_s']:,.0f} ({d['kernel_share_of_copy']:.2f})"),
-    "copies on it, to it GB/s": lambda f: of_device(f, lambda d: f"{d['copy_bytes_per_s'] / 1e9:,.0f}, {d['host_copy_bytes_per_s'] / 1e9:.1f}"),
+    "copies on it, to it, back GB/s": lambda f: of_device(
+        f, lambda d: ", ".join(f"{d[f'{way}_bytes_per_s'] / 1e9:,.1f}" for way in ("copy", "host_copy", "copy_back"))
+    ),
     "bytes an image to it, in it, back": lambda f: of_device(
         f, lambda d: ", ".join(f"{d[f'{way}_bytes_per_image']:,.0f}" for way in ("to_device", "on_device", "from_device"))
     ),
@@ -168,8 +171,8 @@ def replays(checks: Checks, mixd: Path, folder: Path, quick: bool, torch: bool) 
 class Daemon:
     """A daemon that is killed, not ended."""
 
-    def __init__(self, mixd: Path, folder: Path) -> None:
-        self.command = [mixd, "serve", "--until-eof", "--data", SAMPLE_DATA, "--socket", folder / "d.sock", "--shm-dir", folder / "shm"]
+    def __init__(self, mixd: Path, folder: Path, data: Path = SAMPLE_DATA) -> None:
+        self.command = [mixd, "serve", "--until-eof", "--data", data, "--socket", folder / "d.sock", "--shm-dir", folder / "shm"]
         self.socket = folder / "d.sock"
         self.start()
 
@@ -230,6 +233,22 @@ def through_torch(checks: Checks, mixd: Path, folder: Path, site: Path) -> None:
             for at, copy in enumerate(copies):
                 assert torch.equal(copy.cpu(), memory.next_batch().x.torch()), f"batch {at}"
             memory.close()
+        with checks.check("batches are given back while a graph is captured, and feed it when it is replayed"):
+            # Batches that are all of one size.
+            alike = options | {"batch_size": 40}
+            device, memory = server.feed(device="cuda", slots=2, **alike), server.feed(**alike)
+            still, graph = torch.zeros((40, 3, 128, 128), dtype=torch.bfloat16, device="cuda"), torch.cuda.CUDAGraph()
+            held = device.next_batch()
+            tensor = held.x.torch()
+            memory.next_batch()
+            with torch.cuda.graph(graph):
+                doubled = still.float() * 2
+                del tensor, held
+            for at in range(6):
+                still.copy_(device.next_batch().x.torch())
+                graph.replay()
+                assert torch.equal(doubled.cpu(), memory.next_batch().x.torch().float() * 2), f"batch {at}"
+            device.close(), memory.close()
         with checks.check("a training step learns from batches on the device"):
             from mixd.torch import MixedLoss
 
@@ -287,6 +306,46 @@ def through_torch(checks: Checks, mixd: Path, folder: Path, site: Path) -> None:
             for at in range(4, 16):
                 assert torch.equal(device.next_batch().x.torch().cpu(), expected[at]), f"batch {at}"
             device.close()
+    finally:
+        daemon.kill()
+
+
+def trains(checks: Checks, mixd: Path, folder: Path, data: Path) -> None:
+    """What a training loop on the same device has of it: beside the same loop over one batch that stays where it is."""
+    import torch
+    import torchvision
+
+    import mixd as package
+    from mixd.torch import MixedLoss
+
+    torch.backends.cudnn.benchmark = True
+    daemon = Daemon(mixd, folder, data)
+    try:
+        for model, size in (("resnet18", 128), ("resnet50", 224)):
+            feed = package.connect(daemon.socket).feed(device="cuda", dtype="bf16", batch_size=256, size=size, seed=1, last="drop")
+            net = getattr(torchvision.models, model)(num_classes=10).cuda().bfloat16()
+            loss_of, optimizer = MixedLoss(torch.nn.CrossEntropyLoss()), torch.optim.SGD(net.parameters(), 1e-3)
+
+            def rate(next_batch: Callable, seconds: float) -> float:
+                torch.cuda.synchronize()
+                start, images = time.monotonic(), 0
+                while time.monotonic() - start < seconds:
+                    batch = next_batch()
+                    optimizer.zero_grad(set_to_none=True)
+                    loss_of(net(batch.x.torch()), batch).backward()
+                    optimizer.step()
+                    images += len(batch.lam)
+                    # Not more than a step ahead of the device.
+                    torch.cuda.current_stream().synchronize()
+                return images / (time.monotonic() - start)
+
+            still = feed.next_batch()
+            rate(lambda: still, 2.0), rate(feed.next_batch, 2.0)
+            rates = [(rate(lambda: still, 1.5), rate(feed.next_batch, 1.5)) for _ in range(3)]
+            alone, fed = sorted(rates, key=lambda pair: pair[1] / pair[0])[1]
+            checks.note(f"{model}, bf16, 256 at {size}²: {fed:,.0f} images/s from mixd, {fed / alone:.3f} of what one batch that stays gives", "measured")
+            feed.close()
+            del still
     finally:
         daemon.kill()
 
@@ -352,6 +411,7 @@ def main() -> None:
         missing = [name for name in ("mixd-tests", "mixd-torch") if not (options.pack / name).exists()]
         if missing:
             checks.note(f"what needs {' and '.join(missing)}", "left out")
+        data = many(folder, 2 if options.quick else 48)
         if "library" in options.only and tests.exists():
             with checks.check("the property, the goldens and the driver's objects (tests of the library)", 150):
                 found = {"MIXD_REFERENCE": str(options.pack / "reference")} if (options.pack / "reference").exists() else {}
@@ -366,7 +426,10 @@ def main() -> None:
         elif "torch" in options.only:
             checks.note("what needs torch on the device", "left out")
         if "speed" in options.only:
-            speed(checks, mixd, folder, options.quick)
+            speed(checks, mixd, data, options.quick)
+        if "train" in options.only and with_torch and importlib.util.find_spec("torchvision") and checks.has_time("training loops"):
+            with checks.check("training loops", 90):
+                trains(checks, mixd, folder, data)
         for mixer in ("cuda", "torch", "cpu"):
             train = ["train", "--device=cuda", f"--mixer={mixer}", "--epochs=3", "--batch-size=16", "--lr=0.02"]
             name = f"mixd {' '.join(train[:3])}"
@@ -377,9 +440,9 @@ def main() -> None:
     sys.exit(1 if checks.wrong else 0)
 
 
-def speed(checks: Checks, mixd: Path, folder: Path, quick: bool) -> None:
+def speed(checks: Checks, mixd: Path, data: Path, quick: bool) -> None:
     """What a batch costs, by its way."""
-    data, figures, rows = many(folder, 2 if quick else 48), {}, [["", *COLUMNS]]
+    figures, rows = {}, [["", *COLUMNS]]
     for name, more in SPEED.items():
         if not checks.has_time(f"measuring {name}"):
             continue

@@ -250,12 +250,15 @@ impl Bench {
         let counted = || rounds.iter().flat_map(|round| &round.trainers);
         let over = |figure: &dyn Fn(&Round) -> Option<f64>| median(rounds.iter().filter_map(figure).collect());
         let on_device = self.batch_device() != Device::Cpu;
+        let mixed_on_device = self.pipeline.batch_device() != Device::Cpu;
         let resident = self.pipeline.device_cache != Cache::Off;
-        // What a batch on a device must move at least: its samples once over the bus, or, of those that are there, read and written once.
+        // What a batch that a device mixes must move at least: where it goes back to main memory, itself; else its samples once over the bus,
+        // or, of those that are there, read and written once.
         let (sample_bytes, image_bytes) = (self.size.values() as f64, (self.size.values() * self.dtype.bytes()) as f64);
         let ceiling = |round: &Round| {
             round.ceiling.as_ref().map(|at| match &at.device {
                 _ if !warm => at.decode,
+                Some(device) if !on_device => device.copy_back / image_bytes,
                 Some(device) if resident => device.copy / (sample_bytes + image_bytes),
                 Some(device) => device.host_copy / sample_bytes,
                 None => at.write,
@@ -294,11 +297,12 @@ impl Bench {
             "ceiling_images_per_s": over(&ceiling),
             "share_of_ceiling": over(&|round| Some(round.images_per_s() / ceiling(round)?)),
             "ceiling": over(&ceiling).map(|_| json!({
-                "kind": match (warm, on_device, resident) {
+                "kind": match (warm, mixed_on_device, on_device, resident) {
                     (false, ..) => "decode + resize",
-                    (true, false, _) => "memory write",
-                    (true, true, true) => "device memory copy",
-                    (true, true, false) => "pinned copy to the device",
+                    (true, false, ..) => "memory write",
+                    (true, true, false, _) => "pinned copy from the device",
+                    (true, true, true, true) => "device memory copy",
+                    (true, true, true, false) => "pinned copy to the device",
                 },
                 "decode_images_per_s": over(&|round| Some(round.ceiling.as_ref()?.decode)),
                 "memory_write_images_per_s": over(&|round| Some(round.ceiling.as_ref()?.write)),
@@ -323,7 +327,7 @@ impl Bench {
                 "images_per_s": images_per_s,
                 "of_rust": over(&|round| Some(round.python.as_ref()?.images_per_s() / round.images_per_s())),
             })),
-            "device": (self.pipeline.batch_device() != Device::Cpu).then(|| {
+            "device": mixed_on_device.then(|| {
                 let ceiling = |of: fn(&DeviceMeasured) -> f64| over(&|round| round.ceiling.as_ref()?.device.as_ref().map(of));
                 json!({
                     "ordinal": self.pipeline.device.to_string(),
@@ -334,6 +338,7 @@ impl Bench {
                     "on_device_bytes_per_image": moved(|moved| moved.on_device_bytes),
                     "copy_bytes_per_s": ceiling(|at| at.copy),
                     "host_copy_bytes_per_s": ceiling(|at| at.host_copy),
+                    "copy_back_bytes_per_s": ceiling(|at| at.copy_back),
                     "kernel_images_per_s": ceiling(|at| at.kernel),
                     "kernel_share_of_copy": over(&|round| {
                         let device = round.ceiling.as_ref()?.device.as_ref()?;
@@ -519,7 +524,8 @@ fn table(result: &Value) -> String {
             let share = 100.0 * bytes("kernel_share_of_copy");
             row("the device", name.to_owned());
             row("  copies in its memory", format!("{:.1} GB/s, read and written", bytes("copy_bytes_per_s") / 1e9));
-            row("  copies to it", format!("{:.1} GB/s from pinned memory", bytes("host_copy_bytes_per_s") / 1e9));
+            let (to, back) = (bytes("host_copy_bytes_per_s"), bytes("copy_back_bytes_per_s"));
+            row("  copies to it, and back", format!("{:.1} and {:.1} GB/s, pinned memory", to / 1e9, back / 1e9));
             row("  the kernel alone", format!("{kernel:.0} images/s, {share:.0} % of what copies move"));
         }
     }

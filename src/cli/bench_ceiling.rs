@@ -38,7 +38,7 @@ pub struct Measured {
     pub decode: f64,
     /// Images a second: writing finished images to the slots of a ring.
     pub write: f64,
-    /// Of the CUDA device that batches lie on.
+    /// Of the CUDA device that mixes.
     pub device: Option<DeviceMeasured>,
     /// Microseconds until a sleeping thread is awake that nothing keeps from running: what the kernel takes for a hand-over.
     pub wake_us: Vec<f64>,
@@ -53,6 +53,8 @@ pub struct DeviceMeasured {
     pub copy: f64,
     /// Bytes a second of copies from pinned main memory.
     pub host_copy: f64,
+    /// Bytes a second of copies to it.
+    pub copy_back: f64,
     /// Images a second that the kernel alone mixes.
     pub kernel: f64,
 }
@@ -71,7 +73,7 @@ impl<'a> Ceiling<'a> {
         let batch_bytes = spec.batch_size as usize * spec.format().image_bytes();
         let slots = (0..spec.slots).map(|_| vec![1; batch_bytes]).collect();
         #[cfg(feature = "cuda")]
-        let device = match spec.device {
+        let device = match pipeline.batch_device() {
             Device::Cuda(ordinal) => Some(DeviceCeiling::new(ordinal, &spec)?),
             Device::Cpu => None,
         };

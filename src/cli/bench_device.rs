@@ -107,7 +107,7 @@ impl DeviceCeiling {
             partner_factor: [(1.0 - lambda) / 64.0; 3],
             offset: [-1.5; 3],
             cut: [0; 4],
-            flags: cuda::Row::MIXED,
+            flags: 0,
         };
         let mut rows_of_all = Vec::with_capacity(BATCHES * rows);
         for _ in 0..BATCHES {
@@ -135,7 +135,7 @@ impl DeviceCeiling {
         Ok(Self { stream, format, rows, kernels, _samples: samples, orders, slots, slots_count, copies, host, gpu })
     }
 
-    /// Measures for about half a second.
+    /// Measures for a little more than half a second.
     #[expect(unsafe_code, reason = "queues copies and kernels")]
     pub fn measure(&mut self) -> Result<DeviceMeasured, CudaError> {
         let [from, to] = &self.copies;
@@ -144,6 +144,8 @@ impl DeviceCeiling {
         let copy = self.rate(&|_| unsafe { self.stream.copy(from.address(), to.address(), to.bytes()) })?;
         // SAFETY: as above.
         let host_copy = self.rate(&|_| unsafe { self.stream.upload(self.host.as_ptr(), to.address(), host_bytes) })?;
+        // SAFETY: as above.
+        let back = self.rate(&|_| unsafe { self.stream.download(from.address(), self.host.as_ptr(), host_bytes) })?;
         let orders_bytes = (self.rows * size_of::<cuda::Row>()) as u64;
         let kernel = self.rate(&|turn| {
             let orders = self.orders.address() + (turn % BATCHES) as u64 * orders_bytes;
@@ -155,6 +157,7 @@ impl DeviceCeiling {
             name: self.gpu.name().to_owned(),
             copy: copy * 2.0 * to.bytes() as f64,
             host_copy: host_copy * host_bytes as f64,
+            copy_back: back * host_bytes as f64,
             kernel: kernel * self.rows as f64,
         })
     }

@@ -10,15 +10,18 @@ use std::sync::{Arc, PoisonError};
 
 const SOURCE: &str = include_str!("kernels.cu");
 
-/// Threads of a block.
-const BLOCK: u32 = 256;
-/// Chunks of 16 bytes that a thread has under way at once (`AHEAD` in `kernels.cu`).
+/// Threads of a block (`BLOCK` in `kernels.cu`).
+const BLOCK: u32 = 128;
+/// Bytes that a thread stores at once.
+const CHUNK: usize = 16;
+/// Chunks that a thread has under way at once (`AHEAD` in `kernels.cu`).
 const AHEAD: usize = 4;
-/// Blocks that copy one sample from main memory: enough to keep the bus busy, few enough that a batch fits the device at once.
-const FETCH_BLOCKS: u32 = 4;
+/// Blocks that copy samples from main memory, each one after the other: enough to keep the bus busy, few enough that a batch is mixed beside
+/// them.
+const FETCH_BLOCKS: u32 = 32;
 
-/// The most rows that a grid may have.
-const GRID_ROWS: u32 = 65_535;
+/// The most lines that a grid may have.
+const GRID_LINES: usize = 65_535;
 
 /// The newest compute capability that every NVRTC of CUDA 12 knows. Newer devices are given PTX for it, which the driver compiles, where it is
 /// as new as that NVRTC is; the others machine code, which any driver of CUDA's major version takes.
@@ -40,7 +43,7 @@ pub struct Kernels {
 pub struct Row {
     /// The own sample on the device: u8 `[3, H, W]`, 16-byte aligned.
     pub own: u64,
-    /// The partner's; not read where neither `MIXED` nor `CUT` is set.
+    /// The partner's; the own one where it has no part in the row.
     pub partner: u64,
     /// A, B and C of each channel: a value is `(A·u_own + B·u_partner) + C`.
     pub own_factor: [f32; 3],
@@ -55,14 +58,12 @@ pub struct Row {
 }
 
 impl Row {
-    /// The partner has a weight.
-    pub const MIXED: u32 = 1;
     /// There is a box.
-    pub const CUT: u32 = 2;
+    pub const CUT: u32 = 1;
     /// The own sample is flipped.
-    pub const FLIP: u32 = 4;
+    pub const FLIP: u32 = 2;
     /// The partner is.
-    pub const PARTNER_FLIP: u32 = 8;
+    pub const PARTNER_FLIP: u32 = 4;
 }
 
 /// A sample's way to the device, as `fetch` reads it.
@@ -83,8 +84,8 @@ struct Batch {
     out: u64,
     height: u32,
     width: u32,
-    len: u32,
-    reserved: u32,
+    /// 2⁴⁰ / chunks of a line, rounded up; 0 where a line is not whole chunks.
+    of_line: u64,
 }
 
 /// The parameter of `fetch`.
@@ -177,12 +178,18 @@ impl Kernels {
         len: usize,
     ) -> Result<(), CudaError> {
         let size = format.image_size;
-        let chunks = format.image_bytes().div_ceil(16);
-        let ahead = if format.layout == Layout::Nchw { AHEAD } else { 1 };
-        let blocks = chunks.div_ceil(BLOCK as usize * ahead) as u32;
-        let batch = Batch { rows, out, height: size.height, width: size.width, len: len as u32, reserved: 0 };
+        let (chunks, count) = (format.image_bytes().div_ceil(CHUNK), (CHUNK / format.dtype.bytes()) as u32);
+        let is_whole = size.width.is_multiple_of(count);
+        let of_thread = match format.layout {
+            _ if !is_whole => 1,
+            Layout::Nchw => AHEAD,
+            Layout::Nhwc => 3,
+        };
+        let lines = chunks.div_ceil(BLOCK as usize * of_thread).min(GRID_LINES) as u32;
+        let of_line = if is_whole { (1 << 40) / u64::from(size.width / count) + 1 } else { 0 };
+        let batch = Batch { rows, out, height: size.height, width: size.width, of_line };
         // SAFETY: as this function.
-        unsafe { stream.launch(&self.mix, (blocks, (len as u32).min(GRID_ROWS)), BLOCK, batch) }
+        unsafe { stream.launch(&self.mix, (len as u32, lines), BLOCK, batch) }
     }
 
     /// Queues copies of `bytes` bytes each from pinned main memory, listed on the device at `list`.
@@ -192,6 +199,6 @@ impl Kernels {
     pub unsafe fn fetch(&self, stream: &Stream, list: u64, len: usize, bytes: usize) -> Result<(), CudaError> {
         let copies = Copies { list, len: len as u32, bytes: bytes as u32 };
         // SAFETY: as this function.
-        unsafe { stream.launch(&self.fetch, (FETCH_BLOCKS, (len as u32).min(GRID_ROWS)), BLOCK, copies) }
+        unsafe { stream.launch(&self.fetch, ((len as u32).min(FETCH_BLOCKS), 1), BLOCK, copies) }
     }
 }

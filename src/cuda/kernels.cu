@@ -17,7 +17,8 @@ typedef unsigned long long u64;
 template <class T> HERE T *at(u64 address) { return (T *)address; }
 // Through the read-only cache: nothing that a kernel reads changes while it runs (a sample that two batches bring may be written again, as it is).
 template <class T> HERE T read(u64 address) { return __ldg(at<const T>(address)); }
-HERE u32 swap_bytes(u32 word) { return __byte_perm(word, 0, 0x0123); }
+// Past the caches' order: nothing reads what was written before the caches need the room, and samples stay in them for the rows that mix them.
+HERE void store(u64 address, uint4 words) { __stcs(at<uint4>(address), words); }
 
 HERE u32 half_bits(float value) {
   u16 bits;
@@ -30,17 +31,18 @@ HERE u32 half_bits(float value) {
 
 // One row of a batch, 64 bytes (src/mix/cuda.rs writes it).
 struct Row {
-  u64 own, partner;                                      // samples, u8 [3, H, W], 16-byte aligned
+  u64 own, partner;                                      // samples, u8 [3, H, W], 16-byte aligned; both are read
   float own_factor[3], partner_factor[3], offset[3];     // A, B, C of each channel
   u16 top, bottom, left, right;                          // the box that shows the partner
   u32 flags;
 };
-enum { MIXED = 1, CUT = 2, FLIP = 4, PARTNER_FLIP = 8 };
+enum { CUT = 1, FLIP = 2, PARTNER_FLIP = 4 };
 
 struct Batch {
   u64 rows; // Row [B]
   u64 out;  // [B, 3, H, W] or [B, H, W, 3], 16-byte aligned
-  u32 height, width, len;
+  u32 height, width;
+  u64 of_line; // 2⁴⁰ / chunks of a line, rounded up: multiplying by it divides by them
 };
 
 // Element types: how many make 16 bytes, and how values become words of 32 bits.
@@ -76,22 +78,22 @@ struct BF16 {
 struct U8 {
   enum { COUNT = 16, BYTES = 1 };
   // Adding 1.5·2²³ rounds a small positive number to an integer, ties to even, in the lowest bits.
-  HERE u32 bits(float value) { return __float_as_uint(__fadd_rn(value, 12582912.0f)) & 255; }
-  HERE u32 four(const float *v) { return bits(v[0]) | bits(v[1]) << 8 | bits(v[2]) << 16 | bits(v[3]) << 24; }
+  HERE u32 bits(float value) { return __float_as_uint(__fadd_rn(value, 12582912.0f)); }
+  HERE u32 pair(float low, float high) { return __byte_perm(bits(low), bits(high), 0x0040); }
+  HERE u32 four(const float *v) { return __byte_perm(pair(v[0], v[1]), pair(v[2], v[3]), 0x5410); }
   HERE uint4 pack(const float *v) { return make_uint4(four(v), four(v + 4), four(v + 8), four(v + 12)); }
 };
+
+// The bits of 2²³. Those of 2²³ + u, u a byte, differ in their lowest eight only.
+enum : u32 { TWO_23 = 0x4B000000 };
 
 // COUNT neighbouring bytes of a sample.
 template <int COUNT> struct Bytes {
   u32 words[COUNT / 4];
-  THERE u32 byte(int i) const { return words[i / 4] >> 8 * (i % 4) & 255; }
-  THERE void reverse() {
-#pragma unroll
-    for (int i = 0; i < (COUNT / 4 + 1) / 2; i++) {
-      const u32 word = swap_bytes(words[i]);
-      words[i] = swap_bytes(words[COUNT / 4 - 1 - i]);
-      words[COUNT / 4 - 1 - i] = word;
-    }
+  // One of them, in 2²³; the last is the first where they are flipped.
+  THERE u32 byte(int i, bool flipped) const {
+    const u32 word = words[i / 4], last = words[COUNT / 4 - 1 - i / 4];
+    return __byte_perm(flipped ? last : word, TWO_23, 0x7440 + (flipped ? 3 - i % 4 : i % 4));
   }
 };
 HERE void load(u64 address, Bytes<4> &to) { to.words[0] = read<u32>(address); }
@@ -106,60 +108,79 @@ HERE void load(u64 address, Bytes<16> &to) {
 
 HERE float factor(const float *channels, u32 channel) { return channel == 0 ? channels[0] : channel == 1 ? channels[1] : channels[2]; }
 
+// A factor times a byte, rounded once: what 2²³ adds to the product is exact, and taken away before anything is rounded.
+HERE float times(float factor, u32 byte_of_2_23) { return __fmaf_rn(factor, __uint_as_float(byte_of_2_23), -8388608.0f * factor); }
+
 // With a box C is added to the own value or the partner's alone: B is 0 then, and `partner` adds an exact 0.
-HERE float mixed(float a, float b, float c, u32 own, u32 partner) {
-  return __fadd_rn(__fadd_rn(__fmul_rn(a, __uint2float_rn(own)), __fmul_rn(b, __uint2float_rn(partner))), c);
-}
+HERE float mixed(float a, float b, float c, u32 own, u32 partner) { return __fadd_rn(__fadd_rn(times(a, own), times(b, partner)), c); }
 
 HERE bool in_box(const Row &row, u32 y, u32 x) { return y >= row.top && y < row.bottom && x >= row.left && x < row.right; }
 
-// Chunks that a thread has under way at once.
+// Neighbouring values of one channel that make 16 bytes, of both samples. Lines are whole chunks.
+template <class E> struct Chunk {
+  u32 channel, y, x;
+  Bytes<E::COUNT> own, partner;
+  THERE void load(const Batch &batch, const Row &row, u32 of_channel, u32 nth) {
+    channel = of_channel, y = nth * batch.of_line >> 40, x = nth * E::COUNT - y * batch.width;
+    const u32 line = (channel * batch.height + y) * batch.width, mirrored = batch.width - E::COUNT - x;
+    ::load(row.own + line + (row.flags & FLIP ? mirrored : x), own);
+    ::load(row.partner + line + (row.flags & PARTNER_FLIP ? mirrored : x), partner);
+  }
+  // To every STEP-th of `values`.
+  template <bool CUTS, int STEP> THERE void mix(const Row &row, float *values) const {
+    const float a = factor(row.own_factor, channel), b = factor(row.partner_factor, channel), c = factor(row.offset, channel);
+#pragma unroll
+    for (int i = 0; i < E::COUNT; i++) {
+      u32 u = own.byte(i, row.flags & FLIP), v = partner.byte(i, row.flags & PARTNER_FLIP);
+      if (CUTS) u = in_box(row, y, x + i) ? v : u;
+      values[STEP * i] = mixed(a, b, c, u, v);
+    }
+  }
+};
+
+// Chunks that a thread has under way at once where they lie in planes.
 enum { AHEAD = 4 };
 
-// [3, H, W] where whole chunks lie in a line: 4, 8 or 16 bytes of either sample make 16 bytes. PLAIN: neither flipped nor cut.
-template <class E, bool PLAIN> HERE void planes(const Batch &batch, const Row &row, u32 at_row) {
-  const u32 width = batch.width, pixels = batch.height * width, chunks = 3 * pixels / E::COUNT;
-  const u64 out = batch.out + (u64)at_row * 3 * pixels * E::BYTES;
-  const bool reads_partner = row.flags & (MIXED | CUT);
-  for (u32 first = blockIdx.x * blockDim.x * AHEAD + threadIdx.x; first < chunks; first += gridDim.x * blockDim.x * AHEAD) {
-    Bytes<E::COUNT> own[AHEAD], partner[AHEAD];
+// [3, H, W].
+template <class E, bool CUTS> HERE void planes(const Batch &batch, const Row &row, u64 out) {
+  const u32 of_channel = batch.height * batch.width / E::COUNT, chunks = 3 * of_channel;
+  for (u32 first = blockIdx.y * blockDim.x * AHEAD + threadIdx.x; first < chunks; first += gridDim.y * blockDim.x * AHEAD) {
+    Chunk<E> chunk[AHEAD];
 #pragma unroll
-    for (int ahead = 0; ahead < AHEAD; ahead++) {
-      const u32 value = (first + ahead * blockDim.x) * E::COUNT;
-      if (value >= 3 * pixels) continue;
-      const u32 x = PLAIN ? 0 : value % width, flipped = PLAIN ? 0 : value - x + width - E::COUNT - x;
-      load(row.own + (!PLAIN && row.flags & FLIP ? flipped : value), own[ahead]);
-      if (reads_partner) load(row.partner + (!PLAIN && row.flags & PARTNER_FLIP ? flipped : value), partner[ahead]);
+    for (int i = 0; i < AHEAD; i++) {
+      const u32 nth = first + i * blockDim.x, channel = (nth >= of_channel) + (nth >= 2 * of_channel);
+      if (nth < chunks) chunk[i].load(batch, row, channel, nth - channel * of_channel);
     }
 #pragma unroll
-    for (int ahead = 0; ahead < AHEAD; ahead++) {
-      const u32 value = (first + ahead * blockDim.x) * E::COUNT;
-      if (value >= 3 * pixels) continue;
-      const u32 channel = (value >= pixels) + (value >= 2 * pixels);
-      const float a = factor(row.own_factor, channel), b = factor(row.partner_factor, channel), c = factor(row.offset, channel);
-      u32 y = 0, x = 0;
-      if (!PLAIN) {
-        if (row.flags & FLIP) own[ahead].reverse();
-        if (row.flags & PARTNER_FLIP) partner[ahead].reverse();
-        y = (value - channel * pixels) / width, x = value % width;
-      }
+    for (int i = 0; i < AHEAD; i++) {
+      const u32 nth = first + i * blockDim.x;
+      if (nth >= chunks) continue;
       float values[E::COUNT];
-#pragma unroll
-      for (int i = 0; i < E::COUNT; i++) {
-        u32 u = own[ahead].byte(i), v = reads_partner ? partner[ahead].byte(i) : 0;
-        if (!PLAIN && row.flags & CUT) u = in_box(row, y, x + i) ? v : u;
-        values[i] = mixed(a, b, c, u, v);
-      }
-      *at<uint4>(out + (u64)value * E::BYTES) = E::pack(values);
+      chunk[i].template mix<CUTS, 1>(row, values);
+      store(out + 16ull * nth, E::pack(values));
     }
   }
 }
 
+// [H, W, 3]: a chunk of each channel makes 48 bytes.
+template <class E, bool CUTS> HERE void pixels(const Batch &batch, const Row &row, u64 out) {
+  const u32 chunks = batch.height * batch.width / E::COUNT;
+  for (u32 nth = blockIdx.y * blockDim.x + threadIdx.x; nth < chunks; nth += gridDim.y * blockDim.x) {
+    Chunk<E> chunk[3];
+    float values[3 * E::COUNT];
+#pragma unroll
+    for (int channel = 0; channel < 3; channel++) chunk[channel].load(batch, row, channel, nth);
+#pragma unroll
+    for (int channel = 0; channel < 3; channel++) chunk[channel].template mix<CUTS, 3>(row, values + channel);
+#pragma unroll
+    for (int i = 0; i < 3; i++) store(out + 48ull * nth + 16 * i, E::pack(values + i * E::COUNT));
+  }
+}
+
 // Any shape and order: values are gathered one by one, and stored 16 bytes at a time where they begin aligned.
-template <class E, bool TOGETHER> HERE void values_in_turn(const Batch &batch, const Row &row, u32 at_row) {
+template <class E, bool TOGETHER> HERE void values_in_turn(const Batch &batch, const Row &row, u64 out) {
   const u32 width = batch.width, pixels = batch.height * width, chunks = (3 * pixels + E::COUNT - 1) / E::COUNT;
-  const u64 out = batch.out + (u64)at_row * 3 * pixels * E::BYTES;
-  for (u32 chunk = blockIdx.x * blockDim.x + threadIdx.x; chunk < chunks; chunk += gridDim.x * blockDim.x) {
+  for (u32 chunk = blockIdx.y * blockDim.x + threadIdx.x; chunk < chunks; chunk += gridDim.y * blockDim.x) {
     float values[E::COUNT];
 #pragma unroll
     for (int i = 0; i < E::COUNT; i++) {
@@ -176,13 +197,13 @@ template <class E, bool TOGETHER> HERE void values_in_turn(const Batch &batch, c
       }
       u32 plane = channel * pixels;
       u32 u = read<u8>(shows_partner ? row.partner + plane + partner : row.own + plane + own);
-      u32 v = row.flags & MIXED ? read<u8>(row.partner + plane + partner) : 0;
-      values[i] = mixed(factor(row.own_factor, channel), factor(row.partner_factor, channel), factor(row.offset, channel), u, v);
+      u32 v = read<u8>(row.partner + plane + partner);
+      values[i] = mixed(factor(row.own_factor, channel), factor(row.partner_factor, channel), factor(row.offset, channel), TWO_23 + u, TWO_23 + v);
     }
     const uint4 packed = E::pack(values);
     const u64 to = out + (u64)chunk * 16;
     if (to % 16 == 0 && (chunk + 1) * E::COUNT <= 3 * pixels) {
-      *at<uint4>(to) = packed;
+      store(to, packed);
     } else {
       const u32 words[4] = {packed.x, packed.y, packed.z, packed.w};
       // Constant indices, so that the words stay in registers.
@@ -198,14 +219,21 @@ template <class E, bool TOGETHER> HERE void values_in_turn(const Batch &batch, c
   }
 }
 
-// ELEMENT is F32, F16, BF16 or U8; PIXELS is 1 where a pixel's three values lie together. A row of the grid makes an image, or several.
-extern "C" __global__ void mix(Batch batch) {
-  for (u32 at_row = blockIdx.y; at_row < batch.len; at_row += gridDim.y) {
-    const Row row = *at<const Row>(batch.rows + at_row * sizeof(Row));
-    if (PIXELS || batch.width % ELEMENT::COUNT) values_in_turn<ELEMENT, PIXELS>(batch, row, at_row);
-    else if (row.flags & (CUT | FLIP | PARTNER_FLIP)) planes<ELEMENT, false>(batch, row, at_row);
-    else planes<ELEMENT, true>(batch, row, at_row);
-  }
+// Threads of a block, and how many blocks a multiprocessor is to have at once at least: 64 registers each, else the compiler takes more, or so
+// few that it loads a thread's chunks one after the other. 16 bytes of a chunk need more of them.
+enum { BLOCK = 128, BLOCKS = ELEMENT::COUNT == 16 ? 1 : 8 };
+
+// ELEMENT is F32, F16, BF16 or U8; PIXELS is 1 where a pixel's three values lie together. A column of the grid makes an image. Blocks begin
+// line by line of the grid: what is read of samples while one part of every image is made, each of them twice, fits the caches.
+extern "C" __launch_bounds__(BLOCK, BLOCKS) __global__ void mix(Batch batch) {
+  const Row row = *at<const Row>(batch.rows + blockIdx.x * sizeof(Row));
+  const u64 out = batch.out + blockIdx.x * (3ull * ELEMENT::BYTES) * batch.height * batch.width;
+  const bool cuts = row.flags & CUT;
+  if (batch.width % ELEMENT::COUNT) values_in_turn<ELEMENT, PIXELS>(batch, row, out);
+  else if (PIXELS && cuts) pixels<ELEMENT, true>(batch, row, out);
+  else if (PIXELS) pixels<ELEMENT, false>(batch, row, out);
+  else if (cuts) planes<ELEMENT, true>(batch, row, out);
+  else planes<ELEMENT, false>(batch, row, out);
 }
 
 // A sample's way to the device.
@@ -218,21 +246,20 @@ struct Copies {
   u32 len, bytes;
 };
 
-// A row of the grid copies a sample, or several: kernels reading pinned memory keep the bus busier than a copy of 50 KB each.
+// A block copies a sample, then another: kernels reading pinned memory keep the bus busier than a copy of 50 KB each.
 extern "C" __global__ void fetch(Copies copies) {
-  for (u32 nth = blockIdx.y; nth < copies.len; nth += gridDim.y) {
+  for (u32 nth = blockIdx.x; nth < copies.len; nth += gridDim.x) {
     const Copy copy = *at<const Copy>(copies.list + nth * sizeof(Copy));
-    const u32 whole = copy.from % 16 == 0 ? copies.bytes / 16 : 0, step = gridDim.x * blockDim.x;
-    for (u32 first = blockIdx.x * blockDim.x + threadIdx.x; first < whole; first += step * AHEAD) {
+    const u32 whole = copy.from % 16 == 0 ? copies.bytes / 16 : 0;
+    for (u32 first = threadIdx.x; first < whole; first += blockDim.x * AHEAD) {
       uint4 words[AHEAD];
 #pragma unroll
-      for (int ahead = 0; ahead < AHEAD; ahead++)
-        if (first + ahead * step < whole) words[ahead] = *at<const uint4>(copy.from + 16ull * (first + ahead * step));
+      for (int i = 0; i < AHEAD; i++)
+        if (first + i * blockDim.x < whole) words[i] = *at<const uint4>(copy.from + 16ull * (first + i * blockDim.x));
 #pragma unroll
-      for (int ahead = 0; ahead < AHEAD; ahead++)
-        if (first + ahead * step < whole) *at<uint4>(copy.to + 16ull * (first + ahead * step)) = words[ahead];
+      for (int i = 0; i < AHEAD; i++)
+        if (first + i * blockDim.x < whole) *at<uint4>(copy.to + 16ull * (first + i * blockDim.x)) = words[i];
     }
-    for (u32 byte = 16 * whole + blockIdx.x * blockDim.x + threadIdx.x; byte < copies.bytes; byte += step)
-      *at<u8>(copy.to + byte) = *at<const u8>(copy.from + byte);
+    for (u32 byte = 16 * whole + threadIdx.x; byte < copies.bytes; byte += blockDim.x) *at<u8>(copy.to + byte) = *at<const u8>(copy.from + byte);
   }
 }

@@ -7,6 +7,7 @@
 #define THERE inline
 #define __global__
 #define __device__
+#define __launch_bounds__(...)
 
 struct dim3 { unsigned x, y, z; };
 struct alignas(8) uint2 { unsigned x, y; };
@@ -31,11 +32,23 @@ template <class T> static inline T *at(unsigned long long address) {
 }
 template <class T> static inline T read(unsigned long long address) { return *at<const T>(address); }
 
-static inline unsigned swap_bytes(unsigned word) { return __builtin_bswap32(word); }
+static inline void store(unsigned long long address, uint4 words) { *at<uint4>(address) = words; }
+
+static inline unsigned __byte_perm(unsigned low, unsigned high, unsigned select) {
+  const unsigned long long bytes = (unsigned long long)high << 32 | low;
+  unsigned word = 0;
+  for (int i = 0; i < 4; i++) word |= (unsigned)(bytes >> 8 * (select >> 4 * i & 7) & 255) << 8 * i;
+  return word;
+}
 static inline unsigned __float_as_uint(float value) {
   unsigned word;
   memcpy(&word, &value, 4);
   return word;
+}
+static inline float __uint_as_float(unsigned word) {
+  float value;
+  memcpy(&value, &word, 4);
+  return value;
 }
 static inline unsigned half_bits(float value) {
   _Float16 half = (_Float16)value;
@@ -44,9 +57,8 @@ static inline unsigned half_bits(float value) {
   return bits;
 }
 // Compiled without contraction: each is rounded by itself.
-static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fadd_rn(float a, float b) { return a + b; }
-static inline float __uint2float_rn(unsigned value) { return (float)value; }
+static inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 extern "C" void on_cpu_launch(void (*kernel)(const void *), const void *parameters, dim3 grid, dim3 block,
                               bool (*find)(unsigned long long, unsigned long long *, unsigned long long *)) {

@@ -332,22 +332,48 @@ def trains(checks: Checks, mixd: Path, folder: Path, data: Path) -> None:
                 while time.monotonic() - start < seconds:
                     batch = next_batch()
                     optimizer.zero_grad(set_to_none=True)
-                    loss_of(net(batch.x.torch()), batch).backward()
+                    loss_of(net(batch.x), batch).backward()
                     optimizer.step()
                     images += len(batch.lam)
-                    # Not more than a step ahead of the device.
-                    torch.cuda.current_stream().synchronize()
+                torch.cuda.synchronize()
                 return images / (time.monotonic() - start)
 
-            still = feed.next_batch()
-            rate(lambda: still, 2.0), rate(feed.next_batch, 2.0)
-            rates = [(rate(lambda: still, 1.5), rate(feed.next_batch, 1.5)) for _ in range(3)]
+            still = feed.next_batch().to("cuda")
+            still.x = still.x.clone()
+            rate(lambda: still, 1.0), rate(lambda: feed.next_batch().to("cuda"), 1.0)
+            rates = [(rate(lambda: still, 1.0), rate(lambda: feed.next_batch().to("cuda"), 1.0)) for _ in range(3)]
             alone, fed = sorted(rates, key=lambda pair: pair[1] / pair[0])[1]
             checks.note(f"{model}, bf16, 256 at {size}²: {fed:,.0f} images/s from mixd, {fed / alone:.3f} of what one batch that stays gives", "measured")
             feed.close()
-            del still
     finally:
         daemon.kill()
+
+
+def in_the_trainer(checks: Checks) -> None:
+    """The same batches made by torch, of samples that are all on the device, by a process that does nothing else."""
+    import torch
+
+    samples = torch.randint(0, 256, (9469, 3, 128, 128), dtype=torch.uint8, device="cuda")
+    mean, std = (torch.tensor(three, device="cuda").view(3, 1, 1) for three in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+
+    def mix(own: torch.Tensor, partner: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
+        both = (lam * samples[own] + (1 - lam) * samples[partner]) / 255
+        return ((both - mean) / std).to(torch.bfloat16)
+
+    for name, function in {"torch's operations": mix, "torch.compile": torch.compile(mix)}.items():
+        with checks.check(f"measuring {name} in the trainer", 60):
+            own = [torch.randperm(9469, device="cuda")[:256] for _ in range(32)]
+            partner, lam = [one[torch.randperm(256, device="cuda")] for one in own], torch.rand(32, 256, 1, 1, 1, device="cuda")
+            rates = []
+            for _ in range(4):
+                start, batches = time.monotonic(), 0
+                while time.monotonic() - start < 0.5:
+                    for at in range(32):
+                        function(own[at], partner[at], lam[at])
+                    torch.cuda.synchronize()
+                    batches += 32
+                rates.append(256 * batches / (time.monotonic() - start))
+            checks.note(f"{name} in the trainer, bf16, 256: {sorted(rates[1:])[1]:,.0f} images/s", "measured")
 
 
 def many(folder: Path, copies: int) -> Path:
@@ -428,6 +454,7 @@ def main() -> None:
         if "speed" in options.only:
             speed(checks, mixd, data, options.quick)
         if "train" in options.only and with_torch and importlib.util.find_spec("torchvision") and checks.has_time("training loops"):
+            in_the_trainer(checks)
             with checks.check("training loops", 90):
                 trains(checks, mixd, folder, data)
         for mixer in ("cuda", "torch", "cpu"):

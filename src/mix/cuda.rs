@@ -1,9 +1,9 @@
 //! The CUDA mixer: samples that are on the device already, or are copied there once, and one kernel that makes the batch of them, in a slot on
 //! the device or in memory from which it is copied into a slot of main memory.
 //!
-//! A batch's samples come in a stream of their own, its bus: while the device mixes a batch, or still waits for its samples, the processor lists
-//! the next one's, and its bus brings them. The values are the CPU mixer's, to the bit: the kernel computes with the same factors in the same
-//! order (`cuda/kernels.cu`).
+//! Samples have a stream of their own, the bus: while the device mixes a batch, or still waits for its samples, the processor lists the next
+//! one's, and the bus brings them after those of the first. The values are the CPU mixer's, to the bit: the kernel computes with the same
+//! factors in the same order (`cuda/kernels.cu`).
 #![expect(unsafe_code, reason = "queues work that reads and writes memory later")]
 
 use super::cpu::Factors;
@@ -22,6 +22,8 @@ pub struct CudaMixer {
     kernels: Arc<Kernels>,
     /// The store's samples on this device.
     resident: Option<Arc<cuda::Resident>>,
+    /// Brings samples to the device, of one batch after the other.
+    bus: Stream,
     /// The batch that is mixed next, and the one after it.
     ways: [Way; 2],
     /// Whether the first of them is on its way.
@@ -53,8 +55,10 @@ pub struct Sizes {
 
 /// A batch on its way to the device.
 struct Way {
-    /// Brings its samples; those of two batches at once, so that the bus is never idle between them.
-    bus: Stream,
+    /// Brings its orders: ahead of its samples' turn, so that the bus need not wait for them.
+    post: Stream,
+    /// The orders are on the device.
+    ordered: Event,
     /// What the kernels are told: rows, then copies; in main memory and on the device.
     orders: PinnedMemory,
     orders_on_device: DeviceMemory,
@@ -84,7 +88,8 @@ impl Way {
         let context = gpu.context();
         let orders_bytes = sizes.rows * size_of::<cuda::Row>() + sizes.samples * size_of::<cuda::Copy>();
         Ok(Self {
-            bus: Stream::new(context)?,
+            post: Stream::new(context)?,
+            ordered: Event::new(context)?,
             orders: PinnedMemory::new(context, orders_bytes)?,
             orders_on_device: DeviceMemory::new(context, orders_bytes)?,
             staging: DeviceMemory::new(context, sizes.staged * cuda::stride(sample_bytes))?,
@@ -196,22 +201,24 @@ impl Way {
     }
 
     /// Queues what was listed.
-    fn send(&mut self, kernels: &Kernels, sample_bytes: usize) -> Result<(), CudaError> {
+    fn send(&mut self, bus: &Stream, kernels: &Kernels, sample_bytes: usize) -> Result<(), CudaError> {
         let (rows_bytes, bytes) = self.orders_bytes();
         let memory = &mut self.orders.bytes_mut()[..bytes];
         cast_slice_mut(&mut memory[..rows_bytes]).copy_from_slice(&self.rows);
         cast_slice_mut(&mut memory[rows_bytes..]).copy_from_slice(&self.copies);
         let on_device = self.orders_on_device.address();
-        // SAFETY: everything named stays until the mixer, which waits for the bus, goes, and unchanged until the batch is mixed: what lies in
+        // SAFETY: everything named stays until the mixer, which waits for both streams, goes, and unchanged until the batch is mixed: what lies in
         // main memory are these orders, the bounce memory, and pinned rows of the store, which the resident store keeps and nobody rewrites.
         // The copies go to the resident store and to the staging memory, which has room for every sample of a batch.
-        unsafe {
-            self.bus.upload(self.orders.as_ptr(), on_device, bytes)?;
-            if !self.copies.is_empty() {
-                kernels.fetch(&self.bus, on_device + rows_bytes as u64, self.copies.len(), sample_bytes)?;
-            }
+        unsafe { self.post.upload(self.orders.as_ptr(), on_device, bytes) }?;
+        if self.copies.is_empty() {
+            return self.arrived.record(&self.post);
         }
-        self.arrived.record(&self.bus)
+        self.ordered.record(&self.post)?;
+        bus.wait_for(&self.ordered)?;
+        // SAFETY: as above.
+        unsafe { kernels.fetch(bus, on_device + rows_bytes as u64, self.copies.len(), sample_bytes) }?;
+        self.arrived.record(bus)
     }
 }
 
@@ -241,6 +248,7 @@ impl CudaMixer {
             format,
             kernels: gpu.kernels((format.dtype, format.layout))?,
             resident,
+            bus: Stream::new(context)?,
             ways: [way()?, way()?],
             is_sent: false,
             stream: Stream::new(context)?,
@@ -255,7 +263,7 @@ impl CudaMixer {
     fn send(&mut self, way: usize, rows: &[Row<'_>]) -> Result<(), CudaError> {
         let way = &mut self.ways[way];
         way.list(&self.gpu, self.resident.as_deref(), &self.format, rows)?;
-        way.send(&self.kernels, self.format.image_size.values())
+        way.send(&self.bus, &self.kernels, self.format.image_size.values())
     }
 
     /// Queues the mix of the first batch on its way, and its copy to main memory.
@@ -285,7 +293,7 @@ impl CudaMixer {
 impl Drop for CudaMixer {
     fn drop(&mut self) {
         // A batch that is never mixed may be on its way, and one that was mixed half may be under way.
-        for stream in self.ways.iter().map(|way| &way.bus).chain([&self.stream]) {
+        for stream in [&self.ways[0].post, &self.ways[1].post, &self.bus, &self.stream] {
             let _ = stream.synchronize();
         }
     }
@@ -339,7 +347,8 @@ impl Mixer for CudaMixer {
         self.is_sent = matches!(sent, Some(Ok(())));
         // It is sent again when its turn comes, and what is wrong said then.
         if let Some(Err(_)) = sent {
-            self.ways[0].bus.synchronize()?;
+            self.ways[0].post.synchronize()?;
+            self.bus.synchronize()?;
         }
         Ok(())
     }

@@ -92,14 +92,15 @@ class Tensors(_Movable):
     @classmethod
     def of(cls, batch: Batch, device: Device, non_blocking: bool = False) -> "Tensors":
         """A batch on a device. Where `x` is there already it stays, leased for as long as it is there."""
+        # All but `x` never waits for what is queued on the device: memory that is not pinned is read before a copy's call returns.
         return cls(
             x=batch.x.to(device, non_blocking=non_blocking),
-            label_a=batch.label_a.to(device, non_blocking=non_blocking),
-            label_b=batch.label_b.to(device, non_blocking=non_blocking),
-            lam=batch.lam.to(device, non_blocking=non_blocking),
-            partner=batch.partner.to(device, non_blocking=non_blocking),
-            sample_id=batch.sample_id.to(device, torch.int64, non_blocking=non_blocking),
-            partner_id=batch.partner_id.to(device, torch.int64, non_blocking=non_blocking),
+            label_a=batch.label_a.to(device, non_blocking=True),
+            label_b=batch.label_b.to(device, non_blocking=True),
+            lam=batch.lam.to(device, non_blocking=True),
+            partner=batch.partner.to(device, non_blocking=True),
+            sample_id=batch.sample_id.to(device, torch.int64, non_blocking=True),
+            partner_id=batch.partner_id.to(device, torch.int64, non_blocking=True),
             epoch=batch.epoch,
             index=batch.index,
             batches=batch.batches,
@@ -170,11 +171,13 @@ class MixedLoss(nn.Module):
         """The loss of logits `[B, C]`: `[]`, or `[B]` where the reduction is none."""
         if isinstance(target, Tensor):
             return self._as(self.reduction)(logits, target)
-        label_a: Tensor = target.label_a.to(logits.device)
+        # Towards the processor a copy must be waited for; towards a device nobody waits for the logits that are still to come.
+        ahead = logits.device.type != "cpu"
+        label_a: Tensor = target.label_a.to(logits.device, non_blocking=ahead)
         if not self.training:
             return self._as(self.reduction)(logits, label_a)
-        label_b: Tensor = target.label_b.to(logits.device)
-        lam: Tensor = target.lam.to(logits.device)
+        label_b: Tensor = target.label_b.to(logits.device, non_blocking=ahead)
+        lam: Tensor = target.lam.to(logits.device, non_blocking=ahead)
         each = self._as("none")
         own, partner = each(logits, label_a), each(logits, label_b)
         if own.shape != lam.shape:

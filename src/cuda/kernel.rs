@@ -84,7 +84,7 @@ struct Batch {
     out: u64,
     height: u32,
     width: u32,
-    /// 2⁴⁰ / chunks of a line, rounded up; 0 where a line is not whole chunks.
+    /// The next number above 2⁴⁰ / chunks of a line; 0 where a line is not whole chunks.
     of_line: u64,
 }
 

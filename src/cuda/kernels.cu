@@ -17,7 +17,7 @@ typedef unsigned long long u64;
 template <class T> HERE T *at(u64 address) { return (T *)address; }
 // Through the read-only cache: nothing that a kernel reads changes while it runs (a sample that two batches bring may be written again, as it is).
 template <class T> HERE T read(u64 address) { return __ldg(at<const T>(address)); }
-// Past the caches' order: nothing reads what was written before the caches need the room, and samples stay in them for the rows that mix them.
+// To leave the caches first: what is stored is read later, if at all, and samples are to stay there until all rows that show them are made.
 HERE void store(u64 address, uint4 words) { __stcs(at<uint4>(address), words); }
 
 HERE u32 half_bits(float value) {
@@ -42,7 +42,7 @@ struct Batch {
   u64 rows; // Row [B]
   u64 out;  // [B, 3, H, W] or [B, H, W, 3], 16-byte aligned
   u32 height, width;
-  u64 of_line; // 2⁴⁰ / chunks of a line, rounded up: multiplying by it divides by them
+  u64 of_line; // the next number above 2⁴⁰ / chunks of a line: multiplying by it divides by them
 };
 
 // Element types: how many make 16 bytes, and how values become words of 32 bits.

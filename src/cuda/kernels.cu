@@ -219,9 +219,10 @@ template <class E, bool TOGETHER> HERE void values_in_turn(const Batch &batch, c
   }
 }
 
-// Threads of a block, and how many blocks a multiprocessor is to have at once at least, so that the compiler spends 64 registers on each thread:
-// with more of them too few loads are under way, with fewer it loads a thread's chunks one after the other. Chunks of 16 bytes take 80.
-enum { BLOCK = 128, BLOCKS = ELEMENT::COUNT == 16 ? 6 : 8 };
+// Threads of a block, and how many blocks a multiprocessor is to have at once at least: the most for which the compiler still keeps everything
+// in registers. Left to itself it spends more of them, and fewer loads are under way; or, on other kernels, so few that a thread's loads wait for
+// each other.
+enum { BLOCK = 128, BLOCKS = ELEMENT::COUNT == 16 ? 5 : 7 };
 
 // ELEMENT is F32, F16, BF16 or U8; PIXELS is 1 where a pixel's three values lie together. A column of the grid makes an image. Blocks begin
 // line by line of the grid: what is read of samples while one part of every image is made, each of them twice, fits the caches.

@@ -220,8 +220,8 @@ template <class E, bool TOGETHER> HERE void values_in_turn(const Batch &batch, c
 }
 
 // Threads of a block, and how many blocks a multiprocessor is to have at once at least: the most for which the compiler still keeps everything
-// in registers. Left to itself it spends more of them, and fewer loads are under way; or, on other kernels, so few that a thread's loads wait for
-// each other.
+// in registers. Left to itself it spends more of them, so that fewer loads are under way, or (on pixels) so few that a thread's loads wait for each
+// other.
 enum { BLOCK = 128, BLOCKS = ELEMENT::COUNT == 16 ? 5 : 7 };
 
 // ELEMENT is F32, F16, BF16 or U8; PIXELS is 1 where a pixel's three values lie together. A column of the grid makes an image. Blocks begin

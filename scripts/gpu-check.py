@@ -9,7 +9,6 @@ is left out and said so). Nothing waits for ever: each check has its time, and t
 import argparse
 import contextlib
 import faulthandler
-import importlib.util
 import json
 import os
 import shutil
@@ -107,6 +106,20 @@ class Checks:
             # A check around this one goes on.
             signal.alarm(rest and max(1, round(rest - (time.monotonic() - start))))
         self.note(name, outcome, time.monotonic() - start)
+
+    @contextlib.contextmanager
+    def others(self, name: str, seconds: int) -> Iterator[None]:
+        """A measurement beside others' programs, which this machine may lack what it takes for: left out then."""
+        if not self.has_time(name):
+            return
+        rest = signal.alarm(seconds)
+        start = time.monotonic()
+        try:
+            yield
+        except Exception as error:
+            self.note(f"{name}: {type(error).__name__}: {str(error)[:200]}", "left out")
+        finally:
+            signal.alarm(rest and max(1, round(rest - (time.monotonic() - start))))
 
     @property
     def wrong(self) -> int:
@@ -338,6 +351,9 @@ def trains(checks: Checks, mixd: Path, folder: Path, data: Path) -> None:
                 torch.cuda.synchronize()
                 return images / (time.monotonic() - start)
 
+            # Everything is there from the second epoch on.
+            for _ in range(len(feed)):
+                feed.next_batch()
             still = feed.next_batch().to("cuda")
             still.x = still.x.clone()
             rate(lambda: still, 1.0), rate(lambda: feed.next_batch().to("cuda"), 1.0)
@@ -353,15 +369,16 @@ def in_the_trainer(checks: Checks) -> None:
     """The same batches made by torch, of samples that are all on the device, by a process that does nothing else."""
     import torch
 
-    samples = torch.randint(0, 256, (9469, 3, 128, 128), dtype=torch.uint8, device="cuda")
     mean, std = (torch.tensor(three, device="cuda").view(3, 1, 1) for three in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 
-    def mix(own: torch.Tensor, partner: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
+    def mix(samples: torch.Tensor, own: torch.Tensor, partner: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
         both = (lam * samples[own] + (1 - lam) * samples[partner]) / 255
         return ((both - mean) / std).to(torch.bfloat16)
 
-    for name, function in {"torch's operations": mix, "torch.compile": torch.compile(mix)}.items():
-        with checks.check(f"measuring {name} in the trainer", 60):
+    for name in ("torch's operations", "torch.compile"):
+        with checks.others(f"{name} in the trainer", 60):
+            function = torch.compile(mix) if name == "torch.compile" else mix
+            samples = torch.randint(0, 256, (9469, 3, 128, 128), dtype=torch.uint8, device="cuda")
             own = [torch.randperm(9469, device="cuda")[:256] for _ in range(32)]
             partner, lam = [one[torch.randperm(256, device="cuda")] for one in own], torch.rand(32, 256, 1, 1, 1, device="cuda")
             rates = []
@@ -369,7 +386,7 @@ def in_the_trainer(checks: Checks) -> None:
                 start, batches = time.monotonic(), 0
                 while time.monotonic() - start < 0.5:
                     for at in range(32):
-                        function(own[at], partner[at], lam[at])
+                        function(samples, own[at], partner[at], lam[at])
                     torch.cuda.synchronize()
                     batches += 32
                 rates.append(256 * batches / (time.monotonic() - start))
@@ -453,10 +470,17 @@ def main() -> None:
             checks.note("what needs torch on the device", "left out")
         if "speed" in options.only:
             speed(checks, mixd, data, options.quick)
-        if "train" in options.only and with_torch and importlib.util.find_spec("torchvision") and checks.has_time("training loops"):
+        if "train" in options.only and with_torch:
             in_the_trainer(checks)
-            with checks.check("training loops", 90):
-                trains(checks, mixd, folder, data)
+            if checks.has_time("training loops"):
+                with checks.check("training loops", 90):
+                    try:
+                        trains(checks, mixd, folder, data)
+                    except (ImportError, torch.OutOfMemoryError) as error:
+                        checks.note(f"training loops: {error}", "left out")
+            torch.cuda.empty_cache()
+        elif "train" in options.only:
+            checks.note("training, which needs torch on the device", "left out")
         for mixer in ("cuda", "torch", "cpu"):
             train = ["train", "--device=cuda", f"--mixer={mixer}", "--epochs=3", "--batch-size=16", "--lr=0.02"]
             name = f"mixd {' '.join(train[:3])}"

@@ -15,6 +15,8 @@ pub const SLOTS_MAX: u32 = 1_024;
 pub const WORLD_SIZE_MAX: u32 = 256;
 /// Seconds that a trainer may be allowed to keep others waiting: a day.
 pub const MAX_LAG_S_MAX: f64 = 86_400.0;
+/// Bound of `std`: what a byte is multiplied by, times 2²³, is to be finite in f32.
+pub const STD_MIN: f32 = 1e-30;
 
 /// Whether every image has a λ of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -319,10 +321,10 @@ impl FeedSpec {
                 "three finite numbers".to_owned(),
             ),
             (
-                self.std.iter().all(|&v| v.is_finite() && v > 0.0),
+                self.std.iter().all(|&v| v.is_finite() && v >= STD_MIN),
                 "std",
                 format!("{:?}", self.std),
-                "three positive numbers".to_owned(),
+                format!("three numbers of {STD_MIN:e} or more"),
             ),
             (
                 self.mix.alpha().is_none_or(|alpha| alpha.is_finite() && alpha > 0.0),
@@ -406,6 +408,7 @@ mod tests {
             ("smoothing", FeedSpec { smoothing: 1.0, ..train }),
             ("mean", FeedSpec { mean: [0.0, f32::NAN, 0.0], ..train }),
             ("std", FeedSpec { std: [0.1, 0.0, 0.1], ..train }),
+            ("std", FeedSpec { std: [0.1, 1e-31, 0.1], ..train }),
             ("alpha", FeedSpec { mix: mixup(0.0), ..train }),
             ("alpha", FeedSpec { mix: mixup(f64::INFINITY), ..train }),
             ("alpha", FeedSpec { mix: Mix::CutMix(CutMix { alpha: -1.0, ..CutMix::default() }), ..train }),

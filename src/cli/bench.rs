@@ -10,7 +10,7 @@ use crate::control::proto;
 use crate::pipeline::in_flight;
 use crate::ring::now_ns;
 use crate::sampler::Sampler;
-use crate::types::{Device, Dtype, ImageSize};
+use crate::types::{Device, Dtype, ImageSize, Split};
 use anyhow::Context;
 use clap::Args;
 use serde_json::{Value, json};
@@ -178,7 +178,7 @@ impl Bench {
         drop(trainers);
         drop(daemon);
         let first_batch_ms = first_batch_ns.saturating_sub(started_ns) as f64 / 1e6;
-        let result = self.result(&rounds, first_batch_ms, median(attach_ms));
+        let result = self.result(&rounds, dataset.samples(Split::Train).len(), first_batch_ms, median(attach_ms));
         if self.json {
             println!("{result}")
         } else {
@@ -245,7 +245,9 @@ impl Bench {
         Ok(Trainer { child, lines })
     }
 
-    fn result(&self, rounds: &[Round], first_batch_ms: f64, attach_ms: Option<f64>) -> Value {
+    fn result(&self, rounds: &[Round], samples: usize, first_batch_ms: f64, attach_ms: Option<f64>) -> Value {
+        // The last batch of an epoch may be shorter.
+        let of_batch = samples as f64 / samples.div_ceil(self.batch_size as usize) as f64;
         let warm = self.pipeline.cache != Cache::Off;
         let counted = || rounds.iter().flat_map(|round| &round.trainers);
         let over = |figure: &dyn Fn(&Round) -> Option<f64>| median(rounds.iter().filter_map(figure).collect());
@@ -267,7 +269,7 @@ impl Bench {
         let moved = |of: fn(&proto::Moved) -> u64| {
             over(&|round: &Round| {
                 let bytes = |status: &proto::Status| status.moved.as_ref().map_or(0, of);
-                let mixed = round.mixed_images(self.batch_size);
+                let mixed = round.mixed_images(of_batch);
                 (mixed > 0.0).then(|| (bytes(&round.after) - bytes(&round.before)) as f64 / mixed)
             })
         };
@@ -287,7 +289,7 @@ impl Bench {
                 "images_per_s": round.images_per_s(), "ceiling_images_per_s": ceiling(round),
             })).collect::<Vec<_>>(),
             "cpu_seconds": rounds.iter().map(Round::cpu_seconds).sum::<f64>(),
-            "cpu_ms_per_1000_images": over(&|round| round.cpu_ms_per_1000_images(self.batch_size)),
+            "cpu_ms_per_1000_images": over(&|round| round.cpu_ms_per_1000_images(of_batch)),
             "trainer_cpu_seconds": counted().map(|one| one.cpu_seconds).sum::<f64>(),
             "peak_rss_mb": last.peak_rss_bytes as f64 / 1e6,
             "store_mb": last.stores.iter().map(|store| store.bytes).sum::<u64>() as f64 / 1e6,
@@ -316,11 +318,11 @@ impl Bench {
             "alone": over(&|round| Some(round.alone.as_ref()?.images_per_s())).map(|images_per_s| json!({
                 "images_per_s": images_per_s,
                 "cpu_ms_per_1000_images":
-                    over(&|round| round.alone.as_ref()?.cpu_ms_per_1000_images(self.batch_size)),
+                    over(&|round| round.alone.as_ref()?.cpu_ms_per_1000_images(of_batch)),
                 "slowest_trainer_of_alone": over(&|round| Some(round.slowest() / round.alone.as_ref()?.images_per_s())),
                 "cpu_of_alone": over(&|round| {
-                    let alone = round.alone.as_ref()?.cpu_ms_per_1000_images(self.batch_size)?;
-                    Some(round.cpu_ms_per_1000_images(self.batch_size)? / alone)
+                    let alone = round.alone.as_ref()?.cpu_ms_per_1000_images(of_batch)?;
+                    Some(round.cpu_ms_per_1000_images(of_batch)? / alone)
                 }),
             })),
             "python": over(&|round| Some(round.python.as_ref()?.images_per_s())).map(|images_per_s| json!({
@@ -412,14 +414,15 @@ impl Round {
         self.after.cpu_s - self.before.cpu_s
     }
 
-    /// Images that the daemon mixed. It runs ahead of trainers by what is in flight, so its work is set against these.
-    fn mixed_images(&self, batch_size: u32) -> f64 {
+    /// Images that the daemon mixed, of batches that have so many on average. It runs ahead of trainers by what is in flight, so its work is set
+    /// against these.
+    fn mixed_images(&self, of_batch: f64) -> f64 {
         let mixed = |status: &proto::Status| status.stages.iter().find(|s| s.name == "mix").map_or(0, |s| s.items);
-        (mixed(&self.after) - mixed(&self.before)) as f64 * f64::from(batch_size)
+        (mixed(&self.after) - mixed(&self.before)) as f64 * of_batch
     }
 
-    fn cpu_ms_per_1000_images(&self, batch_size: u32) -> Option<f64> {
-        let images = self.mixed_images(batch_size);
+    fn cpu_ms_per_1000_images(&self, of_batch: f64) -> Option<f64> {
+        let images = self.mixed_images(of_batch);
         (images > 0.0).then(|| self.cpu_seconds() * 1e6 / images)
     }
 }

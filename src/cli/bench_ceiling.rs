@@ -53,7 +53,7 @@ pub struct DeviceMeasured {
     pub copy: f64,
     /// Bytes a second of copies from pinned main memory.
     pub host_copy: f64,
-    /// Bytes a second of copies to it.
+    /// Bytes a second of copies to pinned main memory.
     pub copy_back: f64,
     /// Images a second that the kernel alone mixes.
     pub kernel: f64,
@@ -92,7 +92,7 @@ impl<'a> Ceiling<'a> {
         Ok(ceiling)
     }
 
-    /// Measures for about a second.
+    /// Measures for a second; for two where there is a device.
     ///
     /// # Errors
     /// When the device fails.

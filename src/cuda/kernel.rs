@@ -17,11 +17,11 @@ const CHUNK: usize = 16;
 /// Chunks that a thread has under way at once (`AHEAD` in `kernels.cu`).
 const AHEAD: usize = 4;
 /// Blocks that copy samples from main memory, each one after the other: enough to keep the bus busy, few enough that a batch is mixed beside
-/// them.
+/// them. Where samples begin anywhere a thread has a quarter of the bytes under way, so that there are four times as many blocks.
 const FETCH_BLOCKS: u32 = 32;
 
-/// The most lines that a grid may have.
-const GRID_LINES: usize = 65_535;
+/// The most lines that a grid may have; few in tests, whose images are small.
+const GRID_LINES: usize = if cfg!(test) { 2 } else { 65_535 };
 
 /// The newest compute capability that every NVRTC of CUDA 12 knows. Newer devices are given PTX for it, which the driver compiles, where it is
 /// as new as that NVRTC is; the others machine code, which any driver of CUDA's major version takes.
@@ -198,7 +198,8 @@ impl Kernels {
     /// As [`Kernels::mix`].
     pub unsafe fn fetch(&self, stream: &Stream, list: u64, len: usize, bytes: usize) -> Result<(), CudaError> {
         let copies = Copies { list, len: len as u32, bytes: bytes as u32 };
+        let blocks = if bytes.is_multiple_of(CHUNK) { FETCH_BLOCKS } else { 4 * FETCH_BLOCKS };
         // SAFETY: as this function.
-        unsafe { stream.launch(&self.fetch, ((len as u32).min(FETCH_BLOCKS), 1), BLOCK, copies) }
+        unsafe { stream.launch(&self.fetch, ((len as u32).min(blocks), 1), BLOCK, copies) }
     }
 }

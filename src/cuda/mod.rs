@@ -22,7 +22,7 @@ use cudarc::driver::{DriverError, result, sys};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-/// How long whoever waits for the device stays awake: falling asleep and waking takes tens of microseconds, a batch five.
+/// How long whoever waits for the device stays awake: falling asleep and waking takes tens of microseconds, and so does a batch.
 const AWAKE: Duration = Duration::from_micros(200);
 
 /// What went wrong on the way to a device, or on it.

@@ -22,7 +22,9 @@ pub struct CudaMixer {
     kernels: Arc<Kernels>,
     /// The store's samples on this device.
     resident: Option<Arc<cuda::Resident>>,
-    /// Brings samples to the device, of one batch after the other.
+    /// Brings orders to the device: ahead of their samples' turn, so that the bus need not wait for them.
+    post: Stream,
+    /// Brings samples, of one batch after the other.
     bus: Stream,
     /// The batch that is mixed next, and the one after it.
     ways: [Way; 2],
@@ -55,9 +57,7 @@ pub struct Sizes {
 
 /// A batch on its way to the device.
 struct Way {
-    /// Brings its orders: ahead of its samples' turn, so that the bus need not wait for them.
-    post: Stream,
-    /// The orders are on the device.
+    /// Its orders are on the device.
     ordered: Event,
     /// What the kernels are told: rows, then copies; in main memory and on the device.
     orders: PinnedMemory,
@@ -88,7 +88,6 @@ impl Way {
         let context = gpu.context();
         let orders_bytes = sizes.rows * size_of::<cuda::Row>() + sizes.samples * size_of::<cuda::Copy>();
         Ok(Self {
-            post: Stream::new(context)?,
             ordered: Event::new(context)?,
             orders: PinnedMemory::new(context, orders_bytes)?,
             orders_on_device: DeviceMemory::new(context, orders_bytes)?,
@@ -201,7 +200,7 @@ impl Way {
     }
 
     /// Queues what was listed.
-    fn send(&mut self, bus: &Stream, kernels: &Kernels, sample_bytes: usize) -> Result<(), CudaError> {
+    fn send(&mut self, [post, bus]: [&Stream; 2], kernels: &Kernels, sample_bytes: usize) -> Result<(), CudaError> {
         let (rows_bytes, bytes) = self.orders_bytes();
         let memory = &mut self.orders.bytes_mut()[..bytes];
         cast_slice_mut(&mut memory[..rows_bytes]).copy_from_slice(&self.rows);
@@ -210,11 +209,11 @@ impl Way {
         // SAFETY: everything named stays until the mixer, which waits for both streams, goes, and unchanged until the batch is mixed: what lies in
         // main memory are these orders, the bounce memory, and pinned rows of the store, which the resident store keeps and nobody rewrites.
         // The copies go to the resident store and to the staging memory, which has room for every sample of a batch.
-        unsafe { self.post.upload(self.orders.as_ptr(), on_device, bytes) }?;
+        unsafe { post.upload(self.orders.as_ptr(), on_device, bytes) }?;
         if self.copies.is_empty() {
-            return self.arrived.record(&self.post);
+            return self.arrived.record(post);
         }
-        self.ordered.record(&self.post)?;
+        self.ordered.record(post)?;
         bus.wait_for(&self.ordered)?;
         // SAFETY: as above.
         unsafe { kernels.fetch(bus, on_device + rows_bytes as u64, self.copies.len(), sample_bytes) }?;
@@ -248,6 +247,7 @@ impl CudaMixer {
             format,
             kernels: gpu.kernels((format.dtype, format.layout))?,
             resident,
+            post: Stream::new(context)?,
             bus: Stream::new(context)?,
             ways: [way()?, way()?],
             is_sent: false,
@@ -263,7 +263,14 @@ impl CudaMixer {
     fn send(&mut self, way: usize, rows: &[Row<'_>]) -> Result<(), CudaError> {
         let way = &mut self.ways[way];
         way.list(&self.gpu, self.resident.as_deref(), &self.format, rows)?;
-        way.send(&self.bus, &self.kernels, self.format.image_size.values())
+        way.send([&self.post, &self.bus], &self.kernels, self.format.image_size.values())
+    }
+
+    /// Waits for all that is under way, whatever becomes of it.
+    fn settle(&self) {
+        for stream in [&self.post, &self.bus, &self.stream] {
+            let _ = stream.synchronize();
+        }
     }
 
     /// Queues the mix of the first batch on its way, and its copy to main memory.
@@ -292,10 +299,8 @@ impl CudaMixer {
 
 impl Drop for CudaMixer {
     fn drop(&mut self) {
-        // A batch that is never mixed may be on its way, and one that was mixed half may be under way.
-        for stream in [&self.ways[0].post, &self.ways[1].post, &self.bus, &self.stream] {
-            let _ = stream.synchronize();
-        }
+        // A batch that is never mixed may be on its way.
+        self.settle();
     }
 }
 
@@ -316,7 +321,7 @@ impl Mixer for CudaMixer {
         next: Option<&mut Next<'_>>,
     ) -> Result<(), MixError> {
         if !self.is_sent {
-            self.send(0, rows)?;
+            self.send(0, rows).inspect_err(|_| self.settle())?;
         }
         self.is_sent = false;
         let made = self.ways[0].rows.len() * self.format.image_bytes();
@@ -331,10 +336,14 @@ impl Mixer for CudaMixer {
         if let Some(next) = next {
             next(&mut |rows| sent = Some(self.send(1, rows)));
         }
-        // What is left takes the device less time than a waiter takes to wake.
+        // Of samples that are there what is left takes the device less time than a waiter takes to wake.
         notice.iter().for_each(|notice| (notice.give)());
-        done.and_then(|()| self.done.wait()).or_else(|_| self.stream.synchronize())?;
-        queued?;
+        let mixed = done.and_then(|()| self.done.wait()).or_else(|_| self.stream.synchronize()).and(queued);
+        // What was not sent is sent again when its turn comes, and what is wrong said then.
+        if mixed.is_err() || matches!(sent, Some(Err(_))) {
+            self.settle();
+        }
+        mixed?;
         let way = &self.ways[0];
         if let Some(resident) = &self.resident {
             way.fresh.iter().for_each(|&row| resident.is_there(row));
@@ -345,11 +354,6 @@ impl Mixer for CudaMixer {
         self.moved.count(uploaded, downloaded, way.read * sample_bytes + made);
         self.ways.swap(0, 1);
         self.is_sent = matches!(sent, Some(Ok(())));
-        // It is sent again when its turn comes, and what is wrong said then.
-        if let Some(Err(_)) = sent {
-            self.ways[0].post.synchronize()?;
-            self.bus.synchronize()?;
-        }
         Ok(())
     }
 }
@@ -366,7 +370,6 @@ mod tests {
 
     #[test]
     fn the_largest_batch_is_mixed_to_its_last_row() {
-        // More rows than a grid has.
         let format = Format { image_size: ImageSize::square(1), dtype: Dtype::U8, ..FeedSpec::train().format() };
         let samples: Vec<[u8; 3]> =
             (0..BATCH_SIZE_MAX).map(|at| [at as u8, (at >> 8) as u8, (at >> 16) as u8]).collect();

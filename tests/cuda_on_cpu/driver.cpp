@@ -47,9 +47,10 @@ static size_t number(const char *name, size_t otherwise) {
 
 struct Context { int device; int retained = 0; };
 static std::mutex lock_all;
-static std::map<int, Context> contexts;
+// What is static is never destroyed, as threads may outlive statics: calls at a process's end find it as it was.
+static auto &contexts = *new std::map<int, Context>;
 static thread_local std::vector<Context *> current;
-static std::map<int, size_t> taken; // bytes of this process's on each device
+static auto &taken = *new std::map<int, size_t>; // bytes of this process's on each device
 
 static std::vector<int> visible() {
   std::vector<int> list;
@@ -170,7 +171,7 @@ struct Queue {
     changed.wait(guard, [this] { return work.empty() && !busy; });
   }
 };
-// Legacy default stream; never destroyed, as threads may outlive statics.
+// Legacy default stream.
 static Queue &queue(Queue *stream) {
   static Queue *legacy = new Queue;
   return stream && (uintptr_t)stream > 2 ? *stream : *legacy;
@@ -188,7 +189,7 @@ struct Event {
 typedef std::shared_ptr<Event> *EventHandle;
 
 extern "C" {
-static std::vector<Queue *> streams;
+static auto &streams = *new std::vector<Queue *>;
 Result cuStreamCreate(Queue **out, unsigned) {
   NEEDS_CONTEXT;
   std::lock_guard<std::mutex> guard(lock_all);
@@ -238,8 +239,8 @@ Result cuStreamWaitEvent(Queue *stream, EventHandle handle, unsigned) {
 
 // --- memory
 
-static std::map<Address, size_t> pinned;               // main memory that kernels may read
-static std::map<Address, std::pair<int, size_t>> plain; // device memory by biased address
+static auto &pinned = *new std::map<Address, size_t>;                // main memory that kernels may read
+static auto &plain = *new std::map<Address, std::pair<int, size_t>>; // device memory by biased address
 
 static bool find_pinned(Address address, Address *from, Address *to) {
   std::lock_guard<std::mutex> guard(lock_all);
@@ -337,7 +338,7 @@ Result cuMemcpy2DAsync_v2(const Copy2D *copy, Queue *stream) {
 // --- memory that processes share: a handle is a descriptor of a file in memory
 
 struct Handle { int file, device; size_t bytes; bool own; std::atomic<int> users; };
-static std::map<Address, std::pair<Handle *, size_t>> mapped;
+static auto &mapped = *new std::map<Address, std::pair<Handle *, size_t>>;
 static void release(Handle *handle) {
   if (--handle->users) return;
   if (handle->own) give(handle->device, handle->bytes);

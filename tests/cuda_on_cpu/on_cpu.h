@@ -56,7 +56,7 @@ static inline unsigned half_bits(float value) {
   memcpy(&bits, &half, 2);
   return bits;
 }
-// Compiled without contraction: each is rounded by itself.
+// Compiled without contraction: each is rounded once.
 static inline float __fadd_rn(float a, float b) { return a + b; }
 static inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 

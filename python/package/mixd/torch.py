@@ -92,7 +92,7 @@ class Tensors(_Movable):
     @classmethod
     def of(cls, batch: Batch, device: Device, non_blocking: bool = False) -> "Tensors":
         """A batch on a device. Where `x` is there already it stays, leased for as long as it is there."""
-        # All but `x` never waits for what is queued on the device: memory that is not pinned is read before a copy's call returns.
+        # What is small need not wait for what is queued on the device: of memory that is not pinned a copy is taken before the call returns.
         return cls(
             x=batch.x.to(device, non_blocking=non_blocking),
             label_a=batch.label_a.to(device, non_blocking=True),
@@ -115,6 +115,14 @@ class Tensors(_Movable):
 
     def __len__(self) -> int:
         return len(self.label_a)
+
+
+def _beside(values: Any, logits: Tensor) -> Tensor:
+    """On the device of the logits, and without waiting for them where that is safe: not from pinned memory, which is read later, and not towards
+    the processor."""
+    pinned = isinstance(values, Tensor) and values.is_pinned()
+    there: Tensor = values.to(logits.device, non_blocking=logits.device.type != "cpu" and not pinned)
+    return there
 
 
 class MixedLoss(nn.Module):
@@ -171,13 +179,10 @@ class MixedLoss(nn.Module):
         """The loss of logits `[B, C]`: `[]`, or `[B]` where the reduction is none."""
         if isinstance(target, Tensor):
             return self._as(self.reduction)(logits, target)
-        # Towards the processor a copy must be waited for; towards a device nobody waits for the logits that are still to come.
-        ahead = logits.device.type != "cpu"
-        label_a: Tensor = target.label_a.to(logits.device, non_blocking=ahead)
+        label_a = _beside(target.label_a, logits)
         if not self.training:
             return self._as(self.reduction)(logits, label_a)
-        label_b: Tensor = target.label_b.to(logits.device, non_blocking=ahead)
-        lam: Tensor = target.lam.to(logits.device, non_blocking=ahead)
+        label_b, lam = _beside(target.label_b, logits), _beside(target.lam, logits)
         each = self._as("none")
         own, partner = each(logits, label_a), each(logits, label_b)
         if own.shape != lam.shape:

@@ -118,8 +118,7 @@ class Tensors(_Movable):
 
 
 def _beside(values: Any, logits: Tensor) -> Tensor:
-    """On the device of the logits, and without waiting for them where that is safe: not from pinned memory, which is read later, and not towards
-    the processor."""
+    """On the device of the logits, without waiting for them: but from pinned memory, which is read later, and towards the processor."""
     pinned = isinstance(values, Tensor) and values.is_pinned()
     there: Tensor = values.to(logits.device, non_blocking=logits.device.type != "cpu" and not pinned)
     return there

@@ -73,6 +73,16 @@ def ran(command: list, seconds: float, **env: str) -> str:
     return done.stdout + done.stderr
 
 
+@contextlib.contextmanager
+def alarm(seconds: int) -> Iterator[None]:
+    """What is done within may take so long; an alarm around this one goes on afterwards."""
+    start, rest = time.monotonic(), signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(rest and max(1, round(rest - (time.monotonic() - start))))
+
+
 class Checks:
     """What was checked, and whether it was right; written down after each, whatever comes."""
 
@@ -96,15 +106,12 @@ class Checks:
     def check(self, name: str, seconds: int = 60) -> Iterator[None]:
         """One check, which may take so long: what is wrong is said, and the next one goes on."""
         start, outcome = time.monotonic(), "right"
-        rest = signal.alarm(seconds)
         try:
-            yield
+            with alarm(seconds):
+                yield
         except (Exception, SystemExit) as error:
             traceback.print_exc(limit=-2)
             outcome = f"WRONG: {type(error).__name__}: {error}"
-        finally:
-            # A check around this one goes on.
-            signal.alarm(rest and max(1, round(rest - (time.monotonic() - start))))
         self.note(name, outcome, time.monotonic() - start)
 
     @contextlib.contextmanager
@@ -112,14 +119,11 @@ class Checks:
         """A measurement beside others' programs, which this machine may lack what it takes for: left out then."""
         if not self.has_time(name):
             return
-        rest = signal.alarm(seconds)
-        start = time.monotonic()
         try:
-            yield
+            with alarm(seconds):
+                yield
         except Exception as error:
             self.note(f"{name}: {type(error).__name__}: {str(error)[:200]}", "left out")
-        finally:
-            signal.alarm(rest and max(1, round(rest - (time.monotonic() - start))))
 
     @property
     def wrong(self) -> int:

@@ -252,18 +252,17 @@ impl Bench {
         let counted = || rounds.iter().flat_map(|round| &round.trainers);
         let over = |figure: &dyn Fn(&Round) -> Option<f64>| median(rounds.iter().filter_map(figure).collect());
         let on_device = self.batch_device() != Device::Cpu;
-        let mixed_on_device = self.pipeline.batch_device() != Device::Cpu;
         let resident = self.pipeline.device_cache != Cache::Off;
         // What a batch that a device mixes must move at least: where it goes back to main memory, itself; else its samples once over the bus,
         // or, of those that are there, read and written once.
         let (sample_bytes, image_bytes) = (self.size.values() as f64, (self.size.values() * self.dtype.bytes()) as f64);
         let ceiling = |round: &Round| {
             round.ceiling.as_ref().map(|at| match &at.device {
-                _ if !warm => at.decode,
-                Some(device) if !on_device => device.copy_back / image_bytes,
-                Some(device) if resident => device.copy / (sample_bytes + image_bytes),
-                Some(device) => device.host_copy / sample_bytes,
-                None => at.write,
+                _ if !warm => ("decode + resize", at.decode),
+                Some(device) if !on_device => ("pinned copy from the device", device.copy_back / image_bytes),
+                Some(device) if resident => ("device memory copy", device.copy / (sample_bytes + image_bytes)),
+                Some(device) => ("pinned copy to the device", device.host_copy / sample_bytes),
+                None => ("memory write", at.write),
             })
         };
         let moved = |of: fn(&proto::Moved) -> u64| {
@@ -286,7 +285,7 @@ impl Bench {
             "images": counted().map(|one| one.images).sum::<u64>(),
             "seconds": rounds.iter().map(Round::seconds).sum::<f64>(),
             "rounds": rounds.iter().map(|round| json!({
-                "images_per_s": round.images_per_s(), "ceiling_images_per_s": ceiling(round),
+                "images_per_s": round.images_per_s(), "ceiling_images_per_s": ceiling(round).map(|(_, rate)| rate),
             })).collect::<Vec<_>>(),
             "cpu_seconds": rounds.iter().map(Round::cpu_seconds).sum::<f64>(),
             "cpu_ms_per_1000_images": over(&|round| round.cpu_ms_per_1000_images(of_batch)),
@@ -296,16 +295,10 @@ impl Bench {
             "rings_mb": last.feeds.iter().map(|feed| feed.ring_bytes).sum::<u64>() as f64 / 1e6,
             "first_batch_ms": first_batch_ms,
             "attach_ms": attach_ms,
-            "ceiling_images_per_s": over(&ceiling),
-            "share_of_ceiling": over(&|round| Some(round.images_per_s() / ceiling(round)?)),
-            "ceiling": over(&ceiling).map(|_| json!({
-                "kind": match (warm, mixed_on_device, on_device, resident) {
-                    (false, ..) => "decode + resize",
-                    (true, false, ..) => "memory write",
-                    (true, true, false, _) => "pinned copy from the device",
-                    (true, true, true, true) => "device memory copy",
-                    (true, true, true, false) => "pinned copy to the device",
-                },
+            "ceiling_images_per_s": over(&|round| Some(ceiling(round)?.1)),
+            "share_of_ceiling": over(&|round| Some(round.images_per_s() / ceiling(round)?.1)),
+            "ceiling": ceiling(&rounds[0]).map(|(kind, _)| json!({
+                "kind": kind,
                 "decode_images_per_s": over(&|round| Some(round.ceiling.as_ref()?.decode)),
                 "memory_write_images_per_s": over(&|round| Some(round.ceiling.as_ref()?.write)),
                 "wake_us_p50": wake_us_p50,
@@ -329,7 +322,7 @@ impl Bench {
                 "images_per_s": images_per_s,
                 "of_rust": over(&|round| Some(round.python.as_ref()?.images_per_s() / round.images_per_s())),
             })),
-            "device": mixed_on_device.then(|| {
+            "device": (self.pipeline.batch_device() != Device::Cpu).then(|| {
                 let ceiling = |of: fn(&DeviceMeasured) -> f64| over(&|round| round.ceiling.as_ref()?.device.as_ref().map(of));
                 json!({
                     "ordinal": self.pipeline.device.to_string(),

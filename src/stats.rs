@@ -1,7 +1,8 @@
 //! Counters of the pipeline's stages.
 
-use std::sync::Arc;
+use crate::mix::Moved;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// One stage, over all its threads.
@@ -54,28 +55,17 @@ impl Stage {
     }
 }
 
-/// Bytes that went over the bus of a CUDA device and through its memory, over all feeds.
-#[derive(Debug, Default)]
-pub struct Moved {
-    to_device: AtomicU64,
-    from_device: AtomicU64,
-    on_device: AtomicU64,
-}
-
-impl Moved {
-    /// Counts a batch: bytes to the device, from it, and, each sample of a row read once and each image written once, in its memory.
-    pub fn count(&self, to_device: usize, from_device: usize, on_device: usize) {
-        for (counter, bytes) in
-            [(&self.to_device, to_device), (&self.from_device, from_device), (&self.on_device, on_device)]
-        {
-            counter.fetch_add(bytes as u64, Relaxed);
-        }
-    }
-
-    /// What was counted so far, in the same order.
-    pub fn read(&self) -> [u64; 3] {
-        [&self.to_device, &self.from_device, &self.on_device].map(|counter| counter.load(Relaxed))
-    }
+/// Images that were mixed so far, and bytes that CUDA devices [moved](Moved) for them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Mixed {
+    /// On a device or not.
+    pub images: u64,
+    /// From main memory.
+    pub to_device_bytes: u64,
+    /// To main memory.
+    pub from_device_bytes: u64,
+    /// Within devices' memory.
+    pub on_device_bytes: u64,
 }
 
 /// The stages of the data's way.
@@ -87,14 +77,27 @@ pub struct Stats {
     pub decode: Stage,
     /// Mixing into slots; items are batches.
     pub mix: Stage,
-    /// What devices moved.
-    pub moved: Arc<Moved>,
+    mixed: Mutex<Mixed>,
 }
 
 impl Stats {
     /// Every stage with its name, in the order of the data's way.
     pub fn stages(&self) -> [(&'static str, &Stage); 3] {
         [("plan", &self.plan), ("decode", &self.decode), ("mix", &self.mix)]
+    }
+
+    /// Counts a mixed batch.
+    pub fn count_mixed(&self, images: usize, moved: Moved) {
+        let mut mixed = self.mixed.lock().unwrap_or_else(PoisonError::into_inner);
+        mixed.images += images as u64;
+        mixed.to_device_bytes += moved.to_device as u64;
+        mixed.from_device_bytes += moved.from_device as u64;
+        mixed.on_device_bytes += moved.on_device as u64;
+    }
+
+    /// What was mixed so far: whole batches.
+    pub fn mixed(&self) -> Mixed {
+        *self.mixed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

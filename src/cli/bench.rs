@@ -10,7 +10,7 @@ use crate::control::proto;
 use crate::pipeline::in_flight;
 use crate::ring::now_ns;
 use crate::sampler::Sampler;
-use crate::types::{Device, Dtype, ImageSize, Split};
+use crate::types::{Device, Dtype, ImageSize};
 use anyhow::Context;
 use clap::Args;
 use serde_json::{Value, json};
@@ -178,7 +178,7 @@ impl Bench {
         drop(trainers);
         drop(daemon);
         let first_batch_ms = first_batch_ns.saturating_sub(started_ns) as f64 / 1e6;
-        let result = self.result(&rounds, dataset.samples(Split::Train).len(), first_batch_ms, median(attach_ms));
+        let result = self.result(&rounds, first_batch_ms, median(attach_ms));
         if self.json {
             println!("{result}")
         } else {
@@ -245,9 +245,7 @@ impl Bench {
         Ok(Trainer { child, lines })
     }
 
-    fn result(&self, rounds: &[Round], samples: usize, first_batch_ms: f64, attach_ms: Option<f64>) -> Value {
-        // The last batch of an epoch may be shorter.
-        let of_batch = samples as f64 / samples.div_ceil(self.batch_size as usize) as f64;
+    fn result(&self, rounds: &[Round], first_batch_ms: f64, attach_ms: Option<f64>) -> Value {
         let warm = self.pipeline.cache != Cache::Off;
         let counted = || rounds.iter().flat_map(|round| &round.trainers);
         let over = |figure: &dyn Fn(&Round) -> Option<f64>| median(rounds.iter().filter_map(figure).collect());
@@ -265,13 +263,7 @@ impl Bench {
                 None => ("memory write", at.write),
             })
         };
-        let moved = |of: fn(&proto::Moved) -> u64| {
-            over(&|round: &Round| {
-                let bytes = |status: &proto::Status| status.moved.as_ref().map_or(0, of);
-                let mixed = round.mixed_images(of_batch);
-                (mixed > 0.0).then(|| (bytes(&round.after) - bytes(&round.before)) as f64 / mixed)
-            })
-        };
+        let moved = |of: fn(&proto::Mixed) -> u64| over(&|round| Some(round.mixed(of) / round.mixed_images()?));
         let handoff_us: Vec<f64> = counted().flat_map(|one| one.handoff_us.clone()).collect();
         let handoffs = handoff_us.len();
         let wake_us = rounds.iter().flat_map(|round| round.ceiling.iter().flat_map(|at| at.wake_us.clone())).collect();
@@ -288,7 +280,7 @@ impl Bench {
                 "images_per_s": round.images_per_s(), "ceiling_images_per_s": ceiling(round).map(|(_, rate)| rate),
             })).collect::<Vec<_>>(),
             "cpu_seconds": rounds.iter().map(Round::cpu_seconds).sum::<f64>(),
-            "cpu_ms_per_1000_images": over(&|round| round.cpu_ms_per_1000_images(of_batch)),
+            "cpu_ms_per_1000_images": over(&|round| round.cpu_ms_per_1000_images()),
             "trainer_cpu_seconds": counted().map(|one| one.cpu_seconds).sum::<f64>(),
             "peak_rss_mb": last.peak_rss_bytes as f64 / 1e6,
             "store_mb": last.stores.iter().map(|store| store.bytes).sum::<u64>() as f64 / 1e6,
@@ -310,12 +302,11 @@ impl Bench {
             "share": self.share,
             "alone": over(&|round| Some(round.alone.as_ref()?.images_per_s())).map(|images_per_s| json!({
                 "images_per_s": images_per_s,
-                "cpu_ms_per_1000_images":
-                    over(&|round| round.alone.as_ref()?.cpu_ms_per_1000_images(of_batch)),
+                "cpu_ms_per_1000_images": over(&|round| round.alone.as_ref()?.cpu_ms_per_1000_images()),
                 "slowest_trainer_of_alone": over(&|round| Some(round.slowest() / round.alone.as_ref()?.images_per_s())),
                 "cpu_of_alone": over(&|round| {
-                    let alone = round.alone.as_ref()?.cpu_ms_per_1000_images(of_batch)?;
-                    Some(round.cpu_ms_per_1000_images(of_batch)? / alone)
+                    let alone = round.alone.as_ref()?.cpu_ms_per_1000_images()?;
+                    Some(round.cpu_ms_per_1000_images()? / alone)
                 }),
             })),
             "python": over(&|round| Some(round.python.as_ref()?.images_per_s())).map(|images_per_s| json!({
@@ -328,9 +319,10 @@ impl Bench {
                     "ordinal": self.pipeline.device.to_string(),
                     "name": rounds[0].ceiling.as_ref().and_then(|at| at.device.as_ref()).map(|device| device.name.clone()),
                     "resident_mb": last.stores.iter().map(|store| store.device_bytes).sum::<u64>() as f64 / 1e6,
-                    "to_device_bytes_per_image": moved(|moved| moved.to_device_bytes),
-                    "from_device_bytes_per_image": moved(|moved| moved.from_device_bytes),
-                    "on_device_bytes_per_image": moved(|moved| moved.on_device_bytes),
+                    "to_device_bytes_per_image": moved(|mixed| mixed.to_device_bytes),
+                    "from_device_bytes_per_image": moved(|mixed| mixed.from_device_bytes),
+                    // Torch's operations are not counted.
+                    "on_device_bytes_per_image": moved(|mixed| mixed.on_device_bytes).filter(|&bytes| bytes > 0.0),
                     "copy_bytes_per_s": ceiling(|at| at.copy),
                     "host_copy_bytes_per_s": ceiling(|at| at.host_copy),
                     "copy_back_bytes_per_s": ceiling(|at| at.copy_back),
@@ -407,16 +399,19 @@ impl Round {
         self.after.cpu_s - self.before.cpu_s
     }
 
-    /// Images that the daemon mixed, of batches that have so many on average. It runs ahead of trainers by what is in flight, so its work is set
-    /// against these.
-    fn mixed_images(&self, of_batch: f64) -> f64 {
-        let mixed = |status: &proto::Status| status.stages.iter().find(|s| s.name == "mix").map_or(0, |s| s.items);
-        (mixed(&self.after) - mixed(&self.before)) as f64 * of_batch
+    /// What the daemon's mixers did in the round.
+    fn mixed(&self, of: fn(&proto::Mixed) -> u64) -> f64 {
+        let count = |status: &proto::Status| status.mixed.as_ref().map_or(0, of);
+        (count(&self.after) - count(&self.before)) as f64
     }
 
-    fn cpu_ms_per_1000_images(&self, of_batch: f64) -> Option<f64> {
-        let images = self.mixed_images(of_batch);
-        (images > 0.0).then(|| self.cpu_seconds() * 1e6 / images)
+    /// Images that the daemon mixed, if any. It runs ahead of trainers by what is in flight, so its work is set against these.
+    fn mixed_images(&self) -> Option<f64> {
+        Some(self.mixed(|mixed| mixed.images)).filter(|&images| images > 0.0)
+    }
+
+    fn cpu_ms_per_1000_images(&self) -> Option<f64> {
+        Some(self.cpu_seconds() * 1e6 / self.mixed_images()?)
     }
 }
 
@@ -514,7 +509,9 @@ fn table(result: &Value) -> String {
         let bytes = |key: &str| device[key].as_f64().unwrap_or(0.0);
         let (to, from) = (bytes("to_device_bytes_per_image"), bytes("from_device_bytes_per_image"));
         row("over the bus, an image", format!("{to:.0} bytes to the device, {from:.0} back"));
-        row("in its memory, an image", format!("{:.0} bytes", bytes("on_device_bytes_per_image")));
+        if let Some(bytes) = device["on_device_bytes_per_image"].as_f64() {
+            row("in its memory, an image", format!("{bytes:.0} bytes"));
+        }
         row("samples kept there", format!("{:.0} MB", bytes("resident_mb")));
         if let (Some(name), Some(kernel)) = (device["name"].as_str(), device["kernel_images_per_s"].as_f64()) {
             let share = 100.0 * bytes("kernel_share_of_copy");

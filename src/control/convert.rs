@@ -5,7 +5,7 @@ use super::proto;
 use crate::config::{CutMix, FeedSpec, Mix, Mixup, Share};
 use crate::dataset::Class;
 use crate::pipeline::{BadSample, StoreEntry};
-use crate::stats::{Moved, Stage};
+use crate::stats::{Mixed, Stage};
 use crate::types::{ImageSize, ParseError, Place, Start};
 use std::str::FromStr;
 
@@ -206,10 +206,10 @@ pub fn store(entry: &StoreEntry) -> proto::Store {
     }
 }
 
-/// The message of what devices moved.
-pub fn moved(moved: &Moved) -> proto::Moved {
-    let [to_device_bytes, from_device_bytes, on_device_bytes] = moved.read();
-    proto::Moved { to_device_bytes, from_device_bytes, on_device_bytes }
+/// The message of what was mixed.
+pub fn mixed(mixed: Mixed) -> proto::Mixed {
+    let Mixed { images, to_device_bytes, from_device_bytes, on_device_bytes } = mixed;
+    proto::Mixed { images, to_device_bytes, from_device_bytes, on_device_bytes }
 }
 
 /// The message of a bad sample.

@@ -302,7 +302,7 @@ impl Daemon {
             bad_samples: self.pipeline.bad_samples().iter().map(convert::bad_sample).collect(),
             stages: self.pipeline.stats().stages().map(|(name, stage)| convert::stage(name, stage)).to_vec(),
             draining: *self.draining.borrow(),
-            moved: Some(convert::moved(&self.pipeline.stats().moved)),
+            mixed: Some(convert::mixed(self.pipeline.stats().mixed())),
         }
     }
 }

@@ -15,7 +15,7 @@ mod avx2;
 mod avx512;
 
 use super::stores::Stores;
-use super::{Format, Helpers, MixError, Mixer, Next, Notice, Row, Target, compose};
+use super::{Format, Helpers, MixError, Mixer, Moved, Next, Notice, Row, Target, compose};
 use crate::types::{Dtype, Layout};
 use bytemuck::cast_slice_mut;
 use half::{bf16 as Bf16, f16 as F16};
@@ -140,7 +140,7 @@ impl Mixer for CpuMixer {
         target: Target<'_>,
         notice: Option<&Notice<'_>>,
         _: Option<&mut Next<'_>>,
-    ) -> Result<(), MixError> {
+    ) -> Result<Moved, MixError> {
         let out = target.memory();
         let Self { format, level, ref mut stores, part_bytes, cpus, ref helpers } = *self;
         assert_eq!(out.len(), rows.len() * format.image_bytes());
@@ -187,7 +187,7 @@ impl Mixer for CpuMixer {
             mix()
         }
         stores.note(start.elapsed(), rows.len());
-        Ok(())
+        Ok(Moved::default())
     }
 }
 

@@ -7,11 +7,10 @@
 #![expect(unsafe_code, reason = "queues work that reads and writes memory later")]
 
 use super::cpu::Factors;
-use super::{Format, MixError, Mixer, Next, Notice, Row, Target};
+use super::{Format, MixError, Mixer, Moved, Next, Notice, Row, Target};
 use crate::cuda::{
     self, CudaError, DeviceMemory, Event, Found, Gpu, Kernels, PinnedMemory, SlotMemory, Stream, WriterSlots,
 };
-use crate::stats::Moved;
 use bytemuck::cast_slice_mut;
 use std::sync::Arc;
 
@@ -33,7 +32,6 @@ pub struct CudaMixer {
     stream: Stream,
     done: Event,
     output: Output,
-    moved: Arc<Moved>,
 }
 
 /// Where batches go.
@@ -232,7 +230,6 @@ impl CudaMixer {
         sizes: Sizes,
         resident: Option<Arc<cuda::Resident>>,
         slots: Option<Arc<WriterSlots>>,
-        moved: Arc<Moved>,
     ) -> Result<Self, CudaError> {
         let context = gpu.context();
         let output = match slots {
@@ -254,7 +251,6 @@ impl CudaMixer {
             stream: Stream::new(context)?,
             done: Event::new(context)?,
             output,
-            moved,
             gpu: Arc::clone(gpu),
         })
     }
@@ -319,7 +315,7 @@ impl Mixer for CudaMixer {
         target: Target<'_>,
         notice: Option<&Notice<'_>>,
         next: Option<&mut Next<'_>>,
-    ) -> Result<(), MixError> {
+    ) -> Result<Moved, MixError> {
         if !self.is_sent {
             self.send(0, rows).inspect_err(|_| self.settle())?;
         }
@@ -349,12 +345,14 @@ impl Mixer for CudaMixer {
             way.fresh.iter().for_each(|&row| resident.is_there(row));
         }
         let sample_bytes = self.format.image_size.values();
-        let downloaded = if matches!(self.output, Output::Memory { .. }) { made } else { 0 };
-        let uploaded = way.orders_bytes().1 + way.copies.len() * sample_bytes;
-        self.moved.count(uploaded, downloaded, way.read * sample_bytes + made);
+        let moved = Moved {
+            to_device: way.orders_bytes().1 + way.copies.len() * sample_bytes,
+            from_device: if matches!(self.output, Output::Memory { .. }) { made } else { 0 },
+            on_device: way.read * sample_bytes + made,
+        };
         self.ways.swap(0, 1);
         self.is_sent = matches!(sent, Some(Ok(())));
-        Ok(())
+        Ok(moved)
     }
 }
 
@@ -376,7 +374,7 @@ mod tests {
         let rows: Vec<Row<'_>> = samples.iter().map(|sample| Row::new(sample, sample, 0.75)).collect();
         let mut out = vec![0; 3 * rows.len()];
         let sizes = Sizes { rows: rows.len(), samples: 2 * rows.len(), staged: 2 * rows.len() };
-        let mut mixer = CudaMixer::new(&fixtures::gpu(), format, sizes, None, None, Arc::default()).unwrap();
+        let mut mixer = CudaMixer::new(&fixtures::gpu(), format, sizes, None, None).unwrap();
         mixer.mix(&rows, Target::Memory(&mut out), None, None).unwrap();
         assert!(out == samples.as_flattened());
     }
@@ -393,7 +391,7 @@ mod tests {
             };
             let batches: Vec<Case> = (0..known.len()).map(|at| turned(at % (2 * len))).collect();
             let sizes = Sizes { rows: len, samples: 2 * len, staged: 2 * len };
-            let mut ours = CudaMixer::new(&fixtures::gpu(), case.format, sizes, None, None, Arc::default()).unwrap();
+            let mut ours = CudaMixer::new(&fixtures::gpu(), case.format, sizes, None, None).unwrap();
             let mut theirs = CpuMixer::new(case.format, Arc::new(Helpers::start(0).unwrap()));
             for (at, batch) in batches.iter().enumerate() {
                 let (rows, next) = (batch.rows(), batches[(at + 1) % batches.len()].rows());

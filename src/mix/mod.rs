@@ -127,6 +127,18 @@ impl<'a> Target<'a> {
     }
 }
 
+/// Bytes that a CUDA device moved for a batch; none where the processor mixed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Moved {
+    /// From main memory.
+    pub to_device: usize,
+    /// To main memory.
+    pub from_device: usize,
+    /// Within its memory by the kernel: each sample that the batch needs read once, each image written once. 0 where torch mixed, whose
+    /// operations move more.
+    pub on_device: usize,
+}
+
 /// Why a mixer could not be had or could not mix.
 #[derive(Debug, thiserror::Error)]
 pub enum MixError {
@@ -167,7 +179,7 @@ pub trait Mixer: Send {
     }
 
     /// Writes the mixed images of `rows`, in order, to `target`; they are complete when this returns. Gives notice at most once. A mixer that
-    /// can do something for the batch after this one meanwhile asks `next` for it.
+    /// can do something for the batch after this one meanwhile asks `next` for it. Returns what a device moved.
     ///
     /// # Errors
     /// When the device fails; the target then holds nothing of use.
@@ -180,7 +192,7 @@ pub trait Mixer: Send {
         target: Target<'_>,
         notice: Option<&Notice<'_>>,
         next: Option<&mut Next<'_>>,
-    ) -> Result<(), MixError>;
+    ) -> Result<Moved, MixError>;
 }
 
 /// Makes a mixer that fills main memory, for batches of at most `batch_size_max` rows. The cpu mixer alone has use for `helpers`; the cuda
@@ -331,7 +343,7 @@ mod tests {
         #[cfg(feature = "cuda")]
         {
             let sizes = Sizes { rows: batch_size, samples: 2 * batch_size, staged: 2 * batch_size };
-            let cuda = CudaMixer::new(&crate::fixtures::gpu(), format, sizes, None, None, Arc::default());
+            let cuda = CudaMixer::new(&crate::fixtures::gpu(), format, sizes, None, None);
             on_cpu.chain([Box::new(cuda.unwrap()) as Box<dyn Mixer>]).collect()
         }
     }

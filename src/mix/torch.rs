@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "torch tensors over memory that torch does not own")]
 
 use super::cpu::Level;
-use super::{Format, MixError, Mixer, Next, Notice, Row, Target, compose};
+use super::{Format, MixError, Mixer, Moved, Next, Notice, Row, Target, compose};
 use crate::cuda::{CudaError, Event, Gpu, SlotMemory, Stream};
 use crate::types::{Device, Dtype, Layout};
 use std::sync::{Arc, OnceLock};
@@ -159,19 +159,21 @@ impl TorchMixer {
         }
     }
 
-    fn mixed(&mut self, rows: &[Row<'_>]) -> Result<Tensor, MixError> {
+    /// The mixed images, and the bytes of what they were made of.
+    fn mixed(&mut self, rows: &[Row<'_>]) -> Result<(Tensor, usize), MixError> {
         let len = rows.len() as i64;
         let within = rows.iter().all(|row| row.partner_row >= 0);
         let (level, size) = (Level::best(), self.format.image_size);
+        let samples = if within { rows.len() } else { 2 * rows.len() };
         // Flipped as own images, and so as partners of other rows; a box is cut where nothing else is mixed.
         self.stage(0, rows, |row, channel, plane| compose::own(level, row, size, channel, 0, plane))?;
         if !within {
             self.stage(rows.len(), rows, |row, channel, plane| compose::partner(level, row, size, channel, 0, plane))?;
         }
-        let values = self.values(&self.staged(if within { len } else { 2 * len })?)?;
+        let values = self.values(&self.staged(samples as i64)?)?;
         let own = values.f_narrow(0, 0, len)?;
+        let partner_rows: Vec<i64> = rows.iter().filter(|_| within).map(|row| row.partner_row.into()).collect();
         let partner = if within {
-            let partner_rows: Vec<i64> = rows.iter().map(|row| row.partner_row.into()).collect();
             own.f_index_select(0, &Tensor::f_from_slice(&partner_rows)?.f_to_device(self.device)?)?
         } else {
             values.f_narrow(0, len, len)?
@@ -187,10 +189,12 @@ impl TorchMixer {
             _ => mixed,
         };
         let mixed = mixed.f_to_kind(kind(self.format.dtype))?;
-        match self.format.layout {
-            Layout::Nchw => Ok(mixed),
-            Layout::Nhwc => Ok(mixed.f_permute([0, 2, 3, 1])?.f_contiguous()?),
-        }
+        let mixed = match self.format.layout {
+            Layout::Nchw => mixed,
+            Layout::Nhwc => mixed.f_permute([0, 2, 3, 1])?.f_contiguous()?,
+        };
+        let lists = size_of_val(&lambda[..]) + size_of_val(&rest[..]) + size_of_val(&partner_rows[..]);
+        Ok((mixed, samples * size.values() + lists))
     }
 }
 
@@ -214,11 +218,11 @@ impl Mixer for TorchMixer {
         target: Target<'_>,
         _: Option<&Notice<'_>>,
         _: Option<&mut Next<'_>>,
-    ) -> Result<(), MixError> {
+    ) -> Result<Moved, MixError> {
         let out = target.memory();
         assert_eq!(out.len(), rows.len() * self.format.image_bytes());
         no_grad(|| {
-            let mixed = self.mixed(rows)?;
+            let (mixed, to_device) = self.mixed(rows)?;
             if let Some(Lane { gpu, stream, event, slots, whole_bytes, .. }) = &mut self.lane {
                 assert!(mixed.is_contiguous() && mixed.numel() * self.format.dtype.bytes() == out.len());
                 stream.wait_for_default(event)?;
@@ -227,7 +231,8 @@ impl Mixer for TorchMixer {
                 let queued = unsafe { slots.download(gpu.context(), stream, from, out, *whole_bytes) };
                 event.record(stream)?;
                 event.wait()?;
-                return Ok(queued?);
+                queued?;
+                return Ok(Moved { to_device, from_device: out.len(), on_device: 0 });
             }
             let strides: Vec<i64> = mixed.stride();
             // SAFETY: `out` holds exactly the tensor's elements, contiguous and aligned, and outlives it; nobody else
@@ -236,7 +241,7 @@ impl Mixer for TorchMixer {
                 Tensor::from_blob(out.as_mut_ptr(), &mixed.size(), &strides, kind(self.format.dtype), tch::Device::Cpu)
             };
             target.f_copy_(&mixed)?;
-            Ok(())
+            Ok(Moved::default())
         })
     }
 }

@@ -51,11 +51,10 @@ mod with_cuda {
                 .then(|| WriterSlots::new(&gpu, rows * format.image_bytes(), spec.slots).map(Arc::new))
                 .transpose()?;
             let resident = resident(&gpu, entry, options.device_cache_bytes)?;
-            let moved = Arc::clone(&self.shared.stats.moved);
             let samples = spec.samples_max() as usize;
             let staged = if entry.store.holds_all() && resident.holds_all() { 0 } else { samples };
             let sizes = Sizes { rows, samples, staged };
-            let mixer = CudaMixer::new(&gpu, format, sizes, Some(resident), slots.clone(), moved)?;
+            let mixer = CudaMixer::new(&gpu, format, sizes, Some(resident), slots.clone())?;
             Ok((Box::new(mixer), slots))
         }
     }

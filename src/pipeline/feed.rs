@@ -261,12 +261,14 @@ fn fill(finisher: &mut Finisher, planned: &Receiver<Pending>, writer: &mut RingW
         let ahead = if digests { None } else { caller.ahead() };
         let notice = ahead.map(|(ahead, waiters)| Notice { ahead, waiters, give: &call });
         let look = &mut || planned.try_recv().ok();
-        if let Err(error) = finisher.mix(&pending, look, slot.target(len), &mut labels, notice.as_ref()) {
-            return Stop::Failed(error);
-        }
+        let moved = match finisher.mix(&pending, look, slot.target(len), &mut labels, notice.as_ref()) {
+            Ok(moved) => moved,
+            Err(error) => return Stop::Failed(error),
+        };
         let digest = finisher.digest(&pending.plan, &labels, slot.x_mut(len));
         slot.publish(&pending.plan, &labels.label_a, &labels.label_b, digest);
         finisher.recycle(pending);
+        finisher.shared().stats.count_mixed(len, moved);
         clock.count();
         clock.lap(Doing::Busy);
     }

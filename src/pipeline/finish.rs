@@ -5,7 +5,7 @@ use super::ledger::{BadSample, OnBadImage};
 use super::{BATCHES_AT_ONCE, FeedError, Shared};
 use crate::batch::BatchView;
 use crate::config::FeedSpec;
-use crate::mix::{Mixer, Notice, Row, Target};
+use crate::mix::{Mixer, Moved, Notice, Row, Target};
 use crate::sampler::Plan;
 use crate::types::SampleId;
 use crossbeam_channel::Sender;
@@ -134,7 +134,8 @@ impl Finisher {
         self.next.take()
     }
 
-    /// Mixes a settled batch to `target` and notes its labels. A mixer that has use for the batch after it takes that from `look`.
+    /// Mixes a settled batch to `target` and notes its labels; returns what a device moved. A mixer that has use for the batch after it takes
+    /// that from `look`.
     ///
     /// # Errors
     /// When the mixer's device fails.
@@ -145,7 +146,7 @@ impl Finisher {
         target: Target<'_>,
         labels: &mut Labels,
         notice: Option<&Notice<'_>>,
-    ) -> Result<(), FeedError> {
+    ) -> Result<Moved, FeedError> {
         let (plan, Self { source, mixer, next, .. }) = (&pending.plan, &mut *self);
         let own = if mixer.has_sent() { Vec::new() } else { rows(source, pending) };
         let mut tell = |take: &mut dyn FnMut(&[Row<'_>])| {
@@ -155,13 +156,13 @@ impl Finisher {
                 take(&rows(source, next));
             }
         };
-        mixer.mix(&own, target, notice, Some(&mut tell))?;
+        let moved = mixer.mix(&own, target, notice, Some(&mut tell))?;
         let samples = self.source.shared.dataset.samples(self.spec.split);
         for (labels, ids) in [(&mut labels.label_a, &plan.own), (&mut labels.label_b, &plan.partner)] {
             labels.clear();
             labels.extend(ids.iter().map(|&id| i64::from(samples[id as usize].label)));
         }
-        Ok(())
+        Ok(moved)
     }
 
     /// The digest of a mixed batch, where the feed makes digests; 0 otherwise.

@@ -8,7 +8,7 @@ use mixd::config::{FeedSpec, Mix, Mixup, Pairing};
 use mixd::types::{Dtype, Layout, Place, Start};
 use safetensors::SafeTensors;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 fn spec() -> FeedSpec {
@@ -315,15 +315,16 @@ fn bench_reports_every_figure_cold_and_cached_with_one_and_two_trainers() {
 
 #[test]
 fn bench_names_the_stage_that_is_starved_of_time() {
-    let cases: [(&str, &[&str]); 4] = [
-        ("decode", &["--cache=off", "--workers=1"]),
-        ("mix", &["--size=256"]),
-        ("trainer", &["--size=32", "--step-us=5000"]),
-        ("plan", &["--size=1", "--batch-size=200", "--dtype=u8"]),
+    // Batches of many images, since what is done once a batch, waking others, takes longer than mixing a few of one pixel.
+    let many = small_folder(2_000);
+    let cases: [(&str, &Path, &[&str]); 4] = [
+        ("decode", &sample_data(), &["--cache=off", "--workers=1"]),
+        ("mix", &sample_data(), &["--size=256"]),
+        ("trainer", &sample_data(), &["--size=32", "--step-us=5000"]),
+        ("plan", many.path(), &["--size=1", "--batch-size=4000", "--dtype=u8"]),
     ];
-    let data = sample_data();
-    let bench = ["bench", "--json", "--seconds=0.5", "--rounds=1", "--ceiling", "--data", data.to_str().unwrap()];
-    for (stage, options) in cases {
+    for (stage, data, options) in cases {
+        let bench = ["bench", "--json", "--seconds=0.5", "--rounds=1", "--ceiling", "--data", data.to_str().unwrap()];
         let output = run(&[&bench, options].concat());
         assert!(output.status.success(), "{}", stderr(&output));
         let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();

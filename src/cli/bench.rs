@@ -17,7 +17,6 @@ use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// Measure images per second through a daemon of its own and separate trainer processes.
 #[derive(Debug, Args)]
@@ -271,7 +270,6 @@ impl Bench {
             (quantiles(handoff_us), quantiles(wake_us));
         let last = &rounds.last().expect("at least one round").after;
         let stages = stages(rounds);
-        let window_s: f64 = rounds.iter().map(|round| round.window.as_secs_f64()).sum();
         json!({
             "images_per_s": over(&|round| Some(round.images_per_s())),
             "images": counted().map(|one| one.images).sum::<u64>(),
@@ -333,7 +331,7 @@ impl Bench {
                     }),
                 })
             }),
-            "bottleneck": bottleneck(&stages, window_s),
+            "bottleneck": bottleneck(&stages),
             "stages": stages,
             "trainers": self.trainers,
             "workers": last.decode_workers,
@@ -354,7 +352,6 @@ struct Round {
     trainers: Vec<Counted>,
     before: proto::Status,
     after: proto::Status,
-    window: Duration,
     ceiling: Option<Measured>,
     /// What a trainer with a feed of its own counted just before, where the others share one.
     alone: Option<Box<Round>>,
@@ -371,14 +368,14 @@ fn round(daemon: &OwnDaemon, trainers: &mut [Trainer]) -> anyhow::Result<Round> 
         let report = trainer.report()?;
         anyhow::ensure!(matches!(report, Report::Counting), "a trainer does not begin to count: {report:?}");
     }
-    let (before, window) = (client::status(daemon.socket())?, Instant::now());
+    let before = client::status(daemon.socket())?;
     let counted = trainers.iter_mut().map(|trainer| match trainer.report()? {
         Report::Round(counted) => Ok(counted),
         report => anyhow::bail!("a trainer has not counted: {report:?}"),
     });
     let trainers = counted.collect::<anyhow::Result<_>>()?;
-    let (after, window) = (client::status(daemon.socket())?, window.elapsed());
-    Ok(Round { trainers, before, after, window, ceiling: None, alone: None, python: None })
+    let after = client::status(daemon.socket())?;
+    Ok(Round { trainers, before, after, ceiling: None, alone: None, python: None })
 }
 
 impl Round {
@@ -447,18 +444,19 @@ fn stages(rounds: &[Round]) -> Vec<Value> {
     names.enumerate().map(stage).collect()
 }
 
-/// The stage that is busy for the largest share of its threads' time; the trainers, where the mixers mostly wait for them.
-fn bottleneck(stages: &[Value], window_s: f64) -> String {
-    let share = |stage: &Value, key: &str| {
-        let threads = stage["threads"].as_f64().unwrap_or(1.0).max(1.0);
-        stage[key].as_f64().unwrap_or(0.0) / (threads * window_s)
-    };
-    let mix = stages.iter().find(|stage| stage["name"] == "mix");
-    if mix.is_some_and(|mix| share(mix, "waiting_out_s") > 0.5) {
-        return "trainer".to_owned();
+/// The stage that is busy for the largest share of its threads' time; the trainers, or the busiest of the stages before, where the mixers mostly
+/// wait for them: they do not hold anybody up then, though none may be busy on a machine that has other work.
+fn bottleneck(stages: &[Value]) -> &str {
+    let time = |stage: &Value, key: &str| stage[key].as_f64().unwrap_or(0.0);
+    let (mix, before) = stages.split_last().expect("the daemon names its stages");
+    let [busy, waiting_in, waiting_out] = ["busy_s", "waiting_in_s", "waiting_out_s"].map(|key| time(mix, key));
+    if waiting_out > busy.max(waiting_in) {
+        return "trainer";
     }
-    let busiest = stages.iter().max_by(|a, b| share(a, "busy_s").total_cmp(&share(b, "busy_s")));
-    busiest.and_then(|stage| stage["name"].as_str()).unwrap_or("unknown").to_owned()
+    let of_thread = |stage: &Value| time(stage, "busy_s") / time(stage, "threads").max(1.0);
+    let slow = if waiting_in > busy { before } else { stages };
+    let busiest = slow.iter().max_by(|a, b| of_thread(a).total_cmp(&of_thread(b)));
+    busiest.and_then(|stage| stage["name"].as_str()).unwrap_or("unknown")
 }
 
 fn table(result: &Value) -> String {

@@ -200,10 +200,9 @@ fn plan(sampler: &Sampler, mut fetcher: Fetcher, batches: &Sender<Pending>) {
         if epoch.number() != place.epoch {
             epoch = sampler.epoch(place.epoch);
         }
-        let plan = epoch.plan(place.index);
-        clock.lap(Doing::Busy);
         // Either fails only when the other side has ended.
-        let Ok(pending) = fetcher.fetch(plan) else { return };
+        let Ok(pending) = fetcher.fetch(epoch.plan(place.index), &mut clock) else { return };
+        clock.lap(Doing::Busy);
         if batches.send(pending).is_err() {
             return;
         }

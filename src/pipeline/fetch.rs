@@ -4,6 +4,7 @@ use super::decode::Job;
 use super::{BATCHES_AHEAD, FeedError, Shared, StoreEntry};
 use crate::config::FeedSpec;
 use crate::sampler::Plan;
+use crate::stats::{Clock, Doing};
 use crate::store::{Lookup, Rows, State};
 use crate::types::SampleId;
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
@@ -103,9 +104,16 @@ impl Source {
     /// # Errors
     /// When the feed was stopped or the decoders are gone.
     pub fn request(&self, sample: SampleId, staging: &Arc<Rows>, staged: u32) -> Result<Location, FeedError> {
+        let (location, job) = self.locate(sample, staging, staged);
+        job.map_or(Ok(()), |job| self.send(job))?;
+        Ok(location)
+    }
+
+    /// Where a sample is, or will be once the job is done.
+    fn locate(&self, sample: SampleId, staging: &Arc<Rows>, staged: u32) -> (Location, Option<Job>) {
         let (claim, location, stored) = match self.entry.store.request(sample) {
-            Lookup::Row(row) => return Ok(Location::Stored(row)),
-            Lookup::Bad => return Ok(Location::Bad),
+            Lookup::Row(row) => return (Location::Stored(row), None),
+            Lookup::Bad => return (Location::Bad, None),
             Lookup::Claimed(claim) => {
                 let row = claim.row();
                 (claim, Location::Stored(row), true)
@@ -115,10 +123,15 @@ impl Source {
                 (claim.expect("each staging row is asked for once, or again when bad"), Location::Staged(staged), false)
             }
         };
-        let mut job = Job { sample, entry: Arc::clone(&self.entry), claim, stored, stopped: Arc::clone(&self.stopped) };
+        let job = Job { sample, entry: Arc::clone(&self.entry), claim, stored, stopped: Arc::clone(&self.stopped) };
+        (location, Some(job))
+    }
+
+    /// Waits for room in the decoders' queue.
+    fn send(&self, mut job: Job) -> Result<(), FeedError> {
         while !self.is_stopped() {
             match self.jobs.send_timeout(job, STOP_INTERVAL) {
-                Ok(()) => return Ok(location),
+                Ok(()) => return Ok(()),
                 Err(SendTimeoutError::Timeout(unsent)) => job = unsent,
                 Err(SendTimeoutError::Disconnected(_)) => break,
             }
@@ -162,20 +175,28 @@ impl Fetcher {
         Arc::clone(&self.source.shared)
     }
 
-    /// Waits for free scratch and requests every sample of `plan`.
+    /// Waits for free scratch and requests every sample of `plan`; books on `clock` how long it waited for either.
     ///
     /// # Errors
     /// When the pipeline is going down.
-    pub fn fetch(&mut self, plan: Plan) -> Result<Pending, FeedError> {
+    pub fn fetch(&mut self, plan: Plan, clock: &mut Clock) -> Result<Pending, FeedError> {
+        clock.lap(Doing::Busy);
         let Scratch { mut locations, mut staging } = self.free.recv().map_err(|_| FeedError::Stopping)?;
         if !Rows::reuse(&mut staging, || self.source.is_stopped()) {
             return Err(FeedError::Stopping);
         }
+        clock.lap(Doing::WaitingOut);
         locations.clear();
         let elsewhere = plan.partner_row.first() == Some(&-1);
         let partners = if elsewhere { &plan.partner[..] } else { &[] };
         for (row, &sample) in plan.own.iter().chain(partners).enumerate() {
-            locations.push(self.source.request(sample, &staging, row as u32)?);
+            let (location, job) = self.source.locate(sample, &staging, row as u32);
+            locations.push(location);
+            if let Some(job) = job {
+                clock.lap(Doing::Busy);
+                self.source.send(job)?;
+                clock.lap(Doing::WaitingOut);
+            }
         }
         Ok(Pending { plan, locations, staging })
     }

@@ -28,7 +28,7 @@ use crate::image::{JPEG_DECODER, LoadOptions};
 use crate::mix::{Helpers, MixError, MixerKind};
 use crate::ring::RingError;
 use crate::sampler::{Sampler, SamplerError};
-use crate::stats::Stats;
+use crate::stats::{Clock, Stats};
 use crate::store::{FileError, Key, SampleStore, Settled};
 use crate::types::{Device, ImageSize, Place, Split, Start};
 use decode::DecodePool;
@@ -251,7 +251,8 @@ impl Pipeline {
         spec.start = Start::At(place);
         let sampler = self.sampler(&spec)?;
         let (mut fetcher, mut finisher, _) = self.stages(FeedSpec { device: Device::Cpu, ..spec })?;
-        let pending = fetcher.fetch(sampler.epoch(place.epoch).plan(place.index))?;
+        let plan = sampler.epoch(place.epoch).plan(place.index);
+        let pending = fetcher.fetch(plan, &mut Clock::start(&self.shared.stats.plan))?;
         Ok(OwnedBatch::finish(&mut finisher, pending)?)
     }
 

@@ -6,6 +6,9 @@ use common::{DEADLINE, Daemon, mixd, run, sample_data, stderr, until};
 use mixd::client::{self, ClientError};
 use mixd::config::FeedSpec;
 use rustix::process::Signal;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 fn spec() -> FeedSpec {
@@ -44,7 +47,6 @@ fn a_trainer_that_dies_while_it_attaches_leaves_no_feed() {
 /// Runs a command on a terminal, types Ctrl-C once `sign` is there, and sees what is left when the prompt would be back.
 fn ctrl_c(command: &[&str], sign: &str) {
     use std::io::{Read, Write};
-    use std::process::Stdio;
     let dir = tempfile::tempdir().unwrap();
     let command =
         format!("'{}' {} --data '{}'", env!("CARGO_BIN_EXE_mixd"), command.join(" "), sample_data().display());
@@ -212,28 +214,54 @@ fn stop_waits_for_the_end() {
     assert_eq!(daemon.files(), [] as [std::path::PathBuf; 0]);
 }
 
-#[test]
-fn a_daemon_ends_with_the_command_that_it_belongs_to() {
-    use std::io::{BufRead, BufReader};
-    let dir = tempfile::tempdir().unwrap();
+/// A `mixd bench` with a trainer at its daemon: the command, that daemon's process id and socket, and what else the command says.
+fn benching(dir: &Path) -> (Child, i32, PathBuf, impl Iterator<Item = std::io::Result<String>>) {
     // The daemon of its own finds its socket through this variable, so that the test can, too.
     let mut bench = mixd()
         .args(["bench", "--seconds=600", "--batch-size=8", "--data"])
         .arg(sample_data())
-        .env("XDG_RUNTIME_DIR", dir.path())
+        .env("XDG_RUNTIME_DIR", dir)
+        .env("MIXD_SHM_DIR", dir)
         .env("RUST_LOG", "mixd=info")
-        .stderr(std::process::Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(bench.stderr.take().unwrap()).lines();
     let attached = lines.find(|line| line.as_ref().unwrap().contains("trainer attached"));
     assert!(attached.is_some(), "no trainer attached");
-    let socket = dir.path().join(format!("mixd/own-{}.sock", bench.id()));
-    let pid = client::status(&socket).unwrap().pid;
+    let socket = dir.join(format!("mixd/own-{}.sock", bench.id()));
+    let pid = client::status(&socket).unwrap().pid as i32;
+    (bench, pid, socket, lines)
+}
+
+#[test]
+fn a_daemon_ends_with_the_command_that_it_belongs_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut bench, pid, socket, mut lines) = benching(dir.path());
     bench.kill().unwrap();
     bench.wait().unwrap();
     until("the daemon ends", || {
-        (!std::path::Path::new(&format!("/proc/{pid}/cmdline")).exists() || !socket.exists()).then_some(())
+        (!Path::new(&format!("/proc/{pid}/cmdline")).exists() || !socket.exists()).then_some(())
     });
     until("its trainer ends", || lines.next().is_none().then_some(()));
+}
+
+#[test]
+fn the_next_command_removes_what_the_killed_daemon_of_another_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut alive, _, living, _lines) = benching(dir.path());
+    let (mut bench, pid, socket, _more_lines) = benching(dir.path());
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    bench.wait().unwrap();
+    let lock = socket.with_extension("lock");
+    assert!(socket.exists() && lock.exists(), "nothing was left to remove");
+    let (mut next, ..) = benching(dir.path());
+    assert!(!socket.exists() && !lock.exists());
+    assert!(living.with_extension("lock").exists());
+    client::status(&living).unwrap();
+    for command in [&mut alive, &mut next] {
+        command.kill().unwrap();
+        command.wait().unwrap();
+    }
+    until("the daemons end", || common::files(dir.path()).is_empty().then_some(()));
 }

@@ -61,7 +61,8 @@ pub struct Home {
 }
 
 impl Home {
-    /// Takes the places for `socket` and a folder of its own in `shm_root`; removes what dead daemons left in either.
+    /// Takes the places for `socket` and a folder of its own in `shm_root`; removes what dead daemons left in either, and beside the
+    /// default socket, where each daemon that belongs to a process has a socket of another name.
     ///
     /// # Errors
     /// When another daemon serves there, naming its pid, or a folder is not private.
@@ -79,9 +80,13 @@ impl Home {
         }
         let socket = dir.join(socket.file_name().unwrap_or("mixd.sock".as_ref()));
         let lock_path = socket.with_extension("lock");
+        let user_dir = shm_root.join(format!("mixd-{}", uid()));
+        let _guard = lock_user_dir(&user_dir)?;
         let lock = lock_socket(&lock_path, &socket)?;
         remove(&socket, std::fs::remove_file)?;
-        let user_dir = shm_root.join(format!("mixd-{}", uid()));
+        if default_socket().parent().and_then(|home| home.canonicalize().ok()).is_some_and(|home| home == dir) {
+            sweep(&dir).map_err(io_error("read", &dir))?;
+        }
         let (shm_dir, shm_lock) = take_shm_dir(&user_dir)?;
         Ok(Self { socket, lock_path, user_dir, shm_dir, _locks: [lock, shm_lock] })
     }
@@ -153,6 +158,21 @@ fn lock_socket(path: &Path, socket: &Path) -> Result<File, SocketError> {
     }
 }
 
+/// Removes the sockets and locks of dead daemons from a folder that has nothing else.
+fn sweep(dir: &Path) -> io::Result<()> {
+    for path in std::fs::read_dir(dir)?.flatten().map(|entry| entry.path()) {
+        if path.extension().is_none_or(|extension| extension != "lock") {
+            continue;
+        }
+        let Ok(lock) = File::open(&path) else { continue };
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() && is_still_at(&lock, &path) {
+            let _ = std::fs::remove_file(path.with_extension("sock"));
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    Ok(())
+}
+
 /// Locks this user's folder on the tmpfs, in which each daemon has one, against other daemons that start or end.
 fn lock_user_dir(user_dir: &Path) -> Result<File, SocketError> {
     loop {
@@ -171,7 +191,6 @@ fn lock_user_dir(user_dir: &Path) -> Result<File, SocketError> {
 
 /// Removes the folders of dead daemons, whatever their sockets were, and makes one for us; its `lock` says that we live.
 fn take_shm_dir(user_dir: &Path) -> Result<(PathBuf, File), SocketError> {
-    let _guard = lock_user_dir(user_dir)?;
     for entry in std::fs::read_dir(user_dir).map_err(io_error("read", user_dir))?.flatten() {
         let lock = File::open(entry.path().join("lock"));
         if lock.map_or(true, |lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()) {

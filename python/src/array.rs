@@ -8,9 +8,9 @@ use dlpark::metadata::Dynamic;
 use dlpark::{DlpackFlags, Managed, ManagedTensorBase, python::ExportAbi, python::ExportRequest};
 use mixd::batch::BatchView;
 use mixd::ring::ANY_STREAM;
-use pyo3::exceptions::{PyBufferError, PyTypeError};
+use pyo3::exceptions::{PyBufferError, PyModuleNotFoundError, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyString, PyTuple};
 use pyo3::{Borrowed, ffi, intern};
 use std::ffi::{CStr, c_int};
 use std::sync::Arc;
@@ -231,12 +231,10 @@ impl Array {
     /// can write so: for a system call such as a socket's `recv` it is a bad address (`clone()` the tensor first).
     fn torch<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
-        let torch = py.import(intern!(py, "torch")).map_err(|error| {
-            let text = "torch is not installed, which .torch() and .to() need (pip install torch, or use .numpy())";
-            let missing = pyo3::exceptions::PyImportError::new_err(text);
-            missing.set_cause(py, Some(error));
-            missing
-        })?;
+        let torch = import(
+            intern!(py, "torch"),
+            "torch is not installed, which .torch() and .to() need (pip install torch, or use .numpy())",
+        )?;
         let stream = match slf.get().device {
             None => None,
             Some(ordinal) => {
@@ -267,7 +265,10 @@ impl Array {
         // numpy takes what refuses its buffer for an object of another kind.
         slf.get().check()?;
         slf.get().check_memory()?;
-        let numpy = py.import(intern!(py, "numpy"))?;
+        let numpy = import(
+            intern!(py, "numpy"),
+            "numpy is not installed, which .numpy(), [] and == need (pip install numpy, or use .tolist(), .torch() or a memoryview)",
+        )?;
         if slf.get().element != Element::Bf16 {
             return numpy.call_method1(intern!(py, "asarray"), (slf,));
         }
@@ -424,6 +425,19 @@ impl Array {
             held.buffers.drop_one();
         }
     }
+}
+
+/// Imports a package; the error where there is none says `remedy`.
+fn import<'py>(name: &Bound<'py, PyString>, remedy: &'static str) -> PyResult<Bound<'py, PyModule>> {
+    let py = name.py();
+    py.import(name).map_err(|error| {
+        if !error.is_instance_of::<PyModuleNotFoundError>(py) {
+            return error;
+        }
+        let missing = PyModuleNotFoundError::new_err(remedy);
+        missing.set_cause(py, Some(error));
+        missing
+    })
 }
 
 /// The bits of an array of bfloat16, as u16.

@@ -23,6 +23,22 @@ def test_the_package_brings_the_command_and_needs_neither_numpy_nor_torch() -> N
     subprocess.run([sys.executable, "-c", code], check=True, env=environment())
 
 
+def test_what_needs_numpy_or_torch_says_so_where_they_are_not() -> None:
+    code = f"""
+import sys
+sys.modules["numpy"] = sys.modules["torch"] = None
+import mixd
+with mixd.serve(data={str(SAMPLE_DATA)!r}) as server:
+    batch = server.feed("train", size=16).next_batch()
+    assert 0 < batch.lam.tolist()[0] == memoryview(batch.lam)[0] <= 1
+    for what, package in (lambda: batch.x.torch(), "torch"), (lambda: batch.lam[0], "numpy"), (lambda: batch.lam == 1, "numpy"):
+        try: what()
+        except ModuleNotFoundError as error: assert f"pip install {{package}}" in str(error), error
+        else: raise AssertionError(package)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment())
+
+
 def test_the_fields_are_what_the_plan_says(daemon: Daemon) -> None:
     feed = daemon.connect().feed("train", batch_size=24, seed=5, mixup=0.7)
     options = ("--data", SAMPLE_DATA, "--epoch", 1, "--batch-size", 24, "--seed", 5, "--alpha", 0.7, "--json")

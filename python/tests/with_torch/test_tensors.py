@@ -2,7 +2,6 @@
 
 import queue
 import signal
-import subprocess
 import sys
 import threading
 import warnings
@@ -14,7 +13,7 @@ import numpy
 import pytest
 import torch
 
-from ..conftest import SAMPLE_DATA, Daemon, Script, environment, mapping_of
+from ..conftest import Daemon, Script, mapping_of
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "u8": torch.uint8}
 
@@ -169,17 +168,3 @@ def test_a_loader_with_forked_workers_runs_beside_a_feed(daemon: Daemon) -> None
     numbers: torch.utils.data.DataLoader[int] = torch.utils.data.DataLoader(range(32), batch_size=4, num_workers=2)  # type: ignore[arg-type]
     for numbers_, mixed in zip(numbers, feed.epoch(0), strict=False):
         assert mixed.is_intact() and batch.is_intact() and len(numbers_) == 4
-
-
-def test_without_torch_the_rest_works_and_says_what_is_missing() -> None:
-    code = f"""
-import sys
-sys.modules["torch"] = None
-import mixd
-with mixd.serve(data={str(SAMPLE_DATA)!r}) as server:
-    batch = server.feed("train", size=16).next_batch()
-    try: batch.x.torch()
-    except ImportError as error: assert "pip install torch" in str(error)
-    else: raise AssertionError
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment())

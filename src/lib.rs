@@ -3,6 +3,11 @@
 //!
 //! Reading order is the order below: words first, then what is computed, then who computes it, then who asks for it.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::print_stdout, clippy::print_stderr, reason = "they panic where nobody reads what they print")
+)]
+
 // The words.
 pub mod batch;
 pub mod config;

@@ -255,7 +255,7 @@ fn the_next_command_removes_what_the_killed_daemon_of_another_left() {
     bench.wait().unwrap();
     let lock = socket.with_extension("lock");
     assert!(socket.exists() && lock.exists(), "nothing was left to remove");
-    let (mut next, ..) = benching(dir.path());
+    let (mut next, _, _, _next_lines) = benching(dir.path());
     assert!(!socket.exists() && !lock.exists());
     assert!(living.with_extension("lock").exists());
     client::status(&living).unwrap();
@@ -264,4 +264,37 @@ fn the_next_command_removes_what_the_killed_daemon_of_another_left() {
         command.wait().unwrap();
     }
     until("the daemons end", || common::files(dir.path()).is_empty().then_some(()));
+}
+
+#[test]
+fn words_that_cannot_be_written_end_nobody() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut daemon = Daemon::with(tempfile::tempdir().unwrap(), &sample_data(), &[], |command| {
+        command.stderr(full()).env("RUST_LOG", "mixd=info");
+    });
+    assert_eq!(daemon.attach(spec()).unwrap().epoch().count(), 25);
+    let socket = daemon.socket();
+    let data = sample_data();
+    let [socket, data] = [&socket, &data].map(|path| path.to_str().unwrap());
+    for command in [&["status", "--socket", socket][..], &["plan", "--epoch=0", "--data", data]] {
+        let (reader, closed) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = mixd().args(command).stdout(closed).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{}", stderr(&output));
+        let output = mixd().args(command).stdout(full()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            stderr(&output).contains("mixd: cannot write to standard output: No space left"),
+            "{}",
+            stderr(&output)
+        );
+    }
+    #[cfg(feature = "torch")]
+    {
+        let train = ["train", "--size=16", "--batch-size=50", "--socket", socket];
+        let output = mixd().args(train).stderr(full()).stdout(Stdio::piped()).output().unwrap();
+        assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("valid acc"));
+    }
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.child.wait().unwrap().code(), Some(0));
 }

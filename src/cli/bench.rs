@@ -178,12 +178,7 @@ impl Bench {
         drop(daemon);
         let first_batch_ms = first_batch_ns.saturating_sub(started_ns) as f64 / 1e6;
         let result = self.result(&rounds, first_batch_ms, median(attach_ms));
-        if self.json {
-            println!("{result}")
-        } else {
-            print!("{}", table(&result))
-        }
-        Ok(())
+        super::print(|out| if self.json { writeln!(out, "{result}") } else { write!(out, "{}", table(&result)) })
     }
 
     /// In whose memory batches lie.

@@ -21,7 +21,7 @@ use crate::mix::MixerKind;
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -69,7 +69,7 @@ impl ParseFailure {
                 ExitCode::from(error.exit_code() as u8)
             }
             Self::Config(error) => {
-                eprintln!("mixd: {error:#}");
+                complain(&error);
                 ExitCode::from(2)
             }
         }
@@ -85,9 +85,26 @@ pub fn main() -> ExitCode {
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("mixd: {error:#}");
+            complain(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Says what went wrong, if anybody reads it.
+fn complain(error: &anyhow::Error) {
+    let _ = writeln!(io::stderr(), "mixd: {error:#}");
+}
+
+/// Writes a result to standard output.
+///
+/// # Errors
+/// Where it cannot be written, but for a reader that has read enough, such as `head`.
+fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to standard output"),
     }
 }
 
@@ -158,9 +175,11 @@ impl Cli {
         let filter = tracing_subscriber::EnvFilter::try_from_default_env();
         tracing_subscriber::fmt()
             .with_env_filter(filter.unwrap_or_else(|_| level.into()))
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal())
             .with_target(false)
+            // A log that cannot be written, on a full disk or to a reader that is gone, ends nobody.
+            .log_internal_errors(false)
             .init();
         match self.command {
             Command::Serve(serve) => serve.run(),

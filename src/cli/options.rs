@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -38,7 +39,7 @@ fn open_dataset(path: &Path) -> anyhow::Result<Dataset> {
     );
     let mut show = |progress: Progress| {
         if bar.is_hidden() && bar.position() == 0 {
-            eprintln!("unpacking {}", path.display());
+            let _ = writeln!(io::stderr(), "unpacking {}", path.display());
         }
         bar.set_length(progress.total_bytes);
         bar.set_position(progress.read_bytes);

@@ -54,10 +54,13 @@ impl Replay {
             super::preview::draw(&view, &spec, pipeline.dataset(), png)?;
         }
         let (digest, mixer) = (view.digest, self.pipeline.mixer());
-        println!(
-            "epoch {}, batch {} of {}: digest {digest:#018x}, mixer {mixer}",
-            view.epoch, view.index, view.batches
-        );
+        super::print(|out| {
+            writeln!(
+                out,
+                "epoch {}, batch {} of {}: digest {digest:#018x}, mixer {mixer}",
+                view.epoch, view.index, view.batches
+            )
+        })?;
         match self.verify {
             Some(expected) if expected != digest => bail!(
                 "the digest is {digest:#018x}, not {expected:#018x}: another batch, feed, data set, decoder ({JPEG_DECODER} here) or \

@@ -20,14 +20,9 @@ pub struct Status {
 impl Status {
     pub fn run(self) -> anyhow::Result<()> {
         let status = client::status(&self.socket.path())?;
-        if self.json {
-            println!("{}", to_json(&status));
-        } else {
-            let mut text = String::new();
-            to_text(&status, &mut text)?;
-            print!("{text}");
-        }
-        Ok(())
+        let mut text = String::new();
+        if self.json { writeln!(text, "{}", to_json(&status)) } else { to_text(&status, &mut text) }?;
+        super::print(|out| out.write_all(text.as_bytes()))
     }
 }
 

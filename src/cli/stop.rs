@@ -25,7 +25,6 @@ impl Stop {
             let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit))?;
             anyhow::ensure!(ended > 0, "the daemon with pid {pid} has not ended within 10 s (see its log)");
         }
-        println!("mixd: the daemon with pid {pid} has ended");
-        Ok(())
+        super::print(|out| writeln!(out, "mixd: the daemon with pid {pid} has ended"))
     }
 }

@@ -4,7 +4,7 @@ use super::{EpochResult, Event, Options};
 use crate::config::FeedSpec;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -40,15 +40,15 @@ impl Progress {
                 if (index + 1) % BATCHES_A_LINE == 0 || index + 1 == batches {
                     let epochs = self.epochs;
                     let done = index + 1;
-                    eprintln!(
+                    say(format_args!(
                         "epoch {epoch} of {epochs}, batch {done}/{batches}: loss {running_loss:.3} accuracy {running_acc:.3}"
-                    );
+                    ));
                 }
             }
             (Event::Validating, Some(bar)) => bar.set_message("validating"),
             (Event::Validating, None) => {}
-            (Event::Epoch(result), Some(bar)) => bar.suspend(|| eprintln!("{}", line(result))),
-            (Event::Epoch(result), None) => eprintln!("{}", line(result)),
+            (Event::Epoch(result), Some(bar)) => bar.suspend(|| say(line(result))),
+            (Event::Epoch(result), None) => say(line(result)),
         }
     }
 }
@@ -59,6 +59,11 @@ impl Drop for Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// To standard error, if it can be written.
+fn say(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn line(result: &EpochResult) -> String {

@@ -80,10 +80,9 @@ impl Train {
         };
         let results = train::run(&options, &spec, resumed, &mut train, &mut valid, &mut observe)?;
         drop(progress);
-        print!("{}", train::table(&results));
         // Trainers leave before their daemon is told to end.
         drop((train, valid, own));
-        Ok(())
+        crate::cli::print(|out| write!(out, "{}", train::table(&results)))
     }
 }
 

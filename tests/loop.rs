@@ -6,9 +6,11 @@ use common::{Daemon, mixd, run, sample_data, small_folder, stderr, until};
 use mixd::client;
 use mixd::config::{FeedSpec, Mix, Mixup, Pairing};
 use mixd::types::{Dtype, Layout, Place, Start};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use safetensors::SafeTensors;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 fn spec() -> FeedSpec {
@@ -473,4 +475,30 @@ fn a_feed_never_runs_ahead_of_its_reader() {
             assert_eq!(feed.next_batch().unwrap().view().index, index);
         }
     }
+}
+
+#[test]
+fn images_wait_for_descriptors_that_the_daemon_lacks_and_are_not_called_bad() {
+    let mut daemon = Daemon::with(tempfile::tempdir().unwrap(), &sample_data(), &["--cache=off"], |command| {
+        command.env("RUST_LOG", "mixd=warn").stderr(Stdio::piped());
+    });
+    let pid = Some(Pid::from_child(&daemon.child));
+    let limit = getrlimit(Resource::Nofile);
+    let mut feed = daemon.attach(FeedSpec { batch_size: 8, ..FeedSpec::train() }).unwrap();
+    let samples = feed.samples();
+    let none = prlimit(pid, Resource::Nofile, Rlimit { current: Some(0), ..limit }).unwrap();
+    let reading = std::thread::spawn(move || {
+        let ids = |batch: Result<client::Batch, _>| batch.unwrap().view().sample_id.to_vec();
+        (feed.epoch().flat_map(ids).collect::<Vec<_>>(), feed)
+    });
+    let lines = BufReader::new(daemon.child.stderr.take().unwrap()).lines();
+    let waits = "images wait to be read";
+    let said =
+        lines.map(|line| line.unwrap()).find(|line| line.contains(waits) || line.contains("a feed ends")).unwrap();
+    assert!(said.contains(waits) && said.contains("Too many open files"), "{said}");
+    prlimit(pid, Resource::Nofile, none).unwrap();
+    let (mut ids, _feed) = reading.join().unwrap();
+    ids.sort_unstable();
+    assert_eq!(ids, (0..samples).collect::<Vec<_>>());
+    assert_eq!(client::status(&daemon.socket()).unwrap().bad_samples.len(), 0);
 }

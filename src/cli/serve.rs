@@ -6,6 +6,7 @@ use crate::pipeline::Pipeline;
 use crate::types::Split;
 use anyhow::Context;
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -41,6 +42,8 @@ impl Serve {
         let options = self.pipeline.options()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            // Its threads open and close feeds. The first, which starts the pipeline, stays: one that comes later may be refused.
+            .thread_keep_alive(Duration::from_secs(u32::MAX.into()))
             .build()
             .context("cannot start the control plane")?;
         // From here on signals wait for their turn, so that whatever is made is removed again.
@@ -48,6 +51,7 @@ impl Serve {
             let _context = runtime.enter();
             stop_signal(self.until_eof)?
         };
+        raise_descriptor_limit();
         let home = Home::take(&self.socket.path(), &self.shm_dir)?;
         let served = runtime.block_on(async {
             let mut stop = std::pin::pin!(stop);
@@ -83,6 +87,12 @@ impl Serve {
         drop(home);
         served
     }
+}
+
+/// Takes what the machine grants of file descriptors: a feed takes four, and what is usual at first is 1,024.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Resolves to the reason for which the daemon is to stop.

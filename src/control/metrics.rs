@@ -2,6 +2,7 @@
 
 use super::daemon::Daemon;
 use super::proto;
+use super::server::ACCEPT_PAUSE;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +25,8 @@ pub async fn serve_metrics(listener: TcpListener, daemon: Arc<Daemon>) {
                 });
             }
             Err(error) => {
-                tracing::warn!("metrics are no longer served: {error}");
-                return;
+                tracing::debug!("a request for metrics waits: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }

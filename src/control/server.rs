@@ -22,6 +22,9 @@ use tonic::{Request, Response, Status, Streaming};
 /// How long readers may take to read what is published once the daemon goes down.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// How long a connection waits for which there is no file descriptor.
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// How long a shared feed that is opened again keeps its first batches for the trainers that it had.
 const RETURN_TIME: Duration = Duration::from_secs(10);
 
@@ -37,8 +40,14 @@ pub async fn serve(
     let asked = Arc::new(Notify::new());
     let service = Service { daemon: Arc::clone(&daemon), asked: Arc::clone(&asked) };
     let service = ControlServer::with_interceptor(service, same_user);
-    let server =
-        tonic::transport::Server::builder().add_service(service).serve_with_incoming(UnixListenerStream::new(listener));
+    // Of a connection for which there is no descriptor the listener tells again and again until there is one.
+    let incoming = UnixListenerStream::new(listener).then(async |accepted| {
+        if accepted.is_err() {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+        accepted
+    });
+    let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming);
     let shutdown = async {
         let reason = tokio::select! {
             reason = stop => reason,

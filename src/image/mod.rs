@@ -12,6 +12,7 @@ pub use decode::{DecodeKind, Decoder, JPEG_DECODER, PIXELS_MAX, Picture};
 pub use resize::{Resize, ResizeKind};
 
 use crate::types::ImageSize;
+use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -48,6 +49,15 @@ pub enum ImageError {
     /// The decoder gave up in a way that it should not.
     #[error("cannot be decoded: the decoder panicked")]
     Panicked,
+}
+
+impl ImageError {
+    /// Whether the machine lacked file descriptors or memory, which says nothing of the image.
+    pub fn is_shortage(&self) -> bool {
+        let Self::Read(error) = self else { return false };
+        let descriptors = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
+        error.kind() == io::ErrorKind::OutOfMemory || descriptors.contains(&error.raw_os_error())
+    }
 }
 
 /// How files become samples. It decides about pixels, so whoever is to make the same ones must have the same.

@@ -13,12 +13,15 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Samples that may wait for a decoder, over all feeds. Enough to keep every thread busy between two plans.
 const JOBS_MAX: usize = 1_024;
 /// How long the pool's end waits for images that are being decoded.
 const END_TIMEOUT: Duration = Duration::from_millis(500);
+/// How often a thread looks whether the machine has again what it lacked, and how often it says so.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(20);
+const SHORTAGE_NOTICE: Duration = Duration::from_secs(10);
 
 /// One sample to decode.
 pub struct Job {
@@ -34,11 +37,9 @@ pub struct Job {
     pub stopped: Arc<AtomicBool>,
 }
 
-impl Job {
-    /// Whether somebody may still wait for it: the row of a store may be another feed's, too.
-    fn is_wanted(&self, shared: &Shared) -> bool {
-        !shared.stopping.load(Ordering::Relaxed) && (self.stored || !self.stopped.load(Ordering::Relaxed))
-    }
+/// Whether somebody may still wait for a job: the row of a store may be another feed's, too.
+fn is_wanted(shared: &Shared, stored: bool, stopped: &AtomicBool) -> bool {
+    !shared.stopping.load(Ordering::Relaxed) && (stored || !stopped.load(Ordering::Relaxed))
 }
 
 /// The decode threads; they end when the pool is dropped and every feed's sender with it.
@@ -92,13 +93,13 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
         crate::cpus::give_way();
     }
     let (mut loader, mut clock) = (Loader::new(shared.options.load), Clock::start(&shared.stats.decode));
-    let mut path = PathBuf::new();
+    let (mut path, mut noticed) = (PathBuf::new(), None::<Instant>);
     while let Ok(job) = queue.recv() {
         clock.lap(Doing::WaitingIn);
-        if !job.is_wanted(shared) {
+        let Job { sample, entry, mut claim, stored, stopped } = job;
+        if !is_wanted(shared, stored, &stopped) {
             continue;
         }
-        let Job { sample, entry, mut claim, stored, .. } = job;
         shared.dataset.path_into(entry.split, sample, &mut path);
         let file = entry.store.rows().file().filter(|_| stored);
         // Of the file as it is before it is read: should it change meanwhile, its stamp is not this one.
@@ -114,7 +115,23 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
         if let Some(file) = file {
             file.clear(claim.row());
         }
-        let loaded = loader.load(&path, entry.image_size, claim.bytes());
+        // What the machine lacks is not the image's fault: it would be replaced by another for as long as the daemon lives.
+        let loaded = loop {
+            let loaded = loader.load(&path, entry.image_size, claim.bytes());
+            let Some(error) = loaded.as_ref().err().filter(|error| error.is_shortage()) else { break Some(loaded) };
+            if !is_wanted(shared, stored, &stopped) {
+                break None;
+            }
+            if noticed.is_none_or(|at| at.elapsed() > SHORTAGE_NOTICE) {
+                noticed = Some(Instant::now());
+                tracing::warn!(
+                    "images wait to be read, since the machine lacks what that takes: {} {error}",
+                    path.display()
+                );
+            }
+            std::thread::sleep(SHORTAGE_PAUSE);
+        };
+        let Some(loaded) = loaded else { continue };
         // Before anybody learns of it: who has its samples finds them counted.
         clock.count();
         match loaded {

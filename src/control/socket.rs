@@ -3,7 +3,7 @@
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why a daemon cannot live where it was asked to.
@@ -20,6 +20,9 @@ pub enum SocketError {
     /// A folder belongs to somebody else or is open to others.
     #[error("{} is not a folder that only this user can change (remove it, or name another --socket or --shm-dir)", .0.display())]
     NotPrivate(PathBuf),
+    /// What lies where the socket or its lock should is no daemon's.
+    #[error("{} is there, and is not what a daemon left (remove it, or name another --socket)", .0.display())]
+    Foreign(PathBuf),
     /// A system call failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -49,6 +52,9 @@ fn uid() -> u32 {
     rustix::process::getuid().as_raw()
 }
 
+/// More than a lock holds.
+const LOCK_BYTES_MAX: u64 = 32;
+
 /// The places of one daemon. Dropping it removes them.
 #[derive(Debug)]
 pub struct Home {
@@ -57,7 +63,7 @@ pub struct Home {
     user_dir: PathBuf,
     shm_dir: PathBuf,
     /// Held for their locks, on the socket and on the folder.
-    _locks: [File; 2],
+    locks: [File; 2],
 }
 
 impl Home {
@@ -82,13 +88,18 @@ impl Home {
         let lock_path = socket.with_extension("lock");
         let user_dir = shm_root.join(format!("mixd-{}", uid()));
         let _guard = lock_user_dir(&user_dir)?;
+        // Trainers have working directories of their own.
+        let user_dir = user_dir.canonicalize().map_err(io_error("find", &user_dir))?;
         let lock = lock_socket(&lock_path, &socket)?;
+        if std::fs::symlink_metadata(&socket).is_ok_and(|there| !there.file_type().is_socket()) {
+            return Err(SocketError::Foreign(socket));
+        }
         remove(&socket, std::fs::remove_file)?;
         if default_socket().parent().and_then(|home| home.canonicalize().ok()).is_some_and(|home| home == dir) {
             sweep(&dir).map_err(io_error("read", &dir))?;
         }
         let (shm_dir, shm_lock) = take_shm_dir(&user_dir)?;
-        Ok(Self { socket, lock_path, user_dir, shm_dir, _locks: [lock, shm_lock] })
+        Ok(Self { socket, lock_path, user_dir, shm_dir, locks: [lock, shm_lock] })
     }
 
     /// The socket's path.
@@ -104,14 +115,20 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.socket);
+        // Somebody may have removed it, such as who cleans temporary folders; what lies here then is the next daemon's.
+        let is_ours = is_still_at(&self.locks[0], &self.lock_path);
+        if is_ours {
+            let _ = std::fs::remove_file(&self.socket);
+        }
         if let Ok(_guard) = lock_user_dir(&self.user_dir) {
             let _ = std::fs::remove_dir_all(&self.shm_dir);
             // Fails while other daemons of this user have theirs there.
             let _ = std::fs::remove_dir(&self.user_dir);
         }
         // Last, and while still locked: whoever opened it before this looks whether it is still there.
-        let _ = std::fs::remove_file(&self.lock_path);
+        if is_ours {
+            let _ = std::fs::remove_file(&self.lock_path);
+        }
     }
 }
 
@@ -147,6 +164,12 @@ fn lock_socket(path: &Path, socket: &Path) -> Result<File, SocketError> {
             return Err(SocketError::Occupied { pid, socket: socket.to_owned() });
         }
         if is_still_at(&file, path) {
+            // Nothing, or the process id of the last.
+            let mut found = Vec::new();
+            (&file).take(LOCK_BYTES_MAX).read_to_end(&mut found).map_err(io_error("read", path))?;
+            if !found.iter().all(|byte| byte.is_ascii_digit() || *byte == b'\n') {
+                return Err(SocketError::Foreign(path.to_owned()));
+            }
             let write = |file: &mut File| {
                 file.set_len(0)?;
                 file.rewind()?;
@@ -239,9 +262,10 @@ mod tests {
         let other = Home::take(&dir.path().join("other.sock"), dir.path()).unwrap();
         let dead = other.user_dir.join("1-0");
         std::fs::create_dir_all(dead.join("1")).unwrap();
-        for left in [&dead.join("1/data"), &dead.join("lock"), &socket] {
+        for left in [&dead.join("1/data"), &dead.join("lock")] {
             std::fs::write(left, "old").unwrap();
         }
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
         let home = Home::take(&socket, dir.path()).unwrap();
         assert!(!dead.exists() && !socket.exists());
         assert!(other.shm_dir().is_dir() && home.shm_dir().is_dir() && home.shm_dir() != other.shm_dir());
@@ -258,6 +282,32 @@ mod tests {
         let error = Home::take(&dir.path().join("mixd.sock"), dir.path()).unwrap_err();
         assert!(matches!(error, SocketError::Io { action: "open", .. }));
         assert_eq!(std::fs::read_to_string(&target).unwrap(), "precious");
+    }
+
+    #[test]
+    fn what_no_daemon_left_where_it_would_be_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let [socket, lock] = ["precious.sock", "Cargo.lock"].map(|name| dir.path().join(name));
+        for path in [&socket, &lock] {
+            std::fs::write(path, "[[package]]").unwrap();
+        }
+        for (socket, path) in [(socket.clone(), &socket), (lock.with_extension("sock"), &lock)] {
+            let error = Home::take(&socket, dir.path()).unwrap_err();
+            assert!(matches!(&error, SocketError::Foreign(foreign) if foreign == path), "{error}");
+            assert_eq!(std::fs::read_to_string(path).unwrap(), "[[package]]");
+        }
+    }
+
+    #[test]
+    fn a_daemon_whose_lock_was_removed_leaves_the_next_ones_places_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("mixd.sock");
+        let first = Home::take(&socket, dir.path()).unwrap();
+        std::fs::remove_file(dir.path().join("mixd.lock")).unwrap();
+        let second = Home::take(&socket, dir.path()).unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(second.socket()).unwrap();
+        drop(first);
+        assert!(socket.exists() && dir.path().join("mixd.lock").exists());
     }
 
     #[test]

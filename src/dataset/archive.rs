@@ -82,7 +82,7 @@ fn remove_partials(cache_dir: &Path, own: &Path) {
 }
 
 pub(super) fn default_cache_dir() -> PathBuf {
-    if let Some(dir) = std::env::var_os("MIXD_CACHE_DIR") {
+    if let Some(dir) = std::env::var_os("MIXD_CACHE_DIR").filter(|dir| !dir.is_empty()) {
         return dir.into();
     }
     let dirs = directories::ProjectDirs::from("", "", "mixd");

@@ -1,6 +1,6 @@
 //! Which processors the daemon uses, and whether its threads give way to others.
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
@@ -55,9 +55,9 @@ impl Cpus {
     }
 }
 
-/// How many processors the calling thread may use.
+/// How many processors the calling thread may use: those that it may run on, or fewer where its cgroup has a quota.
 pub fn available() -> usize {
-    sched_getaffinity(None).map_or(1, |set| set.count() as usize).max(1)
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
 /// How many processors the machine has, for whichever process.
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn a_pinned_thread_has_what_it_was_given() {
         std::thread::spawn(|| {
-            let set = sched_getaffinity(None).unwrap();
+            let set = rustix::thread::sched_getaffinity(None).unwrap();
             let first = (0..CpuSet::MAX_CPU).find(|&cpu| set.is_set(cpu)).unwrap();
             Cpus(vec![first]).pin().unwrap();
             assert_eq!((available(), Workers::Auto.count()), (1, 1));

@@ -104,12 +104,7 @@ impl Cache {
         match self {
             Self::Off => 0,
             Self::Bytes(bytes) => bytes,
-            Self::Auto => {
-                let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-                let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-                let kib = line.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-                kib.map_or(1 << 30, |kib| kib * 1024 / 2)
-            }
+            Self::Auto => crate::usage::available_memory(Path::new("/")).map_or(1 << 30, |bytes| bytes / 2),
         }
     }
 }

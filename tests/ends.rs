@@ -5,7 +5,7 @@ mod common;
 use common::{DEADLINE, Daemon, mixd, run, sample_data, stderr, until};
 use mixd::client::{self, ClientError};
 use mixd::config::FeedSpec;
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -251,7 +251,7 @@ fn the_next_command_removes_what_the_killed_daemon_of_another_left() {
     let dir = tempfile::tempdir().unwrap();
     let (mut alive, _, living, _lines) = benching(dir.path());
     let (mut bench, pid, socket, _more_lines) = benching(dir.path());
-    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
     bench.wait().unwrap();
     let lock = socket.with_extension("lock");
     assert!(socket.exists() && lock.exists(), "nothing was left to remove");
@@ -297,4 +297,60 @@ fn words_that_cannot_be_written_end_nobody() {
     }
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_log_that_meets_a_limit_of_its_size_ends_nobody_and_a_ring_that_does_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = std::fs::File::create(dir.path().join("log")).unwrap();
+    let daemon = Daemon::with(dir, &sample_data(), &[], |command| {
+        command.stderr(log).env("RUST_LOG", "mixd=info");
+    });
+    let limit = |bytes| {
+        let limit = Rlimit { current: bytes, maximum: bytes };
+        prlimit(Some(Pid::from_child(&daemon.child)), Resource::Fsize, limit).unwrap()
+    };
+    let mut feed = daemon.attach(spec()).unwrap();
+    let published = || client::status(&daemon.socket()).unwrap().feeds[0].published;
+    until("all slots have their memory", || (published() == 4).then_some(()));
+    limit(Some(100_000));
+    let refused = daemon.attach(spec()).err().unwrap().to_string();
+    assert!(refused.contains("cannot size") && refused.contains("File too large"), "{refused}");
+    // The attaching was logged before.
+    limit(Some(1));
+    assert!(daemon.attach(FeedSpec { slots: 3, ..spec() }).is_err());
+    assert_eq!(feed.epoch().count(), 25);
+}
+
+#[test]
+fn what_is_asked_of_a_stopped_daemon_ends_in_time() {
+    let daemon = Daemon::start(&[]);
+    daemon.signal(Signal::STOP);
+    let start = Instant::now();
+    let output = run(&["status", "--socket", daemon.socket().to_str().unwrap()]);
+    assert!(start.elapsed() < DEADLINE);
+    assert!(
+        stderr(&output).contains("it has not answered within 10 s (is its process stopped?)"),
+        "{}",
+        stderr(&output)
+    );
+    daemon.signal(Signal::CONT);
+    client::status(&daemon.socket()).unwrap();
+}
+
+#[test]
+fn trainers_in_other_folders_find_a_relative_shm_dir() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::command(Path::new("here"), &sample_data())
+        .current_dir(dir.path())
+        .arg("--until-eof")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(client::attach(&dir.path().join("here/mixd.sock"), &spec()).unwrap().epoch().count(), 25);
+    drop(daemon.stdin.take());
+    assert_eq!(daemon.wait().unwrap().code(), Some(0));
 }

@@ -152,8 +152,21 @@ pub fn forget() {
 /// The process id of the daemon behind a socket.
 #[pyfunction]
 pub fn daemon_pid(py: Python<'_>, socket: PathBuf) -> PyResult<u32> {
-    let status = py.detach(|| client::status(&socket));
-    Ok(status.map_err(|error| raised(&error))?.pid)
+    let status = uninterrupted(py, |interrupted| client::status_unless(&socket, interrupted))?;
+    Ok(status.pid)
+}
+
+/// Waits without the interpreter, but for signals, whose exception it raises.
+fn uninterrupted<T: Send>(
+    py: Python<'_>,
+    wait: impl Send + FnOnce(&dyn Fn() -> bool) -> Result<Option<T>, ClientError>,
+) -> PyResult<T> {
+    // Set by this thread as it looks for signals, which takes the interpreter.
+    let raised_meanwhile = Mutex::new(None);
+    let interrupted =
+        || Python::attach(|py| py.check_signals()).map_err(|error| *lock(&raised_meanwhile) = Some(error)).is_err();
+    let waited = py.detach(|| wait(&interrupted)).map_err(|error| raised(&error))?;
+    waited.ok_or_else(|| lock(&raised_meanwhile).take().expect("why it was interrupted"))
 }
 
 /// Opens a feed, at a place where one is given; `reconnect` is the seconds to wait for the next daemon when this one has died.
@@ -171,14 +184,7 @@ pub fn attach(
     let start = place.map_or(spec.start, |(epoch, index)| Start::At(Place { epoch, index }));
     let spec = FeedSpec { start, ..spec };
     fault::catch_writes();
-    // Set by this thread as it looks for signals, which takes the interpreter.
-    let raised_meanwhile = Mutex::new(None);
-    let interrupted =
-        || Python::attach(|py| py.check_signals()).map_err(|error| *lock(&raised_meanwhile) = Some(error)).is_err();
-    let feed = py.detach(|| client::attach_unless(&socket, &spec, reconnect, &interrupted));
-    let Some(feed) = feed.map_err(|error| raised(&error))? else {
-        return Err(lock(&raised_meanwhile).take().expect("why it was interrupted"));
-    };
+    let feed = uninterrupted(py, |interrupted| client::attach_unless(&socket, &spec, reconnect, interrupted))?;
     let lends_one = spec.share.is_some_and(|share| share.delivery == Delivery::Latest);
     let state = Mutex::new(State { feed: Some(feed), lent: Vec::new() });
     let (closing, warned) = (AtomicBool::new(false), AtomicBool::new(false));

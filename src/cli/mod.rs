@@ -25,6 +25,8 @@ use std::io::{self, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use tracing_subscriber::EnvFilter;
 
 /// Decodes images once per machine, mixes batches and serves them to trainers through shared memory.
 #[derive(Debug, Parser)]
@@ -78,6 +80,9 @@ impl ParseFailure {
 
 /// The program: parse, run, report.
 pub fn main() -> ExitCode {
+    // Handled in whatever way, a file that meets a limit of its size is an error where it is written, and no death.
+    let too_large = rustix::process::Signal::XFSZ.as_raw();
+    let _ = signal_hook::flag::register(too_large, Arc::default());
     let cli = match parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return error.report(),
@@ -91,9 +96,15 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Says what went wrong, if anybody reads it.
+/// Says what went wrong, if anybody reads it, with each cause that is not in the words of what it caused already.
 fn complain(error: &anyhow::Error) {
-    let _ = writeln!(io::stderr(), "mixd: {error:#}");
+    let mut words = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !words.contains(&cause) {
+            words = format!("{words}: {cause}");
+        }
+    }
+    let _ = writeln!(io::stderr(), "mixd: {words}");
 }
 
 /// Writes a result to standard output.
@@ -172,9 +183,9 @@ impl Cli {
             return Err(hand_over());
         }
         let level = if matches!(self.command, Command::Serve(_)) { "mixd=info" } else { "mixd=warn" };
-        let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+        let level = level.parse().expect("a valid directive");
         tracing_subscriber::fmt()
-            .with_env_filter(filter.unwrap_or_else(|_| level.into()))
+            .with_env_filter(EnvFilter::builder().with_default_directive(level).from_env_lossy())
             .with_writer(io::stderr)
             .with_ansi(io::stderr().is_terminal())
             .with_target(false)

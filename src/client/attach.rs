@@ -1,7 +1,7 @@
 //! An attached feed: a thread that keeps the control stream open, and attaches again when the daemon was gone; and a reader of the
 //! ring.
 
-use super::call::{connect, runtime};
+use super::call::{LOOK_INTERVAL, connect, runtime};
 use super::device::Opened as Device;
 use super::{Batch, ClientError};
 use crate::config::FeedSpec;
@@ -21,9 +21,6 @@ use tokio_stream::wrappers::ReceiverStream;
 
 /// How long a trainer waits by default for a daemon that is gone to be started again.
 pub const RECONNECT: Duration = Duration::from_secs(30);
-
-/// How often it looks whether one answers.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long a daemon may take to let a trainer go.
 const LEAVE_MAX: Duration = Duration::from_secs(1);

@@ -4,7 +4,16 @@ use super::ClientError;
 use crate::control::proto::control_client::ControlClient;
 use crate::control::proto::{GetStatusRequest, ShutdownRequest, Status};
 use std::path::Path;
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::time::{sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
+
+/// How often a caller looks whether it was interrupted.
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a daemon may take to answer: one that works does so within milliseconds.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// A runtime for one thread, enough for a client.
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, ClientError> {
@@ -15,11 +24,34 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, ClientError> {
 pub(super) async fn connect(socket: &Path) -> Result<ControlClient<Channel>, ClientError> {
     let no_daemon = |cause: String| ClientError::NoDaemon { socket: socket.to_owned(), cause };
     // The transport's errors hide the system's answer at the end of a chain; a plain connect gives it plainly.
-    drop(tokio::net::UnixStream::connect(socket).await.map_err(|error| no_daemon(error.to_string()))?);
+    drop(UnixStream::connect(socket).await.map_err(|error| no_daemon(error.to_string()))?);
     let endpoint =
         Endpoint::try_from(format!("unix:{}", socket.display())).map_err(|error| no_daemon(error.to_string()))?;
     let channel = endpoint.connect().await.map_err(|error| no_daemon(error.to_string()))?;
     Ok(ControlClient::new(channel))
+}
+
+/// Waits for the answer to a call; `None` when `interrupted`, which is asked every 50 ms.
+fn answer<T>(
+    socket: &Path,
+    interrupted: &dyn Fn() -> bool,
+    call: impl Future<Output = Result<T, ClientError>>,
+) -> Result<Option<T>, ClientError> {
+    let interruption = async {
+        while !interrupted() {
+            sleep(LOOK_INTERVAL).await;
+        }
+    };
+    let silent = || {
+        let cause = format!("it has not answered within {} s (is its process stopped?)", ANSWER_MAX.as_secs());
+        ClientError::NoDaemon { socket: socket.to_owned(), cause }
+    };
+    runtime()?.block_on(async {
+        tokio::select! {
+            answer = timeout(ANSWER_MAX, call) => answer.map_err(|_| silent())?.map(Some),
+            () = interruption => Ok(None),
+        }
+    })
 }
 
 /// What the daemon is doing.
@@ -27,10 +59,31 @@ pub(super) async fn connect(socket: &Path) -> Result<ControlClient<Channel>, Cli
 /// # Errors
 /// When no daemon answers.
 pub fn status(socket: &Path) -> Result<Status, ClientError> {
-    runtime()?.block_on(async {
+    Ok(status_unless(socket, &|| false)?.expect("nobody interrupts"))
+}
+
+/// [`status`], but gives up, with `None`, when `interrupted`, which is asked every 50 ms.
+///
+/// # Errors
+/// As [`status`].
+pub fn status_unless(socket: &Path, interrupted: &dyn Fn() -> bool) -> Result<Option<Status>, ClientError> {
+    answer(socket, interrupted, async {
         let answer = connect(socket).await?.get_status(GetStatusRequest {}).await;
         Ok(answer.map_err(|status| ClientError::from_status(socket, &status))?.into_inner())
     })
+}
+
+/// The daemon's process id as this process sees it, which in another namespace is not the daemon's own word for it; `None` where it is not
+/// seen from here.
+///
+/// # Errors
+/// When nobody listens.
+pub fn peer_pid(socket: &Path) -> Result<Option<i32>, ClientError> {
+    let peer = answer(socket, &|| false, async {
+        let stream = UnixStream::connect(socket).await.and_then(|stream| stream.peer_cred());
+        stream.map_err(|error| ClientError::NoDaemon { socket: socket.to_owned(), cause: error.to_string() })
+    })?;
+    Ok(peer.and_then(|peer| peer.pid()).filter(|&pid| pid > 0))
 }
 
 /// Asks the daemon to stop; returns its pid. It ends its feeds first, which may take seconds.
@@ -38,8 +91,9 @@ pub fn status(socket: &Path) -> Result<Status, ClientError> {
 /// # Errors
 /// When no daemon answers.
 pub fn shutdown(socket: &Path) -> Result<u32, ClientError> {
-    runtime()?.block_on(async {
+    let asked = answer(socket, &|| false, async {
         let answer = connect(socket).await?.shutdown(ShutdownRequest {}).await;
         Ok(answer.map_err(|status| ClientError::from_status(socket, &status))?.into_inner().pid)
-    })
+    })?;
+    Ok(asked.expect("nobody interrupts"))
 }

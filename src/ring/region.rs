@@ -9,6 +9,7 @@ use crate::config::{Delivery, SLOTS_MAX};
 use crate::types::{Dtype, ImageSize, Layout};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
+use rustix::io::retry_on_intr;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -67,7 +68,9 @@ impl Region {
 
     /// Reserves a piece, once, so that no later write of it can fail.
     fn reserve(&self, from: usize, bytes: usize) -> Result<(), RingError> {
-        let reserved = fallocate(&self.file, FallocateFlags::empty(), from as u64, bytes as u64);
+        let reserve = || fallocate(&self.file, FallocateFlags::empty(), from as u64, bytes as u64);
+        // Older kernels let any signal interrupt it, a debugger's too.
+        let reserved = retry_on_intr(reserve);
         let bytes = bytes as u64;
         // What no promise was made of, spare slots, comes last.
         let kept = bytes.min(self.promised.load(Ordering::Relaxed));

@@ -8,6 +8,7 @@
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatvfs};
+use rustix::io::retry_on_intr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -111,7 +112,8 @@ impl RowsFile {
             file.set_len(0).map_err(failed)?;
         }
         let bytes = first_row(key.samples) + capacity as usize * key.row_bytes;
-        fallocate(&file, FallocateFlags::empty(), 0, bytes as u64).map_err(|errno| match errno {
+        let reserve = || fallocate(&file, FallocateFlags::empty(), 0, bytes as u64);
+        retry_on_intr(reserve).map_err(|errno| match errno {
             rustix::io::Errno::NOSPC => {
                 let free = fstatvfs(&file).map_or(0, |fs| fs.f_bavail * fs.f_frsize);
                 FileError::NoSpace { need: bytes as u64, free, path: path.to_owned() }

@@ -112,7 +112,7 @@ class Server:
             kind, alpha = ("mixup" if split == "train" else None), None
         else:
             kind, alpha = ("none", None) if mixup is None else ("mixup", float(mixup))
-        world = _world()
+        world = _world() if rank is None or world_size is None else (rank, world_size)
         spec = Spec(
             split,
             batch_size=batch_size,
@@ -180,7 +180,7 @@ def serve(data: str | os.PathLike[str], **options: object) -> Server:
     `NoDaemon` where it does not come up; why stands on standard error.
     """
     socket = options.pop("socket", None)
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local_world_size = _number("LOCAL_WORLD_SIZE", 1)
     if local_world_size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
         # All ranks of a machine are children of one process; a restart of them is another group.
         group = f"ranks-{os.getppid()}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{next(_own)}"
@@ -356,4 +356,17 @@ def _world() -> tuple[int, int]:
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = _number("WORLD_SIZE", 1)
+    if world_size > 1 and not os.environ.get("RANK"):
+        raise ValueError(
+            f"WORLD_SIZE is {world_size}, but RANK is not set: all would read the first rank's part (set both, or give rank and world_size)"
+        )
+    return _number("RANK", 0), world_size
+
+
+def _number(variable: str, default: int) -> int:
+    """What a launcher has put into a variable."""
+    text = os.environ.get(variable) or str(default)
+    if not text.isdecimal():
+        raise ValueError(f"the variable {variable} is {text!r}: it must be a number (launchers such as torchrun set it; unset it)")
+    return int(text)

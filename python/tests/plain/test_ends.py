@@ -126,7 +126,7 @@ def test_one_who_keeps_others_waiting_is_evicted_and_keeps_what_it_holds(daemon:
         slow.next_batch()
 
 
-@pytest.mark.parametrize("doing", ["feed.next_batch()", "next(iter(feed))", "server.feed('train', size=24)"])
+@pytest.mark.parametrize("doing", ["feed.next_batch()", "next(iter(feed))", "server.feed('train', size=24)", "mixd.connect(server.socket)"])
 def test_ctrl_c_ends_any_wait_at_once(daemon: Daemon, script: Start, doing: str) -> None:
     trainer = script(
         f"""

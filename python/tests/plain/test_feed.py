@@ -84,6 +84,20 @@ def test_ranks_come_from_the_environment_and_deal_out_each_epoch(daemon: Daemon,
     assert sorted(samples) == list(range(200))
 
 
+def test_ranks_that_launchers_set_by_halves_are_refused(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = daemon.connect()
+    monkeypatch.setenv("RANK", "")
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert server.feed("train", size=16).spec["world_size"] == 1
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="WORLD_SIZE is 3, but RANK is not set"):
+        server.feed("train", size=16)
+    assert server.feed("train", rank=2, world_size=3, size=16).spec["rank"] == 2
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(ValueError, match="the variable RANK is 'first'"):
+        server.feed("train", size=16)
+
+
 def test_options_are_those_of_the_spec(daemon: Daemon) -> None:
     server = daemon.connect()
     spec = server.feed(

@@ -35,24 +35,28 @@ pub fn available_memory(root: &Path) -> Option<u64> {
         // cgroup(7): a number, controllers (none in version 2), and the path, which in a container may be the host's.
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
         match controllers {
-            "" => Some(("sys/fs/cgroup", path, ["memory.max", "memory.current", "inactive_file "])),
+            "" => Some(("sys/fs/cgroup", path, ["memory.max", "memory.current", ""])),
             _ if controllers.split(',').any(|controller| controller == "memory") => {
-                let files = ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "];
+                let files = ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_"];
                 Some(("sys/fs/cgroup/memory", path, files))
             }
             _ => None,
         }
     });
-    let left = groups.flat_map(|(mount, path, [limit, usage, idle])| {
+    let left = groups.flat_map(|(mount, path, [limit, usage, prefix])| {
         let mount = root.join(mount);
         // Any group above may be the one that is short.
         let left = move |group: &Path| {
             let dir = mount.join(group.strip_prefix("/").ok()?);
             let number = |name: &str| std::fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u64>().ok();
             let stat = std::fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
-            // Pages of files that nobody has used for long: the first that the kernel takes back.
-            let idle = stat.lines().find_map(|line| line.strip_prefix(idle)?.parse::<u64>().ok()).unwrap_or(0);
-            Some(number(limit)?.saturating_sub(number(usage)?.saturating_sub(idle)))
+            // Pages of files, which the kernel takes back before it kills.
+            let pages = |line: &str| {
+                let (name, bytes) = line.strip_prefix(prefix)?.split_once(' ')?;
+                ["active_file", "inactive_file"].contains(&name).then(|| bytes.parse::<u64>().ok())?
+            };
+            let cached: u64 = stat.lines().filter_map(pages).sum();
+            Some(number(limit)?.saturating_sub(number(usage)?.saturating_sub(cached)))
         };
         Path::new(path).ancestors().filter_map(left).collect::<Vec<_>>()
     });
@@ -86,7 +90,7 @@ mod tests {
                 ("sys/fs/cgroup/memory.current", "1\n"),
                 ("sys/fs/cgroup/a/memory.max", max),
                 ("sys/fs/cgroup/a/memory.current", "700\n"),
-                ("sys/fs/cgroup/a/memory.stat", "anon 9\ninactive_file 200\n"),
+                ("sys/fs/cgroup/a/memory.stat", "anon 9\ninactive_file 150\nactive_file 50\n"),
                 ("sys/fs/cgroup/a/b/memory.max", "max\n"),
                 ("sys/fs/cgroup/a/b/memory.current", "5\n"),
             ])
@@ -100,7 +104,7 @@ mod tests {
             ("proc/self/cgroup", "5:cpu,cpuacct:/x\n4:hugetlb,memory:/docker/of-the-host\n"),
             ("sys/fs/cgroup/memory/memory.limit_in_bytes", "1000"),
             ("sys/fs/cgroup/memory/memory.usage_in_bytes", "300"),
-            ("sys/fs/cgroup/memory/memory.stat", "inactive_file 1\ntotal_inactive_file 100\n"),
+            ("sys/fs/cgroup/memory/memory.stat", "inactive_file 1\ntotal_inactive_file 80\ntotal_active_file 20\n"),
         ]);
         assert_eq!(first, Some(800));
     }

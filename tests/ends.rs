@@ -289,6 +289,8 @@ fn words_that_cannot_be_written_end_nobody() {
             stderr(&output)
         );
     }
+    let bogus = mixd().args(["status", "--socket", socket]).env("RUST_LOG", "mixd=bogus").stderr(full()).status();
+    assert!(bogus.unwrap().success());
     #[cfg(feature = "torch")]
     {
         let train = ["train", "--size=16", "--batch-size=50", "--socket", socket];

@@ -183,9 +183,9 @@ impl Cli {
             return Err(hand_over());
         }
         let level = if matches!(self.command, Command::Serve(_)) { "mixd=info" } else { "mixd=warn" };
-        let level = level.parse().expect("a valid directive");
+        let filter = EnvFilter::builder().with_default_directive(level.parse().expect("a valid directive"));
         tracing_subscriber::fmt()
-            .with_env_filter(EnvFilter::builder().with_default_directive(level).from_env_lossy())
+            .with_env_filter(filter.from_env().unwrap_or_else(|_| level.into()))
             .with_writer(io::stderr)
             .with_ansi(io::stderr().is_terminal())
             .with_target(false)

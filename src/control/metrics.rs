@@ -2,7 +2,7 @@
 
 use super::daemon::Daemon;
 use super::proto;
-use super::server::ACCEPT_PAUSE;
+use super::server::DESCRIPTOR_PAUSE;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub async fn serve_metrics(listener: TcpListener, daemon: Arc<Daemon>) {
             }
             Err(error) => {
                 tracing::debug!("a request for metrics waits: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tokio::time::sleep(DESCRIPTOR_PAUSE).await;
             }
         }
     }

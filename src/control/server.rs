@@ -22,8 +22,8 @@ use tonic::{Request, Response, Status, Streaming};
 /// How long readers may take to read what is published once the daemon goes down.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// How long a connection waits for which there is no file descriptor.
-pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often what takes a file descriptor is tried again where there is none.
+pub(super) const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a shared feed that is opened again keeps its first batches for the trainers that it had.
 const RETURN_TIME: Duration = Duration::from_secs(10);
@@ -43,7 +43,7 @@ pub async fn serve(
     // Of a connection for which there is no descriptor the listener tells again and again until there is one.
     let incoming = UnixListenerStream::new(listener).then(async |accepted| {
         if accepted.is_err() {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
+            tokio::time::sleep(DESCRIPTOR_PAUSE).await;
         }
         accepted
     });
@@ -81,9 +81,12 @@ fn same_user(request: Request<()>) -> Result<Request<()>, Status> {
 
 /// Resolves when the process is gone. Its children may keep its sockets open, as forked workers do.
 async fn death(pid: Option<i32>) {
-    let process = match pid.and_then(Pid::from_raw).map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
-        Some(Err(Errno::SRCH)) => return,
-        process => process.and_then(Result::ok),
+    let process = loop {
+        match pid.and_then(Pid::from_raw).map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
+            Some(Err(Errno::SRCH)) => return,
+            Some(Err(Errno::MFILE | Errno::NFILE)) => tokio::time::sleep(DESCRIPTOR_PAUSE).await,
+            process => break process.and_then(Result::ok),
+        }
     };
     #[expect(
         deprecated,

@@ -1,9 +1,10 @@
 //! Where a daemon lives: its socket, its lock and its folder on tmpfs, of which it is the only owner.
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// Why a daemon cannot live where it was asked to.
@@ -52,7 +53,7 @@ fn uid() -> u32 {
     rustix::process::getuid().as_raw()
 }
 
-/// More than a lock holds.
+/// More bytes than a lock holds.
 const LOCK_BYTES_MAX: u64 = 32;
 
 /// The places of one daemon. Dropping it removes them.
@@ -85,15 +86,18 @@ impl Home {
             return Err(SocketError::NotPrivate(dir));
         }
         let socket = dir.join(socket.file_name().unwrap_or("mixd.sock".as_ref()));
+        if std::fs::symlink_metadata(&socket).is_ok_and(|there| !there.file_type().is_socket()) {
+            return Err(SocketError::Foreign(socket));
+        }
         let lock_path = socket.with_extension("lock");
         let user_dir = shm_root.join(format!("mixd-{}", uid()));
         let _guard = lock_user_dir(&user_dir)?;
         // Trainers have working directories of their own.
         let user_dir = user_dir.canonicalize().map_err(io_error("find", &user_dir))?;
-        let lock = lock_socket(&lock_path, &socket)?;
-        if std::fs::symlink_metadata(&socket).is_ok_and(|there| !there.file_type().is_socket()) {
-            return Err(SocketError::Foreign(socket));
-        }
+        let lock = lock_socket(&lock_path, &socket).inspect_err(|_| {
+            // Where no other daemon has it.
+            let _ = std::fs::remove_dir(&user_dir);
+        })?;
         remove(&socket, std::fs::remove_file)?;
         if default_socket().parent().and_then(|home| home.canonicalize().ok()).is_some_and(|home| home == dir) {
             sweep(&dir).map_err(io_error("read", &dir))?;
@@ -115,8 +119,8 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        // Somebody may have removed it, such as who cleans temporary folders; what lies here then is the next daemon's.
-        let is_ours = is_still_at(&self.locks[0], &self.lock_path);
+        // Who cleans temporary folders may have removed it: then what lies here is the next daemon's, if there is one.
+        let is_ours = is_still_at(&self.locks[0], &self.lock_path) || !self.lock_path.exists();
         if is_ours {
             let _ = std::fs::remove_file(&self.socket);
         }
@@ -148,7 +152,7 @@ fn is_still_at(file: &File, path: &Path) -> bool {
 
 /// Opens a lock file, making it if need be, but no link to one.
 fn open_lock(path: &Path) -> io::Result<File> {
-    let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+    let no_follow = OFlags::NOFOLLOW.bits() as i32;
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(no_follow).open(path)
 }
@@ -164,11 +168,13 @@ fn lock_socket(path: &Path, socket: &Path) -> Result<File, SocketError> {
             return Err(SocketError::Occupied { pid, socket: socket.to_owned() });
         }
         if is_still_at(&file, path) {
-            // Nothing, or the process id of the last.
-            let mut found = Vec::new();
-            (&file).take(LOCK_BYTES_MAX).read_to_end(&mut found).map_err(io_error("read", path))?;
-            if !found.iter().all(|byte| byte.is_ascii_digit() || *byte == b'\n') {
+            if !is_a_daemons(&file).map_err(io_error("read", path))? {
                 return Err(SocketError::Foreign(path.to_owned()));
+            }
+            // Another program's, or a daemon's whose lock was removed.
+            if UnixStream::connect(socket).is_ok() {
+                let _ = std::fs::remove_file(path);
+                return Err(SocketError::Occupied { pid: "?".to_owned(), socket: socket.to_owned() });
             }
             let write = |file: &mut File| {
                 file.set_len(0)?;
@@ -181,15 +187,31 @@ fn lock_socket(path: &Path, socket: &Path) -> Result<File, SocketError> {
     }
 }
 
-/// Removes the sockets and locks of dead daemons from a folder that has nothing else.
+/// Whether a lock file, of which nothing was read yet, has what a daemon writes into it: nothing, or its process id.
+fn is_a_daemons(mut lock: &File) -> io::Result<bool> {
+    let meta = lock.metadata()?;
+    if !meta.is_file() || meta.len() > LOCK_BYTES_MAX {
+        return Ok(false);
+    }
+    let mut found = Vec::new();
+    lock.read_to_end(&mut found)?;
+    Ok(found.iter().all(|byte| byte.is_ascii_digit() || *byte == b'\n'))
+}
+
+/// Removes the sockets and locks of dead daemons.
 fn sweep(dir: &Path) -> io::Result<()> {
     for path in std::fs::read_dir(dir)?.flatten().map(|entry| entry.path()) {
         if path.extension().is_none_or(|extension| extension != "lock") {
             continue;
         }
-        let Ok(lock) = File::open(&path) else { continue };
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() && is_still_at(&lock, &path) {
-            let _ = std::fs::remove_file(path.with_extension("sock"));
+        let careful = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+        let Ok(lock) = OpenOptions::new().read(true).custom_flags(careful).open(&path) else { continue };
+        let is_dead = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() && is_still_at(&lock, &path);
+        if is_dead && is_a_daemons(&lock)? {
+            let socket = path.with_extension("sock");
+            if std::fs::symlink_metadata(&socket).is_ok_and(|there| there.file_type().is_socket()) {
+                let _ = std::fs::remove_file(socket);
+            }
             let _ = std::fs::remove_file(path);
         }
     }
@@ -204,7 +226,10 @@ fn lock_user_dir(user_dir: &Path) -> Result<File, SocketError> {
         if !meta.is_dir() || meta.uid() != uid() || meta.permissions().mode() & 0o077 != 0 {
             return Err(SocketError::NotPrivate(user_dir.to_owned()));
         }
-        let Ok(dir) = File::open(user_dir) else { continue };
+        let dir = match File::open(user_dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            dir => dir.map_err(io_error("open", user_dir))?,
+        };
         flock(&dir, FlockOperation::LockExclusive).map_err(|errno| io_error("lock", user_dir)(errno.into()))?;
         if is_still_at(&dir, user_dir) {
             return Ok(dir);
@@ -296,6 +321,14 @@ mod tests {
             assert!(matches!(&error, SocketError::Foreign(foreign) if foreign == path), "{error}");
             assert_eq!(std::fs::read_to_string(path).unwrap(), "[[package]]");
         }
+        sweep(dir.path()).unwrap();
+        assert_eq!(std::fs::read_to_string(&lock).unwrap(), "[[package]]");
+        let agent = dir.path().join("agent.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&agent).unwrap();
+        let error = Home::take(&agent, dir.path()).unwrap_err();
+        assert!(matches!(&error, SocketError::Occupied { pid, .. } if pid == "?"), "{error}");
+        assert!(agent.exists());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
     }
 
     #[test]
@@ -308,6 +341,9 @@ mod tests {
         let _listener = std::os::unix::net::UnixListener::bind(second.socket()).unwrap();
         drop(first);
         assert!(socket.exists() && dir.path().join("mixd.lock").exists());
+        std::fs::remove_file(dir.path().join("mixd.lock")).unwrap();
+        drop(second);
+        assert!(!socket.exists());
     }
 
     #[test]

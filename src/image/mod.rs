@@ -52,11 +52,11 @@ pub enum ImageError {
 }
 
 impl ImageError {
-    /// Whether the machine lacked file descriptors or memory, which says nothing of the image.
+    /// Whether the machine lacked file descriptors, which says nothing of the image.
     pub fn is_shortage(&self) -> bool {
         let Self::Read(error) = self else { return false };
         let descriptors = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
-        error.kind() == io::ErrorKind::OutOfMemory || descriptors.contains(&error.raw_os_error())
+        descriptors.contains(&error.raw_os_error())
     }
 }
 

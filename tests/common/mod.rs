@@ -26,6 +26,7 @@ pub fn command(program: &str) -> Command {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MIXD_")) {
         command.env_remove(name);
     }
+    command.env_remove("RUST_LOG");
     command
 }
 

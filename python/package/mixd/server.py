@@ -112,7 +112,7 @@ class Server:
             kind, alpha = ("mixup" if split == "train" else None), None
         else:
             kind, alpha = ("none", None) if mixup is None else ("mixup", float(mixup))
-        world = _world() if rank is None or world_size is None else (rank, world_size)
+        rank, world_size = _world(rank, world_size)
         spec = Spec(
             split,
             batch_size=batch_size,
@@ -130,8 +130,8 @@ class Server:
             layout=layout,
             mean=mean,
             std=std,
-            rank=world[0] if rank is None else rank,
-            world_size=world[1] if world_size is None else world_size,
+            rank=rank,
+            world_size=world_size,
             slots=slots,
             flip=flip,
             digest=digest,
@@ -351,17 +351,19 @@ def _library_path() -> str:
     return os.pathsep.join(filter(None, [own, next(found, "")]))
 
 
-def _world() -> tuple[int, int]:
-    """This process's rank, and how many there are."""
+def _world(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Which process this is of how many, where that is not given."""
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    world_size = _number("WORLD_SIZE", 1)
-    if world_size > 1 and not os.environ.get("RANK"):
-        raise ValueError(
-            f"WORLD_SIZE is {world_size}, but RANK is not set: all would read the first rank's part (set both, or give rank and world_size)"
-        )
-    return _number("RANK", 0), world_size
+        there = distributed.get_rank(), distributed.get_world_size()
+        return there[0] if rank is None else rank, there[1] if world_size is None else world_size
+    if world_size is None:
+        world_size = _number("WORLD_SIZE", 1)
+        if rank is None and world_size > 1 and not os.environ.get("RANK"):
+            raise ValueError(
+                f"WORLD_SIZE is {world_size}, but RANK is not set: all would read the first rank's part (set both, or give rank and world_size)"
+            )
+    return _number("RANK", 0) if rank is None else rank, world_size
 
 
 def _number(variable: str, default: int) -> int:

@@ -92,7 +92,8 @@ def test_ranks_that_launchers_set_by_halves_are_refused(daemon: Daemon, monkeypa
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="WORLD_SIZE is 3, but RANK is not set"):
         server.feed("train", size=16)
-    assert server.feed("train", rank=2, world_size=3, size=16).spec["rank"] == 2
+    assert server.feed("train", rank=2, size=16).spec["world_size"] == 3
+    assert server.feed("val", world_size=1, size=16).spec["rank"] == 0
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(ValueError, match="the variable RANK is 'first'"):
         server.feed("train", size=16)

@@ -49,6 +49,7 @@ pub fn available_memory(root: &Path) -> Option<u64> {
         let left = move |group: &Path| {
             let dir = mount.join(group.strip_prefix("/").ok()?);
             let number = |name: &str| std::fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u64>().ok();
+            let limit = number(limit)?;
             let stat = std::fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
             // Pages of files, which the kernel takes back before it kills.
             let pages = |line: &str| {
@@ -56,7 +57,7 @@ pub fn available_memory(root: &Path) -> Option<u64> {
                 ["active_file", "inactive_file"].contains(&name).then(|| bytes.parse::<u64>().ok())?
             };
             let cached: u64 = stat.lines().filter_map(pages).sum();
-            Some(number(limit)?.saturating_sub(number(usage)?.saturating_sub(cached)))
+            Some(limit.saturating_sub(number(usage)?.saturating_sub(cached)))
         };
         Path::new(path).ancestors().filter_map(left).collect::<Vec<_>>()
     });

@@ -55,8 +55,7 @@ impl ImageError {
     /// Whether the machine lacked file descriptors, which says nothing of the image.
     pub fn is_shortage(&self) -> bool {
         let Self::Read(error) = self else { return false };
-        let descriptors = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
-        descriptors.contains(&error.raw_os_error())
+        matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
     }
 }
 

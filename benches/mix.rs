@@ -6,8 +6,8 @@
 #![allow(missing_docs, reason = "criterion's macros")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use mixd::config::FeedSpec;
 use mixd::mix::{CpuMixer, Helpers, Level, Mixer, Row, Target};
+use mixd::spec::FeedSpec;
 use mixd::types::{Cut, Dtype, Layout};
 use std::sync::Arc;
 

@@ -4,8 +4,8 @@
 #![allow(missing_docs, reason = "criterion's macros")]
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use mixd::config::FeedSpec;
-use mixd::sampler::Sampler;
+use mixd::plan::Sampler;
+use mixd::spec::FeedSpec;
 
 fn plan(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("plan");

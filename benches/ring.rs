@@ -5,16 +5,18 @@
 #![allow(missing_docs, reason = "criterion's macros")]
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use mixd::config::FeedSpec;
+use mixd::batch::Head;
+use mixd::columns::OwnedColumns;
+use mixd::plan::Sampler;
 use mixd::ring::{self, Next, Pace, RingReader, RingWriter};
-use mixd::sampler::{Plan, Sampler};
+use mixd::spec::FeedSpec;
+use mixd::types::CropBox;
 use std::time::Instant;
 
 struct Ends {
     writer: RingWriter,
     reader: RingReader,
-    plan: Plan,
-    labels: [i64; 64],
+    batch: (Head, OwnedColumns),
     _dir: tempfile::TempDir,
 }
 
@@ -27,11 +29,13 @@ fn ends() -> Ends {
     };
     let (_, cursor) = handle.add_reader(Some).unwrap();
     let reader = RingReader::open(&handle.data_path(), &cursor, std::sync::Arc::new(())).unwrap();
-    Ends { writer, reader, plan: Sampler::new(spec, 6_400).unwrap().epoch(0).plan(0), labels: [0; 64], _dir: dir }
+    let (plan, mut columns) = (Sampler::new(spec, 6_400).unwrap().epoch(0).plan(0), OwnedColumns::default());
+    plan.fill(&mut columns, |_| 0, |_| CropBox::default());
+    Ends { writer, reader, batch: (plan.head(), columns), _dir: dir }
 }
 
-fn publish(writer: &mut RingWriter, plan: &Plan, labels: &[i64]) {
-    writer.next_slot().unwrap().publish(plan, labels, labels, 0);
+fn publish(writer: &mut RingWriter, (head, columns): &(Head, OwnedColumns)) {
+    writer.next_slot().unwrap().publish(*head, columns.view());
 }
 
 fn take(reader: &mut RingReader) {
@@ -42,18 +46,18 @@ fn ring(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("ring");
     group.sample_size(20);
     group.bench_function("in turn", |bencher| {
-        let Ends { mut writer, mut reader, plan, labels, _dir } = ends();
+        let Ends { mut writer, mut reader, batch, _dir } = ends();
         bencher.iter(|| {
-            publish(&mut writer, &plan, &labels);
+            publish(&mut writer, &batch);
             take(&mut reader);
         });
     });
     group.bench_function("two threads", |bencher| {
         bencher.iter_custom(|batches| {
-            let Ends { mut writer, mut reader, plan, labels, _dir } = ends();
+            let Ends { mut writer, mut reader, batch, _dir } = ends();
             let start = Instant::now();
             std::thread::scope(|scope| {
-                scope.spawn(|| (0..batches).for_each(|_| publish(&mut writer, &plan, &labels)));
+                scope.spawn(|| (0..batches).for_each(|_| publish(&mut writer, &batch)));
                 (0..batches).for_each(|_| take(&mut reader));
             });
             start.elapsed()

@@ -1,13 +1,14 @@
 //! What a batch is: the fields every consumer sees, wherever the bytes lie.
 
+use crate::columns::{COUNT_OF_VERSION_1, Columns};
 use crate::rng::PLAN_VERSION;
-use crate::types::{Dtype, ImageSize, Layout, SampleId};
+use crate::types::{Dtype, ImageSize, Layout, Place};
 use bytemuck::{NoUninit, cast_slice};
+use std::ops::Deref;
 use xxhash_rust::xxh3::Xxh3;
 
-/// A view of one finished batch, in a slot of the ring or in memory of its own.
+/// A view of one finished batch, in a slot of the ring or in memory of its own. Its columns are fields of it, too ([`Columns`]).
 ///
-/// Every slice but `x` has [`BatchView::len`] elements.
 /// `x = λ·norm(own) + (1−λ)·norm(partner)`; loss `= reduce(λ·L(ŷ, label_a) + (1−λ)·L(ŷ, label_b))`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BatchView<'a> {
@@ -21,18 +22,15 @@ pub struct BatchView<'a> {
     pub layout: Layout,
     /// Height and width of the images.
     pub image_size: ImageSize,
-    /// Class of each row's own image.
-    pub label_a: &'a [i64],
-    /// Class of each row's partner; equal to `label_a` where nothing is mixed.
-    pub label_b: &'a [i64],
-    /// Weight of each row's own image, in [0.5, 1] when folded; 1 where nothing is mixed.
-    pub lambda: &'a [f32],
-    /// Row of each row's partner in this batch; -1 where the partner comes from elsewhere.
-    pub partner: &'a [i32],
-    /// Each row's sample.
-    pub sample_id: &'a [SampleId],
-    /// Each row's partner's sample.
-    pub partner_id: &'a [SampleId],
+    /// What each row carries beside its image.
+    pub columns: Columns<'a>,
+    /// Place and digest.
+    pub head: Head,
+}
+
+/// What a batch as a whole carries beside its images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Head {
     /// Epoch, from 0.
     pub epoch: u64,
     /// Position in the epoch, from 0.
@@ -41,8 +39,24 @@ pub struct BatchView<'a> {
     pub batches: u64,
     /// Rows at the batch's end that repeat the head of the permutation so that all ranks have equal counts.
     pub pad: u32,
+    /// Which columns the digest covers: 1 those of every feed, 2 all of them, where images are rendered for each use.
+    pub digest_version: u32,
     /// [`BatchView::digest_by`] the daemon's mixer; 0 when the feed makes no digests.
     pub digest: u64,
+}
+
+impl Head {
+    /// The batch's place.
+    pub fn place(&self) -> Place {
+        Place { epoch: self.epoch, index: self.index }
+    }
+}
+
+impl<'a> Deref for BatchView<'a> {
+    type Target = Columns<'a>;
+    fn deref(&self) -> &Columns<'a> {
+        &self.columns
+    }
 }
 
 /// Where a batch's images lie in the memory of a CUDA device.
@@ -83,39 +97,50 @@ impl BatchView<'_> {
 
     /// The digest of this batch as made by the mixer of this name: XXH3, 64 bits, of everything that the batch is.
     ///
-    /// Hashed are, one after the other: `"mixd digest 1\0"`; the mixer's name and a 0, for u8 `"any"` since all mixers make the same
-    /// bytes then, while in floating point they round differently; the plan version, `dtype` (0 f32, 1 f16, 2 bf16, 3 u8), `layout`
-    /// (0 NCHW, 1 NHWC), height, width, `len` and `pad`, each as u32; `epoch`, `index` and `batches` as u64; `label_a`, `label_b`,
-    /// `lambda`, `partner`, `sample_id`, `partner_id` and `x` as they lie. All numbers are little-endian. A digest that would be 0,
-    /// which means that there is none, is 1.
+    /// Hashed are, one after the other: `"mixd digest 1\0"` or `"mixd digest 2\0"` by its version; the mixer's name and a 0, for u8
+    /// `"any"` since all mixers make the same bytes then, while in floating point they round differently; the plan version, `dtype`
+    /// (0 f32, 1 f16, 2 bf16, 3 u8), `layout` (0 NCHW, 1 NHWC), height, width, `len` and `pad`, each as u32; `epoch`, `index` and
+    /// `batches` as u64; the columns in their order, of version 1 those up to `partner_id`; and `x`, as they lie. All numbers are
+    /// little-endian. A digest that would be 0, which means that there is none, is 1.
     pub fn digest_by(&self, mixer: &str) -> u64 {
         let mut hash = Xxh3::new();
-        hash.update(b"mixd digest 1\0");
+        let Head { epoch, index, batches, pad, digest_version, digest: _ } = self.head;
+        let is_version_1 = digest_version <= 1;
+        hash.update(if is_version_1 { b"mixd digest 1\0" } else { b"mixd digest 2\0" });
         hash.update(if self.dtype == Dtype::U8 { "any" } else { mixer }.as_bytes());
         hash.update(&[0]);
         let ImageSize { height, width } = self.image_size;
         let (dtype, layout) = (self.dtype as u32, self.layout as u32);
-        hash.update(cast_slice(&[PLAN_VERSION, dtype, layout, height, width, self.len() as u32, self.pad]));
-        hash.update(cast_slice(&[self.epoch, self.index, self.batches]));
-        hash.update(cast_slice(self.label_a));
-        hash.update(cast_slice(self.label_b));
-        hash.update(cast_slice(self.lambda));
-        hash.update(cast_slice(self.partner));
-        hash.update(cast_slice(self.sample_id));
-        hash.update(cast_slice(self.partner_id));
+        hash.update(cast_slice(&[PLAN_VERSION, dtype, layout, height, width, self.len() as u32, pad]));
+        hash.update(cast_slice(&[epoch, index, batches]));
+        let columns = self.columns.bytes();
+        let covered = if is_version_1 { &columns[..COUNT_OF_VERSION_1] } else { &columns[..] };
+        covered.iter().for_each(|column| hash.update(column));
         hash.update(self.x);
         hash.digest().max(1)
     }
 
     /// Whether this is the last batch of its epoch.
     pub fn ends_epoch(&self) -> bool {
-        self.index + 1 == self.batches
+        self.head.index + 1 == self.head.batches
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const COLUMNS: Columns<'static> = Columns {
+        label_a: &[1, 2],
+        label_b: &[2, 1],
+        lambda: &[0.5, 1.0],
+        partner: &[1, 0],
+        sample_id: &[7, 8],
+        partner_id: &[8, 7],
+        crop: &[[1, 2, 3, 4], [0; 4]],
+        cut: &[[0; 4]; 2],
+        flip: &[0, 1],
+    };
 
     /// Two images of one pixel.
     fn view() -> BatchView<'static> {
@@ -125,17 +150,8 @@ mod tests {
             dtype: Dtype::U8,
             layout: Layout::Nchw,
             image_size: ImageSize::square(1),
-            label_a: &[1, 2],
-            label_b: &[2, 1],
-            lambda: &[0.5, 1.0],
-            partner: &[1, 0],
-            sample_id: &[7, 8],
-            partner_id: &[8, 7],
-            epoch: 3,
-            index: 4,
-            batches: 5,
-            pad: 1,
-            digest: 0,
+            columns: COLUMNS,
+            head: Head { epoch: 3, index: 4, batches: 5, pad: 1, digest_version: 1, digest: 0 },
         }
     }
 
@@ -166,14 +182,27 @@ mod tests {
         assert_eq!(base.digest_by("cpu"), base.digest_by("torch"));
         assert_ne!(float.digest_by("cpu"), float.digest_by("torch"));
         let others = [
-            BatchView { epoch: 4, ..base },
-            BatchView { pad: 0, ..base },
+            BatchView { head: Head { epoch: 4, ..base.head }, ..base },
+            BatchView { head: Head { pad: 0, ..base.head }, ..base },
+            BatchView { head: Head { digest_version: 2, ..base.head }, ..base },
             BatchView { layout: Layout::Nhwc, ..base },
-            BatchView { lambda: &[0.5, 0.5], ..base },
-            BatchView { partner_id: &[8, 8], ..base },
+            BatchView { columns: Columns { lambda: &[0.5, 0.5], ..COLUMNS }, ..base },
+            BatchView { columns: Columns { partner_id: &[8, 8], ..COLUMNS }, ..base },
             BatchView { x: &[1, 2, 3, 4, 5, 7], ..base },
             float,
         ];
         assert!(others.iter().all(|other| other.digest_by("cpu") != base.digest_by("cpu")));
+    }
+
+    #[test]
+    fn version_2_covers_every_column_and_version_1_those_that_every_feed_has() {
+        let digest = |digest_version, columns| {
+            let base = view();
+            BatchView { head: Head { digest_version, ..base.head }, columns, ..base }.digest_by("cpu")
+        };
+        let cropped = Columns { crop: &[[0; 4]; 2], ..COLUMNS };
+        assert_eq!(digest(1, COLUMNS), digest(1, cropped));
+        assert_ne!(digest(2, COLUMNS), digest(2, cropped));
+        assert_ne!(digest(2, COLUMNS), digest(2, Columns { flip: &[0, 0], ..COLUMNS }));
     }
 }

@@ -10,14 +10,16 @@
 
 // The words.
 pub mod batch;
-pub mod config;
+pub mod columns;
+pub mod format;
+pub mod spec;
 pub mod types;
 // What is computed.
 pub mod dataset;
 pub mod image;
 pub mod mix;
+pub mod plan;
 pub mod rng;
-pub mod sampler;
 pub mod stamp;
 // Who computes it.
 pub mod cpus;

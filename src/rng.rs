@@ -35,8 +35,14 @@ pub enum Stream {
     Shuffle = 1,
     /// λ and, after it, where a CutMix box lies: its row, then its column.
     Lambda = 2,
-    /// Flips: the top bit of a row's first word is its own image's, that of the second a second batch's.
+    /// Flips: a row's first word decides on its own image, the second on a second batch's.
     Augmentation = 3,
+    /// The crop of a row's own image.
+    Crop = 4,
+    /// The crop of a row's image of a second batch.
+    SecondCrop = 5,
+    /// Whether a row is mixed, and whether it is cut.
+    Mix = 6,
 }
 
 /// The generator for one purpose at one place.
@@ -74,9 +80,10 @@ pub fn permutation(mut rng: ChaCha8Rng, n: u32) -> Vec<u32> {
     order
 }
 
-/// A fair coin: the top bit of the next 32-bit word.
-pub fn coin(rng: &mut ChaCha8Rng) -> bool {
-    rng.next_u32() >> 31 == 1
+/// Whether something of this probability happens: whether the next 32-bit word lies in the upper `prob` of its range. With ½ that is its top
+/// bit; what is certain, or impossible, takes a word like the rest.
+pub fn chance(rng: &mut ChaCha8Rng, prob: f64) -> bool {
+    f64::from(rng.next_u32()) >= (1.0 - prob) * 4_294_967_296.0
 }
 
 /// A draw of Beta(α, α), in [0, 1].
@@ -104,11 +111,33 @@ mod tests {
     const PINNED_PERMUTATION: [u32; 10] = [8, 2, 1, 0, 5, 3, 4, 6, 7, 9];
     const PINNED_BETA: u64 = 4605896218636578881;
 
+    const STREAMS: [Stream; 7] = [
+        Stream::Permutation,
+        Stream::Shuffle,
+        Stream::Lambda,
+        Stream::Augmentation,
+        Stream::Crop,
+        Stream::SecondCrop,
+        Stream::Mix,
+    ];
+
+    #[test]
+    fn chances_are_what_they_say_and_a_half_is_the_top_bit() {
+        let words = || at(3, Stream::Augmentation, 0, 0, 0);
+        for prob in [0.0, 0.1, 0.5, 0.9, 1.0] {
+            let mut rng = words();
+            let hits = (0..10_000).filter(|_| chance(&mut rng, prob)).count() as f64 / 10_000.0;
+            assert!((hits - prob).abs() < 0.02 && (prob.fract() != 0.0 || hits == prob), "{prob}: {hits}");
+        }
+        let (mut bits, mut rng) = (words(), words());
+        assert!((0..1_000).all(|_| chance(&mut rng, 0.5) == (bits.next_u32() >> 31 == 1)));
+    }
+
     #[test]
     fn places_do_not_share_words() {
         let mut seen = std::collections::HashSet::new();
         for seed in 0..3 {
-            for stream in [Stream::Permutation, Stream::Shuffle, Stream::Lambda, Stream::Augmentation] {
+            for stream in STREAMS {
                 for place in 0..64 {
                     let (epoch, batch, row) = (place >> 4, place >> 2 & 3, place & 3);
                     assert!(seen.insert(at(seed, stream, epoch, batch, row).next_u64()));

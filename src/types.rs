@@ -186,6 +186,43 @@ impl Cut {
     }
 }
 
+/// A box of pixels of a decoded image. It may reach beyond the image where the image is padded before it is cropped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CropBox {
+    /// First row.
+    pub top: i32,
+    /// First column.
+    pub left: i32,
+    /// Rows.
+    pub height: u32,
+    /// Columns.
+    pub width: u32,
+}
+
+/// Filter of a resize.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    /// Triangle filter, widened when shrinking (antialiased).
+    #[default]
+    Bilinear,
+    /// Keys's cubic with a = −½, widened when shrinking (antialiased).
+    Bicubic,
+}
+named!(Interpolation, "interpolation", "bilinear or bicubic", Bilinear = "bilinear", Bicubic = "bicubic");
+
+/// What surrounds an image that is padded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PadMode {
+    /// Zeros.
+    #[default]
+    Constant,
+    /// The image mirrored at its outermost pixels, which are not repeated.
+    Reflect,
+}
+named!(PadMode, "padding", "constant or reflect", Constant = "constant", Reflect = "reflect");
+
 /// A batch's place in the endless sequence of its feed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Place {

@@ -1,13 +1,13 @@
 //! Nothing is allocated per sample in the steady state: this program's allocator counts.
 #![expect(unsafe_code, reason = "an allocator that counts")]
 
-use mixd::config::{FeedSpec, Mix};
 use mixd::cpus::Workers;
 use mixd::dataset::Dataset;
 use mixd::image::{JPEG_DECODER, LoadOptions};
 use mixd::mix::MixerKind;
 use mixd::pipeline::{OnBadImage, Options, Pipeline};
 use mixd::ring::{Next, RingReader};
+use mixd::spec::FeedSpec;
 use mixd::types::{Device, ImageSize, Place};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::num::NonZeroUsize;
@@ -57,7 +57,7 @@ fn per_batch(cache_bytes: u64, batch_size: u32) -> f64 {
     };
     let pipeline = Pipeline::start(Dataset::open(data, None, &mut |_| {}).unwrap(), options).unwrap();
     let spec = FeedSpec { batch_size, image_size: ImageSize::square(48), ..FeedSpec::train() };
-    assert!(matches!(spec.mix, Mix::Mixup(_)));
+    assert!(spec.mix.mixup.is_some());
     let dir = tempfile::tempdir().unwrap();
     let (feed, seat) = pipeline.open(spec, Place::default(), &dir.path().join("ring"), false).unwrap();
     let mut reader = RingReader::open(&feed.ring().data_path(), &seat.cursor_path, std::sync::Arc::new(())).unwrap();

@@ -3,10 +3,10 @@
 mod common;
 
 use common::Daemon;
-use mixd::config::FeedSpec;
 use mixd::control::proto::control_client::ControlClient;
 use mixd::control::proto::{AttachRequest, DrainRequest, ListFeedsRequest, Versions, WatchRequest};
 use mixd::control::versions;
+use mixd::spec::FeedSpec;
 use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
 

@@ -8,8 +8,8 @@ mod cuda_on_cpu;
 use common::{Daemon, command, sample_data, stderr, until};
 use mixd::batch::OnDevice;
 use mixd::client::{self, Batch, ClientError, Feed};
-use mixd::config::{CutMix, Delivery, FeedSpec, Mix, Mixup, Pairing, Share};
 use mixd::cuda::{Gpu, PinnedMemory, Stream};
+use mixd::spec::{Delivery, FeedSpec, Mix, Pairing, Share};
 use mixd::types::{Device, Dtype, ImageSize, Layout, Place, Start};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
@@ -83,15 +83,15 @@ fn batches_on_the_device_are_those_of_the_processor_to_the_bit() {
     // With all samples on the device, with room for a few, and with none, decoded anew each time.
     for cache in [&["--device-cache=auto"][..], &["--device-cache=300K"], &["--device-cache=off", "--cache=off"]] {
         let daemon = daemon(cache);
-        let second = Mix::Mixup(Mixup { pairing: Pairing::SecondBatch, ..Mixup::default() });
+        let second = Mix { pairing: Pairing::SecondBatch, ..Mix::mixup(0.4) };
         let odd = ImageSize { height: 33, width: 50 };
         let specs = [
             spec(),
-            FeedSpec { dtype: Dtype::Bf16, mix: second, flip: true, ..spec() },
+            FeedSpec { dtype: Dtype::Bf16, mix: second, flip: 0.5, ..spec() },
             FeedSpec { dtype: Dtype::F16, layout: Layout::Nhwc, ..spec() },
-            FeedSpec { dtype: Dtype::U8, mix: Mix::CutMix(CutMix::default()), flip: true, ..spec() },
+            FeedSpec { dtype: Dtype::U8, mix: Mix::cutmix(1.0), flip: 0.5, ..spec() },
             FeedSpec { dtype: Dtype::Bf16, image_size: odd, layout: Layout::Nhwc, ..spec() },
-            FeedSpec { dtype: Dtype::U8, image_size: odd, mix: Mix::None, ..spec() },
+            FeedSpec { dtype: Dtype::U8, image_size: odd, mix: Mix::NONE, ..spec() },
         ];
         for spec in specs {
             let mut feed = daemon.attach(spec).unwrap();

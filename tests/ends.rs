@@ -4,7 +4,7 @@ mod common;
 
 use common::{DEADLINE, Daemon, mixd, run, sample_data, stderr, until};
 use mixd::client::{self, ClientError};
-use mixd::config::FeedSpec;
+use mixd::spec::FeedSpec;
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ fn a_killed_trainers_feed_is_freed_and_others_read_on() {
     let rings = |file: &&std::path::PathBuf| file.ends_with("data");
     until("its ring is gone", || (daemon.files().iter().filter(rings).count() == 1).then_some(()));
     for (index, batch) in other.epoch().enumerate() {
-        assert_eq!(batch.unwrap().view().index, index as u64);
+        assert_eq!(batch.unwrap().view().head.index, index as u64);
     }
 }
 
@@ -95,7 +95,7 @@ fn a_killed_daemon_is_an_error_after_what_was_published() {
     // The ring has four slots, and no room after them while the first is held.
     let ended = (1..4).find_map(|_| match feed.next_batch() {
         Ok(batch) => {
-            assert_eq!(batch.view().index, read);
+            assert_eq!(batch.view().head.index, read);
             read += 1;
             None
         }

@@ -5,13 +5,13 @@ mod common;
 
 use common::{DEADLINE, Daemon, run, sample_data, stderr, twice_the_sample_data, until};
 use mixd::client::{self, ClientError};
-use mixd::config::{CutMix, Delivery, FeedSpec, Mix, Mixup, Pairing, Share};
 use mixd::control::proto;
 use mixd::dataset::Dataset;
 use mixd::image::LoadOptions;
 use mixd::mix::MixerKind;
 use mixd::pipeline::{OnBadImage, Options, Pipeline};
-use mixd::sampler::Sampler;
+use mixd::plan::Sampler;
+use mixd::spec::{Delivery, FeedSpec, Mix, Pairing, Share};
 use mixd::types::{Device, Dtype, ImageSize, Layout, Place, Start};
 use rustix::process::Signal;
 use std::collections::HashMap;
@@ -62,11 +62,11 @@ fn trainer_process() {
             std::io::stdin().lines().next().unwrap().unwrap();
         }
         let view = batch.view();
-        let plan = sampler.epoch(view.epoch).plan(view.index);
-        assert_eq!((view.sample_id, view.partner_id), (&plan.own[..], &plan.partner[..]));
-        assert_eq!((view.lambda, view.partner), (&plan.lambda[..], &plan.partner_row[..]));
-        assert!(view.digest != 0 && feed.is_intact(&batch), "torn: {} {}", view.epoch, view.index);
-        println!("batch {} {} {}", view.epoch, view.index, view.digest);
+        let plan = sampler.epoch(view.head.epoch).plan(view.head.index);
+        assert_eq!((view.sample_id, view.partner_id), (&plan.own()[..], &plan.partners()[..]));
+        assert_eq!((view.lambda, view.partner), (&plan.lambdas()[..], &plan.partner_rows()[..]));
+        assert!(view.head.digest != 0 && feed.is_intact(&batch), "torn: {} {}", view.head.epoch, view.head.index);
+        println!("batch {} {} {}", view.head.epoch, view.head.index, view.head.digest);
     }
 }
 
@@ -180,7 +180,7 @@ impl Oracle {
     fn digest(&mut self, spec: FeedSpec, place: Place) -> u64 {
         let spec = FeedSpec { share: None, start: Start::Now, ..spec };
         let key = (serde_json::to_string(&spec).unwrap(), place);
-        let make = || self.pipeline.batch(spec, place).unwrap().view().digest;
+        let make = || self.pipeline.batch(spec, place).unwrap().view().head.digest;
         *self.digests.entry(key).or_insert_with(make)
     }
 
@@ -204,16 +204,16 @@ fn eight_trainers_get_what_they_should_while_some_are_killed_and_others_join() {
     let data = twice_the_sample_data();
     let daemon = Daemon::on(data.path(), &[]);
     let base = spec();
-    let second = Mix::Mixup(Mixup { pairing: Pairing::SecondBatch, ..Mixup::default() });
-    let lossless = FeedSpec { flip: true, share: shared("all", Delivery::Lossless), ..base };
-    let cut = Mix::CutMix(CutMix::default());
+    let second = Mix { pairing: Pairing::SecondBatch, ..Mix::mixup(0.4) };
+    let lossless = FeedSpec { flip: 0.5, share: shared("all", Delivery::Lossless), ..base };
+    let cut = Mix::cutmix(1.0);
     let latest = FeedSpec { share: shared("newest", Delivery::Latest), dtype: Dtype::U8, mix: cut, slots: 6, ..base };
     let latest = FeedSpec { batch_size: 32, layout: Layout::Nhwc, ..latest };
     let start = |spec, batches, step_ms| Trainer::start(&daemon, spec, batches, step_ms);
     let mut trainers = vec![
         start(FeedSpec { batch_size: 7, ..base }, ENDLESS, 1),
         start(FeedSpec { batch_size: 256, dtype: Dtype::U8, mix: second, ..base }, 12, 0),
-        start(FeedSpec { batch_size: 50, dtype: Dtype::Bf16, flip: true, ..FeedSpec { slots: 2, ..base } }, 30, 1),
+        start(FeedSpec { batch_size: 50, dtype: Dtype::Bf16, flip: 0.5, ..FeedSpec { slots: 2, ..base } }, 30, 1),
         start(FeedSpec { digest: true, batch_size: 21, image_size: base.image_size, ..FeedSpec::val() }, 30, 0),
         start(lossless, ENDLESS, 1),
         start(lossless, 120, 2),
@@ -483,7 +483,7 @@ fn a_dropped_feed_is_left_once_its_last_batch_is_dropped_too() {
         assert_eq!((feed.trainers.len(), feed.published), (2, 4));
     }
     let view = held.view();
-    assert!(view.index == 0 && view.digest == view.digest_by("cpu"));
+    assert!(view.head.index == 0 && view.head.digest == view.digest_by("cpu"));
     drop(held);
     assert!(reading.join().unwrap());
 }
@@ -513,7 +513,7 @@ fn an_epoch_whose_end_is_skipped_ends_with_the_next_one() {
     while fast.place() < (Place { epoch: 1, index: 7 }) {
         fast.next_batch().unwrap();
     }
-    assert!(epoch.all(|batch| batch.unwrap().view().epoch == 0), "the rest of the first");
+    assert!(epoch.all(|batch| batch.unwrap().view().head.epoch == 0), "the rest of the first");
     let next = slow.place();
     assert!(slow.is_ready() && next.epoch == 1 && next.index > 0, "{next}");
     let second: Vec<Place> = slow.epoch().map(|batch| batch.unwrap().place()).collect();
@@ -536,7 +536,8 @@ fn another_spec_is_refused_naming_the_keys_and_places_that_have_passed_by_name()
     let later = Start::At(Place { epoch: 1, index: 2 });
     let mut later = daemon.attach(FeedSpec { start: later, ..spec }).unwrap();
     assert!(daemon.attach(FeedSpec { share: None, ..first }).is_ok());
-    let reading = std::thread::spawn(move || later.next_batch().map(|batch| (batch.view().epoch, batch.view().index)));
+    let reading =
+        std::thread::spawn(move || later.next_batch().map(|batch| (batch.view().head.epoch, batch.view().head.index)));
     while !reading.is_finished() {
         feed.next_batch().unwrap();
     }

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Daemon, mixd, run, sample_data, small_folder, stderr, until};
 use mixd::client;
-use mixd::config::{FeedSpec, Mix, Mixup, Pairing};
+use mixd::spec::{FeedSpec, Mix, Pairing};
 use mixd::types::{Dtype, Layout, Place, Start};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use safetensors::SafeTensors;
@@ -27,7 +27,7 @@ fn a_trainer_gets_the_bytes_that_replay_makes() {
         (Dtype::U8, Layout::Nchw, Pairing::Shuffle, "shuffle"),
     ];
     for (dtype, layout, pairing, pairing_name) in mixes {
-        let mix = Mix::Mixup(Mixup { pairing, ..Mixup::default() });
+        let mix = Mix { pairing, ..Mix::mixup(0.4) };
         let mut feed = daemon.attach(FeedSpec { dtype, layout, mix, ..spec() }).unwrap();
         let batches: Vec<_> = feed.epoch().map(|batch| batch.unwrap()).take(3).collect();
         for batch in &batches {
@@ -36,7 +36,11 @@ fn a_trainer_gets_the_bytes_that_replay_makes() {
             // Other threads, no cache: it must not matter.
             let status = mixd()
                 .args(["replay", "--workers=1", "--cache=off", "--batch-size=16", "--seed=5", "--epoch=0"])
-                .args([format!("--batch={}", view.index), format!("--dtype={dtype}"), format!("--layout={layout}")])
+                .args([
+                    format!("--batch={}", view.head.index),
+                    format!("--dtype={dtype}"),
+                    format!("--layout={layout}"),
+                ])
                 .arg(format!("--pairing={pairing_name}"))
                 .arg("--data")
                 .arg(sample_data())
@@ -47,7 +51,7 @@ fn a_trainer_gets_the_bytes_that_replay_makes() {
             let bytes = std::fs::read(&out).unwrap();
             let tensors = SafeTensors::deserialize(&bytes).unwrap();
             let field = |name: &str| tensors.tensor(name).unwrap();
-            assert!(field("x").data() == view.x, "x of batch {}", view.index);
+            assert!(field("x").data() == view.x, "x of batch {}", view.head.index);
             assert_eq!(field("x").shape(), view.shape());
             assert_eq!(field("label_a").data(), bytemuck::cast_slice::<_, u8>(view.label_a));
             assert_eq!(field("label_b").data(), bytemuck::cast_slice::<_, u8>(view.label_b));
@@ -55,9 +59,9 @@ fn a_trainer_gets_the_bytes_that_replay_makes() {
             assert_eq!(field("partner").data(), bytemuck::cast_slice::<_, u8>(view.partner));
             assert_eq!(field("sample_id").data(), bytemuck::cast_slice::<_, u8>(view.sample_id));
             assert_eq!(field("partner_id").data(), bytemuck::cast_slice::<_, u8>(view.partner_id));
-            assert_eq!(field("epoch").data(), view.epoch.to_le_bytes());
-            assert_eq!(field("index").data(), view.index.to_le_bytes());
-            assert_eq!(field("batches").data(), view.batches.to_le_bytes());
+            assert_eq!(field("epoch").data(), view.head.epoch.to_le_bytes());
+            assert_eq!(field("index").data(), view.head.index.to_le_bytes());
+            assert_eq!(field("batches").data(), view.head.batches.to_le_bytes());
             assert_eq!(field("len").data(), (view.len() as u32).to_le_bytes());
         }
     }
@@ -76,7 +80,7 @@ fn plan_prints_what_the_feed_delivers() {
         let batch = batch.unwrap();
         let view = batch.view();
         assert_eq!(line["epoch"], 1);
-        assert_eq!(line["index"], view.index);
+        assert_eq!(line["index"], view.head.index);
         assert_eq!(line["len"], view.len());
         assert_eq!(line["sample_id"], serde_json::json!(view.sample_id));
         assert_eq!(line["partner"], serde_json::json!(view.partner));
@@ -173,7 +177,7 @@ fn a_cache_file_serves_no_stale_pixels() {
     };
     settle();
     let option = format!("--cache-file={}", cache.path().join("rows").display());
-    let spec = FeedSpec { batch_size: 50, shuffle: false, mix: Mix::None, ..spec() };
+    let spec = FeedSpec { batch_size: 50, shuffle: false, mix: Mix::NONE, ..spec() };
     // The bytes of an epoch, and how many samples were decoded for it.
     let epoch = |daemon: &Daemon| -> (Vec<u8>, u64) {
         let x = daemon.attach(spec).unwrap().next_batch().unwrap().view().x.to_vec();
@@ -472,7 +476,7 @@ fn a_feed_never_runs_ahead_of_its_reader() {
     for _ in 0..40 {
         let mut feed = daemon.attach(FeedSpec { batch_size: 1, slots: 2, image_size, ..spec() }).unwrap();
         for index in 0..20 {
-            assert_eq!(feed.next_batch().unwrap().view().index, index);
+            assert_eq!(feed.next_batch().unwrap().view().head.index, index);
         }
     }
 }

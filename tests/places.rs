@@ -4,9 +4,9 @@ mod common;
 
 use common::{Daemon, mixd, run, sample_data, stderr, until};
 use mixd::client::{self, ClientError};
-use mixd::config::{CutMix, FeedSpec, LambdaPer, Mix, Mixup, Pairing, Share};
 use mixd::pipeline::in_flight;
-use mixd::sampler::Sampler;
+use mixd::plan::Sampler;
+use mixd::spec::{FeedSpec, Mix, MixPer, Pairing, Share};
 use mixd::types::{Dtype, ImageSize, Last, Layout, Place, Start};
 
 fn spec() -> FeedSpec {
@@ -20,7 +20,7 @@ fn a_feed_that_starts_anywhere_decodes_nothing_of_what_it_skips() {
     let mut feed = daemon.attach(spec).unwrap();
     assert_eq!(feed.place(), Place { epoch: 40, index: 30 });
     let batch = feed.next_batch().unwrap();
-    assert_eq!((batch.view().epoch, batch.view().index, feed.place().index), (40, 30, 31));
+    assert_eq!((batch.view().head.epoch, batch.view().head.index, feed.place().index), (40, 30, 31));
     drop((batch, feed));
     until("the feed closes", || client::status(&daemon.socket()).unwrap().feeds.is_empty().then_some(()));
     let status = client::status(&daemon.socket()).unwrap();
@@ -43,16 +43,15 @@ fn replay_verifies_the_digests_of_whatever_is_delivered() {
     let dir = tempfile::tempdir().unwrap();
     let cache_file = format!("--cache-file={}", dir.path().join("cache").display());
     let daemons = [Daemon::start(&[]), Daemon::start(&["--workers=3", &cache_file])];
-    let mixup = Mixup::default();
-    let unfolded = Mix::Mixup(Mixup { lambda: LambdaPer::Batch, fold: false, ..mixup });
-    let second = Mix::Mixup(Mixup { pairing: Pairing::SecondBatch, alpha: 1.0, ..mixup });
-    let cut_by_batch = Mix::CutMix(CutMix { lambda: LambdaPer::Batch, ..CutMix::default() });
+    let unfolded = Mix { per: MixPer::Batch, fold: false, ..Mix::mixup(0.4) };
+    let second = Mix { pairing: Pairing::SecondBatch, ..Mix::mixup(1.0) };
+    let cut_by_batch = Mix { per: MixPer::Batch, ..Mix::cutmix(1.0) };
     let val = FeedSpec { batch_size: 16, image_size: ImageSize::square(48), digest: true, seed: 3, ..FeedSpec::val() };
     let at = |index| Place { epoch: 2, index };
     let cases: [(FeedSpec, Place, &[&str]); 9] = [
         (spec(), at(4), &[]),
         (FeedSpec { share: Some(Share::new("any".parse().unwrap())), ..spec() }, at(12), &[]),
-        (FeedSpec { flip: true, mix: Mix::CutMix(CutMix::default()), ..spec() }, at(4), &["--flip", "--cutmix=1"]),
+        (FeedSpec { flip: 0.5, mix: Mix::cutmix(1.0), ..spec() }, at(4), &["--flip", "--cutmix=1"]),
         (
             FeedSpec { mix: cut_by_batch, dtype: Dtype::Bf16, ..spec() },
             at(4),
@@ -94,7 +93,7 @@ fn replay_verifies_the_digests_of_whatever_is_delivered() {
 fn replay_verifies_what_torch_has_mixed_with_torch_and_u8_with_any_mixer() {
     let daemon = Daemon::start(&["--mixer=torch"]);
     for (dtype, by_cpu) in [(Dtype::F32, false), (Dtype::F16, false), (Dtype::U8, true)] {
-        let spec = FeedSpec { dtype, flip: true, ..spec() };
+        let spec = FeedSpec { dtype, flip: 0.5, ..spec() };
         let mut feed = daemon.attach(spec).unwrap();
         let batch = feed.next_batch().unwrap();
         assert!(feed.is_intact(&batch) && feed.mixer() == "torch");
@@ -107,13 +106,13 @@ fn replay_verifies_what_torch_has_mixed_with_torch_and_u8_with_any_mixer() {
 #[test]
 fn two_ranks_on_two_daemons_are_one_world() {
     let daemons = [Daemon::start(&[]), Daemon::start(&["--workers=1", "--cache=off"])];
-    let whole = FeedSpec { batch_size: 20, flip: true, ..spec() };
+    let whole = FeedSpec { batch_size: 20, flip: 0.5, ..spec() };
     let epoch = |daemon: &Daemon, spec: FeedSpec| -> Vec<(u32, i64)> {
         let mut feed = daemon.attach(FeedSpec { start: Start::At(Place { epoch: 1, index: 0 }), ..spec }).unwrap();
         let rows = |batch: Result<client::Batch, ClientError>| {
             let batch = batch.unwrap();
             let view = batch.view();
-            assert_eq!(view.pad, 0);
+            assert_eq!(view.head.pad, 0);
             view.sample_id.iter().copied().zip(view.label_a.iter().copied()).collect::<Vec<_>>()
         };
         feed.epoch().flat_map(rows).collect()
@@ -134,10 +133,10 @@ fn plans_name_boxes_and_flips() {
         .unwrap();
     let line = String::from_utf8(output.stdout).unwrap();
     let plan: serde_json::Value = serde_json::from_str(line.lines().next().unwrap()).unwrap();
-    let spec = FeedSpec { image_size: ImageSize::square(32), mix: Mix::CutMix(CutMix::default()), ..FeedSpec::train() };
-    let expected = Sampler::new(FeedSpec { flip: true, ..spec }, 200).unwrap().epoch(0).plan(0);
-    let boxes: Vec<_> = expected.cuts.iter().map(|cut| [cut.top, cut.bottom, cut.left, cut.right]).collect();
+    let spec = FeedSpec { image_size: ImageSize::square(32), mix: Mix::cutmix(1.0), ..FeedSpec::train() };
+    let expected = Sampler::new(FeedSpec { flip: 0.5, ..spec }, 200).unwrap().epoch(0).plan(0);
+    let boxes = expected.each(|row| row.mix.cut().map(|cut| [cut.top, cut.bottom, cut.left, cut.right]));
     assert_eq!(plan["box"], serde_json::json!(boxes));
-    assert_eq!(plan["flip"], serde_json::json!(expected.flip));
-    assert_eq!(plan["partner_flip"], serde_json::json!(expected.partner_flip));
+    assert_eq!(plan["flip"], serde_json::json!(expected.each(|row| row.own.view.flip)));
+    assert_eq!(plan["partner_flip"], serde_json::json!(expected.each(|row| row.partner.view.flip)));
 }

@@ -3,9 +3,9 @@
 use crate::array::{Array, Element};
 use crate::errors::MixdError;
 use crate::held::Held;
-use mixd::batch::BatchView;
+use mixd::columns::{COLUMNS, Column, Number};
 use mixd::types::{Dtype, Place};
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyAttributeError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,19 +36,6 @@ impl Batch {
         held.check()?;
         Ok(held)
     }
-
-    fn list(&self, element: Element, bytes: impl for<'v> Fn(&BatchView<'v>) -> &'v [u8]) -> PyResult<Array> {
-        let held = self.held()?;
-        let view = held.lease.view();
-        Ok(Array::copy_of(bytes(&view), element, &[view.len()]))
-    }
-}
-
-/// The bytes of a list of numbers.
-macro_rules! list {
-    ($batch:ident, $element:ident, $field:ident) => {
-        $batch.list(Element::$element, |view| mixd::batch::bytes_of(view.$field))
-    };
 }
 
 #[pymethods]
@@ -67,40 +54,26 @@ impl Batch {
         Ok(Array::of_slot(Arc::clone(&held), &view, element))
     }
 
-    /// The class of each image, `[B]`, int64.
-    #[getter]
-    fn label_a(&self) -> PyResult<Array> {
-        list!(self, I64, label_a)
-    }
-
-    /// The class of each image's partner, `[B]`, int64; equal to `label_a` where nothing is mixed.
-    #[getter]
-    fn label_b(&self) -> PyResult<Array> {
-        list!(self, I64, label_b)
-    }
-
-    /// λ, the weight of each own image, `[B]`, float32: in [0.5, 1] when folded, 1 where nothing is mixed.
-    #[getter]
-    fn lam(&self) -> PyResult<Array> {
-        list!(self, F32, lambda)
-    }
-
-    /// The row of each image's partner in this batch, `[B]`, int32; -1 where it comes from elsewhere.
-    #[getter]
-    fn partner(&self) -> PyResult<Array> {
-        list!(self, I32, partner)
-    }
-
-    /// Which sample each image is, `[B]`, uint32: its index in the sorted list of the split's files.
-    #[getter]
-    fn sample_id(&self) -> PyResult<Array> {
-        list!(self, U32, sample_id)
-    }
-
-    /// Which sample each image's partner is, `[B]`, uint32.
-    #[getter]
-    fn partner_id(&self) -> PyResult<Array> {
-        list!(self, U32, partner_id)
+    /// A column of the batch, one value a row: the class of each image (`label_a`) and of its partner (`label_b`), λ (`lam`), the partner's row
+    /// (`partner`), which samples they are (`sample_id`, `partner_id`), the crop in pixels of the decoded image (`crop`: top, left, height, width),
+    /// CutMix's box (`cut`: the same), and whether the image is flipped (`flip`).
+    fn __getattr__(&self, name: &str) -> PyResult<Array> {
+        // `lambda` is a word of Python's own.
+        let name_of = |column: &&Column| if column.name == "lambda" { "lam" } else { column.name };
+        let at = COLUMNS.iter().position(|column| name_of(&column) == name);
+        let at =
+            at.ok_or_else(|| PyAttributeError::new_err(format!("'mixd.Batch' object has no attribute '{name}'")))?;
+        let held = self.held()?;
+        let view = held.lease.view();
+        let element = match COLUMNS[at].number {
+            Number::I64 => Element::I64,
+            Number::F32 => Element::F32,
+            Number::I32 => Element::I32,
+            Number::U32 => Element::U32,
+            Number::U8 => Element::U8,
+        };
+        let shape = [view.len(), COLUMNS[at].count];
+        Ok(Array::copy_of(view.columns.bytes()[at], element, if shape[1] == 1 { &shape[..1] } else { &shape }))
     }
 
     /// The epoch, from 0.
@@ -118,19 +91,19 @@ impl Batch {
     /// Batches in each epoch.
     #[getter]
     fn batches(&self) -> PyResult<u64> {
-        Ok(self.held()?.lease.view().batches)
+        Ok(self.held()?.lease.view().head.batches)
     }
 
     /// Rows at the end that repeat the head of the permutation, so that all ranks have equal counts.
     #[getter]
     fn pad(&self) -> PyResult<u32> {
-        Ok(self.held()?.lease.view().pad)
+        Ok(self.held()?.lease.view().head.pad)
     }
 
     /// XXH3 of the plan and the images; 0 unless the feed was opened with `digest=True`.
     #[getter]
     fn digest(&self) -> PyResult<u64> {
-        Ok(self.held()?.lease.view().digest)
+        Ok(self.held()?.lease.view().head.digest)
     }
 
     /// Whether plan and images are what the digest says; true of batches without one.
@@ -138,7 +111,7 @@ impl Batch {
         let held = self.held()?;
         Ok(py.detach(|| {
             let view = held.lease.view();
-            view.digest == 0 || view.digest == view.digest_by(&held.mixer)
+            view.head.digest == 0 || view.head.digest == view.digest_by(&held.mixer)
         }))
     }
 
@@ -158,7 +131,12 @@ impl Batch {
         let Ok(held) = self.held() else { return "<mixd.Batch, given back>".to_owned() };
         let view = held.lease.view();
         let Place { epoch, index } = held.lease.place();
-        format!("<mixd.Batch: epoch {epoch}, batch {index} of {}, {} images, {}>", view.batches, view.len(), view.dtype)
+        format!(
+            "<mixd.Batch: epoch {epoch}, batch {index} of {}, {} images, {}>",
+            view.head.batches,
+            view.len(),
+            view.dtype
+        )
     }
 
     fn __reduce__(&self) -> PyResult<()> {

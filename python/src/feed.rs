@@ -1,16 +1,16 @@
 //! A feed as Python sees it.
 
 use crate::batch::Batch;
-use crate::errors::{SpecRefused, raised};
+use crate::errors::{SpecError, raised};
 use crate::fault;
 use crate::held::Held;
 use mixd::client::{self, ClientError};
-use mixd::config::{Delivery, FeedSpec};
-use mixd::control::{proto, spec_from_proto};
 use mixd::ring::RingError;
-use mixd::types::{Place, Start};
+use mixd::spec::{Delivery, FeedOptions, FeedSpec, Recipe, Share, ShareName};
+use mixd::types::{Device, Place, Start};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyUserWarning, PyValueError};
 use pyo3::prelude::*;
+use serde::Deserialize;
 use std::ffi::CString;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,85 +25,42 @@ const PATIENCE: Duration = Duration::from_millis(20);
 #[pyclass(frozen, module = "mixd")]
 pub struct Spec(FeedSpec);
 
-/// A whole number of 32 bits, or a refusal by name.
-fn number(key: &str, value: Option<i64>) -> PyResult<Option<u32>> {
-    let refused =
-        |value| SpecRefused::new_err(format!("bad feed spec: {key} is {value}: it must be 0 to {}", u32::MAX));
-    value.map(|value| u32::try_from(value).map_err(|_| refused(value))).transpose()
+/// What Python says of a feed beside its options: how it takes part, and what it carries for the trainer.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Extra {
+    smoothing: f64,
+    share: Option<ShareName>,
+    delivery: Option<Delivery>,
+    max_lag: Option<f64>,
+    start: Option<String>,
+    device: Option<Device>,
+}
+
+/// The spec that options describe, both as JSON, over a recipe as TOML or the default one.
+fn spec(options: &str, extra: &str, recipe: Option<&str>) -> Result<FeedSpec, String> {
+    let text = |error: &dyn std::fmt::Display| format!("bad feed spec: {error}");
+    let options: FeedOptions = serde_json::from_str(options).map_err(|error| text(&error))?;
+    let Extra { smoothing, share, delivery, max_lag, start, device } =
+        serde_json::from_str(extra).map_err(|error| text(&error))?;
+    let recipe = recipe.map_or_else(|| Ok(Recipe::default()), |toml| Recipe::from_toml(toml, "the daemon's recipe"));
+    let spec = options.spec_or(&recipe.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
+    let share = share.map(|name| {
+        let base = Share::new(name);
+        Share { delivery: delivery.unwrap_or(base.delivery), max_lag_s: max_lag.unwrap_or(base.max_lag_s), ..base }
+    });
+    let start = start.map_or(Ok(Start::Now), |start| start.parse()).map_err(|error| text(&error))?;
+    let spec = FeedSpec { smoothing, share, start, device: device.unwrap_or_default(), ..spec };
+    spec.validate().map_err(|error| error.to_string())?;
+    Ok(spec)
 }
 
 #[pymethods]
 impl Spec {
     #[new]
-    #[pyo3(signature = (split, *, batch_size=None, size=None, shuffle=None, seed=None, last=None, mix=None, alpha=None, lam=None, fold=None,
-        pairing=None, smoothing=None, dtype=None, layout=None, mean=None, std=None, rank=None, world_size=None, slots=None, flip=None,
-        digest=None, share=None, delivery=None, max_lag=None, start=None, device=None))]
-    #[expect(clippy::too_many_arguments, reason = "a feed spec has as many keys")]
-    fn new(
-        split: String,
-        batch_size: Option<i64>,
-        size: Option<(i64, i64)>,
-        shuffle: Option<bool>,
-        seed: Option<u64>,
-        last: Option<String>,
-        mix: Option<&str>,
-        alpha: Option<f64>,
-        lam: Option<String>,
-        fold: Option<bool>,
-        pairing: Option<String>,
-        smoothing: Option<f64>,
-        dtype: Option<String>,
-        layout: Option<String>,
-        mean: Option<Vec<f32>>,
-        std: Option<Vec<f32>>,
-        rank: Option<i64>,
-        world_size: Option<i64>,
-        slots: Option<i64>,
-        flip: Option<bool>,
-        digest: Option<bool>,
-        share: Option<String>,
-        delivery: Option<String>,
-        max_lag: Option<f64>,
-        start: Option<&str>,
-        device: Option<String>,
-    ) -> PyResult<Self> {
-        use proto::mix::Kind;
-        let kind = match mix {
-            None => None,
-            Some("none") => Some(Kind::None(proto::NoMix {})),
-            Some("cutmix") => Some(Kind::Cutmix(proto::CutMix { alpha, lambda: lam })),
-            Some("mixup") => Some(Kind::Mixup(proto::Mixup { alpha, lambda: lam, fold, pairing })),
-            Some(other) => return Err(PyValueError::new_err(format!("`{other}` is no way to mix"))),
-        };
-        let message = proto::FeedSpec {
-            split: Some(split),
-            batch_size: number("batch_size", batch_size)?,
-            height: number("height", size.map(|size| size.0))?,
-            width: number("width", size.map(|size| size.1))?,
-            shuffle,
-            seed,
-            last,
-            mix: kind.map(|kind| proto::Mix { kind: Some(kind) }),
-            smoothing,
-            dtype,
-            layout,
-            mean: mean.unwrap_or_default(),
-            std: std.unwrap_or_default(),
-            rank: number("rank", rank)?,
-            world_size: number("world_size", world_size)?,
-            slots: number("slots", slots)?,
-            start: None,
-            flip,
-            digest,
-            share: share.map(|name| proto::Share { name, delivery, max_lag_s: max_lag }),
-            device,
-        };
-        let refused = |error: String| SpecRefused::new_err(error);
-        let spec = spec_from_proto(&message).map_err(|error| refused(error.to_string()))?;
-        let start = start.map_or(Ok(Start::Now), str::parse).map_err(|error| refused(error.to_string()))?;
-        let spec = FeedSpec { start, ..spec };
-        spec.validate().map_err(|error| refused(error.to_string()))?;
-        Ok(Self(spec))
+    #[pyo3(signature = (options, extra, recipe=None))]
+    fn new(options: &str, extra: &str, recipe: Option<&str>) -> PyResult<Self> {
+        spec(options, extra, recipe).map(Self).map_err(SpecError::new_err)
     }
 
     /// The spec with all its keys, as JSON.
@@ -149,11 +106,11 @@ pub fn forget() {
     mixd::ring::forget();
 }
 
-/// The process id of the daemon behind a socket.
+/// The process id of the daemon behind a socket, and the recipe, as TOML, of feeds that name none, if it has one.
 #[pyfunction]
-pub fn daemon_pid(py: Python<'_>, socket: PathBuf) -> PyResult<u32> {
+pub fn daemon(py: Python<'_>, socket: PathBuf) -> PyResult<(u32, Option<String>)> {
     let status = uninterrupted(py, |interrupted| client::status_unless(&socket, interrupted))?;
-    Ok(status.pid)
+    Ok((status.pid, status.recipe))
 }
 
 /// Waits without the interpreter, but for signals, whose exception it raises.

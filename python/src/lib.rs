@@ -17,7 +17,5 @@ mod _native {
     #[pymodule_export]
     use crate::batch::Batch;
     #[pymodule_export]
-    use crate::errors::{DaemonGone, Evicted, FeedEnded, MixdError, NoDaemon, SpecRefused};
-    #[pymodule_export]
-    use crate::feed::{Feed, Spec, attach, daemon_pid, default_socket, forget};
+    use crate::feed::{Feed, Spec, attach, daemon, default_socket, forget};
 }

@@ -5,12 +5,12 @@ use super::bench_trainer::{Counted, Report, Touch};
 use super::options::{Cache, DataArgs, PipelineArgs};
 use super::own_daemon::OwnDaemon;
 use crate::client;
-use crate::config::{CutMix, FeedSpec, Mix, ShareName};
 use crate::control::proto;
 use crate::pipeline::in_flight;
+use crate::plan::Sampler;
 use crate::ring::now_ns;
-use crate::sampler::Sampler;
-use crate::types::{Device, Dtype, ImageSize};
+use crate::spec::{FeedOptions, FeedSpec, ShareName};
+use crate::types::Device;
 use anyhow::Context;
 use clap::Args;
 use serde_json::{Value, json};
@@ -25,18 +25,8 @@ pub struct Bench {
     data: DataArgs,
     #[command(flatten)]
     pipeline: PipelineArgs,
-    /// Element type: f32, f16, bf16 or u8.
-    #[arg(long, env = "MIXD_DTYPE", default_value = "f32")]
-    dtype: Dtype,
-    /// Rows a batch.
-    #[arg(long, env = "MIXD_BATCH_SIZE", default_value_t = 64)]
-    batch_size: u32,
-    /// Side of the images, or HEIGHTxWIDTH.
-    #[arg(long, env = "MIXD_SIZE", default_value = "128")]
-    size: ImageSize,
-    /// Slots of each ring.
-    #[arg(long, env = "MIXD_SLOTS", default_value_t = 4)]
-    slots: u32,
+    #[command(flatten)]
+    feed: FeedOptions,
     /// Trainer processes, each with a private feed unless they --share one.
     #[arg(long, env = "MIXD_TRAINERS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     trainers: u32,
@@ -46,15 +36,6 @@ pub struct Bench {
     /// In each round, have a loop in Python count alone, too: an interpreter that has the package mixd, and torch.
     #[arg(long, env = "MIXD_PYTHON", value_name = "PROGRAM")]
     python: Option<PathBuf>,
-    /// Put a digest in every batch.
-    #[arg(long, env = "MIXD_DIGEST")]
-    digest: bool,
-    /// Flip images by chance.
-    #[arg(long, env = "MIXD_FLIP")]
-    flip: bool,
-    /// CutMix instead of mixup, with this α.
-    #[arg(long, env = "MIXD_CUTMIX", value_name = "ALPHA")]
-    cutmix: Option<f64>,
     /// Images that each trainer counts in a round, rounded up to a batch.
     #[arg(long, env = "MIXD_IMAGES", conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..))]
     images: Option<u64>,
@@ -109,17 +90,7 @@ impl Drop for Trainer {
 impl Bench {
     pub fn run(self) -> anyhow::Result<()> {
         anyhow::ensure!(self.seconds > 0.0 && self.seconds <= 3600.0, "--seconds must be above 0 and at most 3600");
-        let spec = FeedSpec {
-            batch_size: self.batch_size,
-            image_size: self.size,
-            dtype: self.dtype,
-            slots: self.slots,
-            mix: self.cutmix.map_or(FeedSpec::train().mix, |alpha| Mix::CutMix(CutMix { alpha, ..CutMix::default() })),
-            flip: self.flip,
-            digest: self.digest,
-            device: self.batch_device(),
-            ..FeedSpec::train()
-        };
+        let spec = FeedSpec { device: self.batch_device(), ..self.feed.spec()? };
         spec.validate()?;
         anyhow::ensure!(
             !self.copy_back || self.pipeline.batch_device() != Device::Cpu,
@@ -132,7 +103,7 @@ impl Bench {
         let dataset = self.data.open()?;
         let batches = Sampler::new(spec, dataset.samples(spec.split).len() as u32)?.batches();
         let cached = self.pipeline.cache != Cache::Off;
-        let in_flight = in_flight(self.slots);
+        let in_flight = in_flight(spec.slots);
         let warmup = self.warmup.unwrap_or(in_flight + if cached { batches } else { 0 });
         let started_ns = now_ns();
         let daemon = OwnDaemon::start(&self.data.data, &self.pipeline.arguments())?;
@@ -177,7 +148,7 @@ impl Bench {
         drop(trainers);
         drop(daemon);
         let first_batch_ms = first_batch_ns.saturating_sub(started_ns) as f64 / 1e6;
-        let result = self.result(&rounds, first_batch_ms, median(attach_ms));
+        let result = self.result(&spec, &rounds, first_batch_ms, median(attach_ms));
         super::print(|out| if self.json { writeln!(out, "{result}") } else { write!(out, "{}", table(&result)) })
     }
 
@@ -216,30 +187,25 @@ impl Bench {
             ("images", self.images.unwrap_or(0).to_string()),
             ("seconds", (self.seconds / f64::from(self.rounds)).to_string()),
             ("step-us", self.step_us.to_string()),
-            ("batch-size", self.batch_size.to_string()),
-            ("size", self.size.to_string()),
-            ("dtype", self.dtype.to_string()),
-            ("slots", self.slots.to_string()),
-            ("seed", seed.to_string()),
             // Its daemon is not started again.
             ("reconnect", "0".to_owned()),
         ];
         command.args(options.map(|(key, value)| format!("--{key}={value}")));
-        // A loop in Python reads main memory.
-        if python.is_none() {
-            command.arg(format!("--device={}", self.batch_device()));
-        }
-        command.args(self.cutmix.map(|alpha| format!("--cutmix={alpha}")));
+        let seed = self.feed.seed.unwrap_or(0).wrapping_add(seed.into());
+        let feed = FeedOptions { seed: Some(seed), ..self.feed.clone() };
+        match python {
+            // A loop in Python reads main memory.
+            Some(_) => command.arg(format!("--feed={}", serde_json::to_string(&feed)?)),
+            None => command.arg(format!("--device={}", self.batch_device())).args(feed.arguments()),
+        };
         command.args(share.map(|name| format!("--share={name}")));
-        command
-            .args([(self.digest, "--digest"), (self.flip, "--flip")].iter().filter(|flag| flag.0).map(|flag| flag.1));
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot start a trainer")?;
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         Ok(Trainer { child, lines })
     }
 
-    fn result(&self, rounds: &[Round], first_batch_ms: f64, attach_ms: Option<f64>) -> Value {
+    fn result(&self, spec: &FeedSpec, rounds: &[Round], first_batch_ms: f64, attach_ms: Option<f64>) -> Value {
         let warm = self.pipeline.cache != Cache::Off;
         let counted = || rounds.iter().flat_map(|round| &round.trainers);
         let over = |figure: &dyn Fn(&Round) -> Option<f64>| median(rounds.iter().filter_map(figure).collect());
@@ -247,7 +213,7 @@ impl Bench {
         let resident = self.pipeline.device_cache != Cache::Off;
         // What a batch that a device mixes must move at least: where it goes back to main memory, itself; else its samples once over the bus,
         // or, of those that are there, read and written once.
-        let (sample_bytes, image_bytes) = (self.size.values() as f64, (self.size.values() * self.dtype.bytes()) as f64);
+        let (sample_bytes, image_bytes) = (spec.image_size.values() as f64, spec.format().image_bytes() as f64);
         let ceiling = |round: &Round| {
             round.ceiling.as_ref().map(|at| match &at.device {
                 _ if !warm => ("decode + resize", at.decode),
@@ -334,9 +300,9 @@ impl Bench {
             "resize": self.pipeline.resize.name(),
             "decode": self.pipeline.decode.name(),
             "mixer": last.mixer,
-            "dtype": self.dtype.name(),
-            "batch_size": self.batch_size,
-            "size": self.size.to_string(),
+            "dtype": spec.dtype.name(),
+            "batch_size": spec.batch_size,
+            "size": spec.image_size.to_string(),
             "cache": warm,
         })
     }

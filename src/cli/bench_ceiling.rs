@@ -3,11 +3,11 @@
 #[cfg(feature = "cuda")]
 use super::bench_device::DeviceCeiling;
 use super::options::PipelineArgs;
-use crate::config::FeedSpec;
 use crate::cpus::Cpus;
 use crate::dataset::Dataset;
 use crate::image::Loader;
 use crate::ring::now_ns;
+use crate::spec::FeedSpec;
 #[cfg(feature = "cuda")]
 use crate::types::Device;
 use crate::types::Split;

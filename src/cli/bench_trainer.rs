@@ -2,11 +2,12 @@
 
 #[cfg(feature = "cuda")]
 use super::bench_device::DeviceReader;
-use super::options::{FeedArgs, JoinArgs};
+use super::options::JoinArgs;
 use crate::client::{self, Batch, Feed};
-use crate::config::FeedSpec;
 use crate::pipeline::in_flight;
 use crate::ring::now_ns;
+use crate::spec::FeedOptions;
+use crate::spec::FeedSpec;
 use crate::types::Device;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -45,7 +46,7 @@ pub struct BenchTrainer {
     #[arg(long, default_value = "cpu")]
     device: Device,
     #[command(flatten)]
-    feed: FeedArgs,
+    feed: FeedOptions,
     #[command(flatten)]
     join: JoinArgs,
 }
@@ -177,8 +178,9 @@ impl Reader {
 
     fn touch(&self, batch: &Batch, touch: Touch) -> anyhow::Result<u64> {
         let view = batch.view();
-        let header =
-            view.epoch ^ view.index ^ view.lambda.iter().map(|lambda| u64::from(lambda.to_bits())).sum::<u64>();
+        let header = view.head.epoch
+            ^ view.head.index
+            ^ view.lambda.iter().map(|lambda| u64::from(lambda.to_bits())).sum::<u64>();
         let x = match (self, view.x_on_device) {
             #[cfg(feature = "cuda")]
             (Self::Device(reader), Some(on_device)) => {

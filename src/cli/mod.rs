@@ -11,6 +11,7 @@ mod own_daemon;
 mod plan;
 mod plot;
 mod preview;
+mod recipe;
 mod replay;
 mod serve;
 mod status;
@@ -43,12 +44,13 @@ struct Cli {
 enum Command {
     Serve(serve::Serve),
     Train(Box<train::Train>),
-    Bench(bench::Bench),
+    Bench(Box<bench::Bench>),
     #[command(hide = true)]
-    BenchTrainer(bench_trainer::BenchTrainer),
-    Replay(replay::Replay),
-    Plan(plan::Plan),
-    Preview(preview::Preview),
+    BenchTrainer(Box<bench_trainer::BenchTrainer>),
+    Replay(Box<replay::Replay>),
+    Plan(Box<plan::Plan>),
+    Preview(Box<preview::Preview>),
+    Recipe(recipe::PrintRecipe),
     Plot(plot::Plot),
     Status(status::Status),
     Stop(stop::Stop),
@@ -203,6 +205,7 @@ impl Cli {
             Command::Replay(replay) => replay.run(),
             Command::Plan(plan) => plan.run(),
             Command::Preview(preview) => preview.run(),
+            Command::Recipe(recipe) => recipe.run(),
             Command::Plot(plot) => plot.run(),
             Command::Status(status) => status.run(),
             Command::Stop(stop) => stop.run(),

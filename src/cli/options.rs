@@ -1,13 +1,13 @@
 //! Groups of options that several commands share, and how they become the domain's types.
 
 use crate::client;
-use crate::config::{CutMix, Delivery, FeedSpec, LambdaPer, Mix, Mixup, Pairing, Share, ShareName};
 use crate::cpus::{Cpus, Workers};
 use crate::dataset::{Dataset, Progress};
 use crate::image::{DecodeKind, JPEG_DECODER, LoadOptions, ResizeKind};
 use crate::mix::MixerKind;
 use crate::pipeline::{self, OnBadImage};
-use crate::types::{Device, Dtype, ImageSize, Last, Layout, ParseError, Split, Start};
+use crate::spec::{Delivery, FeedSpec, Share, ShareName};
+use crate::types::{Device, ParseError, Start};
 use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -210,115 +210,6 @@ impl PipelineArgs {
             arguments.extend(["--cache-file".into(), path.into()]);
         }
         arguments
-    }
-}
-
-/// The feed spec. What is left out has the default of the split.
-#[derive(Debug, Args)]
-pub struct FeedArgs {
-    /// Which images: train or val.
-    #[arg(long, env = "MIXD_SPLIT", default_value = "train")]
-    pub split: Split,
-    /// Rows a batch [default: 64 for train, 128 for val].
-    #[arg(long, env = "MIXD_BATCH_SIZE")]
-    pub batch_size: Option<u32>,
-    /// Side of the images, or HEIGHTxWIDTH [default: 128].
-    #[arg(long, env = "MIXD_SIZE")]
-    pub size: Option<ImageSize>,
-    /// A new order each epoch: true or false [default: true for train].
-    #[arg(long, env = "MIXD_SHUFFLE")]
-    pub shuffle: Option<bool>,
-    /// Seed of all randomness.
-    #[arg(long, env = "MIXD_SEED", default_value_t = 0)]
-    pub seed: u64,
-    /// Rows that do not fill a batch: keep or drop.
-    #[arg(long, env = "MIXD_LAST", default_value = "keep")]
-    pub last: Last,
-    /// Mixup's α [default: 0.4 for train; val is mixed only if this is given].
-    #[arg(long, env = "MIXD_ALPHA", conflicts_with_all = ["no_mixup", "cutmix"])]
-    pub alpha: Option<f64>,
-    /// CutMix instead of mixup, with this α (the paper's is 1).
-    #[arg(long, env = "MIXD_CUTMIX", value_name = "ALPHA", conflicts_with_all = ["no_mixup", "no_fold", "pairing"])]
-    pub cutmix: Option<f64>,
-    /// Do not mix.
-    #[arg(long, env = "MIXD_NO_MIXUP")]
-    pub no_mixup: bool,
-    /// One λ (CutMix: one box) per-image or per-batch.
-    #[arg(long, env = "MIXD_LAMBDA", default_value = "per-image")]
-    pub lambda: LambdaPer,
-    /// Leave λ as drawn, in [0, 1], instead of max(λ, 1−λ).
-    #[arg(long, env = "MIXD_NO_FOLD")]
-    pub no_fold: bool,
-    /// Partners from a shuffle of the batch, or from a second-batch.
-    #[arg(long, env = "MIXD_PAIRING", default_value = "shuffle")]
-    pub pairing: Pairing,
-    /// Flip images horizontally, each with a chance of one half, anew each epoch.
-    #[arg(long, env = "MIXD_FLIP")]
-    pub flip: bool,
-    /// Put a digest of its plan and pixels in every batch.
-    #[arg(long, env = "MIXD_DIGEST")]
-    pub digest: bool,
-    /// Element type: f32, f16, bf16, or u8 (raw pixels).
-    #[arg(long, env = "MIXD_DTYPE", default_value = "f32")]
-    pub dtype: Dtype,
-    /// Order of the axes: nchw or nhwc.
-    #[arg(long, env = "MIXD_LAYOUT", default_value = "nchw")]
-    pub layout: Layout,
-    /// Mean of each channel, of values in [0, 1].
-    #[arg(long, env = "MIXD_MEAN", value_delimiter = ',', default_value = "0.47,0.48,0.45")]
-    pub mean: Vec<f32>,
-    /// Standard deviation of each channel.
-    #[arg(long, env = "MIXD_STD", value_delimiter = ',', default_value = "0.29,0.28,0.30")]
-    pub std: Vec<f32>,
-    /// Which of the ranks that share each epoch.
-    #[arg(long, env = "MIXD_RANK", default_value_t = 0)]
-    pub rank: u32,
-    /// How many ranks share each epoch.
-    #[arg(long, env = "MIXD_WORLD_SIZE", default_value_t = 1)]
-    pub world_size: u32,
-    /// Slots of the ring [default: 4].
-    #[arg(long, env = "MIXD_SLOTS")]
-    pub slots: Option<u32>,
-}
-
-impl FeedArgs {
-    /// The feed spec that the options describe.
-    pub fn spec(&self) -> anyhow::Result<FeedSpec> {
-        let base = match self.split {
-            Split::Train => FeedSpec::train(),
-            Split::Val => FeedSpec::val(),
-        };
-        let channels = |name: &str, values: &[f32]| match *values {
-            [r, g, b] => Ok([r, g, b]),
-            _ => bail!("--{name} has {} numbers: it must have three, such as 0.47,0.48,0.45", values.len()),
-        };
-        let mixup =
-            |alpha| Mix::Mixup(Mixup { alpha, lambda: self.lambda, fold: !self.no_fold, pairing: self.pairing });
-        let spec = FeedSpec {
-            batch_size: self.batch_size.unwrap_or(base.batch_size),
-            image_size: self.size.unwrap_or(base.image_size),
-            shuffle: self.shuffle.unwrap_or(base.shuffle),
-            seed: self.seed,
-            last: self.last,
-            mix: match (self.no_mixup, self.cutmix, self.alpha, base.mix) {
-                (true, ..) => Mix::None,
-                (_, Some(alpha), ..) => Mix::CutMix(CutMix { alpha, lambda: self.lambda }),
-                (_, _, Some(alpha), _) | (_, _, None, Mix::Mixup(Mixup { alpha, .. })) => mixup(alpha),
-                (.., mix) => mix,
-            },
-            flip: self.flip,
-            digest: self.digest,
-            dtype: self.dtype,
-            layout: self.layout,
-            mean: channels("mean", &self.mean)?,
-            std: channels("std", &self.std)?,
-            rank: self.rank,
-            world_size: self.world_size,
-            slots: self.slots.unwrap_or(base.slots),
-            ..base
-        };
-        spec.validate()?;
-        Ok(spec)
     }
 }
 

@@ -1,7 +1,8 @@
 //! `mixd plan`: the plans of an epoch, without a pixel.
 
-use super::options::{DataArgs, FeedArgs};
-use crate::sampler::Sampler;
+use super::options::DataArgs;
+use crate::plan::{ImagePlan, RowPlan, Sampler};
+use crate::spec::FeedOptions;
 use clap::Args;
 use serde_json::json;
 
@@ -14,7 +15,7 @@ pub struct Plan {
     #[arg(long, env = "MIXD_EPOCH")]
     epoch: u64,
     #[command(flatten)]
-    feed: FeedArgs,
+    feed: FeedOptions,
     /// Print one line of JSON a batch.
     #[arg(long, env = "MIXD_JSON")]
     json: bool,
@@ -32,38 +33,35 @@ impl Plan {
             for index in 0..sampler.batches() {
                 let plan = epoch.plan(index);
                 if self.json {
+                    let (own, partner) = (plan.own(), plan.partners());
                     let mut line = json!({
-                        "epoch": plan.place.epoch, "index": index, "len": plan.own.len(), "sample_id": plan.own,
-                        "label_a": labels(&plan.own), "partner": plan.partner_row, "partner_id": plan.partner,
-                        "label_b": labels(&plan.partner), "lambda": plan.lambda,
+                        "epoch": plan.place.epoch, "index": index, "len": plan.len(), "sample_id": own,
+                        "label_a": labels(&own), "partner": plan.partner_rows(), "partner_id": partner,
+                        "label_b": labels(&partner), "lambda": plan.lambdas(),
                     });
                     // Only of feeds that cut or flip: the fields of every plan come first and are the same for all.
-                    if !plan.cuts.is_empty() {
-                        let cuts = plan.cuts.iter().map(|cut| [cut.top, cut.bottom, cut.left, cut.right]);
-                        line["box"] = json!(cuts.collect::<Vec<_>>());
+                    if spec.mix.cutmix.is_some() {
+                        let cut = |row: &RowPlan| row.mix.cut().map(|cut| [cut.top, cut.bottom, cut.left, cut.right]);
+                        line["box"] = json!(plan.each(cut));
                     }
-                    if !plan.flip.is_empty() {
-                        line["flip"] = json!(plan.flip);
-                        line["partner_flip"] = json!(plan.partner_flip);
+                    if spec.flip > 0.0 {
+                        line["flip"] = json!(plan.each(|row| row.own.view.flip));
+                        line["partner_flip"] = json!(plan.each(|row| row.partner.view.flip));
                     }
                     writeln!(out, "{line}")?;
                     continue;
                 }
                 writeln!(out, "epoch {}, batch {index} of {}", self.epoch, plan.batches)?;
-                for (row, &own) in plan.own.iter().enumerate() {
-                    let lambda = plan.lambda[row];
-                    let path = |id: u32| samples[id as usize].path.display();
-                    let (own, partner) = (path(own), path(plan.partner[row]));
-                    let flipped = |flips: &[bool]| if flips.get(row) == Some(&true) { " flipped" } else { "" };
-                    let (own_flip, partner_flip) = (flipped(&plan.flip), flipped(&plan.partner_flip));
-                    let cut = plan.cuts.get(row).map_or(String::new(), |cut| {
+                for (at, row) in plan.rows.iter().enumerate() {
+                    let image = |image: &ImagePlan| {
+                        let flipped = if image.view.flip { " flipped" } else { "" };
+                        format!("{}{flipped}", samples[image.sample as usize].path.display())
+                    };
+                    let (own, partner, lambda) = (image(&row.own), image(&row.partner), row.mix.lambda());
+                    let cut = row.mix.cut().map_or(String::new(), |cut| {
                         format!(" in rows {}..{}, columns {}..{}", cut.top, cut.bottom, cut.left, cut.right)
                     });
-                    writeln!(
-                        out,
-                        "  {row:>4}  {lambda:.4} {own}{own_flip}  +  {:.4} {partner}{partner_flip}{cut}",
-                        1.0 - lambda
-                    )?;
+                    writeln!(out, "  {at:>4}  {lambda:.4} {own}  +  {:.4} {partner}{cut}", 1.0 - lambda)?;
                 }
             }
             Ok(())

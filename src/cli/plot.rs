@@ -1,7 +1,7 @@
 //! `mixd plot`: the curves behind mixup.
 
-use crate::config::{FeedSpec, Mix, Mixup};
-use crate::sampler::Sampler;
+use crate::plan::Sampler;
+use crate::spec::{FeedSpec, Mix};
 use crate::view::{self, Figure};
 use clap::Args;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ pub struct Plot {
 impl Plot {
     pub fn run(self) -> anyhow::Result<()> {
         let alphas = if self.alpha.is_empty() { vec![0.1, 0.4, 0.8] } else { self.alpha };
-        let spec = |alpha| FeedSpec { mix: Mix::Mixup(Mixup { alpha, ..Mixup::default() }), ..FeedSpec::train() };
+        let spec = |alpha| FeedSpec { mix: Mix::mixup(alpha), ..FeedSpec::train() };
         for &alpha in &alphas {
             spec(alpha).validate()?;
         }
@@ -30,7 +30,7 @@ impl Plot {
         let draws = |alpha| {
             let sampler = Sampler::new(spec(alpha), 64 * 500).expect("500 batches");
             let epoch = sampler.epoch(0);
-            (0..500).flat_map(|index| epoch.plan(index).lambda).collect()
+            (0..500).flat_map(|index| epoch.plan(index).lambdas()).collect()
         };
         Ok(view::plot(self.figure, &alphas, &draws, &self.out)?)
     }

@@ -1,10 +1,11 @@
 //! `mixd preview`: a mixed batch as a labelled grid.
 
-use super::options::{DataArgs, FeedArgs, PipelineArgs};
+use super::options::{DataArgs, PipelineArgs};
 use crate::batch::BatchView;
-use crate::config::FeedSpec;
 use crate::dataset::Dataset;
 use crate::pipeline::Pipeline;
+use crate::spec::FeedOptions;
+use crate::spec::FeedSpec;
 use crate::types::Place;
 use crate::view;
 use anyhow::Context;
@@ -23,7 +24,7 @@ pub struct Preview {
     #[arg(long, env = "MIXD_BATCH", default_value_t = 0)]
     batch: u64,
     #[command(flatten)]
-    feed: FeedArgs,
+    feed: FeedOptions,
     #[command(flatten)]
     pub pipeline: PipelineArgs,
     /// Where to write the picture.
@@ -52,7 +53,10 @@ pub fn draw(batch: &BatchView<'_>, spec: &FeedSpec, dataset: &Dataset, out: &Pat
     } else {
         format!("{} images", batch.len())
     };
-    let title = format!("{}: epoch {}, batch {} of {} ({shown})", spec.split, batch.epoch, batch.index, batch.batches);
+    let title = format!(
+        "{}: epoch {}, batch {} of {} ({shown})",
+        spec.split, batch.head.epoch, batch.head.index, batch.head.batches
+    );
     view::grid(&title, &tiles)
         .save_with_format(out, ::image::ImageFormat::Png)
         .with_context(|| format!("cannot write {}", out.display()))

@@ -1,10 +1,12 @@
 //! `mixd replay`: one batch again, with every field.
 
-use super::options::{DataArgs, FeedArgs, PipelineArgs};
-use crate::batch::BatchView;
-use crate::config::FeedSpec;
+use super::options::{DataArgs, PipelineArgs};
+use crate::batch::{BatchView, Head};
+use crate::columns::{COLUMNS, Number};
 use crate::image::JPEG_DECODER;
 use crate::pipeline::Pipeline;
+use crate::spec::FeedOptions;
+use crate::spec::FeedSpec;
 use crate::types::{Dtype, Place};
 use anyhow::{Context, bail};
 use clap::Args;
@@ -23,7 +25,7 @@ pub struct Replay {
     #[arg(long, env = "MIXD_BATCH")]
     batch: u64,
     #[command(flatten)]
-    feed: FeedArgs,
+    feed: FeedOptions,
     #[command(flatten)]
     pub pipeline: PipelineArgs,
     /// Where to write the batch's fields, as safetensors.
@@ -53,12 +55,12 @@ impl Replay {
         if let Some(png) = &self.png {
             super::preview::draw(&view, &spec, pipeline.dataset(), png)?;
         }
-        let (digest, mixer) = (view.digest, self.pipeline.mixer());
+        let (digest, mixer) = (view.head.digest, self.pipeline.mixer());
         super::print(|out| {
             writeln!(
                 out,
                 "epoch {}, batch {} of {}: digest {digest:#018x}, mixer {mixer}",
-                view.epoch, view.index, view.batches
+                view.head.epoch, view.head.index, view.head.batches
             )
         })?;
         match self.verify {
@@ -79,24 +81,24 @@ fn write(view: &BatchView<'_>, out: &Path) -> Result<(), SafeTensorError> {
         Dtype::Bf16 => Element::BF16,
         Dtype::U8 => Element::U8,
     };
-    let rows = vec![view.len()];
-    let scalars = [view.epoch, view.index, view.batches, view.digest].map(u64::to_le_bytes);
-    let small = [view.len() as u32, view.pad].map(u32::to_le_bytes);
-    let fields: [(&str, Element, Vec<usize>, &[u8]); 13] = [
-        ("x", dtype, view.shape().to_vec(), view.x),
-        ("label_a", Element::I64, rows.clone(), bytemuck::cast_slice(view.label_a)),
-        ("label_b", Element::I64, rows.clone(), bytemuck::cast_slice(view.label_b)),
-        ("lambda", Element::F32, rows.clone(), bytemuck::cast_slice(view.lambda)),
-        ("partner", Element::I32, rows.clone(), bytemuck::cast_slice(view.partner)),
-        ("sample_id", Element::U32, rows.clone(), bytemuck::cast_slice(view.sample_id)),
-        ("partner_id", Element::U32, rows, bytemuck::cast_slice(view.partner_id)),
-        ("epoch", Element::U64, vec![1], &scalars[0]),
-        ("index", Element::U64, vec![1], &scalars[1]),
-        ("batches", Element::U64, vec![1], &scalars[2]),
-        ("digest", Element::U64, vec![1], &scalars[3]),
-        ("len", Element::U32, vec![1], &small[0]),
-        ("pad", Element::U32, vec![1], &small[1]),
-    ];
+    let Head { epoch, index, batches, digest, pad, .. } = view.head;
+    let wide = [("epoch", epoch), ("index", index), ("batches", batches), ("digest", digest)]
+        .map(|(name, n)| (name, n.to_le_bytes()));
+    let narrow = [("len", view.len() as u32), ("pad", pad)].map(|(name, n)| (name, n.to_le_bytes()));
+    let mut fields: Vec<(&str, Element, Vec<usize>, &[u8])> = vec![("x", dtype, view.shape().to_vec(), view.x)];
+    for (column, bytes) in COLUMNS.iter().zip(view.columns.bytes()) {
+        let element = match column.number {
+            Number::I64 => Element::I64,
+            Number::F32 => Element::F32,
+            Number::I32 => Element::I32,
+            Number::U32 => Element::U32,
+            Number::U8 => Element::U8,
+        };
+        let shape = if column.count == 1 { vec![view.len()] } else { vec![view.len(), column.count] };
+        fields.push((column.name, element, shape, bytes));
+    }
+    fields.extend(wide.iter().map(|(name, bytes)| (*name, Element::U64, vec![1], &bytes[..])));
+    fields.extend(narrow.iter().map(|(name, bytes)| (*name, Element::U32, vec![1], &bytes[..])));
     let view = |(name, dtype, shape, bytes)| Ok((name, TensorView::new(dtype, shape, bytes)?));
     let tensors: Vec<_> = fields.into_iter().map(view).collect::<Result<_, SafeTensorError>>()?;
     safetensors::serialize_to_file(tensors, None, out)

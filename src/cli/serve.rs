@@ -3,6 +3,7 @@
 use super::options::{DataArgs, PipelineArgs, SocketArgs};
 use crate::control::{Daemon, Home, serve, serve_metrics};
 use crate::pipeline::Pipeline;
+use crate::spec::RecipeChoice;
 use crate::types::Split;
 use anyhow::Context;
 use clap::Args;
@@ -26,6 +27,9 @@ pub struct Serve {
     socket: SocketArgs,
     #[command(flatten)]
     pub pipeline: PipelineArgs,
+    /// Recipe of feeds that name none: a name that `mixd recipe` lists, or a .toml file [default: lesson].
+    #[arg(long, env = "MIXD_RECIPE", value_name = "NAME|FILE.toml")]
+    recipe: Option<RecipeChoice>,
     /// The tmpfs for batches.
     #[arg(long, env = "MIXD_SHM_DIR", default_value = "/dev/shm")]
     shm_dir: PathBuf,
@@ -40,6 +44,7 @@ pub struct Serve {
 impl Serve {
     pub fn run(self) -> anyhow::Result<()> {
         let options = self.pipeline.options()?;
+        let recipe = self.recipe.as_ref().map(RecipeChoice::load).transpose()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             // Its threads open and close feeds. The first, which starts the pipeline, stays: one that comes later may be refused.
@@ -68,7 +73,7 @@ impl Serve {
             let (train, val) = (dataset.samples(Split::Train).len(), dataset.samples(Split::Val).len());
             let what =
                 format!("{} ({train} train, {val} val, {} classes)", dataset.root.display(), dataset.classes.len());
-            let daemon = Arc::new(Daemon::new(pipeline, home.shm_dir().to_owned()));
+            let daemon = Arc::new(Daemon::new(pipeline, home.shm_dir().to_owned(), recipe.as_ref()));
             let listener = UnixListener::bind(home.socket())
                 .with_context(|| format!("cannot listen on {}", home.socket().display()))?;
             std::fs::set_permissions(home.socket(), PermissionsExt::from_mode(0o600))?;

@@ -3,7 +3,8 @@
 #[cfg(feature = "torch")]
 mod run;
 
-use super::options::{FeedArgs, JoinArgs, PipelineArgs, SocketArgs};
+use super::options::{JoinArgs, PipelineArgs, SocketArgs};
+use crate::spec::FeedOptions;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -25,7 +26,7 @@ pub struct Train {
     #[arg(long, env = "MIXD_SMOOTHING", default_value_t = 0.0)]
     smoothing: f64,
     #[command(flatten)]
-    feed: FeedArgs,
+    feed: FeedOptions,
     #[command(flatten)]
     join: JoinArgs,
     #[command(flatten)]
@@ -47,6 +48,6 @@ pub struct Train {
     load: Option<PathBuf>,
     /// Go on where the training that was saved in this file stood, with its options.
     #[arg(long, env = "MIXD_RESUME", value_name = "F.safetensors",
-        conflicts_with_all = ["FeedArgs", "lr", "smoothing", "load", "start", "share"])]
+        conflicts_with_all = ["FeedOptions", "lr", "smoothing", "load", "start", "share"])]
     resume: Option<PathBuf>,
 }

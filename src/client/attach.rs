@@ -4,10 +4,10 @@
 use super::call::{LOOK_INTERVAL, connect, runtime};
 use super::device::Opened as Device;
 use super::{Batch, ClientError};
-use crate::config::FeedSpec;
 use crate::control::proto::{AttachRequest, Attached, Class, Former};
 use crate::control::{place_from_proto, place_to_proto, spec_to_proto, versions};
 use crate::ring::{Eviction, GiveUp, Next, RingError, RingReader};
+use crate::spec::FeedSpec;
 use crate::types::{Place, Start};
 use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
 use std::path::{Path, PathBuf};
@@ -321,7 +321,7 @@ impl Feed {
     /// Whether a batch, this daemon's, is what its digest says; true of batches without one.
     pub fn is_intact(&self, batch: &Batch) -> bool {
         let view = batch.view();
-        view.digest == 0 || view.digest == view.digest_by(&self.attached.mixer)
+        view.head.digest == 0 || view.head.digest == view.digest_by(&self.attached.mixer)
     }
 
     /// Whether the next batch is there already.

@@ -6,7 +6,7 @@
 //! let mut feed = client::attach(&client::default_socket(), &FeedSpec::train())?;
 //! for batch in feed.epoch() {
 //!     let batch = batch?; // leased until it is dropped
-//!     println!("{}: {} images, λ = {:?}", batch.view().index, batch.view().len(), batch.view().lambda);
+//!     println!("{}: {} images, λ = {:?}", batch.view().head.index, batch.view().len(), batch.view().lambda);
 //! }
 //! # Ok::<(), client::ClientError>(())
 //! ```

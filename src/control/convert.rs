@@ -2,15 +2,15 @@
 
 use super::daemon::Former;
 use super::proto;
-use crate::config::{CutMix, FeedSpec, Mix, Mixup, Share};
 use crate::dataset::Class;
 use crate::pipeline::{BadSample, StoreEntry};
+use crate::spec::{Crop, FeedSpec, Mix, Share};
 use crate::stats::{Mixed, Stage};
-use crate::types::{ImageSize, ParseError, Place, Start};
+use crate::types::{ImageSize, ParseError, Place, Split, Start};
 use std::str::FromStr;
 
 /// Version of `control.proto`.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// The versions of this build.
 pub fn versions() -> proto::Versions {
@@ -33,13 +33,6 @@ pub enum SpecMessageError {
     },
 }
 
-/// Overwrites `target` where the message says something.
-fn set<T>(target: &mut T, value: Option<T>) {
-    if let Some(value) = value {
-        *target = value;
-    }
-}
-
 fn parse<T: FromStr<Err = ParseError>>(text: Option<&str>) -> Result<Option<T>, ParseError> {
     text.map(str::parse).transpose()
 }
@@ -57,38 +50,98 @@ fn channels(key: &'static str, values: &[f32]) -> Result<Option<[f32; 3]>, SpecM
 /// # Errors
 /// When a text names no value, or a list has another length.
 pub fn spec_from_proto(message: &proto::FeedSpec) -> Result<FeedSpec, SpecMessageError> {
-    let m = message;
-    let val = m.split.as_deref() == Some("val");
-    let mut spec = if val { FeedSpec::val() } else { FeedSpec::train() };
-    set(&mut spec.split, parse(m.split.as_deref())?);
-    set(&mut spec.batch_size, m.batch_size);
-    let ImageSize { height, width } = spec.image_size;
-    spec.image_size = ImageSize { height: m.height.unwrap_or(height), width: m.width.unwrap_or(width) };
-    set(&mut spec.shuffle, m.shuffle);
-    set(&mut spec.seed, m.seed);
-    set(&mut spec.last, parse(m.last.as_deref())?);
-    set(&mut spec.mix, m.mix.as_ref().map(mix_from_proto).transpose()?);
-    set(&mut spec.smoothing, m.smoothing);
-    set(&mut spec.dtype, parse(m.dtype.as_deref())?);
-    set(&mut spec.layout, parse(m.layout.as_deref())?);
-    set(&mut spec.mean, channels("mean", &m.mean)?);
-    set(&mut spec.std, channels("std", &m.std)?);
-    set(&mut spec.device, parse(m.device.as_deref())?);
-    set(&mut spec.rank, m.rank);
-    set(&mut spec.world_size, m.world_size);
-    set(&mut spec.slots, m.slots);
-    set(&mut spec.flip, m.flip);
-    set(&mut spec.digest, m.digest);
-    spec.share = m.share.as_ref().map(share_from_proto).transpose()?;
-    set(&mut spec.start, m.start.as_ref().map(start_from_proto));
-    Ok(spec)
+    // Without the ..: a field that is forgotten here does not compile.
+    let proto::FeedSpec {
+        split,
+        batch_size,
+        height,
+        width,
+        shuffle,
+        seed,
+        last,
+        mix,
+        smoothing,
+        dtype,
+        layout,
+        mean,
+        std,
+        rank,
+        world_size,
+        slots,
+        start,
+        digest,
+        share,
+        device,
+        crop,
+        interpolation,
+        flip,
+        repeats,
+    } = message;
+    let base = FeedSpec::of(parse(split.as_deref())?.unwrap_or(Split::Train));
+    Ok(FeedSpec {
+        split: base.split,
+        batch_size: batch_size.unwrap_or(base.batch_size),
+        image_size: ImageSize {
+            height: height.unwrap_or(base.image_size.height),
+            width: width.unwrap_or(base.image_size.width),
+        },
+        crop: crop.as_ref().map(crop_from_proto).transpose()?.unwrap_or(base.crop),
+        interpolation: parse(interpolation.as_deref())?.unwrap_or(base.interpolation),
+        flip: flip.unwrap_or(base.flip),
+        shuffle: shuffle.unwrap_or(base.shuffle),
+        seed: seed.unwrap_or(base.seed),
+        last: parse(last.as_deref())?.unwrap_or(base.last),
+        repeats: repeats.unwrap_or(base.repeats),
+        mix: mix.as_ref().map(mix_from_proto).transpose()?.unwrap_or(base.mix),
+        smoothing: smoothing.unwrap_or(base.smoothing),
+        dtype: parse(dtype.as_deref())?.unwrap_or(base.dtype),
+        layout: parse(layout.as_deref())?.unwrap_or(base.layout),
+        mean: channels("mean", mean)?.unwrap_or(base.mean),
+        std: channels("std", std)?.unwrap_or(base.std),
+        device: parse(device.as_deref())?.unwrap_or(base.device),
+        rank: rank.unwrap_or(base.rank),
+        world_size: world_size.unwrap_or(base.world_size),
+        slots: slots.unwrap_or(base.slots),
+        digest: digest.unwrap_or(base.digest),
+        share: share.as_ref().map(share_from_proto).transpose()?,
+        start: start.as_ref().map_or(base.start, start_from_proto),
+    })
+}
+
+fn crop_from_proto(message: &proto::Crop) -> Result<Crop, ParseError> {
+    use proto::crop::Kind;
+    Ok(match message.kind.as_ref() {
+        None | Some(Kind::Squash(proto::Squash {})) => Crop::Squash,
+        Some(&Kind::SquashCenter(proto::CenterCrop { resize })) => Crop::SquashCenter { resize },
+        Some(&Kind::ShortCenter(proto::CenterCrop { resize })) => Crop::ShortCenter { resize },
+        Some(&Kind::RandomResizedCrop(proto::RandomResizedCrop { scale_min, scale_max, ratio_min, ratio_max })) => {
+            Crop::RandomResizedCrop { scale: [scale_min, scale_max], ratio: [ratio_min, ratio_max] }
+        }
+        Some(Kind::PadCrop(proto::PadCrop { pad, mode })) => Crop::PadCrop { pad: *pad, mode: mode.parse()? },
+    })
+}
+
+fn crop_to_proto(crop: Crop) -> proto::Crop {
+    use proto::crop::Kind;
+    let kind = match crop {
+        Crop::Squash => Kind::Squash(proto::Squash {}),
+        Crop::SquashCenter { resize } => Kind::SquashCenter(proto::CenterCrop { resize }),
+        Crop::ShortCenter { resize } => Kind::ShortCenter(proto::CenterCrop { resize }),
+        Crop::RandomResizedCrop { scale: [scale_min, scale_max], ratio: [ratio_min, ratio_max] } => {
+            Kind::RandomResizedCrop(proto::RandomResizedCrop { scale_min, scale_max, ratio_min, ratio_max })
+        }
+        Crop::PadCrop { pad, mode } => Kind::PadCrop(proto::PadCrop { pad, mode: mode.to_string() }),
+    };
+    proto::Crop { kind: Some(kind) }
 }
 
 fn share_from_proto(message: &proto::Share) -> Result<Share, ParseError> {
-    let mut share = Share::new(message.name.parse()?);
-    set(&mut share.delivery, parse(message.delivery.as_deref())?);
-    set(&mut share.max_lag_s, message.max_lag_s);
-    Ok(share)
+    let base = Share::new(message.name.parse()?);
+    Ok(Share {
+        delivery: parse(message.delivery.as_deref())?.unwrap_or(base.delivery),
+        max_lag_s: message.max_lag_s.unwrap_or(base.max_lag_s),
+        ..base
+    })
 }
 
 fn start_from_proto(message: &proto::Start) -> Start {
@@ -116,73 +169,91 @@ pub fn place_to_proto(place: Place) -> proto::Place {
 }
 
 fn mix_from_proto(message: &proto::Mix) -> Result<Mix, ParseError> {
-    use proto::mix::Kind;
-    match &message.kind {
-        None | Some(Kind::None(_)) => Ok(Mix::None),
-        Some(Kind::Mixup(m)) => {
-            let mut mixup = Mixup::default();
-            set(&mut mixup.alpha, m.alpha);
-            set(&mut mixup.lambda, parse(m.lambda.as_deref())?);
-            set(&mut mixup.fold, m.fold);
-            set(&mut mixup.pairing, parse(m.pairing.as_deref())?);
-            Ok(Mix::Mixup(mixup))
-        }
-        Some(Kind::Cutmix(m)) => {
-            let mut cut_mix = CutMix::default();
-            set(&mut cut_mix.alpha, m.alpha);
-            set(&mut cut_mix.lambda, parse(m.lambda.as_deref())?);
-            Ok(Mix::CutMix(cut_mix))
-        }
-    }
+    let proto::Mix { mixup, cutmix, prob, switch, per, fold, pairing } = message;
+    let base = Mix::NONE;
+    Ok(Mix {
+        mixup: *mixup,
+        cutmix: *cutmix,
+        prob: prob.unwrap_or(base.prob),
+        switch: switch.unwrap_or(base.switch),
+        per: parse(per.as_deref())?.unwrap_or(base.per),
+        fold: fold.unwrap_or(base.fold),
+        pairing: parse(pairing.as_deref())?.unwrap_or(base.pairing),
+    })
 }
 
 /// The message of a spec, with every field set.
 pub fn spec_to_proto(spec: &FeedSpec) -> proto::FeedSpec {
-    use proto::mix::Kind;
-    let kind = match spec.mix {
-        Mix::None => Kind::None(proto::NoMix {}),
-        Mix::Mixup(Mixup { alpha, lambda, fold, pairing }) => Kind::Mixup(proto::Mixup {
-            alpha: Some(alpha),
-            lambda: Some(lambda.to_string()),
-            fold: Some(fold),
-            pairing: Some(pairing.to_string()),
-        }),
-        Mix::CutMix(CutMix { alpha, lambda }) => {
-            Kind::Cutmix(proto::CutMix { alpha: Some(alpha), lambda: Some(lambda.to_string()) })
-        }
-    };
-    let share = spec.share.map(|share| proto::Share {
-        name: share.name.to_string(),
-        delivery: Some(share.delivery.to_string()),
-        max_lag_s: Some(share.max_lag_s),
+    // Without the ..: a field that is forgotten here does not compile.
+    let &FeedSpec {
+        split,
+        batch_size,
+        image_size: ImageSize { height, width },
+        crop,
+        interpolation,
+        flip,
+        shuffle,
+        seed,
+        last,
+        repeats,
+        mix: Mix { mixup, cutmix, prob, switch, per, fold, pairing },
+        smoothing,
+        dtype,
+        layout,
+        mean,
+        std,
+        device,
+        rank,
+        world_size,
+        slots,
+        digest,
+        share,
+        start,
+    } = spec;
+    let share = share.map(|Share { name, delivery, max_lag_s }| proto::Share {
+        name: name.to_string(),
+        delivery: Some(delivery.to_string()),
+        max_lag_s: Some(max_lag_s),
     });
-    let at = match spec.start {
+    let at = match start {
         Start::Now => proto::start::At::Now(proto::Now {}),
         Start::NextEpoch => proto::start::At::NextEpoch(proto::NextEpoch {}),
         Start::At(at) => proto::start::At::Place(place_to_proto(at)),
     };
+    let mix = proto::Mix {
+        mixup,
+        cutmix,
+        prob: Some(prob),
+        switch: Some(switch),
+        per: Some(per.to_string()),
+        fold: Some(fold),
+        pairing: Some(pairing.to_string()),
+    };
     proto::FeedSpec {
-        split: Some(spec.split.to_string()),
-        batch_size: Some(spec.batch_size),
-        height: Some(spec.image_size.height),
-        width: Some(spec.image_size.width),
-        shuffle: Some(spec.shuffle),
-        seed: Some(spec.seed),
-        last: Some(spec.last.to_string()),
-        mix: Some(proto::Mix { kind: Some(kind) }),
-        smoothing: Some(spec.smoothing),
-        dtype: Some(spec.dtype.to_string()),
-        layout: Some(spec.layout.to_string()),
-        mean: spec.mean.to_vec(),
-        std: spec.std.to_vec(),
-        rank: Some(spec.rank),
-        world_size: Some(spec.world_size),
-        slots: Some(spec.slots),
+        split: Some(split.to_string()),
+        batch_size: Some(batch_size),
+        height: Some(height),
+        width: Some(width),
+        crop: Some(crop_to_proto(crop)),
+        interpolation: Some(interpolation.to_string()),
+        flip: Some(flip),
+        shuffle: Some(shuffle),
+        seed: Some(seed),
+        last: Some(last.to_string()),
+        repeats: Some(repeats),
+        mix: Some(mix),
+        smoothing: Some(smoothing),
+        dtype: Some(dtype.to_string()),
+        layout: Some(layout.to_string()),
+        mean: mean.to_vec(),
+        std: std.to_vec(),
+        rank: Some(rank),
+        world_size: Some(world_size),
+        slots: Some(slots),
         start: Some(proto::Start { at: Some(at) }),
-        flip: Some(spec.flip),
-        digest: Some(spec.digest),
+        digest: Some(digest),
         share,
-        device: Some(spec.device.to_string()),
+        device: Some(device.to_string()),
     }
 }
 
@@ -238,8 +309,8 @@ pub fn stage(name: &str, stage: &Stage) -> proto::Stage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Delivery, LambdaPer, Pairing};
-    use crate::types::{Device, Dtype, Last, Layout, Split};
+    use crate::spec::{Delivery, MixPer, Pairing, Recipe};
+    use crate::types::{Device, Dtype, Interpolation, Last, Layout, PadMode};
 
     #[test]
     fn specs_survive_a_round_trip() {
@@ -250,7 +321,19 @@ mod tests {
             shuffle: true,
             seed: u64::MAX,
             last: Last::Drop,
-            mix: Mix::Mixup(Mixup { alpha: 0.1, lambda: LambdaPer::Batch, fold: false, pairing: Pairing::SecondBatch }),
+            crop: Crop::PadCrop { pad: 4, mode: PadMode::Reflect },
+            interpolation: Interpolation::Bicubic,
+            flip: 0.25,
+            repeats: 3,
+            mix: Mix {
+                mixup: Some(0.1),
+                cutmix: Some(0.7),
+                prob: 0.9,
+                switch: 0.3,
+                per: MixPer::Batch,
+                fold: false,
+                pairing: Pairing::SecondBatch,
+            },
             smoothing: 0.3,
             dtype: Dtype::Bf16,
             layout: Layout::Nhwc,
@@ -261,13 +344,13 @@ mod tests {
             world_size: 5,
             slots: 9,
             start: Start::At(Place { epoch: 4, index: 2 }),
-            flip: true,
             digest: true,
             share: Some(Share { delivery: Delivery::Latest, max_lag_s: 2.5, ..Share::new("a-1".parse().unwrap()) }),
         };
-        let cut = Mix::CutMix(CutMix { alpha: 0.7, lambda: LambdaPer::Batch });
-        let other = FeedSpec { mix: cut, start: Start::NextEpoch, ..unusual };
-        for spec in [FeedSpec::train(), FeedSpec::val(), unusual, other] {
+        let other = FeedSpec { mix: Mix::cutmix(0.7), start: Start::NextEpoch, ..unusual };
+        let recipes =
+            Recipe::presets().into_iter().flat_map(|recipe| [recipe.feed(Split::Train), recipe.feed(Split::Val)]);
+        for spec in [unusual, other].into_iter().chain(recipes) {
             assert_eq!(spec_from_proto(&spec_to_proto(&spec)), Ok(spec));
         }
     }

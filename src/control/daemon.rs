@@ -1,9 +1,9 @@
 //! The daemon's state: one pipeline, and the feeds that trainers have open.
 
 use super::{convert, proto};
-use crate::config::{FeedSpec, ShareName};
 use crate::pipeline::{Feed, OpenError, Pipeline, Seat};
 use crate::ring::{ReaderId, ReaderStatus, RingError};
+use crate::spec::{FeedSpec, Recipe, ShareName};
 use crate::types::{Place, Split};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -80,6 +80,8 @@ pub struct Daemon {
     feeds: Mutex<BTreeMap<u64, Open>>,
     pipeline: Pipeline,
     shm_dir: PathBuf,
+    /// Of feeds that name none, as TOML.
+    recipe: Option<String>,
     next_feed: AtomicU64,
     /// Held while a shared feed is opened, so that the next trainer finds it.
     opening: Mutex<()>,
@@ -89,12 +91,13 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// A daemon whose rings lie in `shm_dir`.
-    pub fn new(pipeline: Pipeline, shm_dir: PathBuf) -> Self {
+    /// A daemon whose rings lie in `shm_dir`; clients take `recipe` for feeds that name none.
+    pub fn new(pipeline: Pipeline, shm_dir: PathBuf, recipe: Option<&Recipe>) -> Self {
         Self {
             feeds: Mutex::default(),
             pipeline,
             shm_dir,
+            recipe: recipe.map(Recipe::to_toml),
             next_feed: AtomicU64::new(1),
             opening: Mutex::default(),
             started: Instant::now(),
@@ -303,6 +306,7 @@ impl Daemon {
             stages: self.pipeline.stats().stages().map(|(name, stage)| convert::stage(name, stage)).to_vec(),
             draining: *self.draining.borrow(),
             mixed: Some(convert::mixed(self.pipeline.stats().mixed())),
+            recipe: self.recipe.clone(),
         }
     }
 }

@@ -172,7 +172,7 @@ impl Kernels {
     pub unsafe fn mix(
         &self,
         stream: &Stream,
-        format: &crate::mix::Format,
+        format: &crate::format::Format,
         rows: u64,
         out: u64,
         len: usize,

@@ -15,7 +15,8 @@ mod avx2;
 mod avx512;
 
 use super::stores::Stores;
-use super::{Format, Helpers, MixError, Mixer, Moved, Next, Notice, Row, Target, compose};
+use super::{Helpers, MixError, Mixer, Moved, Next, Notice, Row, Target, compose};
+use crate::format::Format;
 use crate::types::{Dtype, Layout};
 use bytemuck::cast_slice_mut;
 use half::{bf16 as Bf16, f16 as F16};
@@ -238,10 +239,10 @@ fn mix_row_as<E: Element>(
     let (size, pixels) = (format.image_size, format.image_size.pixels());
     assert!(row.own.len() == 3 * pixels && image.len() == 3 * pixels);
     // A partner of weight 0 adds an exact 0: it need not be read.
-    let mixed = row.lambda != 1.0;
+    let mixed = row.weight != 1.0;
     let (own_changes, partner_changes) = (compose::changes_own(row), row.partner_flip);
-    let table = (mixed && format.dtype == Dtype::U8 && pixels >= BLOCK).then(|| level.table(row.lambda)).flatten();
-    let factors: [_; 3] = std::array::from_fn(|channel| Factors::new(format, row.lambda, channel, table.as_ref()));
+    let table = (mixed && format.dtype == Dtype::U8 && pixels >= BLOCK).then(|| level.table(row.weight)).flatten();
+    let factors: [_; 3] = std::array::from_fn(|channel| Factors::new(format, row.weight, channel, table.as_ref()));
     let planes = scratch.planes.each_mut().map(|plane| &mut cast_slice_mut::<u32, E>(plane)[..BLOCK]);
     for first in (0..pixels).step_by(BLOCK) {
         let len = BLOCK.min(pixels - first);
@@ -411,7 +412,7 @@ impl Element for u8 {
 mod tests {
     use super::super::tests::{Case, case};
     use super::*;
-    use crate::config::FeedSpec;
+    use crate::spec::FeedSpec;
     use crate::types::ImageSize;
     use proptest::prelude::*;
     use std::time::Duration;

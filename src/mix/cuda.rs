@@ -7,10 +7,11 @@
 #![expect(unsafe_code, reason = "queues work that reads and writes memory later")]
 
 use super::cpu::Factors;
-use super::{Format, MixError, Mixer, Moved, Next, Notice, Row, Target};
+use super::{MixError, Mixer, Moved, Next, Notice, Row, Target};
 use crate::cuda::{
     self, CudaError, DeviceMemory, Event, Found, Gpu, Kernels, PinnedMemory, SlotMemory, Stream, WriterSlots,
 };
+use crate::format::Format;
 use bytemuck::cast_slice_mut;
 use std::sync::Arc;
 
@@ -163,14 +164,14 @@ impl Way {
         }
         for (at, row) in rows.iter().enumerate() {
             let partner = match usize::try_from(row.partner_row) {
-                _ if row.lambda == 1.0 && row.cut.is_none() => self.own[at],
+                _ if row.weight == 1.0 && row.cut.is_none() => self.own[at],
                 Ok(partner) => self.own[partner],
                 Err(_) => {
                     assert!(row.partner.len() == bytes);
                     self.place(gpu, resident, row.partner)?
                 }
             };
-            let factors = [0, 1, 2].map(|channel| Factors::new(format, row.lambda, channel, None));
+            let factors = [0, 1, 2].map(|channel| Factors::new(format, row.weight, channel, None));
             let flags = [
                 (row.cut.is_some(), cuda::Row::CUT),
                 (row.flip, cuda::Row::FLIP),
@@ -360,9 +361,9 @@ impl Mixer for CudaMixer {
 mod tests {
     use super::super::tests::{Case, case};
     use super::*;
-    use crate::config::{BATCH_SIZE_MAX, FeedSpec};
     use crate::fixtures;
     use crate::mix::{CpuMixer, Helpers};
+    use crate::spec::{BATCH_SIZE_MAX, FeedSpec};
     use crate::types::{Dtype, ImageSize};
     use proptest::prelude::*;
 

@@ -17,7 +17,8 @@ mod stores;
 #[cfg(feature = "torch")]
 mod torch;
 
-use crate::types::{Cut, Device, Dtype, ImageSize, Layout, ParseError, named};
+use crate::format::Format;
+use crate::types::{Cut, Device, ParseError, named};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -43,42 +44,18 @@ pub enum MixerKind {
 }
 named!(MixerKind, "mixer", "cpu, torch or cuda", Cpu = "cpu", Torch = "torch", Cuda = "cuda");
 
-/// What a finished batch looks like; fixed for the life of a mixer.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Format {
-    /// Height and width of every sample.
-    pub image_size: ImageSize,
-    /// Element type of the output.
-    pub dtype: Dtype,
-    /// Order of the output's axes.
-    pub layout: Layout,
-    /// Mean of each channel, of pixel values in [0, 1].
-    pub mean: [f32; 3],
-    /// Standard deviation of each channel, of pixel values in [0, 1]; not 0.
-    pub std: [f32; 3],
-    /// In whose memory the finished images lie.
-    pub device: Device,
-}
-
-impl Format {
-    /// Bytes of one finished image.
-    pub const fn image_bytes(&self) -> usize {
-        self.image_size.values() * self.dtype.bytes()
-    }
-}
-
 /// One row of a batch to be mixed.
 #[derive(Debug, Clone, Copy)]
 pub struct Row<'a> {
     /// The own sample: u8 `[3, H, W]`.
     pub own: &'a [u8],
-    /// The partner: u8 `[3, H, W]`. Need not be read where λ is 1.
+    /// The partner: u8 `[3, H, W]`. Need not be read where `weight` is 1 and there is no box.
     pub partner: &'a [u8],
     /// Weight of the own sample in every pixel outside `cut`, in [0, 1].
-    pub lambda: f32,
+    pub weight: f32,
     /// Row of this batch whose own sample is the partner; -1 where the partner comes from elsewhere.
     pub partner_row: i32,
-    /// Where the partner is shown in place of the own sample; λ must be 1 then.
+    /// Where the partner is shown in place of the own sample; the weight must be 1 then.
     pub cut: Option<Cut>,
     /// Whether the own sample is flipped horizontally.
     pub flip: bool,
@@ -88,8 +65,8 @@ pub struct Row<'a> {
 
 impl<'a> Row<'a> {
     /// A row that mixes `own` with a sample from elsewhere.
-    pub fn new(own: &'a [u8], partner: &'a [u8], lambda: f32) -> Self {
-        Self { own, partner, lambda, partner_row: -1, cut: None, flip: false, partner_flip: false }
+    pub fn new(own: &'a [u8], partner: &'a [u8], weight: f32) -> Self {
+        Self { own, partner, weight, partner_row: -1, cut: None, flip: false, partner_flip: false }
     }
 }
 
@@ -224,6 +201,7 @@ pub fn mixer(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::{Dtype, ImageSize, Layout};
     use proptest::prelude::*;
     use safetensors::SafeTensors;
     use sha2::{Digest, Sha256};
@@ -249,11 +227,10 @@ mod tests {
                 let partner = usize::try_from(partner_row).unwrap_or(len + at);
                 let flip = |at: usize| self.flips.get(at).copied().unwrap_or(false);
                 let (cut, flip, partner_flip) = (self.cuts.get(at).copied(), flip(at), flip(partner));
-                let lambda = if cut.is_some() { 1.0 } else { lambda };
                 Row {
                     own: &self.samples[at],
                     partner: &self.samples[partner],
-                    lambda,
+                    weight: if cut.is_some() { 1.0 } else { lambda },
                     partner_row,
                     cut,
                     flip,
@@ -391,7 +368,7 @@ mod tests {
             let plan = lambda.into_iter().zip(shuffle.into_iter().map(|row| row as i32)).collect();
             for (dtype, golden) in [(Dtype::F32, "f32"), (Dtype::F16, "f16"), (Dtype::Bf16, "bf16")] {
                 let expected = tensors.tensor(&format!("{name}.mixed_{golden}")).unwrap();
-                let spec = crate::config::FeedSpec { image_size, dtype, ..crate::config::FeedSpec::train() };
+                let spec = crate::spec::FeedSpec { image_size, dtype, ..crate::spec::FeedSpec::train() };
                 let (cuts, flips) = Default::default();
                 let case =
                     Case { format: spec.format(), samples: samples.clone(), plan: Vec::clone(&plan), cuts, flips };
@@ -417,7 +394,7 @@ mod tests {
         let golden = list.as_array().unwrap().iter().find(|case| case["name"] == "all48").unwrap();
         let bytes = std::fs::read(reference.join("pixels.safetensors")).unwrap();
         let pixels = SafeTensors::deserialize(&bytes).unwrap();
-        let format = crate::config::FeedSpec::train().format();
+        let format = crate::spec::FeedSpec::train().format();
         let samples = pixels.tensor("pixels").unwrap();
         let samples = samples.data().chunks_exact(format.image_size.values()).map(<[u8]>::to_vec).collect();
         let shuffle = numbers(&tensors, "all48.shuffle", i64::from_le_bytes);
@@ -436,7 +413,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_refused() {
-        let format = crate::config::FeedSpec::train().format();
+        let format = crate::spec::FeedSpec::train().format();
         let refused = |kind, device| {
             mixer(kind, device, format, 1, Arc::new(Helpers::start(0).unwrap())).err().expect("refused").to_string()
         };

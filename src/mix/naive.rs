@@ -1,6 +1,7 @@
 //! The oracle: SPEC §4, one value at a time, every operation rounded by itself.
 
-use super::{Format, Row};
+use super::Row;
+use crate::format::Format;
 use crate::types::{Dtype, Layout};
 
 /// The finished images of `rows`, as the bytes that a mixer should write.
@@ -20,7 +21,7 @@ pub fn mix(format: &Format, rows: &[Row<'_>]) -> Vec<u8> {
                     (cut.top..cut.bottom).contains(&(y as u32)) && (cut.left..cut.right).contains(&(x as u32))
                 });
                 let own = if inside { partner } else { own };
-                let mix = |a: f32, b: f32| row.lambda * a + (1.0 - row.lambda) * b;
+                let mix = |a: f32, b: f32| row.weight * a + (1.0 - row.weight) * b;
                 let at = match format.layout {
                     Layout::Nchw => channel * pixels + pixel,
                     Layout::Nhwc => pixel * 3 + channel,

@@ -5,8 +5,9 @@
 #![expect(unsafe_code, reason = "torch tensors over memory that torch does not own")]
 
 use super::cpu::Level;
-use super::{Format, MixError, Mixer, Moved, Next, Notice, Row, Target, compose};
+use super::{MixError, Mixer, Moved, Next, Notice, Row, Target, compose};
 use crate::cuda::{CudaError, Event, Gpu, SlotMemory, Stream};
+use crate::format::Format;
 use crate::types::{Device, Dtype, Layout};
 use std::sync::{Arc, OnceLock};
 use tch::{Kind, TchError, Tensor, no_grad};
@@ -178,7 +179,7 @@ impl TorchMixer {
         } else {
             values.f_narrow(0, len, len)?
         };
-        let lambda: Vec<f32> = rows.iter().map(|row| row.lambda).collect();
+        let lambda: Vec<f32> = rows.iter().map(|row| row.weight).collect();
         let rest: Vec<f32> = lambda.iter().map(|lambda| 1.0 - lambda).collect();
         let weight = |values: &[f32]| -> Result<Tensor, TchError> {
             Tensor::f_from_slice(values)?.f_view([-1, 1, 1, 1])?.f_to_device(self.device)

@@ -8,9 +8,9 @@ pub use without_cuda::{Slots, resolve};
 #[cfg(feature = "cuda")]
 mod with_cuda {
     use super::super::{Pipeline, StoreEntry};
-    use crate::config::FeedSpec;
     use crate::cuda::{CudaError, Gpu, PinnedRows, Resident, WriterSlots};
     use crate::mix::{CudaMixer, MixError, Mixer, Sizes};
+    use crate::spec::FeedSpec;
     use crate::types::Device;
     use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -88,8 +88,8 @@ mod with_cuda {
 #[cfg(not(feature = "cuda"))]
 mod without_cuda {
     use super::super::{Pipeline, StoreEntry};
-    use crate::config::FeedSpec;
     use crate::mix::{MixError, Mixer};
+    use crate::spec::FeedSpec;
     use crate::types::Device;
     use std::convert::Infallible;
     use std::io;

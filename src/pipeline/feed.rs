@@ -2,12 +2,13 @@
 
 use super::device::Slots;
 use super::fetch::{Fetcher, Pending};
-use super::finish::{Finisher, Labels};
+use super::finish::Finisher;
 use super::{BATCHES_AHEAD, FeedError, OpenError, Shared};
-use crate::config::Delivery;
+use crate::columns::OwnedColumns;
 use crate::mix::Notice;
+use crate::plan::Sampler;
 use crate::ring::{self, Pace, ReaderId, RingError, RingHandle, RingWriter, WriterStopped};
-use crate::sampler::Sampler;
+use crate::spec::Delivery;
 use crate::stats::{Clock, Doing};
 use crate::types::{Place, Start};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -239,7 +240,7 @@ enum Stop {
 
 fn fill(finisher: &mut Finisher, planned: &Receiver<Pending>, writer: &mut RingWriter) -> Stop {
     let shared = finisher.shared();
-    let (mut clock, mut labels) = (Clock::start(&shared.stats.mix), Labels::default());
+    let (mut clock, mut columns) = (Clock::start(&shared.stats.mix), OwnedColumns::default());
     let (caller, digests) = (writer.caller(), finisher.spec().digest);
     let call = || caller.call();
     loop {
@@ -255,17 +256,17 @@ fn fill(finisher: &mut Finisher, planned: &Receiver<Pending>, writer: &mut RingW
             Err(stopped) => return Stop::Ring(stopped),
         };
         clock.lap(Doing::WaitingOut);
-        let len = pending.plan.own.len();
+        let len = pending.plan.len();
         // A digest takes longer than readers to wake.
         let ahead = if digests { None } else { caller.ahead() };
         let notice = ahead.map(|(ahead, waiters)| Notice { ahead, waiters, give: &call });
         let look = &mut || planned.try_recv().ok();
-        let moved = match finisher.mix(&pending, look, slot.target(len), &mut labels, notice.as_ref()) {
+        let moved = match finisher.mix(&pending, look, slot.target(len), &mut columns, notice.as_ref()) {
             Ok(moved) => moved,
             Err(error) => return Stop::Failed(error),
         };
-        let digest = finisher.digest(&pending.plan, &labels, slot.x_mut(len));
-        slot.publish(&pending.plan, &labels.label_a, &labels.label_b, digest);
+        let head = finisher.head(&pending.plan, columns.view(), slot.x_mut(len));
+        slot.publish(head, columns.view());
         finisher.recycle(pending);
         finisher.shared().stats.count_mixed(len, moved);
         clock.count();

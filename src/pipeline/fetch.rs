@@ -2,11 +2,10 @@
 
 use super::decode::Job;
 use super::{BATCHES_AHEAD, FeedError, Shared, StoreEntry};
-use crate::config::FeedSpec;
-use crate::sampler::Plan;
+use crate::plan::{ImagePlan, Plan};
+use crate::spec::FeedSpec;
 use crate::stats::{Clock, Doing};
 use crate::store::{Lookup, Rows, State};
-use crate::types::SampleId;
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 use std::io;
 use std::sync::Arc;
@@ -44,7 +43,7 @@ pub enum Location {
 pub struct Pending {
     /// What is to be made.
     pub plan: Plan,
-    /// Where the own samples are and, when partners come from elsewhere, after them the partners.
+    /// Where the rows' own images are and, when any partner comes from elsewhere, after them the rows' partners.
     pub locations: Vec<Location>,
     /// Rows for samples that the store has no room for.
     pub staging: Arc<Rows>,
@@ -68,7 +67,7 @@ impl Pending {
         self.locations.iter().all(is_ready)
     }
 
-    /// Waits until `sample`, asked for as row `at` and expected at `location`, is there. Returns where that is; `None` when it is
+    /// Waits until `image`, asked for as row `at` and expected at `location`, is there. Returns where that is; `None` when it is
     /// known to be bad.
     ///
     /// # Errors
@@ -76,7 +75,7 @@ impl Pending {
     pub fn settle(
         &self,
         source: &Source,
-        sample: SampleId,
+        image: ImagePlan,
         at: u32,
         mut location: Location,
     ) -> Result<Option<Location>, FeedError> {
@@ -87,7 +86,7 @@ impl Pending {
                 State::Bad => return Ok(None),
                 State::Claimed => return Err(FeedError::Stopping),
                 // Whoever had claimed it stopped before it was decoded.
-                State::Empty => location = source.request(sample, &self.staging, at)?,
+                State::Empty => location = source.request(image, &self.staging, at)?,
             }
         }
     }
@@ -103,15 +102,15 @@ impl Source {
     ///
     /// # Errors
     /// When the feed was stopped or the decoders are gone.
-    pub fn request(&self, sample: SampleId, staging: &Arc<Rows>, staged: u32) -> Result<Location, FeedError> {
-        let (location, job) = self.locate(sample, staging, staged);
+    pub fn request(&self, image: ImagePlan, staging: &Arc<Rows>, staged: u32) -> Result<Location, FeedError> {
+        let (location, job) = self.locate(image, staging, staged);
         job.map_or(Ok(()), |job| self.send(job))?;
         Ok(location)
     }
 
     /// Where a sample is, or will be once the job is done.
-    fn locate(&self, sample: SampleId, staging: &Arc<Rows>, staged: u32) -> (Location, Option<Job>) {
-        let (claim, location, stored) = match self.entry.store.request(sample) {
+    fn locate(&self, image: ImagePlan, staging: &Arc<Rows>, staged: u32) -> (Location, Option<Job>) {
+        let (claim, location, stored) = match self.entry.store.request(image.sample) {
             Lookup::Row(row) => return (Location::Stored(row), None),
             Lookup::Bad => return (Location::Bad, None),
             Lookup::Claimed(claim) => {
@@ -123,7 +122,13 @@ impl Source {
                 (claim.expect("each staging row is asked for once, or again when bad"), Location::Staged(staged), false)
             }
         };
-        let job = Job { sample, entry: Arc::clone(&self.entry), claim, stored, stopped: Arc::clone(&self.stopped) };
+        let job = Job {
+            sample: image.sample,
+            entry: Arc::clone(&self.entry),
+            claim,
+            stored,
+            stopped: Arc::clone(&self.stopped),
+        };
         (location, Some(job))
     }
 
@@ -187,10 +192,16 @@ impl Fetcher {
         }
         clock.lap(Doing::WaitingOut);
         locations.clear();
-        let elsewhere = plan.partner_row.first() == Some(&-1);
-        let partners = if elsewhere { &plan.partner[..] } else { &[] };
-        for (row, &sample) in plan.own.iter().chain(partners).enumerate() {
-            let (location, job) = self.source.locate(sample, &staging, row as u32);
+        let others = if plan.takes_others() { &plan.rows[..] } else { &[] };
+        let images = plan.rows.iter().map(|row| (row.own, -1));
+        let images = images.chain(others.iter().map(|row| (row.partner, row.partner_row)));
+        for (at, (image, row)) in images.enumerate() {
+            // A partner from this batch has been located as its own row's image.
+            if let Ok(row) = usize::try_from(row) {
+                locations.push(locations[row]);
+                continue;
+            }
+            let (location, job) = self.source.locate(image, &staging, at as u32);
             locations.push(location);
             if let Some(job) = job {
                 clock.lap(Doing::Busy);

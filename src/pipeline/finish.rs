@@ -3,11 +3,12 @@
 use super::fetch::{Location, Pending, Scratch, Source};
 use super::ledger::{BadSample, OnBadImage};
 use super::{BATCHES_AT_ONCE, FeedError, Shared};
-use crate::batch::BatchView;
-use crate::config::FeedSpec;
+use crate::batch::{BatchView, Head};
+use crate::columns::{Columns, OwnedColumns};
 use crate::mix::{Mixer, Moved, Notice, Row, Target};
-use crate::sampler::Plan;
-use crate::types::SampleId;
+use crate::plan::{ImagePlan, Plan, RowPlan};
+use crate::spec::FeedSpec;
+use crate::types::{CropBox, SampleId};
 use crossbeam_channel::Sender;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,15 +25,6 @@ pub struct Finisher {
     next: Option<Pending>,
     /// Scratch to be given back.
     finished: Vec<Scratch>,
-}
-
-/// A batch's labels, beside its plan.
-#[derive(Debug, Default)]
-pub struct Labels {
-    /// Class of each row's own sample.
-    pub label_a: Vec<i64>,
-    /// Class of each row's partner.
-    pub label_b: Vec<i64>,
 }
 
 impl Finisher {
@@ -73,35 +65,42 @@ impl Finisher {
     /// # Errors
     /// When the policy for bad images ends the feed, or it was stopped.
     pub fn settle(&self, pending: &mut Pending) -> Result<(), FeedError> {
-        let rows = pending.plan.own.len();
+        let rows = pending.plan.len();
         let mut substituted = false;
         // The last first: it was asked for last, so that once it is there most others are, and this thread is woken once.
         for at in (0..pending.locations.len()).rev() {
-            let Plan { own, partner, .. } = &pending.plan;
-            let planned = if at < rows { own[at] } else { partner[at - rows] };
+            let planned = if at < rows { pending.plan.rows[at].own } else { pending.plan.rows[at - rows].partner };
+            if at >= rows && pending.plan.rows[at - rows].partner_row >= 0 {
+                continue;
+            }
             if let Some(location) = pending.settle(&self.source, planned, at as u32, pending.locations[at])? {
                 pending.locations[at] = location;
                 continue;
             }
             substituted = true;
-            let (sample, location) = self.substitute(pending, planned, at as u32)?;
+            let (image, location) = self.substitute(pending, planned, at as u32)?;
             pending.locations[at] = location;
-            let Plan { own, partner, .. } = &mut pending.plan;
-            *(if at < rows { &mut own[at] } else { &mut partner[at - rows] }) = sample;
+            let plans = &mut pending.plan.rows;
+            *(if at < rows { &mut plans[at].own } else { &mut plans[at - rows].partner }) = image;
         }
-        if substituted {
-            let Plan { own, partner, partner_row, .. } = &mut pending.plan;
-            for (partner, &row) in partner.iter_mut().zip(&*partner_row).filter(|(_, row)| **row >= 0) {
-                *partner = own[row as usize];
+        // A partner from this batch is what its own row has become.
+        let has_others = pending.locations.len() > rows;
+        for at in 0..rows {
+            let Ok(row) = usize::try_from(pending.plan.rows[at].partner_row) else { continue };
+            if substituted {
+                pending.plan.rows[at].partner = pending.plan.rows[row].own;
+            }
+            if has_others {
+                pending.locations[rows + at] = pending.locations[row];
             }
         }
         Ok(())
     }
 
     /// The next readable sample of the same class, in the order of the index, and where it is.
-    fn substitute(&self, pending: &Pending, bad: SampleId, staged: u32) -> Result<(SampleId, Location), FeedError> {
+    fn substitute(&self, pending: &Pending, image: ImagePlan, staged: u32) -> Result<(ImagePlan, Location), FeedError> {
         let (shared, split) = (&self.source.shared, self.spec.split);
-        let samples = shared.dataset.samples(split);
+        let (samples, bad) = (shared.dataset.samples(split), image.sample);
         let label = samples[bad as usize].label;
         let entry = |sample_id| {
             shared.ledger.find(split, sample_id).unwrap_or_else(|| BadSample {
@@ -120,9 +119,10 @@ impl Finisher {
         }
         let after = (bad as usize + 1..samples.len()).chain(0..bad as usize);
         for candidate in after.filter(|&id| samples[id].label == label) {
-            let location = self.source.request(candidate as SampleId, &pending.staging, staged)?;
-            if let Some(location) = pending.settle(&self.source, candidate as SampleId, staged, location)? {
-                return Ok((candidate as SampleId, location));
+            let image = ImagePlan { sample: candidate as SampleId, ..image };
+            let location = self.source.request(image, &pending.staging, staged)?;
+            if let Some(location) = pending.settle(&self.source, image, staged, location)? {
+                return Ok((image, location));
             }
         }
         let class = shared.dataset.class_name(label).to_owned();
@@ -134,7 +134,7 @@ impl Finisher {
         self.next.take()
     }
 
-    /// Mixes a settled batch to `target` and notes its labels; returns what a device moved. A mixer that has use for the batch after it takes
+    /// Mixes a settled batch to `target` and fills its columns; returns what a device moved. A mixer that has use for the batch after it takes
     /// that from `look`.
     ///
     /// # Errors
@@ -144,7 +144,7 @@ impl Finisher {
         pending: &Pending,
         look: &mut dyn FnMut() -> Option<Pending>,
         target: Target<'_>,
-        labels: &mut Labels,
+        columns: &mut OwnedColumns,
         notice: Option<&Notice<'_>>,
     ) -> Result<Moved, FeedError> {
         let (plan, Self { source, mixer, next, .. }) = (&pending.plan, &mut *self);
@@ -158,16 +158,15 @@ impl Finisher {
         };
         let moved = mixer.mix(&own, target, notice, Some(&mut tell))?;
         let samples = self.source.shared.dataset.samples(self.spec.split);
-        for (labels, ids) in [(&mut labels.label_a, &plan.own), (&mut labels.label_b, &plan.partner)] {
-            labels.clear();
-            labels.extend(ids.iter().map(|&id| i64::from(samples[id as usize].label)));
-        }
+        plan.fill(columns, |id| i64::from(samples[id as usize].label), |_| CropBox::default());
         Ok(moved)
     }
 
-    /// The digest of a mixed batch, where the feed makes digests; 0 otherwise.
-    pub fn digest(&self, plan: &Plan, labels: &Labels, x: &[u8]) -> u64 {
-        if self.spec.digest { view(&self.spec, plan, labels, x, 0).digest_by(self.mixer.name()) } else { 0 }
+    /// The head of a mixed batch, with its digest where the feed makes digests.
+    pub fn head(&self, plan: &Plan, columns: Columns<'_>, x: &[u8]) -> Head {
+        let head = plan.head();
+        let digest = if self.spec.digest { view(&self.spec, head, columns, x).digest_by(self.mixer.name()) } else { 0 };
+        Head { digest, ..head }
     }
 
     /// Gives a finished batch's scratch back, [`BATCHES_AT_ONCE`] together.
@@ -184,45 +183,30 @@ impl Finisher {
 
 /// A settled batch's rows, as the mixer is told them.
 fn rows<'a>(source: &'a Source, pending: &'a Pending) -> Vec<Row<'a>> {
-    let (plan, rows) = (&pending.plan, pending.plan.own.len());
+    let (plan, rows) = (&pending.plan, pending.plan.len());
     let sample = |at: usize| {
         let (memory, row) = pending.row(&source.entry, pending.locations[at]).expect("settled");
         memory.get(row).expect("settled")
     };
-    (0..rows)
-        .map(|at| {
-            let partner_row = plan.partner_row[at];
-            let partner = usize::try_from(partner_row).unwrap_or(rows + at);
-            let cut = plan.cuts.get(at).copied();
-            // A box shows the partner as it is, and the rest the own image.
-            let lambda = if cut.is_some() { 1.0 } else { plan.lambda[at] };
-            let flip = |flips: &[bool]| flips.get(at).copied().unwrap_or(false);
-            let (flip, partner_flip) = (flip(&plan.flip), flip(&plan.partner_flip));
-            Row { own: sample(at), partner: sample(partner), lambda, partner_row, cut, flip, partner_flip }
-        })
-        .collect()
+    let row = |(at, row): (usize, &RowPlan)| {
+        let partner = usize::try_from(row.partner_row).unwrap_or(rows + at);
+        Row {
+            own: sample(at),
+            partner: sample(partner),
+            weight: row.mix.pixel_weight(),
+            partner_row: row.partner_row,
+            cut: row.mix.cut(),
+            flip: row.own.view.flip,
+            partner_flip: row.partner.view.flip,
+        }
+    };
+    plan.rows.iter().enumerate().map(row).collect()
 }
 
 /// A batch whose parts lie here and there.
-fn view<'a>(spec: &FeedSpec, plan: &'a Plan, labels: &'a Labels, x: &'a [u8], digest: u64) -> BatchView<'a> {
-    BatchView {
-        x,
-        x_on_device: None,
-        dtype: spec.dtype,
-        layout: spec.layout,
-        image_size: spec.image_size,
-        label_a: &labels.label_a,
-        label_b: &labels.label_b,
-        lambda: &plan.lambda,
-        partner: &plan.partner_row,
-        sample_id: &plan.own,
-        partner_id: &plan.partner,
-        epoch: plan.place.epoch,
-        index: plan.place.index,
-        batches: plan.batches,
-        pad: plan.pad,
-        digest,
-    }
+fn view<'a>(spec: &FeedSpec, head: Head, columns: Columns<'a>, x: &'a [u8]) -> BatchView<'a> {
+    let FeedSpec { dtype, layout, image_size, .. } = *spec;
+    BatchView { x, x_on_device: None, dtype, layout, image_size, columns, head }
 }
 
 /// A batch in memory of its own.
@@ -230,10 +214,10 @@ pub struct OwnedBatch {
     spec: FeedSpec,
     /// What was made, with substitutes in place.
     pub plan: Plan,
-    labels: Labels,
+    head: Head,
+    columns: OwnedColumns,
     x: Vec<u128>,
     x_bytes: usize,
-    digest: u64,
     /// The files of the own samples, relative to the data set.
     pub paths: Vec<PathBuf>,
 }
@@ -243,20 +227,20 @@ impl OwnedBatch {
     pub(super) fn finish(finisher: &mut Finisher, mut pending: Pending) -> Result<Self, FeedError> {
         finisher.settle(&mut pending)?;
         let spec = *finisher.spec();
-        let x_bytes = pending.plan.own.len() * spec.format().image_bytes();
-        let (mut x, mut labels) = (vec![0_u128; x_bytes.div_ceil(16)], Labels::default());
+        let x_bytes = pending.plan.len() * spec.format().image_bytes();
+        let (mut x, mut columns) = (vec![0_u128; x_bytes.div_ceil(16)], OwnedColumns::default());
         let target = Target::Memory(&mut bytemuck::cast_slice_mut(&mut x)[..x_bytes]);
-        finisher.mix(&pending, &mut || None, target, &mut labels, None)?;
-        let digest = finisher.digest(&pending.plan, &labels, &bytemuck::cast_slice(&x)[..x_bytes]);
+        finisher.mix(&pending, &mut || None, target, &mut columns, None)?;
+        let head = finisher.head(&pending.plan, columns.view(), &bytemuck::cast_slice(&x)[..x_bytes]);
         let plan = finisher.recycle(pending);
         let shared = finisher.shared();
         let samples = shared.dataset.samples(spec.split);
-        let paths = plan.own.iter().map(|&id| samples[id as usize].path.clone()).collect();
-        Ok(Self { spec, plan, labels, x, x_bytes, digest, paths })
+        let paths = plan.own().iter().map(|&id| samples[id as usize].path.clone()).collect();
+        Ok(Self { spec, plan, head, columns, x, x_bytes, paths })
     }
 
     /// The batch.
     pub fn view(&self) -> BatchView<'_> {
-        view(&self.spec, &self.plan, &self.labels, &bytemuck::cast_slice(&self.x)[..self.x_bytes], self.digest)
+        view(&self.spec, self.head, self.columns.view(), &bytemuck::cast_slice(&self.x)[..self.x_bytes])
     }
 }

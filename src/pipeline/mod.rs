@@ -21,13 +21,13 @@ pub use feed::{Feed, Seat};
 pub use finish::OwnedBatch;
 pub use ledger::{BadSample, OnBadImage};
 
-use crate::config::{FeedSpec, SpecError};
 use crate::cpus::Workers;
 use crate::dataset::Dataset;
 use crate::image::{JPEG_DECODER, LoadOptions};
 use crate::mix::{Helpers, MixError, MixerKind};
+use crate::plan::{Sampler, SamplerError};
 use crate::ring::RingError;
-use crate::sampler::{Sampler, SamplerError};
+use crate::spec::{FeedSpec, SpecError};
 use crate::stats::{Clock, Stats};
 use crate::store::{FileError, Key, SampleStore, Settled};
 use crate::types::{Device, ImageSize, Place, Split, Start};
@@ -337,7 +337,7 @@ pub enum BatchError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Mix;
+    use crate::spec::Mix;
     use crate::store::Lookup;
     use std::time::{Duration, Instant};
 
@@ -356,7 +356,7 @@ mod tests {
             on_bad_image: OnBadImage::Fail,
         };
         let pipeline = Pipeline::start(dataset, options).unwrap();
-        let spec = FeedSpec { batch_size: 4, mix: Mix::None, shuffle: false, ..FeedSpec::train() };
+        let spec = FeedSpec { batch_size: 4, mix: Mix::NONE, shuffle: false, ..FeedSpec::train() };
         let start = Place { epoch: 0, index: 0 };
         let entry = pipeline.store(spec.split, spec.image_size).unwrap();
         // The first row of the batch, so that it was asked for once the others are there.

@@ -1,19 +1,20 @@
 //! The bytes of the ring: what lies where in the data file and in a cursor.
 //!
 //! Integers are little-endian and of fixed width. The data file is one page of [`DataHeader`], then the directory (for each slot, spare
-//! ones included, the number of its batch, a u64), then the slots, each a [`BatchHeader`], the row arrays and `x` at the offsets of
+//! ones included, the number of its batch, a u64), then the slots, each a [`BatchHeader`], the columns and `x` at the offsets of
 //! [`SlotLayout`]. Slots take memory from when they are first used.
 
 use super::READERS_MAX;
-use crate::config::{Delivery, SLOTS_MAX};
-use crate::mix::Format;
+use crate::columns::{COLUMNS, COUNT};
+use crate::format::Format;
+use crate::spec::{Delivery, SLOTS_MAX};
 use crate::sync::{AtomicU32, AtomicU64};
 use crate::types::{Device, Dtype, ImageSize, Layout};
 use std::mem::{offset_of, size_of};
 use std::sync::atomic::AtomicU8;
 
 /// Version of everything in this file; both sides must have the same.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// First bytes of a data file.
 pub const DATA_MAGIC: [u8; 8] = *b"mixdring";
@@ -143,8 +144,8 @@ pub struct BatchHeader {
     pub pad: u32,
     /// [`crate::rng::PLAN_VERSION`].
     pub plan_version: u32,
-    /// 0.
-    pub reserved: u32,
+    /// Which columns the digest covers ([`crate::batch::Head::digest_version`]).
+    pub digest_version: u32,
 }
 
 const _: () = {
@@ -229,18 +230,8 @@ impl Cursor {
 /// Offsets within a slot, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlotLayout {
-    /// i64 a row.
-    pub label_a: usize,
-    /// i64 a row.
-    pub label_b: usize,
-    /// f32 a row.
-    pub lambda: usize,
-    /// i32 a row.
-    pub partner: usize,
-    /// u32 a row.
-    pub sample_id: usize,
-    /// u32 a row.
-    pub partner_id: usize,
+    /// Of each column of [`COLUMNS`].
+    pub columns: [usize; COUNT],
     /// The images; a multiple of [`PAGE_BYTES`].
     pub x: usize,
     /// Bytes of one image in the slot; 0 where images lie on a device.
@@ -252,15 +243,15 @@ pub struct SlotLayout {
 impl SlotLayout {
     /// The layout of slots for `batch_size` images of `image_bytes` bytes.
     pub const fn new(batch_size: usize, image_bytes: usize) -> Self {
-        let label_a = size_of::<BatchHeader>();
-        let label_b = label_a + 8 * batch_size;
-        let lambda = label_b + 8 * batch_size;
-        let partner = lambda + 4 * batch_size;
-        let sample_id = partner + 4 * batch_size;
-        let partner_id = sample_id + 4 * batch_size;
-        let x = (partner_id + 4 * batch_size).next_multiple_of(PAGE_BYTES);
+        let (mut columns, mut end, mut column) = ([0; COUNT], size_of::<BatchHeader>(), 0);
+        while column < COUNT {
+            columns[column] = end;
+            end += COLUMNS[column].row_bytes * batch_size;
+            column += 1;
+        }
+        let x = end.next_multiple_of(PAGE_BYTES);
         let slot_bytes = (x + batch_size * image_bytes).next_multiple_of(PAGE_BYTES);
-        Self { label_a, label_b, lambda, partner, sample_id, partner_id, x, image_bytes, slot_bytes }
+        Self { columns, x, image_bytes, slot_bytes }
     }
 
     /// Offset of slot number `slot` of `slots`, spare ones included, in the data file.
@@ -291,21 +282,20 @@ mod tests {
             len: 6,
             pad: 7,
             plan_version: 8,
-            reserved: 0,
+            digest_version: 9,
         };
         let golden: [u8; 64] = [
             1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, //
-            8, 7, 6, 5, 4, 3, 2, 1, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 7, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0,
+            8, 7, 6, 5, 4, 3, 2, 1, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 7, 0, 0, 0, 8, 0, 0, 0, 9, 0, 0, 0,
         ];
         assert_eq!(bytemuck::bytes_of(&header), golden);
     }
 
     #[test]
-    fn slots_of_the_seed_pipeline_lie_where_version_4_says() {
+    fn slots_of_the_seed_pipeline_lie_where_version_5_says() {
         let layout = SlotLayout::new(64, 3 * 128 * 128 * 4);
-        assert_eq!((layout.label_a, layout.label_b, layout.lambda), (64, 576, 1088));
-        assert_eq!((layout.partner, layout.sample_id, layout.partner_id), (1344, 1600, 1856));
-        assert_eq!((layout.x, layout.slot_bytes), (4096, 4096 + 12_582_912));
+        assert_eq!(layout.columns, [64, 576, 1088, 1344, 1600, 1856, 2112, 3136, 4160]);
+        assert_eq!((layout.x, layout.slot_bytes), (8192, 8192 + 12_582_912));
         assert_eq!(layout.slot_offset(4, 1), 4096 + 4096 + layout.slot_bytes);
         assert_eq!(layout.file_bytes(513), 4096 + 8192 + 513 * layout.slot_bytes);
     }
@@ -314,9 +304,11 @@ mod tests {
     fn every_array_is_aligned_for_any_batch_size() {
         for batch_size in 1..70 {
             let layout = SlotLayout::new(batch_size, 7);
-            let aligned = layout.label_a.is_multiple_of(8) && layout.label_b.is_multiple_of(8);
-            assert!(aligned && layout.x.is_multiple_of(64));
-            assert!(layout.x >= layout.partner_id + 4 * batch_size);
+            for (column, at) in COLUMNS.iter().zip(layout.columns) {
+                assert!(at.is_multiple_of(column.row_bytes / column.count), "{column:?}");
+                assert!(layout.x >= at + column.row_bytes * batch_size);
+            }
+            assert!(layout.x.is_multiple_of(64));
             assert!(layout.slot_bytes >= layout.x + 7 * batch_size);
         }
     }

@@ -7,11 +7,11 @@ use super::layout::{BatchHeader, ENDED_FAILED, EVICTED_UNLAWFUL};
 use super::region::{CursorFile, DataFile};
 use super::view::View;
 use super::wake::{Futex, Woken};
-use crate::batch::{BatchView, OnDevice};
-use crate::config::Delivery;
+use crate::batch::{BatchView, Head, OnDevice};
+use crate::columns::{COLUMNS, Columns};
+use crate::spec::Delivery;
 use crate::sync::Ordering;
 use crate::types::Place;
-use bytemuck::cast_slice;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -450,17 +450,17 @@ impl Lease {
             dtype,
             layout: axes,
             image_size,
-            label_a: cast_slice(&slot[layout.label_a..][..8 * len]),
-            label_b: cast_slice(&slot[layout.label_b..][..8 * len]),
-            lambda: cast_slice(&slot[layout.lambda..][..4 * len]),
-            partner: cast_slice(&slot[layout.partner..][..4 * len]),
-            sample_id: cast_slice(&slot[layout.sample_id..][..4 * len]),
-            partner_id: cast_slice(&slot[layout.partner_id..][..4 * len]),
-            epoch: header.epoch,
-            index: header.index,
-            batches: header.batches,
-            pad: header.pad,
-            digest: header.digest,
+            columns: Columns::over(std::array::from_fn(|nth| {
+                &slot[layout.columns[nth]..][..COLUMNS[nth].row_bytes * len]
+            })),
+            head: Head {
+                epoch: header.epoch,
+                index: header.index,
+                batches: header.batches,
+                pad: header.pad,
+                digest_version: header.digest_version,
+                digest: header.digest,
+            },
         }
     }
 }

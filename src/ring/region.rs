@@ -5,7 +5,7 @@ use super::error::RingError;
 use super::layout::{CURSOR_MAGIC, Cursor, DATA_MAGIC, DataHeader, LAYOUT_VERSION, PAGE_BYTES, SPARES, SlotLayout};
 use super::protocol::{CursorWords, NO_BATCH, WriterWords};
 use super::view::View;
-use crate::config::{Delivery, SLOTS_MAX};
+use crate::spec::{Delivery, SLOTS_MAX};
 use crate::types::{Dtype, ImageSize, Layout};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};

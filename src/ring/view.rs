@@ -235,17 +235,18 @@ impl Drop for View {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::FeedSpec;
+    use crate::columns::OwnedColumns;
+    use crate::plan::{Plan, Sampler};
     use crate::ring::{Lease, Next, Pace, RingHandle, RingReader, RingWriter, create};
-    use crate::sampler::Sampler;
-    use crate::types::ImageSize;
+    use crate::spec::FeedSpec;
+    use crate::types::{CropBox, ImageSize};
 
     /// A ring of two slots with two readers.
     struct Ring {
         writer: RingWriter,
         handle: RingHandle,
         readers: Vec<RingReader>,
-        sampler: Sampler,
+        plan: Plan,
         _dir: tempfile::TempDir,
     }
 
@@ -259,14 +260,16 @@ mod tests {
                 RingReader::open(&handle.data_path(), &cursor, ()).unwrap()
             };
             let readers = (0..2).map(reader).collect();
-            Self { writer, handle, readers, sampler: Sampler::new(spec, 8).unwrap(), _dir: dir }
+            Self { writer, handle, readers, plan: Sampler::new(spec, 8).unwrap().epoch(0).plan(0), _dir: dir }
         }
 
         /// The next batch, all of this value, as each reader has it.
         fn batch(&mut self, value: u8) -> Vec<Lease> {
             let mut slot = self.writer.next_slot().unwrap();
             slot.x_mut(2).fill(value);
-            slot.publish(&self.sampler.epoch(0).plan(0), &[0; 2], &[0; 2], 0);
+            let mut columns = OwnedColumns::default();
+            self.plan.fill(&mut columns, |_| 0, |_| CropBox::default());
+            slot.publish(self.plan.head(), columns.view());
             let lease = |reader: &mut RingReader| match reader.next_batch(|| false).unwrap() {
                 Next::Batch(lease) => lease,
                 _ => panic!("no batch"),

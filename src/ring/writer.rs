@@ -6,11 +6,11 @@ use super::layout::{BatchHeader, ENDED_FAILED, ENDED_STOPPED, EVICTED_LAG, EVICT
 use super::protocol::has_room;
 use super::readers::{Evicted, ReaderEntry, ReaderId, Readers, Shared};
 use super::wake::{self, EVENTS_MAX, Futex, Waker, now_ns};
-use crate::config::Delivery;
+use crate::batch::Head;
+use crate::columns::Columns;
 use crate::mix::Target;
-use crate::sampler::Plan;
+use crate::spec::Delivery;
 use crate::sync::Ordering;
-use bytemuck::cast_slice_mut;
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -302,29 +302,27 @@ impl SlotMut<'_> {
     /// Writes everything but `x`, publishes the batch and wakes the readers.
     ///
     /// # Panics
-    /// When the plan has more rows than the ring's batches.
-    pub fn publish(mut self, plan: &Plan, label_a: &[i64], label_b: &[i64], digest: u64) {
+    /// When the columns have more rows than the ring's batches.
+    pub fn publish(mut self, head: Head, columns: Columns<'_>) {
         let (slot, seq, data) = (self.slot, self.writer.seq, &self.writer.shared.data);
         let (layout, rows_max) = (data.layout, data.batch_size);
-        let (bytes, len) = (self.bytes(), plan.own.len());
+        let (bytes, len) = (self.bytes(), columns.label_a.len());
         assert!(len <= rows_max as usize);
-        cast_slice_mut(&mut bytes[layout.label_a..][..8 * len]).copy_from_slice(label_a);
-        cast_slice_mut(&mut bytes[layout.label_b..][..8 * len]).copy_from_slice(label_b);
-        cast_slice_mut(&mut bytes[layout.lambda..][..4 * len]).copy_from_slice(&plan.lambda);
-        cast_slice_mut(&mut bytes[layout.partner..][..4 * len]).copy_from_slice(&plan.partner_row);
-        cast_slice_mut(&mut bytes[layout.sample_id..][..4 * len]).copy_from_slice(&plan.own);
-        cast_slice_mut(&mut bytes[layout.partner_id..][..4 * len]).copy_from_slice(&plan.partner);
+        for (at, column) in layout.columns.into_iter().zip(columns.bytes()) {
+            bytes[at..][..column.len()].copy_from_slice(column);
+        }
+        let Head { epoch, index, batches, pad, digest_version, digest } = head;
         let header = BatchHeader {
             seq,
-            epoch: plan.place.epoch,
-            index: plan.place.index,
-            batches: plan.batches,
+            epoch,
+            index,
+            batches,
             digest,
             published_ns: now_ns(),
             len: len as u32,
-            pad: plan.pad,
+            pad,
             plan_version: crate::rng::PLAN_VERSION,
-            reserved: 0,
+            digest_version,
         };
         bytes[..size_of::<BatchHeader>()].copy_from_slice(bytemuck::bytes_of(&header));
         self.writer.seq = seq + 1;

@@ -1,7 +1,7 @@
 //! Checkpoints: the network's variables as safetensors, under the names of SPEC §6; how far training is, as JSON in the metadata.
 
 use super::trainer::{EpochResult, Options, Running};
-use crate::config::FeedSpec;
+use crate::spec::FeedSpec;
 use crate::types::Place;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as Element, TensorView};
@@ -21,6 +21,8 @@ pub struct State {
     pub options: Options,
     /// What it trains on.
     pub feed: FeedSpec,
+    /// What it validates on.
+    pub valid: FeedSpec,
     /// Hash of what decides the batches' bytes beside that.
     pub identity: u64,
     /// The epoch that it began with.
@@ -150,6 +152,7 @@ mod tests {
         State {
             options,
             feed: FeedSpec::train(),
+            valid: FeedSpec::val(),
             identity: u64::MAX,
             first_epoch: 1,
             place,

@@ -4,7 +4,7 @@
 //!
 //! ```no_run
 //! use mixd::client;
-//! use mixd::config::FeedSpec;
+//! use mixd::spec::FeedSpec;
 //! use mixd::train::{BatchTensors, Cnn, LabelSmoothing, MixedLoss, Reduction};
 //! use tch::nn::{OptimizerConfig, Sgd, VarStore};
 //!

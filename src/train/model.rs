@@ -84,7 +84,7 @@ mod tests {
     }
 
     fn normalised(x: &Tensor) -> Tensor {
-        let spec = crate::config::FeedSpec::train();
+        let spec = crate::spec::FeedSpec::train();
         let channel = |values: &[f32]| Tensor::from_slice(values).view([1, 3, 1, 1]);
         (x.to_kind(Kind::Float) / 255.0 - channel(&spec.mean)) / channel(&spec.std)
     }

@@ -1,7 +1,7 @@
 //! What people see of a training: a progress bar or plain lines, the table at the end, and JSON lines in a file.
 
 use super::{EpochResult, Event, Options};
-use crate::config::FeedSpec;
+use crate::spec::FeedSpec;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::fmt::{Display, Write as _};

@@ -2,6 +2,10 @@
 #![expect(unsafe_code, reason = "tensors over memory that torch does not own")]
 
 use crate::batch::BatchView;
+#[cfg(test)]
+use crate::batch::Head;
+#[cfg(test)]
+use crate::columns::Columns;
 use crate::types::{Dtype, Layout};
 use std::marker::PhantomData;
 use tch::{Device, Kind, Tensor};
@@ -72,17 +76,16 @@ mod tests {
             dtype: Dtype::F32,
             layout: Layout::Nchw,
             image_size: ImageSize { height: 4, width: 5 },
-            label_a: &[1, 2],
-            label_b: &[3, 4],
-            lambda: &[0.5, 1.0],
-            partner: &[1, 0],
-            sample_id: &[0, 1],
-            partner_id: &[1, 0],
-            epoch: 0,
-            index: 0,
-            batches: 1,
-            pad: 0,
-            digest: 0,
+            columns: Columns {
+                label_a: &[1, 2],
+                label_b: &[3, 4],
+                lambda: &[0.5, 1.0],
+                partner: &[1, 0],
+                sample_id: &[0, 1],
+                partner_id: &[1, 0],
+                ..Columns::default()
+            },
+            head: Head { batches: 1, ..Head::default() },
         };
         let tensors = BatchTensors::new(&view, Device::Cpu).unwrap();
         assert_eq!((tensors.x.data_ptr().cast_const().cast(), tensors.x.size()), (x.as_ptr(), vec![2, 3, 4, 5]));

@@ -3,8 +3,12 @@
 use super::checkpoint::{self, CheckpointError, State};
 use super::{BatchTensors, Cnn, CrossEntropy, LabelSmoothing, Loss, MixedLoss, Reduction};
 use crate::batch::BatchView;
-use crate::config::FeedSpec;
+#[cfg(test)]
+use crate::batch::Head;
+#[cfg(test)]
+use crate::columns::Columns;
 use crate::mix::{MixError, torch_device};
+use crate::spec::FeedSpec;
 use crate::types::{Device, Place};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -190,13 +194,13 @@ fn right(logits: &Tensor, labels: &Tensor) -> f64 {
     logits.argmax(1, false).eq_tensor(labels).sum(Kind::Float).double_value(&[])
 }
 
-/// Trains on batches of `feed`, from where `resumed` stood or from the beginning, and returns the result of each epoch.
+/// Trains on batches of the first of `feeds`, validating on those of the second, from where `resumed` stood or from the beginning, and returns the result of each epoch.
 ///
 /// # Errors
 /// When the batches stop coming, the device is not there, or a file cannot be read or written.
 pub fn run(
     options: &Options,
-    feed: &FeedSpec,
+    feeds: [&FeedSpec; 2],
     resumed: Option<State>,
     train: &mut dyn Batches,
     valid: &mut dyn Batches,
@@ -225,8 +229,8 @@ pub fn run(
     let save = |place, running: &Running, results: &[EpochResult]| match &options.save {
         Some(path) => {
             let (running, results) = (running.clone(), results.to_vec());
-            let (options, feed, identity) = (options.clone(), *feed, train_identity);
-            let state = State { options, feed, identity, first_epoch, place, running, results };
+            let (options, [feed, valid], identity) = (options.clone(), feeds.map(|feed| *feed), train_identity);
+            let state = State { options, feed, valid, identity, first_epoch, place, running, results };
             checkpoint::save(&variables, &state, path)
         }
         None => Ok(()),
@@ -237,7 +241,7 @@ pub fn run(
         let (before, mut epoch) = (running.images, train.place().epoch);
         train.epoch(&mut |view| {
             if view.len() == 1 {
-                return Err(TrainError::OneImage { epoch: view.epoch, index: view.index });
+                return Err(TrainError::OneImage { epoch: view.head.epoch, index: view.head.index });
             }
             let batch = BatchTensors::new(view, device).ok_or(TrainError::RawPixels)?;
             let logits = cnn.forward(&batch.x, true);
@@ -252,13 +256,13 @@ pub fn run(
             });
             let (images, loss) = (view.len() as f64, loss.double_value(&[]));
             if !loss.is_finite() {
-                return Err(TrainError::NotFinite { epoch: view.epoch, index: view.index, loss });
+                return Err(TrainError::NotFinite { epoch: view.head.epoch, index: view.head.index, loss });
             }
             running.add(images, loss, right(&logits, &batch.label_a));
-            epoch = view.epoch;
+            epoch = view.head.epoch;
             let (running_loss, running_acc) = (running.loss / running.images, running.right / running.images);
-            observe(&Event::Step { epoch, index: view.index, batches, loss, running_loss, running_acc })?;
-            let next = view.index + 1;
+            observe(&Event::Step { epoch, index: view.head.index, batches, loss, running_loss, running_acc })?;
+            let next = view.head.index + 1;
             if next < batches && options.save_every.is_some_and(|every| next.is_multiple_of(every)) {
                 save(Place { epoch, index: next }, &running, &results)?;
             }
@@ -345,17 +349,16 @@ mod tests {
                     dtype: self.dtype,
                     layout: Layout::Nchw,
                     image_size,
-                    label_a: &labels,
-                    label_b: &labels,
-                    lambda: &vec![1.0; self.batch_size],
-                    partner: &partner,
-                    sample_id: &rows,
-                    partner_id: &rows,
-                    epoch: self.place.epoch,
-                    index,
-                    batches: self.batches,
-                    pad: 0,
-                    digest: 0,
+                    columns: Columns {
+                        label_a: &labels,
+                        label_b: &labels,
+                        lambda: &vec![1.0; self.batch_size],
+                        partner: &partner,
+                        sample_id: &rows,
+                        partner_id: &rows,
+                        ..Columns::default()
+                    },
+                    head: Head { epoch: self.place.epoch, index, batches: self.batches, ..Head::default() },
                 })?;
             }
             self.place = Place { epoch: self.place.epoch + 1, index: 0 };
@@ -386,12 +389,13 @@ mod tests {
         let source = |place| Noise { batch_size, batches: 3, dtype, place };
         let place = resumed.as_ref().map_or(Place::default(), |state| state.place);
         let (mut train, mut valid, mut losses) = (source(place), source(Place::default()), Vec::new());
-        let results = run(options, &FeedSpec::train(), resumed, &mut train, &mut valid, &mut |event| {
-            if let Event::Step { loss, .. } = event {
-                losses.push(*loss);
-            }
-            Ok(())
-        })?;
+        let results =
+            run(options, [&FeedSpec::train(), &FeedSpec::val()], resumed, &mut train, &mut valid, &mut |event| {
+                if let Event::Step { loss, .. } = event {
+                    losses.push(*loss);
+                }
+                Ok(())
+            })?;
         Ok((results, losses))
     }
 
@@ -415,10 +419,17 @@ mod tests {
                 let source = || Noise { batch_size: 6, batches: 3, dtype: Dtype::F32, place: Place::default() };
                 // The step after the one that is saved.
                 let mut steps = 3 * (epochs - 1) + 3;
-                let stopped = run(&saving, &FeedSpec::train(), None, &mut source(), &mut source(), &mut |event| {
-                    steps -= u64::from(matches!(event, Event::Step { .. }));
-                    if steps == 0 { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
-                });
+                let stopped = run(
+                    &saving,
+                    [&FeedSpec::train(), &FeedSpec::val()],
+                    None,
+                    &mut source(),
+                    &mut source(),
+                    &mut |event| {
+                        steps -= u64::from(matches!(event, Event::Step { .. }));
+                        if steps == 0 { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+                    },
+                );
                 assert!(matches!(stopped, Err(TrainError::Log(_))));
                 3 * (epochs - 1) + 2
             } else {

@@ -6,6 +6,10 @@ use half::{bf16, f16};
 
 use super::text;
 use crate::batch::BatchView;
+#[cfg(test)]
+use crate::batch::Head;
+#[cfg(test)]
+use crate::columns::Columns;
 use crate::types::{Dtype, Layout};
 
 /// One image of the grid.
@@ -179,17 +183,16 @@ mod tests {
             dtype,
             layout,
             image_size: SIZE,
-            label_a: &[7, 8],
-            label_b: &[8, 8],
-            lambda: &[0.7, 1.0],
-            partner: &[1, 1],
-            sample_id: &[0, 1],
-            partner_id: &[1, 1],
-            epoch: 0,
-            index: 0,
-            batches: 1,
-            pad: 0,
-            digest: 0,
+            columns: Columns {
+                label_a: &[7, 8],
+                label_b: &[8, 8],
+                lambda: &[0.7, 1.0],
+                partner: &[1, 1],
+                sample_id: &[0, 1],
+                partner_id: &[1, 1],
+                ..Columns::default()
+            },
+            head: Head { batches: 1, ..Head::default() },
         }
     }
 

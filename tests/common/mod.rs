@@ -2,7 +2,7 @@
 #![allow(dead_code, missing_docs, reason = "each test binary uses its own share of this")]
 
 use mixd::client::{self, ClientError};
-use mixd::config::FeedSpec;
+use mixd::spec::FeedSpec;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};

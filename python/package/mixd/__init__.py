@@ -13,9 +13,14 @@
 
 import importlib
 
-from ._native import Array, Batch, DaemonGone, Evicted, FeedEnded, MixdError, NoDaemon, SpecRefused
+from ._native import Array, Batch
+from .errors import DaemonGoneError, EvictedError, FeedEndedError, MixdError, NoDaemonError, SpecError
 from .feed import Epoch, Feed, Place
+from .recipe import Crop, Mix, Recipe, TrainView, ValView
 from .server import Server, connect, serve
+
+# The names of version 0.1's first drafts.
+DaemonGone, Evicted, FeedEnded, NoDaemon, SpecRefused = DaemonGoneError, EvictedError, FeedEndedError, NoDaemonError, SpecError
 
 
 def __getattr__(name: str) -> object:
@@ -28,16 +33,26 @@ def __getattr__(name: str) -> object:
 __all__ = [
     "Array",
     "Batch",
+    "Crop",
     "DaemonGone",
+    "DaemonGoneError",
     "Epoch",
     "Evicted",
+    "EvictedError",
     "Feed",
     "FeedEnded",
+    "FeedEndedError",
+    "Mix",
     "MixdError",
     "NoDaemon",
+    "NoDaemonError",
     "Place",
+    "Recipe",
     "Server",
+    "SpecError",
     "SpecRefused",
+    "TrainView",
+    "ValView",
     "connect",
     "serve",
 ]

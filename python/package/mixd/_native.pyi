@@ -1,5 +1,4 @@
 import sys
-from collections.abc import Sequence
 from typing import Any, final
 
 from numpy import ndarray
@@ -11,26 +10,13 @@ from .torch import Tensors
 __all__ = [
     "Array",
     "Batch",
-    "DaemonGone",
-    "Evicted",
     "Feed",
-    "FeedEnded",
-    "MixdError",
-    "NoDaemon",
     "Spec",
-    "SpecRefused",
     "attach",
-    "daemon_pid",
+    "daemon",
     "default_socket",
     "forget",
 ]
-
-class MixdError(Exception): ...
-class NoDaemon(MixdError): ...
-class SpecRefused(MixdError): ...
-class DaemonGone(MixdError): ...
-class Evicted(MixdError): ...
-class FeedEnded(MixdError): ...
 
 @final
 class Array(Buffer):
@@ -82,6 +68,12 @@ class Batch:
     @property
     def partner_id(self) -> Array: ...
     @property
+    def crop(self) -> Array: ...
+    @property
+    def cut(self) -> Array: ...
+    @property
+    def flip(self) -> Array: ...
+    @property
     def epoch(self) -> int: ...
     @property
     def index(self) -> int: ...
@@ -97,36 +89,7 @@ class Batch:
 
 @final
 class Spec:
-    def __new__(
-        cls,
-        split: str,
-        *,
-        batch_size: int | None = None,
-        size: tuple[int, int] | None = None,
-        shuffle: bool | None = None,
-        seed: int | None = None,
-        last: str | None = None,
-        mix: str | None = None,
-        alpha: float | None = None,
-        lam: str | None = None,
-        fold: bool | None = None,
-        pairing: str | None = None,
-        smoothing: float | None = None,
-        dtype: str | None = None,
-        layout: str | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        rank: int | None = None,
-        world_size: int | None = None,
-        slots: int | None = None,
-        flip: bool | None = None,
-        digest: bool | None = None,
-        share: str | None = None,
-        delivery: str | None = None,
-        max_lag: float | None = None,
-        start: str | None = None,
-        device: str | None = None,
-    ) -> Spec: ...
+    def __new__(cls, options: str, extra: str, recipe: str | None = None) -> Spec: ...
     def json(self) -> str: ...
 
 @final
@@ -148,6 +111,6 @@ class Feed:
     def close(self) -> None: ...
 
 def attach(socket: str, spec: Spec, place: tuple[int, int] | None, reconnect: float) -> Feed: ...
-def daemon_pid(socket: str) -> int: ...
+def daemon(socket: str) -> tuple[int, str | None]: ...
 def default_socket() -> str: ...
 def forget() -> None: ...

@@ -10,8 +10,8 @@ import time
 
 import torch
 
+from ._native import Spec
 from .feed import Feed
-from .server import connect
 
 
 def say(report: object) -> None:
@@ -53,31 +53,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", required=True)
     parser.add_argument("--touch", required=True)
-    for name in ("--warmup", "--images", "--step-us", "--batch-size", "--slots", "--seed"):
+    for name in ("--warmup", "--images", "--step-us"):
         parser.add_argument(name, type=int, required=True)
     for name in ("--seconds", "--reconnect"):
         parser.add_argument(name, type=float, required=True)
-    parser.add_argument("--cutmix", type=float)
-    parser.add_argument("--size", required=True)
-    parser.add_argument("--dtype", required=True)
-    parser.add_argument("--digest", action="store_true")
-    parser.add_argument("--flip", action="store_true")
+    parser.add_argument("--feed", type=json.loads, required=True, help="options of the feed, as JSON")
     options = parser.parse_args()
     # What torch does here is small: more threads would only take the processors from the daemon.
     torch.set_num_threads(1)
-    height, width = map(int, options.size.split("x"))
-    server = connect(options.socket, reconnect=options.reconnect)
     start = time.monotonic_ns()
-    feed = server.feed(
-        batch_size=options.batch_size,
-        size=(height, width),
-        cutmix=options.cutmix,
-        dtype=options.dtype,
-        slots=options.slots,
-        seed=options.seed,
-        digest=options.digest,
-        flip=options.flip,
-    )
+    spec = Spec(json.dumps(options.feed), "{}", None)
+    feed = Feed(options.socket, spec, options.reconnect)
     attach_ns = time.monotonic_ns() - start
     trainer, first_batch_ns = Trainer(options, feed), 0
     for nth in range(options.warmup):
@@ -86,7 +72,7 @@ def main() -> None:
     say({"warm": {"attach_ns": attach_ns, "first_batch_ns": first_batch_ns}})
     for _ in sys.stdin:
         # More than can have been made while nobody read.
-        for _ in range(options.slots + 16):
+        for _ in range(feed.spec["slots"] + 16):
             trainer.step()
         say("counting")
         say({"round": trainer.round()})

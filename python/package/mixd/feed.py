@@ -6,8 +6,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ._native import Array, Batch, DaemonGone, Spec, SpecRefused, attach, forget
+from ._native import Array, Batch, Spec, attach, forget
 from ._native import Feed as Reader
+from .errors import DaemonGoneError, SpecError
 
 __all__ = ["Array", "Batch", "Epoch", "Feed", "Place"]
 
@@ -75,7 +76,8 @@ class Feed:
     @property
     def is_mixed(self) -> bool:
         """Whether its images are mixed."""
-        return bool(self.spec["mix"] != "none")
+        mix = self.spec["mix"]
+        return bool(mix["mixup"] != "none" or mix["cutmix"] != "none")
 
     @property
     def place(self) -> Place:
@@ -94,7 +96,7 @@ class Feed:
     def next_batch(self) -> Batch:
         """Waits for the next batch of the endless sequence, across the ends of epochs.
 
-        Raises `DaemonGone`, `Evicted` or `FeedEnded` after everything published was read.
+        Raises `DaemonGoneError`, `EvictedError` or `FeedEndedError` after everything published was read.
         """
         batch, self._ahead, self._left_half_way = self._ahead, None, True
         return self._open.next_batch() if batch is None else batch
@@ -124,7 +126,7 @@ class Feed:
         before, place = self._open, (epoch, index)
         try:
             reader = attach(os.fspath(self._socket), self._spec, place, self._reconnect)
-        except SpecRefused:
+        except SpecError:
             # A shared feed has passed the place. A private one is refused for lack of room: the old one makes it.
             if self.spec["share"]:
                 raise
@@ -132,7 +134,7 @@ class Feed:
             reader = attach(os.fspath(self._socket), self._spec, place, self._reconnect)
         if reader.identity != self._identity:
             reader.close()
-            raise DaemonGone("the daemon that answers now does not make the same batches (start it as before, or open another feed)")
+            raise DaemonGoneError("the daemon that answers now does not make the same batches (start it as before, or open another feed)")
         self._reader, self._ahead, self._left_half_way = reader, None, False
         before.close()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import stat
@@ -15,8 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from ._native import NoDaemon, Spec, daemon_pid, default_socket
+from ._native import Spec, daemon, default_socket
+from .errors import NoDaemonError, SpecError
 from .feed import Feed
+from .recipe import Recipe
 
 __all__ = ["Server", "connect", "serve"]
 
@@ -32,22 +35,29 @@ _END_MAX = 10.0
 class Server:
     """A daemon that serves a data set; `serve` and `connect` give one. Opens feeds."""
 
-    def __init__(self, socket: Path, pid: int, reconnect: float, owned: "_Owned | None" = None) -> None:
-        self.socket, self.pid, self._reconnect, self._owned = socket, pid, reconnect, owned
+    def __init__(self, socket: Path, reconnect: float, owned: "_Owned | None" = None) -> None:
+        self.socket, self._reconnect, self._owned = socket, reconnect, owned
+        self.pid, self._recipe = daemon(os.fspath(socket))
         self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
 
     def feed(
         self,
         split: Literal["train", "val"] = "train",
         *,
+        recipe: str | os.PathLike[str] | Recipe | None = None,
         batch_size: int | None = None,
         size: int | tuple[int, int] | None = None,
+        crop: str | None = None,
+        interpolation: Literal["bilinear", "bicubic"] | None = None,
+        flip: bool | float | None = None,
         mixup: float | Literal["default"] | None = "default",
-        cutmix: float | None = None,
-        lam: Literal["per-image", "per-batch"] | None = None,
+        cutmix: float | Literal["default"] | None = "default",
+        mix_prob: float | None = None,
+        mix_switch: float | None = None,
+        lam: Literal["per-image", "per-pair", "per-batch"] | None = None,
         fold: bool | None = None,
-        pairing: Literal["shuffle", "second-batch"] | None = None,
-        flip: bool = False,
+        pairing: Literal["shuffle", "second-batch", "reverse", "roll"] | None = None,
+        repeats: int | None = None,
         shuffle: bool | None = None,
         seed: int = 0,
         last: Literal["keep", "drop"] = "keep",
@@ -69,21 +79,29 @@ class Server:
     ) -> Feed:
         """Opens a feed of one split, or joins a shared one.
 
+        recipe: whose values are the defaults of the other options: a preset's name (`mixd recipe` lists them), a .toml file, or a
+            `mixd.Recipe`. By default the daemon's (`mixd serve --recipe`), else the lesson. A feed of `val` takes its validation view.
         batch_size: rows; 64 of train, 128 of val.
-        size: pixels of a side, or height and width; 128.
-        mixup: α of Beta(α, α), or None for no mixing; 0.4 of train, None of val.
-        cutmix: CutMix in place of mixup, with this α.
-        lam: one λ (CutMix: one box) per image or per batch; per image.
-        fold: whether λ is max(λ, 1 - λ); true.
-        pairing: partners from a shuffle of the batch, or from a second batch; shuffle.
-        flip: whether images are flipped horizontally, each with a chance of one half.
+        size: pixels of a side, or height and width; the recipe's.
+        crop: what part of an image: "squash", "squash_center:152", "short_center:256", "random_resized_crop",
+            "random_resized_crop:0.35,1", "pad_crop:4", "pad_crop:4,reflect"; the recipe's.
+        interpolation: filter of the resize; the recipe's.
+        flip: probability of a horizontal flip; True is 0.5; the recipe's.
+        mixup: α of Beta(α, α), or None for no mixup; the recipe's (the lesson's 0.4, unless `cutmix` is given).
+        cutmix: CutMix's α, or None; the recipe's. Given with mixup, one of them by chance.
+        mix_prob: probability that anything is mixed; 1.
+        mix_switch: probability of CutMix where mixup is given, too; 0.5.
+        lam: one λ (CutMix: one box) per image, pair of rows or batch; per image.
+        fold: whether mixup's λ is max(λ, 1 - λ); true in the lesson, else false.
+        pairing: partners from a shuffle of the batch, a second batch, the batch in reverse, or a roll by one row; shuffle.
+        repeats: how often each sample comes in a row, in epochs of the usual length; 1.
         shuffle: a new order each epoch; true of train, false of val.
         seed: of all randomness.
         last: whether rows that do not fill the last batch are kept.
         smoothing: ε of label smoothing, for soft targets (`mixd.torch.DataLoader`).
         dtype: f32, f16, bf16, or u8 (raw pixels), or torch's or numpy's of these.
         layout: nchw, or nhwc.
-        mean, std: of each channel, of pixel values in [0, 1]; (0.47, 0.48, 0.45) and (0.29, 0.28, 0.30).
+        mean, std: of each channel, of pixel values in [0, 1]; the recipe's.
         rank, world_size: which part of each epoch; from torch.distributed or torchrun's variables RANK and WORLD_SIZE, else 0 of 1.
         slots: batches that there is room for; 4.
         digest: whether each batch carries a digest (`batch.is_intact()`).
@@ -94,53 +112,50 @@ class Server:
         device: where images lie: cpu (shared memory), or a CUDA device of this process, cuda (torch's current one) or cuda:N, or torch's of these.
         reconnect: seconds to wait for the next daemon when this one has died; 30, and 0 where it is this process's own.
 
-        Raises `SpecRefused`, which names the value and what it may be; `NoDaemon` where none answers.
+        Raises `SpecError`, which names the value and what it may be; `NoDaemonError` where none answers.
         """
-        mixed = mixup if split == "train" or mixup != "default" else None
-        if cutmix is None and mixed is None and (lam, fold, pairing) != (None, None, None):
-            raise ValueError("lam, fold and pairing say how images are mixed, and these are not: give mixup an α, or leave them out")
-        if cutmix is not None and (fold, pairing) != (None, None):
-            raise ValueError("fold and pairing are for mixup: leave them out with cutmix")
         if share is None and (delivery, max_lag) != (None, None):
-            raise ValueError("delivery and max_lag are for feeds that are shared: name a share, or leave them out")
-        kind: str | None
-        if cutmix is not None:
-            if mixup not in ("default", None):
-                raise ValueError("a feed has mixup or cutmix, not both: leave one of them out")
-            kind, alpha = "cutmix", cutmix
-        elif mixup == "default":
-            kind, alpha = ("mixup" if split == "train" else None), None
-        else:
-            kind, alpha = ("none", None) if mixup is None else ("mixup", float(mixup))
+            raise SpecError("bad feed spec: delivery and max_lag are for feeds that are shared (name a share, or leave them out)")
         rank, world_size = _world(rank, world_size)
-        spec = Spec(
-            split,
-            batch_size=batch_size,
-            size=(size, size) if isinstance(size, int) else size,
-            shuffle=shuffle,
-            seed=seed,
-            last=last,
-            mix=kind,
-            alpha=alpha,
-            lam=lam,
-            fold=fold,
-            pairing=pairing,
-            smoothing=smoothing,
-            dtype=_dtype(dtype),
-            layout=layout,
-            mean=mean,
-            std=std,
-            rank=rank,
-            world_size=world_size,
-            slots=slots,
-            flip=flip,
-            digest=digest,
-            share=share,
-            delivery=delivery,
-            max_lag=max_lag,
-            start=start if isinstance(start, str) else ",".join(map(str, start)),
-            device=_device(device),
-        )
+        options = {
+            "split": split,
+            "recipe": _recipe(recipe),
+            "batch_size": batch_size,
+            "size": size if size is None or isinstance(size, int) else "x".join(map(str, size)),
+            "crop": crop,
+            "interpolation": interpolation,
+            "flip": {True: 0.5, False: 0.0}[flip] if isinstance(flip, bool) else flip,
+            "shuffle": shuffle,
+            "seed": seed,
+            "last": last,
+            "repeats": repeats,
+            "mixup": None if mixup == "default" else mixup,
+            "cutmix": None if cutmix == "default" else cutmix,
+            "no_mixup": mixup is None,
+            "no_cutmix": cutmix is None,
+            "mix_prob": mix_prob,
+            "mix_switch": mix_switch,
+            "lambda": lam,
+            "fold": fold,
+            "pairing": pairing,
+            "digest": digest,
+            "dtype": _dtype(dtype),
+            "layout": layout,
+            "mean": None if mean is None else list(mean),
+            "std": None if std is None else list(std),
+            "rank": rank,
+            "world_size": world_size,
+            "slots": slots,
+        }
+        extra = {
+            "smoothing": smoothing,
+            "share": share,
+            "delivery": delivery,
+            "max_lag": max_lag,
+            "start": start if isinstance(start, str) else ",".join(map(str, start)),
+            "device": _device(device),
+        }
+        spec = Spec(json.dumps(options), json.dumps(extra), self._recipe)
         feed = Feed(self.socket, spec, self._reconnect if reconnect is None else reconnect)
         self._feeds.add(feed)
         return feed
@@ -166,10 +181,10 @@ class Server:
 def connect(socket: str | os.PathLike[str] | None = None, *, reconnect: float = 30.0) -> Server:
     """Finds a daemon that runs (`mixd serve`), by default on $MIXD_SOCKET or the default socket.
 
-    Feeds wait `reconnect` seconds for the next daemon when this one has died, and go on with the next batch. Raises `NoDaemon`.
+    Feeds wait `reconnect` seconds for the next daemon when this one has died, and go on with the next batch. Raises `NoDaemonError`.
     """
     path = Path(socket or os.environ.get("MIXD_SOCKET") or default_socket())
-    return Server(path, daemon_pid(os.fspath(path)), reconnect)
+    return Server(path, reconnect)
 
 
 def serve(data: str | os.PathLike[str], **options: object) -> Server:
@@ -177,7 +192,7 @@ def serve(data: str | os.PathLike[str], **options: object) -> Server:
 
     `options` are those of `mixd serve`, with _ for -, such as `workers=4`, `cache="2G"`, `cache_file=path`. Under torchrun all ranks of a
     machine get one daemon: the first starts it, and it ends with the last of them; they call this equally often, in the same order. Raises
-    `NoDaemon` where it does not come up; why stands on standard error.
+    `NoDaemonError` where it does not come up; why stands on standard error.
     """
     socket = options.pop("socket", None)
     local_world_size = _number("LOCAL_WORLD_SIZE", 1)
@@ -189,7 +204,7 @@ def serve(data: str | os.PathLike[str], **options: object) -> Server:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             owned = _Owned.join(owners)
             try:
-                return Server(path, daemon_pid(os.fspath(path)), 0.0, owned)
+                return Server(path, 0.0, owned)
             except BaseException:
                 owned.close()
                 raise
@@ -201,7 +216,11 @@ def serve(data: str | os.PathLike[str], **options: object) -> Server:
         flag = "--" + name.replace("_", "-")
         command += [] if value is None or value is False else [flag] if value is True else [f"{flag}={value}"]
     owned = _Owned.start(command, owners)
-    return Server(path, owned.pid, 0.0, owned)
+    try:
+        return Server(path, 0.0, owned)
+    except BaseException:
+        owned.close()
+        raise
 
 
 # Ends of pipes that keep daemons going. A child that is forked lets go of them: it must not outlive its parent's part.
@@ -250,7 +269,7 @@ class _Owned:
             assert process.stdout
             with process.stdout as out:
                 if not out.readline():
-                    raise NoDaemon(f"the daemon did not come up (exit code {process.wait()}; its own message is on standard error, above)")
+                    raise NoDaemonError(f"the daemon did not come up (exit code {process.wait()}; its own message is on standard error, above)")
             if new and owners:
                 new.rename(owners)
                 owned._owners = owners
@@ -273,9 +292,9 @@ class _Owned:
                 if stat.S_ISFIFO(os.fstat(pipe).st_mode):
                     return cls(pipe, None, None)
                 os.close(pipe)
-                raise NoDaemon(owners.read_text())
+                raise NoDaemonError(owners.read_text())
             time.sleep(0.02)
-        raise NoDaemon(f"the first rank of this machine has started no daemon within {_START_MAX:.0f} s (see its own message)")
+        raise NoDaemonError(f"the first rank of this machine has started no daemon within {_START_MAX:.0f} s (see its own message)")
 
     def close(self) -> None:
         """Gives this part up, and waits for the daemon's end where no other process has one."""
@@ -327,7 +346,7 @@ def _program() -> str:
     places = [sysconfig.get_path("scripts"), Path(__file__).parent.parent / "bin"]
     found_else = shutil.which("mixd", path=os.pathsep.join(map(str, places))) or shutil.which("mixd")
     if not found_else:
-        raise NoDaemon(f"the program mixd, which comes with this package, is neither in {places[0]} nor on PATH (install the package anew)")
+        raise NoDaemonError(f"the program mixd, which comes with this package, is neither in {places[0]} nor on PATH (install the package anew)")
     return found_else
 
 
@@ -336,6 +355,11 @@ def _dtype(dtype: object) -> str:
     name = getattr(dtype, "__name__", None) or str(dtype)
     name = name.removeprefix("torch.")
     return _DTYPES.get(name, name)
+
+
+def _recipe(recipe: str | os.PathLike[str] | Recipe | None) -> str | dict[str, Any] | None:
+    """A recipe as the native half takes it."""
+    return recipe.to_dict() if isinstance(recipe, Recipe) else None if recipe is None else os.fspath(recipe)
 
 
 def _device(device: object) -> str:
@@ -360,7 +384,7 @@ def _world(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if world_size is None:
         world_size = _number("WORLD_SIZE", 1)
         if rank is None and world_size > 1 and not os.environ.get("RANK"):
-            raise ValueError(
+            raise SpecError(
                 f"WORLD_SIZE is {world_size}, but RANK is not set: all would read the first rank's part (set both, or give rank and world_size)"
             )
     return _number("RANK", 0) if rank is None else rank, world_size
@@ -370,5 +394,5 @@ def _number(variable: str, default: int) -> int:
     """What a launcher has put into a variable."""
     text = os.environ.get(variable) or str(default)
     if not text.isdecimal():
-        raise ValueError(f"the variable {variable} is {text!r}: it must be a number (launchers such as torchrun set it; unset it)")
+        raise SpecError(f"the variable {variable} is {text!r}: it must be a number (launchers such as torchrun set it; unset it)")
     return int(text)

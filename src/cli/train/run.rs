@@ -4,7 +4,7 @@ use super::Train;
 use crate::batch::BatchView;
 use crate::cli::own_daemon::OwnDaemon;
 use crate::client::{self, Feed};
-use crate::config::{FeedSpec, Mix};
+use crate::spec::{FeedOptions, FeedSpec, Mix};
 use crate::train::{self, Batches, Event, JsonLog, Options, Progress, TrainError};
 use crate::types::{Place, Split, Start};
 use anyhow::Context;
@@ -21,15 +21,23 @@ impl Train {
         };
         let spec = FeedSpec { device: self.pipeline.batch_device(), ..spec };
         spec.validate()?;
+        let FeedSpec { image_size, crop, interpolation, .. } = match &resumed {
+            Some(state) => state.valid,
+            None => FeedOptions { split: Some(Split::Val), ..self.feed.clone() }.spec()?,
+        };
         let valid = FeedSpec {
             split: Split::Val,
-            batch_size: FeedSpec::val().batch_size.max(2 * spec.batch_size).min(crate::config::BATCH_SIZE_MAX),
+            batch_size: FeedSpec::val().batch_size.max(2 * spec.batch_size).min(crate::spec::BATCH_SIZE_MAX),
+            image_size,
+            crop,
+            interpolation,
+            flip: 0.0,
             shuffle: false,
-            mix: Mix::None,
+            mix: Mix::NONE,
             last: crate::types::Last::Keep,
+            repeats: 1,
             rank: 0,
             world_size: 1,
-            flip: false,
             // Where trainers validate at the same time, they share the samples.
             share: None,
             start: Start::Now,
@@ -40,7 +48,8 @@ impl Train {
         // A daemon of its own is not started again.
         let reconnect = if own.is_some() { Duration::ZERO } else { self.join.reconnect()? };
         let attach = |spec| client::attach_for(&socket, spec, reconnect);
-        let (mut train, mut valid) = (attach(&spec)?, attach(&valid)?);
+        let feeds = [&spec, &valid];
+        let [mut train, mut valid] = [attach(feeds[0])?, attach(feeds[1])?];
         let saved = resumed.as_ref().map(|state| state.options.clone());
         let saved =
             saved.unwrap_or(Options { epochs: 1, lr: self.lr, smoothing: self.smoothing, ..Options::default() });
@@ -78,7 +87,7 @@ impl Train {
             progress.observe(event);
             log.as_mut().map_or(Ok(()), |log| log.observe(event))
         };
-        let results = train::run(&options, &spec, resumed, &mut train, &mut valid, &mut observe)?;
+        let results = train::run(&options, feeds, resumed, &mut train, &mut valid, &mut observe)?;
         drop(progress);
         // Trainers leave before their daemon is told to end.
         drop((train, valid, own));

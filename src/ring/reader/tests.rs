@@ -1,12 +1,14 @@
 //! Tests of the reading end, against a writer in the same process.
 
 use super::*;
-use crate::config::FeedSpec;
+use crate::batch::Head;
+use crate::columns::OwnedColumns;
+use crate::plan::Sampler;
 use crate::ring::layout::{LAYOUT_VERSION, PAGE_BYTES};
 use crate::ring::protocol::NO_BATCH;
 use crate::ring::{Pace, RingHandle, RingWriter, WriterStopped, create};
-use crate::sampler::{Plan, Sampler};
-use crate::types::ImageSize;
+use crate::spec::FeedSpec;
+use crate::types::{CropBox, ImageSize};
 use std::os::unix::fs::FileExt;
 
 struct Fixture {
@@ -14,7 +16,8 @@ struct Fixture {
     handle: RingHandle,
     reader: RingReader,
     id: u64,
-    plans: Vec<Plan>,
+    /// What is published, beside images.
+    batches: Vec<(Head, OwnedColumns)>,
     _dir: tempfile::TempDir,
 }
 
@@ -30,18 +33,28 @@ fn ring_at(slots: u32, pace: Pace) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let spec = FeedSpec { batch_size: 3, image_size: ImageSize { height: 5, width: 7 }, ..FeedSpec::train() };
     let sampler = Sampler::new(spec, 30).unwrap();
-    let plans = (0..10).map(|index| sampler.epoch(0).plan(index)).collect();
+    let batch = |index| {
+        let (plan, mut columns) = (sampler.epoch(0).plan(index), OwnedColumns::default());
+        plan.fill(
+            &mut columns,
+            |sample| i64::from(sample) % 7,
+            |row| CropBox { top: row as i32, ..CropBox::default() },
+        );
+        (plan.head(), columns)
+    };
+    let batches = (0..10).map(batch).collect();
     let (writer, handle) = create(&dir.path().join("ring"), &spec.format(), 3, slots, pace).unwrap();
     let (id, cursor) = handle.add_reader(|_| Some(0)).unwrap();
     let reader = open(&handle.data_path(), &cursor).unwrap();
-    Fixture { writer, handle, reader, id, plans, _dir: dir }
+    Fixture { writer, handle, reader, id, batches, _dir: dir }
 }
 
 impl Fixture {
     fn write(&mut self, index: usize) {
         let mut slot = self.writer.next_slot().unwrap();
         slot.x_mut(3).fill(index as u8);
-        slot.publish(&self.plans[index], &[1, 2, 3], &[4, 5, 6], 0);
+        let (head, columns) = &self.batches[index];
+        slot.publish(*head, columns.view());
     }
 
     fn read(&mut self) -> Lease {
@@ -58,13 +71,11 @@ fn what_is_published_is_what_is_read() {
     assert!(!ring.reader.is_ready());
     for index in 0..5 {
         ring.write(index);
-        let (lease, plan) = (ring.read(), &ring.plans[index]);
+        let (lease, plan) = (ring.read(), &ring.batches[index]);
         let view = lease.view();
         assert_eq!(view.x, vec![index as u8; 3 * 3 * 5 * 7 * 4]);
-        assert_eq!((view.label_a, view.label_b), (&[1, 2, 3][..], &[4, 5, 6][..]));
-        assert_eq!((view.sample_id, view.partner_id), (&plan.own[..], &plan.partner[..]));
-        assert_eq!((view.lambda, view.partner), (&plan.lambda[..], &plan.partner_row[..]));
-        assert_eq!((view.epoch, view.index, view.batches), (0, index as u64, 10));
+        assert_eq!((view.head, view.columns), (plan.0, plan.1.view()));
+        assert_eq!((view.head.epoch, view.head.index, view.head.batches), (0, index as u64, 10));
         assert_eq!((view.shape(), view.x.as_ptr() as usize % 64), ([3, 3, 5, 7], 0));
     }
 }
@@ -86,11 +97,11 @@ fn the_writer_waits_for_the_oldest_lease() {
     let (first, second) = (ring.read(), ring.read());
     drop(second);
     std::thread::scope(|scope| {
-        let (writer, plan) = (&mut ring.writer, &ring.plans[2]);
+        let (writer, plan) = (&mut ring.writer, &ring.batches[2]);
         let written = scope.spawn(move || {
             let mut slot = writer.next_slot().unwrap();
             slot.x_mut(3).fill(2);
-            slot.publish(plan, &[0; 3], &[0; 3], 0);
+            slot.publish(plan.0, plan.1.view());
         });
         assert!(first.view().x.iter().all(|&byte| byte == 0), "written while leased");
         drop(first);
@@ -164,7 +175,7 @@ fn a_reader_that_is_called_wakes_before_the_batch_is_there_and_says_how_long_tha
         std::thread::yield_now();
     }
     assert!(!reading.is_finished());
-    ring.writer.next_slot().unwrap().publish(&ring.plans[0], &[0; 3], &[0; 3], 0);
+    ring.writer.next_slot().unwrap().publish(ring.batches[0].0, ring.batches[0].1.view());
     assert_eq!(reading.join().unwrap(), 0);
     inner.cursor.page().wake_ns.store(30_000, Ordering::Relaxed);
     assert_eq!(caller.ahead(), Some((Duration::from_micros(45), 1)));
@@ -176,9 +187,9 @@ fn a_removed_reader_frees_the_waiting_writer() {
     ring.write(0);
     ring.write(1);
     let (handle, id) = (ring.handle.clone(), ring.id);
-    let (mut writer, plan) = (ring.writer, ring.plans.remove(2));
+    let (mut writer, plan) = (ring.writer, ring.batches.remove(2));
     let writing = std::thread::spawn(move || {
-        writer.next_slot().unwrap().publish(&plan, &[0; 3], &[0; 3], 0);
+        writer.next_slot().unwrap().publish(plan.0, plan.1.view());
     });
     let (other, _) = handle.add_reader(Some).unwrap();
     handle.remove_reader(id);
@@ -243,8 +254,8 @@ fn a_hold_keeps_the_first_batches_for_those_that_are_to_come() {
     ring.write(1);
     drop((ring.read(), ring.read()));
     std::thread::scope(|scope| {
-        let (writer, plan) = (&mut ring.writer, &ring.plans[2]);
-        scope.spawn(move || writer.next_slot().unwrap().publish(plan, &[0; 3], &[0; 3], 0));
+        let (writer, plan) = (&mut ring.writer, &ring.batches[2]);
+        scope.spawn(move || writer.next_slot().unwrap().publish(plan.0, plan.1.view()));
         let (_, cursor) = ring.handle.add_reader(|_| Some(0)).unwrap();
         ring.handle.remove_reader(hold);
         let mut late = open(&ring.handle.data_path(), &cursor).unwrap();
@@ -273,17 +284,17 @@ fn a_reader_that_keeps_others_waiting_is_evicted_and_its_leases_stay_whole() {
     let bytes = held.view().x.to_vec();
     std::thread::scope(|scope| {
         let reading = scope.spawn(|| (1..10).map(|_| lease(&mut other).seq()).collect::<Vec<_>>());
-        let (writer, plans) = (&mut ring.writer, &ring.plans);
+        let (writer, plans) = (&mut ring.writer, &ring.batches);
         scope.spawn(move || {
             for (index, plan) in plans.iter().enumerate().skip(1) {
                 let mut slot = writer.next_slot().unwrap();
                 slot.x_mut(3).fill(index as u8);
-                slot.publish(plan, &[0; 3], &[0; 3], 0);
+                slot.publish(plan.0, plan.1.view());
             }
         });
         assert_eq!(reading.join().unwrap(), (1..10).collect::<Vec<_>>());
     });
-    assert!(held.view().x == bytes && held.view().index == 0, "overwritten while leased");
+    assert!(held.view().x == bytes && held.view().head.index == 0, "overwritten while leased");
     assert!(matches!(next(&mut ring.reader), Next::Evicted(Eviction::Lag)));
     let evicted: Vec<bool> = ring.handle.readers().iter().map(|reader| reader.evicted).collect();
     assert_eq!(evicted, [false, true]);
@@ -354,10 +365,10 @@ fn the_fastest_reader_of_the_latest_misses_nothing_while_others_hold_slots() {
     ring.write(1);
     let _held_too = lease(&mut stalled[1]);
     std::thread::scope(|scope| {
-        let (writer, plans) = (&mut ring.writer, &ring.plans);
+        let (writer, plans) = (&mut ring.writer, &ring.batches);
         scope.spawn(move || {
             for plan in &plans[2..] {
-                writer.next_slot().unwrap().publish(plan, &[0; 3], &[0; 3], 0);
+                writer.next_slot().unwrap().publish(plan.0, plan.1.view());
             }
         });
         for seq in 1..10 {
@@ -398,7 +409,7 @@ fn a_slow_reader_of_the_latest_skips_and_holds_up_nobody() {
         ring.write(index);
         assert_eq!(ring.read().seq(), index as u64);
     }
-    assert!(held.view().x.iter().all(|&byte| byte == 0) && held.view().index == 0, "overwritten while leased");
+    assert!(held.view().x.iter().all(|&byte| byte == 0) && held.view().head.index == 0, "overwritten while leased");
     drop(held);
     assert_eq!(lease(&mut slow).seq(), 8);
     ring.write(9);
@@ -416,9 +427,9 @@ fn the_fastest_reader_of_the_latest_sets_the_pace_whoever_that_is() {
     ring.write(1);
     ring.write(2);
     std::thread::scope(|scope| {
-        let (writer, plan) = (&mut ring.writer, &ring.plans[3]);
+        let (writer, plan) = (&mut ring.writer, &ring.batches[3]);
         // Nobody has read anything, so the writer waits; then one joins who has room.
-        scope.spawn(move || writer.next_slot().unwrap().publish(plan, &[0; 3], &[0; 3], 0));
+        scope.spawn(move || writer.next_slot().unwrap().publish(plan.0, plan.1.view()));
         let (_, cursor) = ring.handle.add_reader(Some).unwrap();
         let mut other = open(&ring.handle.data_path(), &cursor).unwrap();
         assert_eq!(lease(&mut other).seq(), 3);

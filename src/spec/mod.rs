@@ -1,11 +1,20 @@
 //! What a feed is asked to be: the feed spec, its defaults and its limits.
 
-use crate::mix::Format;
-use crate::types::ParseError;
-use crate::types::{Device, Dtype, ImageSize, Last, Layout, Split, Start, named};
+mod mix;
+mod options;
+mod recipe;
+mod share;
+mod view;
+
+pub use mix::{Mix, MixPer, Pairing};
+pub use options::{FeedOptions, OptionsError, RecipeChoice};
+pub use recipe::{Recipe, RecipeError, TrainView, ValView};
+pub use share::{Delivery, MAX_LAG_S_MAX, Share, ShareName};
+pub use view::Crop;
+
+use crate::format::Format;
+use crate::types::{Device, Dtype, ImageSize, Interpolation, Last, Layout, Split, Start};
 use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::str::FromStr;
 
 /// The most rows that a batch may have.
 pub const BATCH_SIZE_MAX: u32 = 65_536;
@@ -13,187 +22,10 @@ pub const BATCH_SIZE_MAX: u32 = 65_536;
 pub const SLOTS_MAX: u32 = 1_024;
 /// The most ranks that an epoch may be dealt to.
 pub const WORLD_SIZE_MAX: u32 = 256;
-/// Seconds that a trainer may be allowed to keep others waiting: a day.
-pub const MAX_LAG_S_MAX: f64 = 86_400.0;
+/// The most times that a sample may come in a row.
+pub const REPEATS_MAX: u32 = 64;
 /// Bound of `std`: what a byte is multiplied by, times 2²³, is to be finite in f32.
 pub const STD_MIN: f32 = 1e-30;
-
-/// Whether every image has a λ of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LambdaPer {
-    /// One λ an image.
-    Image,
-    /// One λ for the whole batch.
-    Batch,
-}
-named!(LambdaPer, "λ choice", "per-image or per-batch", Image = "per-image", Batch = "per-batch");
-
-/// Where the partners come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Pairing {
-    /// From the same batch, shuffled.
-    Shuffle,
-    /// From a second batch of the same size, drawn by a permutation of its own.
-    SecondBatch,
-}
-named!(Pairing, "pairing", "shuffle or second-batch", Shuffle = "shuffle", SecondBatch = "second-batch");
-
-/// Mixup (Zhang et al. 2018): `x̃ = λ·x + (1−λ)·x'`, λ from Beta(α, α).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Mixup {
-    /// α of Beta(α, α); positive and finite.
-    pub alpha: f64,
-    /// One λ an image, or one a batch.
-    pub lambda: LambdaPer,
-    /// Whether λ is folded to max(λ, 1−λ), so that the own image always weighs at least half.
-    pub fold: bool,
-    /// Where the partners come from.
-    pub pairing: Pairing,
-}
-
-impl Default for Mixup {
-    fn default() -> Self {
-        Self { alpha: 0.4, lambda: LambdaPer::Image, fold: true, pairing: Pairing::Shuffle }
-    }
-}
-
-/// CutMix (Yun et al. 2019): a box of the partner in the own image. With λ from Beta(α, α), the box reaches half of `W·√(1−λ)` and of
-/// `H·√(1−λ)`, all rounded down, to either side of a uniform pixel, and is clipped to the image; λ is then the share of the image
-/// outside it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct CutMix {
-    /// α of Beta(α, α); positive and finite.
-    pub alpha: f64,
-    /// One box an image, or one a batch as in the paper.
-    pub lambda: LambdaPer,
-}
-
-impl Default for CutMix {
-    fn default() -> Self {
-        Self { alpha: 1.0, lambda: LambdaPer::Image }
-    }
-}
-
-/// How the images of a batch are mixed.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mix {
-    /// Not at all: λ is 1, and every row is its own partner.
-    None,
-    /// Mixup.
-    Mixup(Mixup),
-    /// CutMix.
-    CutMix(CutMix),
-}
-
-impl Mix {
-    /// Whether partners are a second batch, with samples of their own.
-    pub fn takes_a_second_batch(&self) -> bool {
-        matches!(self, Self::Mixup(Mixup { pairing: Pairing::SecondBatch, .. }))
-    }
-
-    fn alpha(&self) -> Option<f64> {
-        match *self {
-            Self::None => None,
-            Self::Mixup(Mixup { alpha, .. }) | Self::CutMix(CutMix { alpha, .. }) => Some(alpha),
-        }
-    }
-}
-
-/// Who waits for whom in a shared feed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Delivery {
-    /// Every trainer sees every batch once and in order; the slowest sets the pace.
-    #[default]
-    Lossless,
-    /// Nobody waits for a slower trainer: the fastest sets the pace, and the others skip what they miss.
-    Latest,
-}
-named!(Delivery, "delivery", "lossless or latest", Lossless = "lossless", Latest = "latest");
-
-/// Name of a shared feed: 1 to [`ShareName::LEN_MAX`] letters, digits, `-`, `_` and `.`.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ShareName {
-    bytes: [u8; Self::LEN_MAX],
-    len: u8,
-}
-
-impl ShareName {
-    /// The longest name, in bytes.
-    pub const LEN_MAX: usize = 64;
-}
-
-impl std::ops::Deref for ShareName {
-    type Target = str;
-    fn deref(&self) -> &str {
-        std::str::from_utf8(&self.bytes[..self.len.into()]).expect("made of ASCII")
-    }
-}
-
-impl FromStr for ShareName {
-    type Err = ParseError;
-    fn from_str(text: &str) -> Result<Self, ParseError> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        if text.is_empty() || text.len() > Self::LEN_MAX || !text.bytes().all(allowed) {
-            let expected = "1 to 64 letters, digits, `-`, `_` and `.`";
-            return Err(ParseError { what: "name of a shared feed", found: text.to_owned(), expected });
-        }
-        let mut bytes = [0; Self::LEN_MAX];
-        bytes[..text.len()].copy_from_slice(text.as_bytes());
-        Ok(Self { bytes, len: text.len() as u8 })
-    }
-}
-
-impl TryFrom<String> for ShareName {
-    type Error = ParseError;
-    fn try_from(text: String) -> Result<Self, ParseError> {
-        text.parse()
-    }
-}
-
-impl From<ShareName> for String {
-    fn from(name: ShareName) -> Self {
-        (*name).to_owned()
-    }
-}
-
-impl fmt::Debug for ShareName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&**self, f)
-    }
-}
-
-impl fmt::Display for ShareName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self)
-    }
-}
-
-/// How a feed is shared: trainers that name the same share, with equal specs, read the same slots.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Share {
-    /// Which feed.
-    pub name: ShareName,
-    /// Who waits for whom.
-    pub delivery: Delivery,
-    /// Seconds, above 0 and at most [`MAX_LAG_S_MAX`], for which a trainer of a lossless feed may keep others waiting at a stretch
-    /// before it is evicted.
-    pub max_lag_s: f64,
-}
-
-impl Share {
-    /// The default of [`Share::max_lag_s`]: long enough to validate or to save.
-    pub const MAX_LAG_S: f64 = 300.0;
-
-    /// A lossless share whose trainers may keep others waiting for [`Share::MAX_LAG_S`].
-    pub fn new(name: ShareName) -> Self {
-        Self { name, delivery: Delivery::default(), max_lag_s: Self::MAX_LAG_S }
-    }
-}
 
 /// Everything that decides what a feed delivers. Equal specs over equal data deliver equal bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -202,14 +34,22 @@ pub struct FeedSpec {
     pub split: Split,
     /// Rows a batch, 1 to [`BATCH_SIZE_MAX`].
     pub batch_size: u32,
-    /// Height and width that every image is resized to.
+    /// Height and width of every view.
     pub image_size: ImageSize,
+    /// What part of an image a view shows.
+    pub crop: Crop,
+    /// Filter of the resize.
+    pub interpolation: Interpolation,
+    /// Probability that an image is flipped horizontally, in [0, 1], drawn anew for every use of it.
+    pub flip: f64,
     /// Whether each epoch has an order of its own; otherwise samples come in the order of the index.
     pub shuffle: bool,
     /// Seed of all randomness.
     pub seed: u64,
     /// What becomes of the rows that do not fill the last batch.
     pub last: Last,
+    /// How often each sample comes in a row, 1 to [`REPEATS_MAX`]; above 1 an epoch is cut to its usual length (docs/spec/recipes.md, Repeats).
+    pub repeats: u32,
     /// How images are mixed.
     pub mix: Mix,
     /// ε of the trainer's label smoothing, in [0, 1); carried, not used by the daemon.
@@ -231,8 +71,6 @@ pub struct FeedSpec {
     pub world_size: u32,
     /// Slots of the ring, 2 to [`SLOTS_MAX`].
     pub slots: u32,
-    /// Whether each image is flipped horizontally with a chance of one half, anew in every epoch.
-    pub flip: bool,
     /// Whether each batch carries its digest ([`crate::batch::BatchView::digest_by`]).
     pub digest: bool,
     /// Whether other trainers read the same slots; a feed without a share is private.
@@ -254,16 +92,28 @@ pub struct SpecError {
 }
 
 impl FeedSpec {
-    /// The defaults of a training feed: the seed pipeline's.
+    /// The defaults of a feed of this split.
+    pub fn of(split: Split) -> Self {
+        match split {
+            Split::Train => Self::train(),
+            Split::Val => Self::val(),
+        }
+    }
+
+    /// The defaults of a training feed: the lesson's.
     pub fn train() -> Self {
         Self {
             split: Split::Train,
             batch_size: 64,
             image_size: ImageSize::square(128),
+            crop: Crop::Squash,
+            interpolation: Interpolation::Bilinear,
+            flip: 0.0,
             shuffle: true,
             seed: 0,
             last: Last::Keep,
-            mix: Mix::Mixup(Mixup::default()),
+            repeats: 1,
+            mix: Mix::mixup(0.4),
             smoothing: 0.0,
             dtype: Dtype::F32,
             layout: Layout::Nchw,
@@ -273,7 +123,6 @@ impl FeedSpec {
             rank: 0,
             world_size: 1,
             slots: 4,
-            flip: false,
             digest: false,
             share: None,
             start: Start::Now,
@@ -282,12 +131,17 @@ impl FeedSpec {
 
     /// The defaults of a validation feed: unmixed, unshuffled, with twice the batch.
     pub fn val() -> Self {
-        Self { split: Split::Val, batch_size: 128, shuffle: false, mix: Mix::None, ..Self::train() }
+        Self { split: Split::Val, batch_size: 128, shuffle: false, mix: Mix::NONE, ..Self::train() }
     }
 
     /// The most samples that a batch is made of.
     pub fn samples_max(&self) -> u32 {
         self.batch_size * if self.mix.takes_a_second_batch() { 2 } else { 1 }
+    }
+
+    /// Whether each use of an image has a view of its own, rendered for it.
+    pub fn renders(&self) -> bool {
+        self.crop.is_random()
     }
 
     /// What the mixer needs to know.
@@ -302,7 +156,20 @@ impl FeedSpec {
     /// Names the first key that is out of range.
     pub fn validate(&self) -> Result<(), SpecError> {
         let side = 1..=ImageSize::SIDE_MAX;
-        let checks: [(bool, &'static str, String, String); 13] = [
+        let probability = |key, value: f64| {
+            ((0.0..=1.0).contains(&value), key, value.to_string(), "a probability, in [0, 1]".to_owned())
+        };
+        let alpha = |key, alpha: Option<f64>| {
+            let ok = alpha.is_none_or(|alpha| alpha.is_finite() && alpha > 0.0);
+            (
+                ok,
+                key,
+                alpha.unwrap_or_default().to_string(),
+                "positive and finite (to turn it off leave it out)".to_owned(),
+            )
+        };
+        let crop = self.crop.check();
+        let checks: [(bool, &'static str, String, String); 19] = [
             range("batch_size", self.batch_size, 1, BATCH_SIZE_MAX),
             (
                 side.contains(&self.image_size.height) && side.contains(&self.image_size.width),
@@ -310,6 +177,14 @@ impl FeedSpec {
                 self.image_size.to_string(),
                 format!("1 to {} pixels a side", ImageSize::SIDE_MAX),
             ),
+            (
+                crop.is_ok(),
+                "crop",
+                crop.as_ref().err().map_or(String::new(), |(found, _)| found.clone()),
+                crop.as_ref().err().map_or(String::new(), |(_, allowed)| allowed.clone()),
+            ),
+            probability("flip", self.flip),
+            range("repeats", self.repeats, 1, REPEATS_MAX),
             range("world_size", self.world_size, 1, WORLD_SIZE_MAX),
             range("rank", self.rank, 0, self.world_size.saturating_sub(1)),
             range("slots", self.slots, 2, SLOTS_MAX),
@@ -326,12 +201,10 @@ impl FeedSpec {
                 format!("{:?}", self.std),
                 format!("three numbers of {STD_MIN:e} or more"),
             ),
-            (
-                self.mix.alpha().is_none_or(|alpha| alpha.is_finite() && alpha > 0.0),
-                "alpha",
-                self.mix.alpha().unwrap_or_default().to_string(),
-                "positive and finite (for no mixing ask for mix none)".to_owned(),
-            ),
+            alpha("mixup", self.mix.mixup),
+            alpha("cutmix", self.mix.cutmix),
+            probability("mix_prob", self.mix.prob),
+            probability("mix_switch", self.mix.switch),
             (
                 self.share.is_none_or(|share| share.max_lag_s > 0.0 && share.max_lag_s <= MAX_LAG_S_MAX),
                 "max_lag",
@@ -397,7 +270,6 @@ mod tests {
     #[test]
     fn values_out_of_range_are_refused_by_name() {
         let train = FeedSpec::train();
-        let mixup = |alpha| Mix::Mixup(Mixup { alpha, ..Mixup::default() });
         let share = Share::new("a".parse().unwrap());
         let cases = [
             ("batch_size", FeedSpec { batch_size: 0, ..train }),
@@ -409,9 +281,15 @@ mod tests {
             ("mean", FeedSpec { mean: [0.0, f32::NAN, 0.0], ..train }),
             ("std", FeedSpec { std: [0.1, 0.0, 0.1], ..train }),
             ("std", FeedSpec { std: [0.1, 1e-31, 0.1], ..train }),
-            ("alpha", FeedSpec { mix: mixup(0.0), ..train }),
-            ("alpha", FeedSpec { mix: mixup(f64::INFINITY), ..train }),
-            ("alpha", FeedSpec { mix: Mix::CutMix(CutMix { alpha: -1.0, ..CutMix::default() }), ..train }),
+            ("mixup", FeedSpec { mix: Mix::mixup(0.0), ..train }),
+            ("mixup", FeedSpec { mix: Mix::mixup(f64::INFINITY), ..train }),
+            ("cutmix", FeedSpec { mix: Mix::cutmix(-1.0), ..train }),
+            ("mix_prob", FeedSpec { mix: Mix { prob: 1.5, ..Mix::NONE }, ..train }),
+            ("mix_switch", FeedSpec { mix: Mix { switch: f64::NAN, ..Mix::NONE }, ..train }),
+            ("flip", FeedSpec { flip: -0.1, ..train }),
+            ("repeats", FeedSpec { repeats: 0, ..train }),
+            ("crop", FeedSpec { crop: Crop::ShortCenter { resize: 0 }, ..train }),
+            ("crop", FeedSpec { crop: Crop::RandomResizedCrop { scale: [0.5, 0.4], ratio: [1.0, 1.0] }, ..train }),
             (
                 "delivery",
                 FeedSpec {
@@ -436,14 +314,5 @@ mod tests {
         assert_eq!(train.differences(&FeedSpec { start, ..train }), [] as [String; 0]);
         let other = FeedSpec { batch_size: 32, dtype: Dtype::U8, ..train };
         assert_eq!(train.differences(&other), ["batch_size (64, not 32)", "dtype (\"f32\", not \"u8\")"]);
-    }
-
-    #[test]
-    fn names_of_shares_are_short_and_plain() {
-        let name: ShareName = "sweep-1.a_B".parse().unwrap();
-        assert_eq!((&*name, serde_json::to_string(&name).unwrap().as_str()), ("sweep-1.a_B", "\"sweep-1.a_B\""));
-        for text in ["", "a b", "a/b", "ä", &"x".repeat(65)] {
-            assert!(text.parse::<ShareName>().is_err(), "{text}");
-        }
     }
 }

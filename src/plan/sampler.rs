@@ -1,33 +1,10 @@
-//! Plans: which samples, partners and λ make each batch, as a pure function of the feed spec and the number of samples.
+//! Which samples, partners, views and weights make each batch, as a pure function of the feed spec and the number of samples.
 
-use crate::config::{CutMix, FeedSpec, LambdaPer, Mix, Mixup, Pairing};
+use super::{CropDraw, ImagePlan, Plan, RowMix, RowPlan, ViewPlan};
 use crate::rng::{self, Stream};
+use crate::spec::{FeedSpec, MixPer, Pairing};
 use crate::types::{Cut, ImageSize, Last, Place, SampleId};
-
-/// One batch before any pixel is touched. All vectors have one element a row.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Plan {
-    /// The batch's place.
-    pub place: Place,
-    /// Batches in each epoch.
-    pub batches: u64,
-    /// The own samples.
-    pub own: Vec<SampleId>,
-    /// Row of each partner; -1 where the partners are a second batch.
-    pub partner_row: Vec<i32>,
-    /// The partners' samples.
-    pub partner: Vec<SampleId>,
-    /// Weight of each own sample; 1 where nothing is mixed.
-    pub lambda: Vec<f32>,
-    /// CutMix: the partner's box in each image. Empty where the feed cuts nothing.
-    pub cuts: Vec<Cut>,
-    /// Whether each own sample is flipped. Empty where the feed flips nothing.
-    pub flip: Vec<bool>,
-    /// Whether each partner is flipped: as its own row's sample is, or by a coin of its own where partners are a second batch.
-    pub partner_flip: Vec<bool>,
-    /// Rows at the end that repeat the head of the permutation.
-    pub pad: u32,
-}
+use rand_chacha::ChaCha8Rng;
 
 /// A feed that would never deliver a batch, or more than can be numbered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +42,9 @@ pub enum SamplerError {
     },
 }
 
+/// An epoch of repeats is cut to a multiple of so many samples (timm and torchvision's RASampler).
+const REPEATS_OF: u64 = 256;
+
 /// Makes the plans of one feed.
 #[derive(Debug, Clone)]
 pub struct Sampler {
@@ -81,8 +61,14 @@ impl Sampler {
     /// When an epoch would have no batch, or more than can be numbered, or `spec.start` lies beyond it.
     pub fn new(spec: FeedSpec, samples: u32) -> Result<Self, SamplerError> {
         let (n, world, batch) = (u64::from(samples), u64::from(spec.world_size), u64::from(spec.batch_size));
+        let rows = match spec.repeats {
+            1 => n.div_ceil(world),
+            // An epoch of repeats is no longer than one without (docs/spec/recipes.md, Repeats).
+            _ => (if n < REPEATS_OF { n } else { n / REPEATS_OF * REPEATS_OF }) / world,
+        };
         let (rows_per_epoch, batches) = match spec.last {
-            Last::Keep => (n.div_ceil(world), n.div_ceil(world).div_ceil(batch)),
+            Last::Keep => (rows, rows.div_ceil(batch)),
+            Last::Drop if spec.repeats > 1 => (rows / batch * batch, rows / batch),
             Last::Drop => (n / world / batch * batch, n / world / batch),
         };
         let start = spec.start.of_a_new_feed();
@@ -148,97 +134,143 @@ impl Epoch<'_> {
         let (world, rank) = (u64::from(spec.world_size), u64::from(spec.rank));
         let first = index * u64::from(spec.batch_size);
         let rows = first..(first + u64::from(spec.batch_size)).min(*rows_per_epoch);
-        let len = rows.end - rows.start;
         // Row r of the epoch goes to rank r mod world_size; past the end, the head of the order comes again.
-        let global = |row: u64| row * world + rank;
+        let global = |row: u64| (row * world + rank) / u64::from(spec.repeats);
         let pad = rows.clone().filter(|&row| global(row) >= u64::from(*samples)).count() as u32;
-        let pick = |order: &[SampleId]| -> Vec<SampleId> {
-            rows.clone().map(|row| order[(global(row) % u64::from(*samples)) as usize]).collect()
+        let pick = |order: &[SampleId], row: u64| order[(global(row) % u64::from(*samples)) as usize];
+        let len = (rows.end - rows.start) as u32;
+        let views = Views { epoch: self, index };
+        let own: Vec<ImagePlan> = rows
+            .clone()
+            .zip(0..)
+            .map(|(row, at)| ImagePlan { sample: pick(&self.order, row), view: views.own(at) })
+            .collect();
+        let mixes = self.mixes(index, len);
+        let partner_rows = self.partner_rows(index, len);
+        let row = |((at, mix), row): ((u32, RowMix), u64)| {
+            let own_image = own[at as usize];
+            let (partner, partner_row) = match (&self.second, partner_rows.get(at as usize)) {
+                _ if mix == RowMix::Alone => (own_image, at as i32),
+                (Some(second), _) => (ImagePlan { sample: pick(second, row), view: views.second(at) }, -1),
+                (None, Some(&partner)) => (own[partner as usize], partner),
+                (None, None) => unreachable!("a batch that is mixed has partners"),
+            };
+            RowPlan { own: own_image, partner, partner_row, mix }
         };
-        let own = pick(&self.order);
-        let (len, mut cuts) = (len as u32, Vec::new());
-        let (partner_row, lambda) = match spec.mix {
-            Mix::None => ((0..len as i32).collect(), vec![1.0; len as usize]),
-            Mix::Mixup(mixup @ Mixup { pairing: Pairing::SecondBatch, .. }) => {
-                (vec![-1; len as usize], self.lambdas(index, len, mixup))
-            }
-            Mix::Mixup(mixup) => (self.partner_rows(index, len), self.lambdas(index, len, mixup)),
-            Mix::CutMix(cut_mix) => {
-                cuts = self.cuts(index, len, cut_mix);
-                (self.partner_rows(index, len), cuts.iter().map(|&cut| share_outside(cut, spec.image_size)).collect())
-            }
-        };
-        let partner = match &self.second {
-            Some(second) => pick(second),
-            None => partner_row.iter().map(|&row| own[row as usize]).collect(),
-        };
-        let (flip, partner_flip) = if spec.flip { self.flips(index, &partner_row) } else { Default::default() };
-        let place = Place { epoch: self.epoch, index };
-        Plan { place, batches: *batches, own, partner_row, partner, lambda, cuts, flip, partner_flip, pad }
+        let rows = (0..len).zip(mixes).zip(rows).map(row).collect();
+        Plan { place: Place { epoch: self.epoch, index }, batches: *batches, pad, rows }
     }
 
+    /// Rows of the partners, where these are of the same batch; none of a feed that mixes nothing.
     fn partner_rows(&self, index: u64, len: u32) -> Vec<i32> {
         let spec = &self.sampler.spec;
-        let rng = rng::at(spec.seed, Stream::Shuffle, self.epoch, index, u64::from(spec.rank));
-        rng::permutation(rng, len).into_iter().map(|row| row as i32).collect()
+        match spec.mix.pairing {
+            _ if !spec.mix.is_on() => Vec::new(),
+            Pairing::SecondBatch => Vec::new(),
+            Pairing::Reverse => (0..len as i32).rev().collect(),
+            Pairing::Roll => (0..len as i32).map(|row| (row + len as i32 - 1) % len as i32).collect(),
+            Pairing::Shuffle => {
+                let rng = rng::at(spec.seed, Stream::Shuffle, self.epoch, index, u64::from(spec.rank));
+                rng::permutation(rng, len).into_iter().map(|row| row as i32).collect()
+            }
+        }
     }
 
     /// The generator of a row of a batch, which no row of another rank has.
-    fn row(&self, stream: Stream, index: u64, row: u32) -> rand_chacha::ChaCha8Rng {
+    fn row(&self, stream: Stream, index: u64, row: u32) -> ChaCha8Rng {
         let spec = &self.sampler.spec;
         let row = u64::from(row) * u64::from(spec.world_size) + u64::from(spec.rank);
         rng::at(spec.seed, stream, self.epoch, index, row)
     }
 
-    fn lambdas(&self, index: u64, len: u32, mixup: Mixup) -> Vec<f32> {
-        per(mixup.lambda, len, |row| {
-            let raw = rng::beta(&mut self.row(Stream::Lambda, index, row), mixup.alpha);
-            (if mixup.fold { raw.max(1.0 - raw) } else { raw }) as f32
-        })
+    /// How each row is mixed: a draw a row, a pair of rows, or for all.
+    fn mixes(&self, index: u64, len: u32) -> Vec<RowMix> {
+        let mix = &self.sampler.spec.mix;
+        let draw = |row| self.mix(index, row);
+        match mix.per {
+            _ if !mix.is_on() => vec![RowMix::Alone; len as usize],
+            MixPer::Image => (0..len).map(draw).collect(),
+            MixPer::Pair => (0..len).map(|row| draw(row.min(len - 1 - row))).collect(),
+            MixPer::Batch => vec![draw(0); len as usize],
+        }
     }
 
-    /// The boxes of Yun et al. 2019, algorithm 1.
-    fn cuts(&self, index: u64, len: u32, cut_mix: CutMix) -> Vec<Cut> {
-        let ImageSize { height, width } = self.sampler.spec.image_size;
-        per(cut_mix.lambda, len, |row| {
-            let mut rng = self.row(Stream::Lambda, index, row);
-            let side = (1.0 - rng::beta(&mut rng, cut_mix.alpha)).sqrt();
-            let mut span = |extent: u32| {
-                let (half, centre) = ((f64::from(extent) * side) as u32 / 2, rng::below(&mut rng, extent));
-                (centre.saturating_sub(half), (centre + half).min(extent))
-            };
-            let ((top, bottom), (left, right)) = (span(height), span(width));
-            Cut { top, bottom, left, right }
-        })
-    }
-
-    fn flips(&self, index: u64, partner_row: &[i32]) -> (Vec<bool>, Vec<bool>) {
-        let toss = |row| {
-            let mut rng = self.row(Stream::Augmentation, index, row);
-            [rng::coin(&mut rng), rng::coin(&mut rng)]
+    /// How the unit that begins with this row is mixed.
+    fn mix(&self, index: u64, row: u32) -> RowMix {
+        let mix = &self.sampler.spec.mix;
+        let is_by_chance = mix.prob < 1.0 || mix.mixup.is_some() && mix.cutmix.is_some();
+        let [is_mixed, is_cut] = match is_by_chance {
+            // Both are drawn, so that a change of one probability leaves the other's outcome as it is.
+            true => {
+                let mut choice = self.row(Stream::Mix, index, row);
+                [mix.prob, mix.switch].map(|prob| rng::chance(&mut choice, prob))
+            }
+            false => [true, false],
         };
-        let coins: Vec<[bool; 2]> = (0..partner_row.len() as u32).map(toss).collect();
-        let partner = |(row, &from): (usize, &i32)| usize::try_from(from).map_or(coins[row][1], |from| coins[from][0]);
-        (coins.iter().map(|coin| coin[0]).collect(), partner_row.iter().enumerate().map(partner).collect())
+        match (mix.mixup, mix.cutmix) {
+            _ if !is_mixed => RowMix::Alone,
+            (Some(alpha), None) => self.mixup(index, row, alpha),
+            (None, Some(alpha)) => self.cutmix(index, row, alpha),
+            (Some(_), Some(alpha)) if is_cut => self.cutmix(index, row, alpha),
+            (Some(alpha), Some(_)) => self.mixup(index, row, alpha),
+            (None, None) => RowMix::Alone,
+        }
+    }
+
+    fn mixup(&self, index: u64, row: u32, alpha: f64) -> RowMix {
+        let raw = rng::beta(&mut self.row(Stream::Lambda, index, row), alpha);
+        RowMix::Mixup { lambda: (if self.sampler.spec.mix.fold { raw.max(1.0 - raw) } else { raw }) as f32 }
+    }
+
+    /// A box of Yun et al. 2019, algorithm 1.
+    fn cutmix(&self, index: u64, row: u32, alpha: f64) -> RowMix {
+        let image_size @ ImageSize { height, width } = self.sampler.spec.image_size;
+        let mut rng = self.row(Stream::Lambda, index, row);
+        let side = (1.0 - rng::beta(&mut rng, alpha)).sqrt();
+        let mut span = |extent: u32| {
+            let (half, centre) = ((f64::from(extent) * side) as u32 / 2, rng::below(&mut rng, extent));
+            (centre.saturating_sub(half), (centre + half).min(extent))
+        };
+        let ((top, bottom), (left, right)) = (span(height), span(width));
+        let cut = Cut { top, bottom, left, right };
+        RowMix::CutMix { cut, share: (1.0 - cut.pixels() as f64 / image_size.pixels() as f64) as f32 }
     }
 }
 
-/// A draw for each row, or the first row's for all.
-fn per<T: Copy>(per: LambdaPer, len: u32, draw: impl Fn(u32) -> T) -> Vec<T> {
-    match per {
-        LambdaPer::Image => (0..len).map(draw).collect(),
-        LambdaPer::Batch => vec![draw(0); len as usize],
-    }
+/// Draws the views of a batch's images.
+struct Views<'a> {
+    epoch: &'a Epoch<'a>,
+    index: u64,
 }
 
-/// λ of CutMix: the share of the image outside the box.
-fn share_outside(cut: Cut, image_size: ImageSize) -> f32 {
-    (1.0 - cut.pixels() as f64 / image_size.pixels() as f64) as f32
+impl Views<'_> {
+    /// The view of a row's own image.
+    fn own(&self, row: u32) -> ViewPlan {
+        self.draw(row, Stream::Crop, 0)
+    }
+
+    /// The view of a row's image of a second batch.
+    fn second(&self, row: u32) -> ViewPlan {
+        self.draw(row, Stream::SecondCrop, 1)
+    }
+
+    /// `coin` is the word of the row's flips that is this image's.
+    fn draw(&self, row: u32, crop: Stream, coin: usize) -> ViewPlan {
+        let Self { epoch, index } = *self;
+        let spec = &epoch.sampler.spec;
+        let flip = spec.flip > 0.0 && {
+            let mut rng = epoch.row(Stream::Augmentation, index, row);
+            [(); 2].map(|()| rng::chance(&mut rng, spec.flip))[coin]
+        };
+        let crop = spec.renders().then(|| CropDraw::from(&mut epoch.row(crop, index, row)));
+        ViewPlan { crop, flip }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Mix;
     use crate::types::Start;
     use proptest::prelude::*;
 
@@ -266,8 +298,8 @@ mod tests {
                         for index in 0..sampler.batches() {
                             let plan = order.plan(index);
                             pads += plan.pad;
-                            let kept = plan.own.len() - plan.pad as usize;
-                            for &id in &plan.own[..kept] {
+                            let kept = plan.len() - plan.pad as usize;
+                            for &id in &plan.own()[..kept] {
                                 seen[id as usize] += 1;
                             }
                         }
@@ -289,16 +321,16 @@ mod tests {
         fn partners_are_a_permutation_and_lambda_is_folded(
             samples in 1_u32..300, batch in 1_u32..=64, seed: u64, alpha in 0.05_f64..4.0,
         ) {
-            let mix = Mix::Mixup(Mixup { alpha, ..Mixup::default() });
+            let mix = Mix::mixup(alpha);
             let sampler = Sampler::new(FeedSpec { seed, mix, ..spec(batch, Last::Keep, 0, 1) }, samples).unwrap();
             let plan = sampler.epoch(5).plan(sampler.batches() - 1);
-            let mut rows = plan.partner_row.clone();
+            let mut rows = plan.partner_rows();
             rows.sort_unstable();
-            prop_assert!(rows.into_iter().eq(0..plan.own.len() as i32));
-            for (row, &partner) in plan.partner_row.iter().enumerate() {
-                prop_assert_eq!(plan.partner[row], plan.own[partner as usize]);
+            prop_assert!(rows.into_iter().eq(0..plan.len() as i32));
+            for row in &plan.rows {
+                prop_assert_eq!(row.partner, plan.rows[row.partner_row as usize].own);
             }
-            prop_assert!(plan.lambda.iter().all(|lambda| (0.5..=1.0).contains(lambda)));
+            prop_assert!(plan.lambdas().iter().all(|lambda| (0.5..=1.0).contains(lambda)));
         }
 
         #[test]
@@ -321,25 +353,25 @@ mod tests {
 
     #[test]
     fn a_second_batch_is_a_second_order_of_the_epoch() {
-        let mix = Mix::Mixup(Mixup { pairing: Pairing::SecondBatch, ..Mixup::default() });
+        let mix = Mix { pairing: Pairing::SecondBatch, ..Mix::mixup(0.4) };
         let sampler = Sampler::new(FeedSpec { mix, ..spec(8, Last::Keep, 0, 1) }, 61).unwrap();
         let epoch = sampler.epoch(0);
         let plans: Vec<Plan> = (0..sampler.batches()).map(|index| epoch.plan(index)).collect();
-        let mut partners: Vec<SampleId> = plans.iter().flat_map(|plan| plan.partner.clone()).collect();
-        assert!(plans.iter().all(|plan| plan.partner_row.iter().all(|&row| row == -1)));
-        assert_ne!(partners, plans.iter().flat_map(|plan| plan.own.clone()).collect::<Vec<_>>());
+        let mut partners: Vec<SampleId> = plans.iter().flat_map(Plan::partners).collect();
+        assert!(plans.iter().all(|plan| plan.partner_rows().iter().all(|&row| row == -1)));
+        assert_ne!(partners, plans.iter().flat_map(Plan::own).collect::<Vec<_>>());
         partners.sort_unstable();
         assert!(partners.into_iter().eq(0..61));
     }
 
     #[test]
     fn one_lambda_a_batch_is_one_lambda_a_batch() {
-        let mix = Mix::Mixup(Mixup { lambda: LambdaPer::Batch, ..Mixup::default() });
+        let mix = Mix { per: MixPer::Batch, ..Mix::mixup(0.4) };
         let sampler = Sampler::new(FeedSpec { mix, ..FeedSpec::train() }, 640).unwrap();
         let epoch = sampler.epoch(0);
-        let firsts: Vec<f32> = (0..10).map(|index| epoch.plan(index).lambda[0]).collect();
+        let firsts: Vec<f32> = (0..10).map(|index| epoch.plan(index).lambdas()[0]).collect();
         for (index, &first) in firsts.iter().enumerate() {
-            assert_eq!(epoch.plan(index as u64).lambda, vec![first; 64]);
+            assert_eq!(epoch.plan(index as u64).lambdas(), vec![first; 64]);
         }
         assert!(firsts.iter().any(|&lambda| lambda != firsts[0]));
     }
@@ -349,31 +381,32 @@ mod tests {
         fn boxes_lie_in_the_image_and_lambda_is_what_they_leave(
             height in 1_u32..40, width in 1_u32..40, alpha in 0.1_f64..3.0, seed: u64, per_batch: bool,
         ) {
-            let lambda = if per_batch { LambdaPer::Batch } else { LambdaPer::Image };
-            let (image_size, mix) = (ImageSize { height, width }, Mix::CutMix(CutMix { alpha, lambda }));
+            let per = if per_batch { MixPer::Batch } else { MixPer::Image };
+            let (image_size, mix) = (ImageSize { height, width }, Mix { per, ..Mix::cutmix(alpha) });
             let spec = FeedSpec { image_size, mix, seed, ..spec(16, Last::Keep, 0, 1) };
             let plan = Sampler::new(spec, 50).unwrap().epoch(2).plan(1);
-            prop_assert_eq!((plan.cuts.len(), plan.partner_row.iter().min()), (16, Some(&0)));
-            for (&Cut { top, bottom, left, right }, &lambda) in plan.cuts.iter().zip(&plan.lambda) {
+            prop_assert_eq!((plan.len(), plan.partner_rows().into_iter().min()), (16, Some(0)));
+            let cuts: Vec<Cut> = plan.each(|row| row.mix.cut().unwrap());
+            for (&Cut { top, bottom, left, right }, lambda) in cuts.iter().zip(plan.lambdas()) {
                 prop_assert!(top <= bottom && bottom <= height && left <= right && right <= width);
                 let inside = f64::from((bottom - top) * (right - left)) / f64::from(height * width);
                 prop_assert!((f64::from(lambda) - (1.0 - inside)).abs() < 1e-6);
             }
-            prop_assert!(!per_batch || plan.cuts.iter().all(|&cut| cut == plan.cuts[0]));
+            prop_assert!(!per_batch || cuts.iter().all(|&cut| cut == cuts[0]));
         }
     }
 
     /// Unclipped boxes have the area that λ asks for; over many, with α = 1, their mean is near that of uniform λ and clipping.
     #[test]
     fn boxes_are_as_large_as_lambda_says() {
-        let (side, mix) = (200, Mix::CutMix(CutMix::default()));
+        let (side, mix) = (200, Mix::cutmix(1.0));
         let spec = FeedSpec { image_size: ImageSize::square(side), mix, ..spec(1_000, Last::Keep, 0, 1) };
         let sampler = Sampler::new(spec, 20_000).unwrap();
         let epoch = sampler.epoch(0);
         let (mut unclipped, mut lambdas) = (0, Vec::new());
         for index in 0..20 {
             let plan = epoch.plan(index);
-            for (row, cut) in plan.cuts.iter().enumerate() {
+            for (row, cut) in plan.each(|row| row.mix.cut().unwrap()).iter().enumerate() {
                 let raw = rng::beta(&mut epoch.row(Stream::Lambda, index, row as u32), 1.0);
                 let wanted = 2 * ((f64::from(side) * (1.0 - raw).sqrt()) as u32 / 2);
                 let (height, width) = (cut.bottom - cut.top, cut.right - cut.left);
@@ -381,7 +414,7 @@ mod tests {
                 assert!(height <= wanted && width <= wanted && (!inside || (height, width) == (wanted, wanted)));
                 unclipped += u32::from(inside);
             }
-            lambdas.extend(plan.lambda.iter().map(|&lambda| f64::from(lambda)));
+            lambdas.extend(plan.lambdas().into_iter().map(f64::from));
         }
         assert!(unclipped > 2_000, "{unclipped}");
         // A side of share s keeps s − s²/4 of its length in the mean over the centre, and E (s − s²/4)² over s = √u is 83/240.
@@ -392,41 +425,120 @@ mod tests {
 
     #[test]
     fn half_of_the_rows_are_flipped_anew_each_epoch_and_partners_with_their_rows() {
-        let spec = FeedSpec { flip: true, ..spec(50, Last::Keep, 1, 2) };
+        let spec = FeedSpec { flip: 0.5, ..spec(50, Last::Keep, 1, 2) };
         let plans = |spec| {
             let sampler = Sampler::new(spec, 4_000).unwrap();
             let epoch =
                 |epoch| (0..sampler.batches()).map(|index| sampler.epoch(epoch).plan(index)).collect::<Vec<_>>();
             [epoch(0), epoch(1)]
         };
-        let flips = |plans: &[Plan]| plans.iter().flat_map(|plan| plan.flip.clone()).collect::<Vec<_>>();
+        let flips =
+            |plans: &[Plan]| plans.iter().flat_map(|plan| plan.each(|row| row.own.view.flip)).collect::<Vec<_>>();
         let [first, second] = plans(spec);
         let count = flips(&first).iter().filter(|&&flip| flip).count();
         assert!((900..1_100).contains(&count), "{count} of 2,000");
         assert_ne!(flips(&first), flips(&second));
         assert_ne!(flips(&first), flips(&plans(FeedSpec { rank: 0, ..spec })[0]));
         for plan in &first {
-            for (row, &from) in plan.partner_row.iter().enumerate() {
-                assert_eq!(plan.partner_flip[row], plan.flip[from as usize]);
+            for row in &plan.rows {
+                assert_eq!(row.partner.view.flip, plan.rows[row.partner_row as usize].own.view.flip);
             }
         }
         let pairing = Pairing::SecondBatch;
-        let [other, _] = plans(FeedSpec { mix: Mix::Mixup(Mixup { pairing, ..Mixup::default() }), ..spec });
+        let [other, _] = plans(FeedSpec { mix: Mix { pairing, ..Mix::mixup(0.4) }, ..spec });
         assert_eq!(flips(&other), flips(&first));
-        assert!(other.iter().any(|plan| plan.flip != plan.partner_flip));
+        assert!(other.iter().any(|plan| plan.rows.iter().any(|row| row.own.view.flip != row.partner.view.flip)));
         // Nothing else changes with the flips.
-        let [plain, _] = plans(FeedSpec { flip: false, ..spec });
-        assert!(plain.iter().all(|plan| plan.flip.is_empty() && plan.partner_flip.is_empty()));
-        assert!(plain.iter().zip(&first).all(|(a, b)| (&a.own, &a.lambda) == (&b.own, &b.lambda)));
+        let [plain, _] = plans(FeedSpec { flip: 0.0, ..spec });
+        assert!(plain.iter().all(|plan| plan.rows.iter().all(|row| !row.own.view.flip && !row.partner.view.flip)));
+        assert!(plain.iter().zip(&first).all(|(a, b)| (a.own(), a.lambdas()) == (b.own(), b.lambdas())));
+    }
+
+    #[test]
+    fn partners_are_whom_the_pairing_names() {
+        let rows = |pairing, samples| {
+            let mix = Mix { pairing, ..Mix::mixup(0.4) };
+            Sampler::new(FeedSpec { mix, ..spec(8, Last::Keep, 0, 1) }, samples)
+                .unwrap()
+                .epoch(0)
+                .plan(0)
+                .partner_rows()
+        };
+        assert_eq!(rows(Pairing::Reverse, 5), [4, 3, 2, 1, 0]);
+        assert_eq!(rows(Pairing::Roll, 5), [4, 0, 1, 2, 3]);
+        assert_eq!(rows(Pairing::Roll, 1), [0]);
+    }
+
+    #[test]
+    fn both_mixes_come_by_chance_as_often_as_they_should_and_units_share_theirs() {
+        let mixes = |mix| {
+            let sampler = Sampler::new(FeedSpec { mix, ..spec(64, Last::Keep, 0, 1) }, 6_400).unwrap();
+            let epoch = sampler.epoch(0);
+            (0..100).map(|index| epoch.plan(index).each(|row| row.mix)).collect::<Vec<_>>()
+        };
+        let both = Mix { cutmix: Some(1.0), fold: false, prob: 0.8, switch: 0.25, ..Mix::mixup(0.8) };
+        let plans = mixes(both);
+        let share = |is: fn(&RowMix) -> bool| plans.iter().flatten().filter(|mix| is(mix)).count() as f64 / 6_400.0;
+        assert!((share(|mix| matches!(mix, RowMix::Alone)) - 0.2).abs() < 0.02);
+        assert!((share(|mix| matches!(mix, RowMix::CutMix { .. })) - 0.2).abs() < 0.02);
+        let pairs = mixes(Mix { per: MixPer::Pair, ..both });
+        assert!(pairs.iter().all(|batch| (0..64).all(|row| batch[row] == batch[63 - row])));
+        assert!(pairs.iter().filter(|batch| batch[0] != batch[1]).count() > 80);
+        for batch in mixes(Mix { per: MixPer::Batch, ..both }) {
+            assert!(batch.iter().all(|mix| *mix == batch[0]));
+        }
+        // Rows that are left alone are their own partners.
+        let sampler = Sampler::new(FeedSpec { mix: both, ..spec(64, Last::Keep, 0, 1) }, 640).unwrap();
+        for (at, row) in sampler.epoch(0).plan(3).rows.iter().enumerate().filter(|(_, row)| row.mix == RowMix::Alone) {
+            assert_eq!((row.partner, row.partner_row), (row.own, at as i32));
+        }
+    }
+
+    #[test]
+    fn repeats_come_in_a_row_and_are_dealt_to_ranks_in_an_epoch_of_the_usual_length() {
+        let epoch = |rank, world, samples| -> Vec<SampleId> {
+            let sampler = Sampler::new(FeedSpec { repeats: 3, ..spec(50, Last::Keep, rank, world) }, samples).unwrap();
+            let epoch = sampler.epoch(1);
+            (0..sampler.batches()).flat_map(|index| epoch.plan(index).own()).collect()
+        };
+        let order = Sampler::new(spec(50, Last::Keep, 0, 1), 600).unwrap().epoch(1).order.clone();
+        let all = epoch(0, 1, 600);
+        assert_eq!(all.len(), 512);
+        assert!(all.iter().enumerate().all(|(row, &sample)| sample == order[row / 3]));
+        let ranks = [epoch(0, 2, 600), epoch(1, 2, 600)];
+        let dealt: Vec<_> = ranks[0].iter().zip(&ranks[1]).flat_map(|(&zero, &one)| [zero, one]).collect();
+        assert_eq!(dealt, all);
+        assert_eq!(epoch(0, 1, 200).len(), 200);
+    }
+
+    #[test]
+    fn every_use_of_an_image_has_a_crop_of_its_own_and_nothing_else_moves() {
+        let feed = FeedSpec { crop: crate::spec::Crop::RANDOM_RESIZED, flip: 0.5, ..spec(50, Last::Keep, 0, 1) };
+        let plans = |spec: FeedSpec| {
+            let sampler = Sampler::new(spec, 100).unwrap();
+            [0, 1].map(|epoch| sampler.epoch(epoch).plan(0))
+        };
+        let second = Mix { pairing: Pairing::SecondBatch, ..Mix::mixup(0.4) };
+        let [first, other] = plans(FeedSpec { mix: second, ..feed });
+        let mut crops: Vec<_> =
+            [&first, &other].into_iter().flat_map(|plan| plan.each(|row| row.own.view.crop.unwrap())).collect();
+        crops.extend(first.each(|row| row.partner.view.crop.unwrap()));
+        for (at, crop) in crops.iter().enumerate() {
+            assert!(!crops[..at].contains(crop), "row {at}");
+        }
+        let [whole, _] = plans(FeedSpec { crop: crate::spec::Crop::Squash, mix: second, ..feed });
+        assert_eq!((whole.own(), whole.lambdas()), (first.own(), first.lambdas()));
+        assert_eq!(whole.each(|row| row.own.view.flip), first.each(|row| row.own.view.flip));
+        assert!(whole.rows.iter().all(|row| row.own.view.crop.is_none()));
     }
 
     #[test]
     fn an_unmixed_feed_in_order_is_the_index() {
         let sampler = Sampler::new(FeedSpec::val(), 300).unwrap();
         let plan = sampler.epoch(9).plan(2);
-        assert_eq!(plan.own, (256..300).collect::<Vec<_>>());
-        assert_eq!((plan.partner, plan.lambda), (plan.own, vec![1.0; 44]));
-        assert_eq!(plan.partner_row, (0..44).collect::<Vec<_>>());
+        assert_eq!(plan.own(), (256..300).collect::<Vec<_>>());
+        assert_eq!((plan.partners(), plan.lambdas()), (plan.own(), vec![1.0; 44]));
+        assert_eq!(plan.partner_rows(), (0..44).collect::<Vec<_>>());
     }
 
     #[test]
@@ -437,9 +549,9 @@ mod tests {
         };
         let base = plan(0, 0, 0);
         for other in [plan(1, 0, 0), plan(0, 1, 0), plan(0, 0, 1)] {
-            assert_ne!(base.own, other.own);
-            assert_ne!(base.partner_row, other.partner_row);
-            assert_ne!(base.lambda, other.lambda);
+            assert_ne!(base.own(), other.own());
+            assert_ne!(base.partner_rows(), other.partner_rows());
+            assert_ne!(base.lambdas(), other.lambdas());
         }
     }
 
@@ -466,10 +578,10 @@ mod tests {
         let (alphas, quantiles, q) = (numbers("alphas"), numbers("folded_quantile"), numbers("q"));
         let (mean, var) = (numbers("folded_mean"), numbers("folded_var"));
         for (nth, &alpha) in alphas.iter().enumerate() {
-            let mix = Mix::Mixup(Mixup { alpha, ..Mixup::default() });
+            let mix = Mix::mixup(alpha);
             let sampler = Sampler::new(FeedSpec { mix, seed: 11, ..FeedSpec::train() }, 64_000).unwrap();
             let epoch = sampler.epoch(0);
-            let draws: Vec<f64> = (0..1000).flat_map(|index| epoch.plan(index).lambda).map(f64::from).collect();
+            let draws: Vec<f64> = (0..1000).flat_map(|index| epoch.plan(index).lambdas()).map(f64::from).collect();
             let n = draws.len() as f64;
             let worst = q.iter().zip(&quantiles[nth * q.len()..]).fold(0.0_f64, |worst, (&q, &t)| {
                 // Draws round to f32: those within a rounding of t count as neither side's fault.

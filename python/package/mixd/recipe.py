@@ -1,0 +1,103 @@
+"""Recipes: what a training recipe says of its images (`mixd recipe` lists the presets; docs/spec/recipes.md defines the stages)."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+__all__ = ["Crop", "Mix", "Recipe", "TrainView", "ValView"]
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What part of an image a view shows.
+
+    kind: "squash", "squash_center", "short_center", "random_resized_crop" or "pad_crop".
+    resize: pixels of the side before a centre crop (`squash_center`, `short_center`).
+    scale, ratio: least and largest share of the area and aspect ratio, width over height (`random_resized_crop`).
+    pad, mode: pixels on each side, and "constant" or "reflect" (`pad_crop`).
+    """
+
+    kind: Literal["squash", "squash_center", "short_center", "random_resized_crop", "pad_crop"] = "squash"
+    resize: int | None = None
+    scale: tuple[float, float] | None = None
+    ratio: tuple[float, float] | None = None
+    pad: int | None = None
+    mode: Literal["constant", "reflect"] | None = None
+
+    @classmethod
+    def random_resized(cls, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> "Crop":
+        """Gives torchvision's RandomResizedCrop."""
+        return cls("random_resized_crop", scale=scale, ratio=ratio)
+
+    @classmethod
+    def short_center(cls, resize: int) -> "Crop":
+        """Gives torchvision's Resize(resize), then CenterCrop."""
+        return cls("short_center", resize=resize)
+
+    @classmethod
+    def squash_center(cls, resize: int) -> "Crop":
+        """Resizes to a square whatever the aspect ratio, then takes the centre."""
+        return cls("squash_center", resize=resize)
+
+    @classmethod
+    def padded(cls, pad: int, mode: Literal["constant", "reflect"] = "constant") -> "Crop":
+        """Gives torchvision's RandomCrop(size, padding=pad, padding_mode=mode)."""
+        return cls("pad_crop", pad=pad, mode=mode)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How a batch is mixed; `mixup` and `cutmix` are the α of Beta(α, α), or None."""
+
+    mixup: float | None = None
+    cutmix: float | None = None
+    prob: float = 1.0
+    switch: float = 0.5
+    per: Literal["per-image", "per-pair", "per-batch"] = "per-image"
+    fold: bool = False
+    pairing: Literal["shuffle", "second-batch", "reverse", "roll"] = "shuffle"
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """How training images are shown, drawn and mixed; `flip` is a probability."""
+
+    size: int | str = 224
+    crop: Crop = field(default_factory=Crop.random_resized)
+    interpolation: Interpolation = "bilinear"
+    flip: float = 0.5
+    repeats: int = 1
+    mix: Mix = field(default_factory=Mix)
+
+
+@dataclass(frozen=True)
+class ValView:
+    """How validation images are shown."""
+
+    size: int | str = 224
+    crop: Crop = field(default_factory=lambda: Crop.short_center(256))
+    interpolation: Interpolation = "bilinear"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training recipe; by default torchvision's first (ImageNet's mean and std, random resized crop and flip, centre crop)."""
+
+    name: str = "custom"
+    train: TrainView = field(default_factory=TrainView)
+    val: ValView = field(default_factory=ValView)
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
+    about: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives the recipe as `mixd recipe NAME` prints it."""
+        recipe = asdict(self)
+        for view in (recipe["train"], recipe["val"]):
+            view["crop"] = {key: value for key, value in view["crop"].items() if value is not None}
+        mix = recipe["train"]["mix"]
+        for alpha in ("mixup", "cutmix"):
+            mix[alpha] = "none" if mix[alpha] is None else mix[alpha]
+        return recipe

@@ -1,0 +1,190 @@
+//! The part of a plan that says what is shown of an image: random numbers that stand for a box until the image's size is known.
+
+use crate::spec::Crop;
+use crate::types::{CropBox, ImageSize};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::Rng;
+
+/// What is shown of a sample.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ViewPlan {
+    /// Draws of a random crop; `None` where the view is the same for every use.
+    pub crop: Option<CropDraw>,
+    /// Whether it is flipped horizontally.
+    pub flip: bool,
+}
+
+/// Attempts of a random resized crop before the centre is taken (torchvision).
+const ATTEMPTS: usize = 10;
+
+/// The draws of one random crop: 32 random bits for each number, in the order in which they are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CropDraw {
+    /// For each attempt its area and its aspect ratio.
+    attempts: [[u32; 2]; ATTEMPTS],
+    /// The place: from the top, from the left.
+    place: [u32; 2],
+}
+
+/// A uniform number in [0, 1) of 32 random bits.
+fn uniform(bits: u32) -> f64 {
+    f64::from(bits) / 4_294_967_296.0
+}
+
+/// A uniform number in `0..=most` of 32 random bits.
+fn up_to(bits: u32, most: u32) -> u32 {
+    ((u64::from(bits) * (u64::from(most) + 1)) >> 32) as u32
+}
+
+impl CropDraw {
+    /// The next draws of a generator: always as many words, whatever comes of them.
+    pub fn from(rng: &mut ChaCha8Rng) -> Self {
+        let mut pair = || [rng.next_u32(), rng.next_u32()];
+        Self { attempts: std::array::from_fn(|_| pair()), place: pair() }
+    }
+
+    /// Shares of the image's area that the attempts ask for, each with its aspect ratio (width over height).
+    pub fn attempts(&self, scale: [f64; 2], ratio: [f64; 2]) -> impl Iterator<Item = (f64, f64)> {
+        let log = ratio.map(f64::ln);
+        let between = |[low, high]: [f64; 2], bits| low + (high - low) * uniform(bits);
+        self.attempts.into_iter().map(move |[area, aspect]| (between(scale, area), between(log, aspect).exp()))
+    }
+
+    /// The place of the box, as shares of the room that it has: from the top, from the left.
+    pub fn place(&self) -> [f64; 2] {
+        self.place.map(uniform)
+    }
+
+    /// The box in an image of this size, for a view of `size` (docs/spec/recipes.md, Crops). Beyond the image where it is padded.
+    ///
+    /// # Panics
+    /// When the crop does not depend on chance.
+    pub fn resolve(&self, crop: Crop, image: ImageSize, size: ImageSize) -> CropBox {
+        let ImageSize { height, width } = image;
+        match crop {
+            Crop::RandomResizedCrop { scale, ratio } => {
+                let (width_f, height_f) = (f64::from(width), f64::from(height));
+                for (share, aspect) in self.attempts(scale, ratio) {
+                    let area = width_f * height_f * share;
+                    let w = (area * aspect).sqrt().round_ties_even();
+                    let h = (area / aspect).sqrt().round_ties_even();
+                    if w > 0.0 && w <= width_f && h > 0.0 && h <= height_f {
+                        let (h, w) = (h as u32, w as u32);
+                        let (top, left) = (up_to(self.place[0], height - h), up_to(self.place[1], width - w));
+                        return CropBox { top: top as i32, left: left as i32, height: h, width: w };
+                    }
+                }
+                // The largest box in the middle whose aspect ratio is allowed.
+                let aspect = width_f / height_f;
+                let (h, w) = if aspect < ratio[0] {
+                    ((width_f / ratio[0]).round_ties_even() as u32, width)
+                } else if aspect > ratio[1] {
+                    (height, (height_f * ratio[1]).round_ties_even() as u32)
+                } else {
+                    (height, width)
+                };
+                let (h, w) = (h.clamp(1, height), w.clamp(1, width));
+                CropBox { top: ((height - h) / 2) as i32, left: ((width - w) / 2) as i32, height: h, width: w }
+            }
+            Crop::PadCrop { pad, .. } => {
+                // One that is too small even when padded is centred.
+                let place = |bits, side: u32, of: u32| {
+                    let padded = side + 2 * pad;
+                    if padded < of { -(((of - side) / 2) as i32) } else { up_to(bits, padded - of) as i32 - pad as i32 }
+                };
+                CropBox {
+                    top: place(self.place[0], height, size.height),
+                    left: place(self.place[1], width, size.width),
+                    height: size.height,
+                    width: size.width,
+                }
+            }
+            Crop::Squash | Crop::SquashCenter { .. } | Crop::ShortCenter { .. } => {
+                unreachable!("{crop} does not depend on chance")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{self, Stream};
+    use crate::types::PadMode;
+    use proptest::prelude::*;
+    use safetensors::SafeTensors;
+
+    fn draws(count: u64) -> impl Iterator<Item = CropDraw> {
+        (0..count).map(|row| CropDraw::from(&mut rng::at(5, Stream::Crop, row >> 16, 0, row & 0xFFFF)))
+    }
+
+    proptest! {
+        #[test]
+        fn boxes_lie_in_the_image_or_its_padding(width in 1_u32..2_000, height in 1_u32..2_000, seed: u64, pad in 0_u32..20, side in 1_u32..64) {
+            let image = ImageSize { height, width };
+            let draw = CropDraw::from(&mut rng::at(seed, Stream::Crop, 0, 0, 0));
+            let cut = draw.resolve(Crop::RANDOM_RESIZED, image, ImageSize::square(9));
+            prop_assert!(cut.top >= 0 && cut.left >= 0 && cut.height > 0 && cut.width > 0);
+            prop_assert!(cut.top as u32 + cut.height <= height && cut.left as u32 + cut.width <= width);
+            let crop = Crop::PadCrop { pad, mode: PadMode::Constant };
+            let cut = draw.resolve(crop, image, ImageSize::square(side));
+            prop_assert_eq!((cut.height, cut.width), (side, side));
+            for (at, of) in [(cut.top, height), (cut.left, width)] {
+                if of + 2 * pad >= side {
+                    prop_assert!(at >= -(pad as i32) && at + side as i32 <= (of + pad) as i32);
+                }
+            }
+        }
+    }
+
+    /// Kolmogorov–Smirnov against quantiles of torchvision's own draws (docs/spec/golden.md).
+    #[test]
+    fn random_resized_crops_follow_torchvision_s_law() {
+        let bytes = std::fs::read(crate::fixtures::reference().unwrap().join("recipes/recipes.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let numbers = |name: &str| -> Vec<f64> {
+            let data = tensors.tensor(name).unwrap().data();
+            data.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap())).collect()
+        };
+        let (q, count) = (numbers("draw.q"), 60_000);
+        let mut checked = 0;
+        for (width, height) in [(160, 213), (250, 333), (802, 160)] {
+            let image = ImageSize { height, width };
+            let boxes: Vec<CropBox> =
+                draws(count).map(|draw| draw.resolve(Crop::RANDOM_RESIZED, image, ImageSize::square(1))).collect();
+            let of = |value: &dyn Fn(&CropBox) -> f64| boxes.iter().map(value).collect::<Vec<f64>>();
+            let laws = [
+                ("area", of(&|cut| f64::from(cut.width) * f64::from(cut.height))),
+                ("aspect", of(&|cut| f64::from(cut.width) / f64::from(cut.height))),
+                ("top", of(&|cut| f64::from(cut.top))),
+                ("left", of(&|cut| f64::from(cut.left))),
+            ];
+            for (law, values) in laws {
+                let quantiles = numbers(&format!("draw.resized_crop.{width}x{height}.{law}"));
+                let n = values.len() as f64;
+                // Relative to the image, as the law has it.
+                let scale = if law == "area" && quantiles.last().is_some_and(|&most| most <= 1.0) {
+                    f64::from(width * height)
+                } else {
+                    1.0
+                };
+                let worst = q.iter().zip(&quantiles).fold(0.0_f64, |worst, (&q, &quantile)| {
+                    let below = values.iter().filter(|&&value| value / scale < quantile - 1e-9).count() as f64 / n;
+                    let up_to = values.iter().filter(|&&value| value / scale <= quantile + 1e-9).count() as f64 / n;
+                    worst.max(below - q).max(q - up_to)
+                });
+                assert!(worst <= 1.95 / n.sqrt() + 0.003, "{width}x{height} {law}: D = {worst}");
+                checked += 1;
+            }
+        }
+        assert_eq!(checked, 12);
+    }
+
+    #[test]
+    fn the_draws_of_a_row_are_pinned() {
+        let draw = draws(1).next().unwrap();
+        let cut = draw.resolve(Crop::RANDOM_RESIZED, ImageSize { height: 256, width: 341 }, ImageSize::square(224));
+        assert_eq!(cut, PINNED);
+    }
+    const PINNED: CropBox = CropBox { top: 68, left: 178, height: 151, width: 163 };
+}

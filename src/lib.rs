@@ -13,11 +13,11 @@ pub mod batch;
 pub mod config;
 pub mod types;
 // What is computed.
-pub mod dataset;
 pub mod image;
 pub mod mix;
 pub mod rng;
 pub mod sampler;
+pub mod source;
 pub mod stamp;
 // Who computes it.
 pub mod cpus;

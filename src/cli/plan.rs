@@ -22,10 +22,9 @@ pub struct Plan {
 
 impl Plan {
     pub fn run(self) -> anyhow::Result<()> {
-        let (dataset, spec) = (self.data.open()?, self.feed.spec()?);
-        let samples = dataset.samples(spec.split);
-        let labels = |ids: &[u32]| ids.iter().map(|&id| samples[id as usize].label).collect::<Vec<_>>();
-        let sampler = Sampler::new(spec, samples.len() as u32)?;
+        let (source, spec) = (self.data.open()?, self.feed.spec()?);
+        let labels = |ids: &[u32]| ids.iter().map(|&id| source.label(spec.split, id)).collect::<Vec<_>>();
+        let sampler = Sampler::new(spec, source.len(spec.split))?;
         anyhow::ensure!(self.epoch >> crate::rng::EPOCH_BITS == 0, "--epoch is {}: it must be below 2^56", self.epoch);
         let epoch = sampler.epoch(self.epoch);
         super::print(|out| {
@@ -52,8 +51,8 @@ impl Plan {
                 writeln!(out, "epoch {}, batch {index} of {}", self.epoch, plan.batches)?;
                 for (row, &own) in plan.own.iter().enumerate() {
                     let lambda = plan.lambda[row];
-                    let path = |id: u32| samples[id as usize].path.display();
-                    let (own, partner) = (path(own), path(plan.partner[row]));
+                    let name = |id: u32| source.name(spec.split, id);
+                    let (own, partner) = (name(own), name(plan.partner[row]));
                     let flipped = |flips: &[bool]| if flips.get(row) == Some(&true) { " flipped" } else { "" };
                     let (own_flip, partner_flip) = (flipped(&plan.flip), flipped(&plan.partner_flip));
                     let cut = plan.cuts.get(row).map_or(String::new(), |cut| {

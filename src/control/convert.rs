@@ -3,8 +3,8 @@
 use super::daemon::Former;
 use super::proto;
 use crate::config::{CutMix, FeedSpec, Mix, Mixup, Share};
-use crate::dataset::Class;
 use crate::pipeline::{BadSample, StoreEntry};
+use crate::source::Class;
 use crate::stats::{Mixed, Stage};
 use crate::types::{ImageSize, ParseError, Place, Start};
 use std::str::FromStr;
@@ -217,7 +217,7 @@ pub fn bad_sample(bad: &BadSample) -> proto::BadSample {
     proto::BadSample {
         split: bad.split.to_string(),
         sample_id: bad.sample_id,
-        path: bad.path.display().to_string(),
+        path: bad.name.clone(),
         cause: bad.cause.clone(),
     }
 }

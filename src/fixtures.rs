@@ -27,9 +27,8 @@ pub fn imagenette() -> Option<PathBuf> {
         say_left_out("no full Imagenette (set MIXD_IMAGENETTE to its folder or archive)");
         return None;
     };
-    let dataset =
-        crate::dataset::Dataset::open(Path::new(&path), None, &mut |_| {}).expect("MIXD_IMAGENETTE is usable");
-    let first = dataset.path_of(crate::types::Split::Train, 0);
+    let source = crate::source::open(Path::new(&path), None, &mut |_| {}).expect("MIXD_IMAGENETTE is usable");
+    let first = Path::new(&source.location()).join(source.name(crate::types::Split::Train, 0));
     Some(first.ancestors().nth(3).expect("root/train/class/file").to_owned())
 }
 

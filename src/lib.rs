@@ -15,11 +15,11 @@ pub mod format;
 pub mod spec;
 pub mod types;
 // What is computed.
-pub mod dataset;
 pub mod image;
 pub mod mix;
 pub mod plan;
 pub mod rng;
+pub mod source;
 pub mod stamp;
 // Who computes it.
 pub mod cpus;

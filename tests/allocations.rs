@@ -2,7 +2,6 @@
 #![expect(unsafe_code, reason = "an allocator that counts")]
 
 use mixd::cpus::Workers;
-use mixd::dataset::Dataset;
 use mixd::image::{JPEG_DECODER, LoadOptions};
 use mixd::mix::MixerKind;
 use mixd::pipeline::{OnBadImage, Options, Pipeline};
@@ -55,7 +54,7 @@ fn per_batch(cache_bytes: u64, batch_size: u32) -> f64 {
         device_cache_bytes: None,
         on_bad_image: OnBadImage::Fail,
     };
-    let pipeline = Pipeline::start(Dataset::open(data, None, &mut |_| {}).unwrap(), options).unwrap();
+    let pipeline = Pipeline::start(mixd::source::open(data, None, &mut |_| {}).unwrap(), options).unwrap();
     let spec = FeedSpec { batch_size, image_size: ImageSize::square(48), ..FeedSpec::train() };
     assert!(spec.mix.mixup.is_some());
     let dir = tempfile::tempdir().unwrap();

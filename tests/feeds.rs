@@ -6,7 +6,6 @@ mod common;
 use common::{DEADLINE, Daemon, run, sample_data, stderr, twice_the_sample_data, until};
 use mixd::client::{self, ClientError};
 use mixd::control::proto;
-use mixd::dataset::Dataset;
 use mixd::image::LoadOptions;
 use mixd::mix::MixerKind;
 use mixd::pipeline::{OnBadImage, Options, Pipeline};
@@ -163,7 +162,7 @@ impl Oracle {
     }
 
     fn of(data: &Path) -> Self {
-        let dataset = Dataset::open(data, None, &mut |_| {}).unwrap();
+        let source = mixd::source::open(data, None, &mut |_| {}).unwrap();
         let options = Options {
             workers: "1".parse().unwrap(),
             cache_bytes: 1 << 30,
@@ -174,7 +173,7 @@ impl Oracle {
             device_cache_bytes: None,
             on_bad_image: OnBadImage::Fail,
         };
-        Self { pipeline: Pipeline::start(dataset, options).unwrap(), digests: HashMap::new() }
+        Self { pipeline: Pipeline::start(source, options).unwrap(), digests: HashMap::new() }
     }
 
     fn digest(&mut self, spec: FeedSpec, place: Place) -> u64 {
@@ -187,7 +186,7 @@ impl Oracle {
     /// Every batch that a trainer read is the right one, and, unless it may skip, none is lost, repeated or out of order.
     fn check(&mut self, trainer: &Trainer) {
         let Trainer { spec, read, start, .. } = trainer;
-        let samples = self.pipeline.dataset().samples(spec.split).len() as u32;
+        let samples = self.pipeline.source().len(spec.split);
         let sampler = Sampler::new(FeedSpec { start: Start::Now, ..*spec }, samples).unwrap();
         let may_skip = spec.share.is_some_and(|share| share.delivery == Delivery::Latest);
         let mut next = *start;

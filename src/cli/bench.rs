@@ -100,8 +100,8 @@ impl Bench {
             self.python.is_none() || spec.device == Device::Cpu,
             "--python reads main memory only (give --copy-back, too)"
         );
-        let dataset = self.data.open()?;
-        let batches = Sampler::new(spec, dataset.samples(spec.split).len() as u32)?.batches();
+        let source = self.data.open()?;
+        let batches = Sampler::new(spec, source.len(spec.split))?.batches();
         let cached = self.pipeline.cache != Cache::Off;
         let in_flight = in_flight(spec.slots);
         let warmup = self.warmup.unwrap_or(in_flight + if cached { batches } else { 0 });
@@ -129,7 +129,7 @@ impl Bench {
             }
         }
         let workers = client::status(daemon.socket())?.decode_workers as usize;
-        let ceiling = self.ceiling.then(|| Ceiling::new(&dataset, spec, &self.pipeline, workers));
+        let ceiling = self.ceiling.then(|| Ceiling::new(&*source, spec, &self.pipeline, workers));
         let mut ceiling = ceiling.transpose()?;
         let rounds = (0..self.rounds)
             .map(|_| {

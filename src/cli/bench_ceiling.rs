@@ -4,9 +4,9 @@
 use super::bench_device::DeviceCeiling;
 use super::options::PipelineArgs;
 use crate::cpus::Cpus;
-use crate::dataset::Dataset;
 use crate::image::Loader;
 use crate::ring::now_ns;
+use crate::source::Source;
 use crate::spec::FeedSpec;
 #[cfg(feature = "cuda")]
 use crate::types::Device;
@@ -21,7 +21,7 @@ const WAKE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What the machine can do at best, measured again and again with the memory it was first measured with.
 pub struct Ceiling<'a> {
-    dataset: &'a Dataset,
+    source: &'a dyn Source,
     spec: FeedSpec,
     pipeline: &'a PipelineArgs,
     /// Decode threads of the daemon.
@@ -65,7 +65,7 @@ impl<'a> Ceiling<'a> {
     /// # Errors
     /// When the device is not there, or lacks the memory.
     pub fn new(
-        dataset: &'a Dataset,
+        source: &'a dyn Source,
         spec: FeedSpec,
         pipeline: &'a PipelineArgs,
         workers: usize,
@@ -78,7 +78,7 @@ impl<'a> Ceiling<'a> {
             Device::Cpu => None,
         };
         let mut ceiling = Self {
-            dataset,
+            source,
             spec,
             pipeline,
             workers,
@@ -116,16 +116,17 @@ impl<'a> Ceiling<'a> {
     }
 
     fn decode(&self, until: Instant) -> f64 {
-        let samples = self.dataset.samples(Split::Train).len() as u64;
+        let samples = self.source.len(Split::Train);
         let (done, start, size) = (AtomicU64::new(0), Instant::now(), self.spec.image_size);
         let work = || {
             // Fails only where the daemon's start has failed.
             let _ = self.pipeline.cpus.as_ref().map(Cpus::pin);
             let (mut loader, mut out) = (Loader::new(self.pipeline.load()), vec![0; size.values()]);
+            let mut bytes = Vec::new();
             while Instant::now() < until {
-                let sample = self.next.fetch_add(1, Ordering::Relaxed) % samples;
-                let path = self.dataset.path_of(Split::Train, sample as u32);
-                if loader.load(&path, size, &mut out).is_ok() {
+                let sample = self.next.fetch_add(1, Ordering::Relaxed) % u64::from(samples);
+                let read = self.source.read(Split::Train, sample as u32, &mut bytes);
+                if read.is_ok() && loader.load(&bytes, size, &mut out).is_ok() {
                     done.fetch_add(1, Ordering::Relaxed);
                 }
             }

@@ -2,10 +2,10 @@
 
 use crate::client;
 use crate::cpus::{Cpus, Workers};
-use crate::dataset::{Dataset, Progress};
 use crate::image::{DecodeKind, JPEG_DECODER, LoadOptions, ResizeKind};
 use crate::mix::MixerKind;
 use crate::pipeline::{self, OnBadImage};
+use crate::source::{self, Progress, Source};
 use crate::spec::{Delivery, FeedSpec, Share, ShareName};
 use crate::types::{Device, ParseError, Start};
 use anyhow::{Context, bail};
@@ -15,6 +15,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The data set.
@@ -27,13 +28,13 @@ pub struct DataArgs {
 
 impl DataArgs {
     /// Opens the data set, unpacking it first if need be.
-    pub fn open(&self) -> anyhow::Result<Dataset> {
-        open_dataset(&self.data)
+    pub fn open(&self) -> anyhow::Result<Arc<dyn Source>> {
+        open_source(&self.data)
     }
 }
 
 /// Opens a data set; an archive is unpacked once, with a progress bar on a terminal and a line otherwise.
-fn open_dataset(path: &Path) -> anyhow::Result<Dataset> {
+fn open_source(path: &Path) -> anyhow::Result<Arc<dyn Source>> {
     let bar = ProgressBar::new(0).with_style(
         ProgressStyle::with_template("unpacking {wide_bar} {bytes}/{total_bytes} {eta}").expect("a valid template"),
     );
@@ -44,9 +45,9 @@ fn open_dataset(path: &Path) -> anyhow::Result<Dataset> {
         bar.set_length(progress.total_bytes);
         bar.set_position(progress.read_bytes);
     };
-    let dataset = Dataset::open(path, None, &mut show);
+    let source = source::open(path, None, &mut show);
     bar.finish_and_clear();
-    Ok(dataset?)
+    Ok(source?)
 }
 
 /// How much memory decoded samples may take.

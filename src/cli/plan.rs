@@ -23,10 +23,9 @@ pub struct Plan {
 
 impl Plan {
     pub fn run(self) -> anyhow::Result<()> {
-        let (dataset, spec) = (self.data.open()?, self.feed.spec()?);
-        let samples = dataset.samples(spec.split);
-        let labels = |ids: &[u32]| ids.iter().map(|&id| samples[id as usize].label).collect::<Vec<_>>();
-        let sampler = Sampler::new(spec, samples.len() as u32)?;
+        let (source, spec) = (self.data.open()?, self.feed.spec()?);
+        let labels = |ids: &[u32]| ids.iter().map(|&id| source.label(spec.split, id)).collect::<Vec<_>>();
+        let sampler = Sampler::new(spec, source.len(spec.split))?;
         anyhow::ensure!(self.epoch >> crate::rng::EPOCH_BITS == 0, "--epoch is {}: it must be below 2^56", self.epoch);
         let epoch = sampler.epoch(self.epoch);
         super::print(|out| {
@@ -55,7 +54,7 @@ impl Plan {
                 for (at, row) in plan.rows.iter().enumerate() {
                     let image = |image: &ImagePlan| {
                         let flipped = if image.view.flip { " flipped" } else { "" };
-                        format!("{}{flipped}", samples[image.sample as usize].path.display())
+                        format!("{}{flipped}", source.name(spec.split, image.sample))
                     };
                     let (own, partner, lambda) = (image(&row.own), image(&row.partner), row.mix.lambda());
                     let cut = row.mix.cut().map_or(String::new(), |cut| {

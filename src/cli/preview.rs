@@ -2,10 +2,9 @@
 
 use super::options::{DataArgs, PipelineArgs};
 use crate::batch::BatchView;
-use crate::dataset::Dataset;
 use crate::pipeline::Pipeline;
-use crate::spec::FeedOptions;
-use crate::spec::FeedSpec;
+use crate::source::Source;
+use crate::spec::{FeedOptions, FeedSpec};
 use crate::types::Place;
 use crate::view;
 use anyhow::Context;
@@ -37,7 +36,7 @@ impl Preview {
         let spec = self.feed.spec()?;
         let pipeline = Pipeline::start(self.data.open()?, self.pipeline.options()?)?;
         let batch = pipeline.batch(spec, Place { epoch: self.epoch, index: self.batch })?;
-        draw(&batch.view(), &spec, pipeline.dataset(), &self.out)
+        draw(&batch.view(), &spec, pipeline.source(), &self.out)
     }
 }
 
@@ -45,8 +44,8 @@ impl Preview {
 const TILES_MAX: usize = 16;
 
 /// Draws a batch to a PNG.
-pub fn draw(batch: &BatchView<'_>, spec: &FeedSpec, dataset: &Dataset, out: &Path) -> anyhow::Result<()> {
-    let name = |label: i64| dataset.class_name(label as u32).to_owned();
+pub fn draw(batch: &BatchView<'_>, spec: &FeedSpec, source: &dyn Source, out: &Path) -> anyhow::Result<()> {
+    let name = |label: i64| source.class_name(label as u32).to_owned();
     let tiles = view::tiles(batch, spec.mean, spec.std, &name, TILES_MAX);
     let shown = if tiles.len() < batch.len() {
         format!("{} of {} images", tiles.len(), batch.len())

@@ -53,7 +53,7 @@ impl Replay {
             write(&view, out).with_context(|| format!("cannot write {}", out.display()))?;
         }
         if let Some(png) = &self.png {
-            super::preview::draw(&view, &spec, pipeline.dataset(), png)?;
+            super::preview::draw(&view, &spec, pipeline.source(), png)?;
         }
         let (digest, mixer) = (view.head.digest, self.pipeline.mixer());
         super::print(|out| {

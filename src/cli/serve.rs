@@ -62,17 +62,16 @@ impl Serve {
             let mut stop = std::pin::pin!(stop);
             let (data, options) = (self.data, options);
             let start = tokio::task::spawn_blocking(move || {
-                let dataset = data.open()?;
-                Pipeline::start(dataset, options).context("cannot start the decoders")
+                let source = data.open()?;
+                Pipeline::start(source, options).context("cannot start the decoders")
             });
             let pipeline = tokio::select! {
                 pipeline = start => pipeline.context("the start failed")??,
                 _ = &mut stop => return Ok(()),
             };
-            let dataset = pipeline.dataset();
-            let (train, val) = (dataset.samples(Split::Train).len(), dataset.samples(Split::Val).len());
-            let what =
-                format!("{} ({train} train, {val} val, {} classes)", dataset.root.display(), dataset.classes.len());
+            let source = pipeline.source();
+            let (train, val) = (source.len(Split::Train), source.len(Split::Val));
+            let what = format!("{} ({train} train, {val} val, {} classes)", source.location(), source.classes().len());
             let daemon = Arc::new(Daemon::new(pipeline, home.shm_dir().to_owned(), recipe.as_ref()));
             let listener = UnixListener::bind(home.socket())
                 .with_context(|| format!("cannot listen on {}", home.socket().display()))?;

@@ -2,8 +2,8 @@
 
 use super::daemon::Former;
 use super::proto;
-use crate::dataset::Class;
 use crate::pipeline::{BadSample, StoreEntry};
+use crate::source::Class;
 use crate::spec::{Crop, FeedSpec, Mix, Share};
 use crate::stats::{Mixed, Stage};
 use crate::types::{ImageSize, ParseError, Place, Split, Start};
@@ -288,7 +288,7 @@ pub fn bad_sample(bad: &BadSample) -> proto::BadSample {
     proto::BadSample {
         split: bad.split.to_string(),
         sample_id: bad.sample_id,
-        path: bad.path.display().to_string(),
+        path: bad.name.clone(),
         cause: bad.cause.clone(),
     }
 }

@@ -189,14 +189,14 @@ impl Daemon {
         if !holds {
             feed.release_hold();
         }
-        let dataset = self.pipeline.dataset();
+        let source = self.pipeline.source();
         let attached = proto::Attached {
             feed_id: id,
             data_path: feed.ring().data_path().display().to_string(),
             cursor_path: seat.cursor_path.display().to_string(),
             batches: feed.batches(),
-            samples: dataset.samples(spec.split).len() as u32,
-            classes: dataset.classes.iter().map(convert::class).collect(),
+            samples: source.len(spec.split),
+            classes: source.classes().iter().map(convert::class).collect(),
             versions: Some(convert::versions()),
             pid: std::process::id(),
             origin: Some(convert::place_to_proto(feed.place(0))),
@@ -286,20 +286,20 @@ impl Daemon {
 
     /// What the daemon is doing.
     pub fn status(&self) -> proto::Status {
-        let (dataset, options) = (self.pipeline.dataset(), self.pipeline.options());
+        let (source, options) = (self.pipeline.source(), self.pipeline.options());
         let usage = crate::usage::own();
         proto::Status {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            data: dataset.root.display().to_string(),
+            data: source.location(),
             uptime_s: self.started.elapsed().as_secs_f64(),
             cpu_s: usage.cpu.as_secs_f64(),
             peak_rss_bytes: usage.peak_rss_bytes,
             decode_workers: self.pipeline.workers() as u32,
             jpeg_decoder: crate::image::JPEG_DECODER.to_owned(),
             mixer: options.mixer.to_string(),
-            train_samples: dataset.samples(Split::Train).len() as u32,
-            val_samples: dataset.samples(Split::Val).len() as u32,
+            train_samples: source.len(Split::Train),
+            val_samples: source.len(Split::Val),
             stores: self.pipeline.stores().iter().map(|entry| convert::store(entry)).collect(),
             feeds: self.feeds(),
             bad_samples: self.pipeline.bad_samples().iter().map(convert::bad_sample).collect(),

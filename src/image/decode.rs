@@ -160,7 +160,7 @@ impl Decoder {
 
     fn decode_other(&mut self, file: &[u8]) -> Result<Picture<'_>, ImageError> {
         let failed = |error: ::image::ImageError| ImageError::Decode(error.to_string());
-        let reader = ImageReader::new(Cursor::new(file)).with_guessed_format()?;
+        let reader = ImageReader::new(Cursor::new(file)).with_guessed_format().expect("memory is readable");
         if reader.format().is_none() {
             return Err(ImageError::UnknownFormat);
         }

@@ -12,18 +12,11 @@ pub use decode::{DecodeKind, Decoder, JPEG_DECODER, PIXELS_MAX, Picture};
 pub use resize::{Resize, ResizeKind};
 
 use crate::types::ImageSize;
-use rustix::io::Errno;
-use std::fs::File;
-use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 
-/// Why an image is not to be had. The file is named by whoever asked for it.
+/// Why bytes do not become an image. The caller names the sample.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// The file cannot be read.
-    #[error("cannot be read: {0}")]
-    Read(#[from] io::Error),
     /// No decoder knows the content.
     #[error("is not an image of a known format")]
     UnknownFormat,
@@ -51,14 +44,6 @@ pub enum ImageError {
     Panicked,
 }
 
-impl ImageError {
-    /// Whether the machine lacked file descriptors, which says nothing of the image.
-    pub fn is_shortage(&self) -> bool {
-        let Self::Read(error) = self else { return false };
-        matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
-    }
-}
-
 /// How files become samples. It decides about pixels, so whoever is to make the same ones must have the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LoadOptions {
@@ -71,33 +56,30 @@ pub struct LoadOptions {
 /// A thread's scratch for loading images; reused from file to file.
 pub struct Loader {
     options: LoadOptions,
-    file: Vec<u8>,
     decoder: Decoder,
     resize: Resize,
 }
 
 /// Scratch above this size is given back after use: one huge image must not cost its memory for ever.
-const SCRATCH_BYTES_MAX: usize = 64 << 20;
+pub const SCRATCH_BYTES_MAX: usize = 64 << 20;
 
 impl Loader {
     /// A loader without scratch as yet.
     pub fn new(options: LoadOptions) -> Self {
         let (decoder, resize) = (Decoder::default(), Resize::new(options.resize));
-        Self { options, file: Vec::new(), decoder, resize }
+        Self { options, decoder, resize }
     }
 
-    /// Reads a file, decodes it to RGB, resizes it to exactly `size` and writes it to `out` as u8 `[3, H, W]`.
+    /// Decodes an encoded image to RGB, resizes it to exactly `size` and writes it to `out` as u8 `[3, H, W]`.
     ///
     /// # Errors
-    /// When the file cannot be read or decoded; `out` then holds nothing of use.
+    /// When the image cannot be decoded; `out` then holds nothing of use.
     ///
     /// # Panics
     /// When `out` has another length than `size.values()`.
-    pub fn load(&mut self, path: &Path, size: ImageSize, out: &mut [u8]) -> Result<(), ImageError> {
+    pub fn load(&mut self, file: &[u8], size: ImageSize, out: &mut [u8]) -> Result<(), ImageError> {
         assert_eq!(out.len(), size.values());
-        self.file.clear();
-        File::open(path)?.read_to_end(&mut self.file)?;
-        let (file, decoder, resize) = (&self.file, &mut self.decoder, &mut self.resize);
+        let (decoder, resize) = (&mut self.decoder, &mut self.resize);
         let at_least = (self.options.decode == DecodeKind::Scaled).then_some(size);
         // Decoders read what strangers wrote; a panic in one is that file's fault, and must not take a worker along.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -105,7 +87,6 @@ impl Loader {
             resize.run(&picture, size, out);
             Ok(())
         }));
-        self.file.shrink_to(SCRATCH_BYTES_MAX);
         self.decoder.shrink_to(SCRATCH_BYTES_MAX);
         outcome.unwrap_or_else(|_| {
             // What the panic left half done must not meet the next file.
@@ -121,6 +102,7 @@ mod tests {
     use crate::fixtures;
     use safetensors::SafeTensors;
     use serde_json::Value;
+    use std::path::Path;
 
     fn difference(ours: &[u8], theirs: &[u8]) -> (f64, u8) {
         assert_eq!(ours.len(), theirs.len());
@@ -205,7 +187,8 @@ mod tests {
         for (nth, image) in images.expect("a list of images").iter().enumerate() {
             let file = image["file"].as_str().unwrap();
             let from_split = file.find("train/").or_else(|| file.find("val/")).unwrap();
-            loader.load(&folder.join(&file[from_split..]), size, &mut ours).unwrap();
+            let bytes = std::fs::read(folder.join(&file[from_split..])).unwrap();
+            loader.load(&bytes, size, &mut ours).unwrap();
             let (mean, max) = difference(&ours, &pixels.data()[nth * size.values()..][..size.values()]);
             let (mean_max, max_max) = if JPEG_DECODER == "libjpeg-turbo" { (0.0, 0) } else { (0.5, 6) };
             assert!(mean <= mean_max && max <= max_max, "{file}: mean {mean}, max {max}");
@@ -240,7 +223,7 @@ mod tests {
             assert_eq!(scaled < full, side <= full.0.min(full.1).div_ceil(2), "{side}: {scaled:?} of {full:?}");
             let load = |decode| {
                 let mut out = vec![0; size.values()];
-                Loader::new(LoadOptions { decode, ..LoadOptions::default() }).load(&file, size, &mut out).unwrap();
+                Loader::new(LoadOptions { decode, ..LoadOptions::default() }).load(&bytes, size, &mut out).unwrap();
                 out
             };
             let (mean, _) = difference(&load(DecodeKind::Scaled), &load(DecodeKind::Full));
@@ -249,14 +232,13 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_an_error_and_the_loader_goes_on() {
+    fn an_empty_file_is_an_error_and_the_loader_goes_on() {
         let (mut loader, mut out) = (Loader::new(LoadOptions::default()), vec![0; ImageSize::square(4).values()]);
-        let missing = loader.load(Path::new("/no/such/file"), ImageSize::square(4), &mut out);
-        assert!(matches!(missing, Err(ImageError::Read(_))));
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("red.png");
-        ::image::RgbImage::from_pixel(9, 5, ::image::Rgb([255, 3, 0])).save(&path).unwrap();
-        loader.load(&path, ImageSize::square(4), &mut out).unwrap();
+        assert!(matches!(loader.load(&[], ImageSize::square(4), &mut out), Err(ImageError::UnknownFormat)));
+        let mut file = std::io::Cursor::new(Vec::new());
+        let picture = ::image::RgbImage::from_pixel(9, 5, ::image::Rgb([255, 3, 0]));
+        picture.write_to(&mut file, ::image::ImageFormat::Png).unwrap();
+        loader.load(file.get_ref(), ImageSize::square(4), &mut out).unwrap();
         assert_eq!(out, [[255; 16], [3; 16], [0; 16]].concat());
     }
 }

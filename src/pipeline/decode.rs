@@ -1,16 +1,15 @@
-//! The decode stage: threads that turn files into rows of samples.
+//! The decode stage: threads that turn encoded samples into rows of samples.
 
 use super::ledger::BadSample;
 use super::{Shared, StoreEntry};
 use crate::cpus::Workers;
-use crate::image::Loader;
-use crate::stamp::{is_settled, stamp};
+use crate::image::{Loader, SCRATCH_BYTES_MAX};
+use crate::source::ReadError;
 use crate::stats::{Clock, Doing};
 use crate::store::Claim;
 use crate::types::SampleId;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -93,19 +92,19 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
         crate::cpus::give_way();
     }
     let (mut loader, mut clock) = (Loader::new(shared.options.load), Clock::start(&shared.stats.decode));
-    let (mut path, mut noticed) = (PathBuf::new(), None::<Instant>);
+    let (mut bytes, mut noticed) = (Vec::new(), None::<Instant>);
     while let Ok(job) = queue.recv() {
         clock.lap(Doing::WaitingIn);
         let Job { sample, entry, mut claim, stored, stopped } = job;
         if !is_wanted(shared, stored, &stopped) {
             continue;
         }
-        shared.dataset.path_into(entry.split, sample, &mut path);
+        let (source, split) = (&*shared.source, entry.split);
         let file = entry.store.rows().file().filter(|_| stored);
-        // Of the file as it is before it is read: should it change meanwhile, its stamp is not this one.
-        let meta = file.and_then(|_| std::fs::metadata(&path).ok());
-        let stamp = meta.filter(is_settled).map(|meta| stamp(&meta));
-        if let (Some(file), Some(stamp)) = (file, stamp)
+        // A stamp costs a look-up in the source: only where the row may hold the sample.
+        if let Some(file) = file
+            && file.sample_of(claim.row()) == Some(sample)
+            && let Some(stamp) = source.stamp(split, sample)
             && file.holds(claim.row(), sample, stamp, claim.bytes())
         {
             claim.ready();
@@ -116,26 +115,32 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
             file.clear(claim.row());
         }
         // What the machine lacks is not the image's fault: it would be replaced by another for as long as the daemon lives.
-        let loaded = loop {
-            let loaded = loader.load(&path, entry.image_size, claim.bytes());
-            let Some(error) = loaded.as_ref().err().filter(|error| error.is_shortage()) else { break Some(loaded) };
+        let read = loop {
+            let error = match source.read(split, sample, &mut bytes) {
+                Err(error @ ReadError::DescriptorShortage(_)) => error,
+                read => break Some(read),
+            };
             if !is_wanted(shared, stored, &stopped) {
                 break None;
             }
             if noticed.is_none_or(|at| at.elapsed() > SHORTAGE_NOTICE) {
                 noticed = Some(Instant::now());
-                tracing::warn!(
-                    "images wait to be read, since the machine lacks what that takes: {} {error}",
-                    path.display()
-                );
+                let name = source.name(split, sample);
+                tracing::warn!("images wait to be read, since the machine lacks what that takes: {name} {error}");
             }
             std::thread::sleep(SHORTAGE_PAUSE);
         };
-        let Some(loaded) = loaded else { continue };
+        let Some(read) = read else { continue };
+        let loaded = read.map_err(|error| error.to_string()).and_then(|stamp| {
+            let loaded = loader.load(&bytes, entry.image_size, claim.bytes());
+            loaded.map(|()| stamp).map_err(|error| error.to_string())
+        });
+        bytes.clear();
+        bytes.shrink_to(SCRATCH_BYTES_MAX);
         // Before anybody learns of it: who has its samples finds them counted.
         clock.count();
         match loaded {
-            Ok(()) => {
+            Ok(stamp) => {
                 if stored {
                     entry.store.count_decoded();
                 }
@@ -144,9 +149,8 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
                 }
                 claim.ready();
             }
-            Err(error) => {
-                let cause = error.to_string();
-                shared.ledger.enter(BadSample { split: entry.split, sample_id: sample, path: path.clone(), cause });
+            Err(cause) => {
+                shared.ledger.enter(BadSample { split, sample_id: sample, name: source.name(split, sample), cause });
                 entry.store.set_bad(sample);
                 claim.bad();
             }

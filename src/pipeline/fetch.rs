@@ -15,10 +15,10 @@ use std::time::Duration;
 /// How often somebody who waits for room in the decoders' queue looks whether the feed was stopped.
 const STOP_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Where samples come from.
+/// Requests samples on behalf of one feed.
 #[derive(Clone)]
-pub struct Source {
-    /// The data set and what feeds share.
+pub struct Requester {
+    /// The source and what feeds share.
     pub shared: Arc<Shared>,
     /// The store of the feed's split and size.
     pub entry: Arc<StoreEntry>,
@@ -60,9 +60,9 @@ impl Pending {
     }
 
     /// Whether every sample is there.
-    pub fn is_there(&self, source: &Source) -> bool {
+    pub fn is_there(&self, requester: &Requester) -> bool {
         let is_ready = |&location: &Location| {
-            self.row(&source.entry, location).is_some_and(|(rows, row)| rows.state(row) == State::Ready)
+            self.row(&requester.entry, location).is_some_and(|(rows, row)| rows.state(row) == State::Ready)
         };
         self.locations.iter().all(is_ready)
     }
@@ -74,25 +74,25 @@ impl Pending {
     /// When the feed was stopped.
     pub fn settle(
         &self,
-        source: &Source,
+        requester: &Requester,
         image: ImagePlan,
         at: u32,
         mut location: Location,
     ) -> Result<Option<Location>, FeedError> {
         loop {
-            let Some((rows, row)) = self.row(&source.entry, location) else { return Ok(None) };
-            match rows.wait_settled(row, || source.is_stopped()) {
+            let Some((rows, row)) = self.row(&requester.entry, location) else { return Ok(None) };
+            match rows.wait_settled(row, || requester.is_stopped()) {
                 State::Ready => return Ok(Some(location)),
                 State::Bad => return Ok(None),
                 State::Claimed => return Err(FeedError::Stopping),
                 // Whoever had claimed it stopped before it was decoded.
-                State::Empty => location = source.request(image, &self.staging, at)?,
+                State::Empty => location = requester.request(image, &self.staging, at)?,
             }
         }
     }
 }
 
-impl Source {
+impl Requester {
     /// Whether the feed is to end.
     pub fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::SeqCst)
@@ -153,7 +153,7 @@ pub struct Scratch {
 
 /// Starts batches on their way.
 pub struct Fetcher {
-    source: Source,
+    requester: Requester,
     free: Receiver<Scratch>,
 }
 
@@ -162,22 +162,22 @@ impl Fetcher {
     ///
     /// # Errors
     /// When the memory for staging cannot be mapped.
-    pub fn new(source: Source, spec: &FeedSpec) -> io::Result<(Self, Sender<Scratch>)> {
+    pub fn new(requester: Requester, spec: &FeedSpec) -> io::Result<(Self, Sender<Scratch>)> {
         let samples = spec.samples_max();
-        let staging_rows = if source.entry.store.holds_all() { 0 } else { samples };
+        let staging_rows = if requester.entry.store.holds_all() { 0 } else { samples };
         let (recycler, free) = bounded(BATCHES_AHEAD);
         for _ in 0..BATCHES_AHEAD {
-            let settled = Arc::clone(&source.shared.settled);
+            let settled = Arc::clone(&requester.shared.settled);
             let staging = Rows::new(staging_rows, spec.image_size.values(), settled)?;
             let scratch = Scratch { locations: Vec::with_capacity(samples as usize), staging };
             recycler.send(scratch).expect("both ends are here");
         }
-        Ok((Self { source, free }, recycler))
+        Ok((Self { requester, free }, recycler))
     }
 
     /// What feeds share.
     pub fn shared(&self) -> Arc<Shared> {
-        Arc::clone(&self.source.shared)
+        Arc::clone(&self.requester.shared)
     }
 
     /// Waits for free scratch and requests every sample of `plan`; books on `clock` how long it waited for either.
@@ -187,7 +187,7 @@ impl Fetcher {
     pub fn fetch(&mut self, plan: Plan, clock: &mut Clock) -> Result<Pending, FeedError> {
         clock.lap(Doing::Busy);
         let Scratch { mut locations, mut staging } = self.free.recv().map_err(|_| FeedError::Stopping)?;
-        if !Rows::reuse(&mut staging, || self.source.is_stopped()) {
+        if !Rows::reuse(&mut staging, || self.requester.is_stopped()) {
             return Err(FeedError::Stopping);
         }
         clock.lap(Doing::WaitingOut);
@@ -201,11 +201,11 @@ impl Fetcher {
                 locations.push(locations[row]);
                 continue;
             }
-            let (location, job) = self.source.locate(image, &staging, at as u32);
+            let (location, job) = self.requester.locate(image, &staging, at as u32);
             locations.push(location);
             if let Some(job) = job {
                 clock.lap(Doing::Busy);
-                self.source.send(job)?;
+                self.requester.send(job)?;
                 clock.lap(Doing::WaitingOut);
             }
         }

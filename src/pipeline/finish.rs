@@ -1,6 +1,6 @@
 //! The mix stage's work on one batch: wait for its samples, put substitutes for bad ones, mix.
 
-use super::fetch::{Location, Pending, Scratch, Source};
+use super::fetch::{Location, Pending, Requester, Scratch};
 use super::ledger::{BadSample, OnBadImage};
 use super::{BATCHES_AT_ONCE, FeedError, Shared};
 use crate::batch::{BatchView, Head};
@@ -8,16 +8,15 @@ use crate::columns::{Columns, OwnedColumns};
 use crate::mix::{Mixer, Moved, Notice, Row, Target};
 use crate::plan::{ImagePlan, Plan, RowPlan};
 use crate::spec::FeedSpec;
-use crate::types::{CropBox, SampleId};
+use crate::types::CropBox;
 use crossbeam_channel::Sender;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Finishes batches of one feed.
 pub struct Finisher {
-    source: Source,
+    requester: Requester,
     mixer: Box<dyn Mixer>,
     spec: FeedSpec,
     recycler: Sender<Scratch>,
@@ -29,8 +28,8 @@ pub struct Finisher {
 
 impl Finisher {
     /// A finisher for feeds of `spec`.
-    pub fn new(source: Source, mixer: Box<dyn Mixer>, spec: FeedSpec, recycler: Sender<Scratch>) -> Self {
-        Self { source, mixer, spec, recycler, next: None, finished: Vec::with_capacity(BATCHES_AT_ONCE) }
+    pub fn new(requester: Requester, mixer: Box<dyn Mixer>, spec: FeedSpec, recycler: Sender<Scratch>) -> Self {
+        Self { requester, mixer, spec, recycler, next: None, finished: Vec::with_capacity(BATCHES_AT_ONCE) }
     }
 
     /// What the feed was asked to be.
@@ -45,19 +44,19 @@ impl Finisher {
 
     /// Hash of everything beside the feed spec that its bytes depend on, but for what the files hold.
     pub fn identity(&self) -> u64 {
-        let mut hash = Xxh3::with_seed(self.source.entry.pixels_key);
+        let mut hash = Xxh3::with_seed(self.requester.entry.pixels_key);
         hash.update(self.mixer.name().as_bytes());
         hash.digest()
     }
 
     /// What feeds share.
     pub fn shared(&self) -> Arc<Shared> {
-        Arc::clone(&self.source.shared)
+        Arc::clone(&self.requester.shared)
     }
 
     /// What ends the feed once it is set and announced.
     pub fn stopped(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.source.stopped)
+        Arc::clone(&self.requester.stopped)
     }
 
     /// Waits for every sample of the batch; bad ones are substituted, in the plan, too.
@@ -73,7 +72,7 @@ impl Finisher {
             if at >= rows && pending.plan.rows[at - rows].partner_row >= 0 {
                 continue;
             }
-            if let Some(location) = pending.settle(&self.source, planned, at as u32, pending.locations[at])? {
+            if let Some(location) = pending.settle(&self.requester, planned, at as u32, pending.locations[at])? {
                 pending.locations[at] = location;
                 continue;
             }
@@ -99,14 +98,14 @@ impl Finisher {
 
     /// The next readable sample of the same class, in the order of the index, and where it is.
     fn substitute(&self, pending: &Pending, image: ImagePlan, staged: u32) -> Result<(ImagePlan, Location), FeedError> {
-        let (shared, split) = (&self.source.shared, self.spec.split);
-        let (samples, bad) = (shared.dataset.samples(split), image.sample);
-        let label = samples[bad as usize].label;
+        let (shared, split, bad) = (&self.requester.shared, self.spec.split, image.sample);
+        let (source, samples) = (&shared.source, shared.source.len(split));
+        let label = source.label(split, bad);
         let entry = |sample_id| {
             shared.ledger.find(split, sample_id).unwrap_or_else(|| BadSample {
                 split,
                 sample_id,
-                path: shared.dataset.path_of(split, sample_id),
+                name: source.name(split, sample_id),
                 cause: "cannot be decoded".to_owned(),
             })
         };
@@ -114,18 +113,18 @@ impl Finisher {
             return Err(FeedError::BadImage(entry(bad)));
         }
         let count = shared.ledger.count(split);
-        if count * 20 > samples.len() {
-            return Err(FeedError::TooManyBad { bad: count, samples: samples.len() as u32, split });
+        if count * 20 > samples as usize {
+            return Err(FeedError::TooManyBad { bad: count, samples, split });
         }
-        let after = (bad as usize + 1..samples.len()).chain(0..bad as usize);
-        for candidate in after.filter(|&id| samples[id].label == label) {
-            let image = ImagePlan { sample: candidate as SampleId, ..image };
-            let location = self.source.request(image, &pending.staging, staged)?;
-            if let Some(location) = pending.settle(&self.source, image, staged, location)? {
+        let after = (bad + 1..samples).chain(0..bad);
+        for candidate in after.filter(|&id| source.label(split, id) == label) {
+            let image = ImagePlan { sample: candidate, ..image };
+            let location = self.requester.request(image, &pending.staging, staged)?;
+            if let Some(location) = pending.settle(&self.requester, image, staged, location)? {
                 return Ok((image, location));
             }
         }
-        let class = shared.dataset.class_name(label).to_owned();
+        let class = source.class_name(label).to_owned();
         Err(FeedError::NoSubstitute { class, split, last: entry(bad) })
     }
 
@@ -147,18 +146,18 @@ impl Finisher {
         columns: &mut OwnedColumns,
         notice: Option<&Notice<'_>>,
     ) -> Result<Moved, FeedError> {
-        let (plan, Self { source, mixer, next, .. }) = (&pending.plan, &mut *self);
-        let own = if mixer.has_sent() { Vec::new() } else { rows(source, pending) };
+        let (plan, Self { requester, mixer, next, .. }) = (&pending.plan, &mut *self);
+        let own = if mixer.has_sent() { Vec::new() } else { rows(requester, pending) };
         let mut tell = |take: &mut dyn FnMut(&[Row<'_>])| {
             *next = look();
             // One whose samples are not there, or bad, waits for its turn.
-            if let Some(next) = next.as_ref().filter(|next| next.is_there(source)) {
-                take(&rows(source, next));
+            if let Some(next) = next.as_ref().filter(|next| next.is_there(requester)) {
+                take(&rows(requester, next));
             }
         };
         let moved = mixer.mix(&own, target, notice, Some(&mut tell))?;
-        let samples = self.source.shared.dataset.samples(self.spec.split);
-        plan.fill(columns, |id| i64::from(samples[id as usize].label), |_| CropBox::default());
+        let (source, split) = (&self.requester.shared.source, self.spec.split);
+        plan.fill(columns, |id| i64::from(source.label(split, id)), |_| CropBox::default());
         Ok(moved)
     }
 
@@ -182,10 +181,10 @@ impl Finisher {
 }
 
 /// A settled batch's rows, as the mixer is told them.
-fn rows<'a>(source: &'a Source, pending: &'a Pending) -> Vec<Row<'a>> {
+fn rows<'a>(requester: &'a Requester, pending: &'a Pending) -> Vec<Row<'a>> {
     let (plan, rows) = (&pending.plan, pending.plan.len());
     let sample = |at: usize| {
-        let (memory, row) = pending.row(&source.entry, pending.locations[at]).expect("settled");
+        let (memory, row) = pending.row(&requester.entry, pending.locations[at]).expect("settled");
         memory.get(row).expect("settled")
     };
     let row = |(at, row): (usize, &RowPlan)| {
@@ -218,8 +217,8 @@ pub struct OwnedBatch {
     columns: OwnedColumns,
     x: Vec<u128>,
     x_bytes: usize,
-    /// The files of the own samples, relative to the data set.
-    pub paths: Vec<PathBuf>,
+    /// The names of the own samples in the source.
+    pub names: Vec<String>,
 }
 
 impl OwnedBatch {
@@ -234,9 +233,8 @@ impl OwnedBatch {
         let head = finisher.head(&pending.plan, columns.view(), &bytemuck::cast_slice(&x)[..x_bytes]);
         let plan = finisher.recycle(pending);
         let shared = finisher.shared();
-        let samples = shared.dataset.samples(spec.split);
-        let paths = plan.own().iter().map(|&id| samples[id as usize].path.clone()).collect();
-        Ok(Self { spec, plan, head, columns, x, x_bytes, paths })
+        let names = plan.own().into_iter().map(|id| shared.source.name(spec.split, id)).collect();
+        Ok(Self { spec, plan, head, columns, x, x_bytes, names })
     }
 
     /// The batch.

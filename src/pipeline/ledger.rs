@@ -1,9 +1,8 @@
-//! The ledger of images that could not be decoded: each once, with its file and cause.
+//! The ledger of images that could not be decoded: each once, with its name and cause.
 
 use crate::types::{ParseError, SampleId, Split, named};
 use std::collections::HashSet;
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
@@ -25,15 +24,15 @@ pub struct BadSample {
     pub split: Split,
     /// Which sample.
     pub sample_id: SampleId,
-    /// Its file.
-    pub path: PathBuf,
+    /// Its name in the source.
+    pub name: String,
     /// What the decoder said.
     pub cause: String,
 }
 
 impl fmt::Display for BadSample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.cause)
+        write!(f, "{}: {}", self.name, self.cause)
     }
 }
 

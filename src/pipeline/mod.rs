@@ -1,4 +1,4 @@
-//! The pipeline: from a data set and a feed spec to batches in a ring, over bounded channels.
+//! The pipeline: from a source and a feed spec to batches in a ring, over bounded channels.
 //!
 //! ```text
 //! plan (1 thread a feed) ── samples to decode ──► decode (N threads a daemon) ──► sample store, staging rows
@@ -22,11 +22,11 @@ pub use finish::OwnedBatch;
 pub use ledger::{BadSample, OnBadImage};
 
 use crate::cpus::Workers;
-use crate::dataset::Dataset;
 use crate::image::{JPEG_DECODER, LoadOptions};
 use crate::mix::{Helpers, MixError, MixerKind};
 use crate::plan::{Sampler, SamplerError};
 use crate::ring::RingError;
+use crate::source::Source;
 use crate::spec::{FeedSpec, SpecError};
 use crate::stats::{Clock, Stats};
 use crate::store::{FileError, Key, SampleStore, Settled};
@@ -156,7 +156,7 @@ pub struct StoreEntry {
 
 /// Everything that feeds share.
 struct Shared {
-    dataset: Dataset,
+    source: Arc<dyn Source>,
     options: Options,
     ledger: Ledger,
     stats: Stats,
@@ -165,7 +165,7 @@ struct Shared {
     stopping: AtomicBool,
 }
 
-/// The pipeline of one data set.
+/// The pipeline of one source.
 pub struct Pipeline {
     shared: Arc<Shared>,
     pool: DecodePool,
@@ -178,13 +178,13 @@ impl Pipeline {
     ///
     /// # Errors
     /// When the system refuses a thread.
-    pub fn start(dataset: Dataset, options: Options) -> io::Result<Self> {
+    pub fn start(source: Arc<dyn Source>, options: Options) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             ledger: Ledger::default(),
             stats: Stats::default(),
             settled: Arc::default(),
             stopping: AtomicBool::new(false),
-            dataset,
+            source,
             options,
         });
         let pool = DecodePool::start(&shared)?;
@@ -193,9 +193,9 @@ impl Pipeline {
         Ok(Self { shared, pool, helpers, stores: Mutex::default() })
     }
 
-    /// The data set.
-    pub fn dataset(&self) -> &Dataset {
-        &self.shared.dataset
+    /// Where the samples come from.
+    pub fn source(&self) -> &dyn Source {
+        &*self.shared.source
     }
 
     /// Decode threads that were started.
@@ -229,7 +229,7 @@ impl Pipeline {
     /// When the spec is out of range or leaves nothing to deliver.
     pub fn sampler(&self, spec: &FeedSpec) -> Result<Sampler, OpenError> {
         spec.validate()?;
-        Ok(Sampler::new(*spec, self.dataset().samples(spec.split).len() as u32)?)
+        Ok(Sampler::new(*spec, self.source().len(spec.split))?)
     }
 
     /// Opens a feed whose first batch is `origin` and whose ring lies in `dir`, a folder that must not exist, and starts its threads;
@@ -266,9 +266,9 @@ impl Pipeline {
             (crate::mix::mixer(mixer, device, spec.format(), rows, Arc::clone(&self.helpers))?, None)
         };
         let (shared, jobs, stopped) = (Arc::clone(&self.shared), self.pool.jobs(), Arc::default());
-        let source = fetch::Source { shared, entry, jobs, stopped };
-        let (fetcher, recycler) = fetch::Fetcher::new(source.clone(), &spec).map_err(OpenError::Memory)?;
-        let finisher = finish::Finisher::new(source, mixer, spec, recycler);
+        let requester = fetch::Requester { shared, entry, jobs, stopped };
+        let (fetcher, recycler) = fetch::Fetcher::new(requester.clone(), &spec).map_err(OpenError::Memory)?;
+        let finisher = finish::Finisher::new(requester, mixer, spec, recycler);
         Ok((fetcher, finisher, slots))
     }
 
@@ -278,11 +278,7 @@ impl Pipeline {
         let settings = [env!("CARGO_PKG_VERSION"), JPEG_DECODER, decode.name(), resize.name(), split.name()].join(" ");
         let mut hash = Xxh3::new();
         hash.update(format!("{settings} {image_size}").as_bytes());
-        let paths = self.dataset().samples(split).iter().map(|sample| sample.path.as_path());
-        for path in std::iter::once(self.dataset().root.as_path()).chain(paths) {
-            hash.update(path.as_os_str().as_encoded_bytes());
-            hash.update(&[0]);
-        }
+        self.source().hash_identity(split, &mut hash);
         hash.digest()
     }
 
@@ -297,7 +293,7 @@ impl Pipeline {
         let pixels_key = self.pixels_key(split, image_size);
         let taken: u64 = stores.iter().map(|entry| entry.store.bytes()).sum();
         let budget = self.shared.options.cache_bytes.saturating_sub(taken);
-        let samples = self.dataset().samples(split).len() as u32;
+        let samples = self.source().len(split);
         let (row_bytes, settled) = (image_size.values(), Arc::clone(&self.shared.settled));
         let store = match &self.shared.options.cache_file {
             None => SampleStore::new(samples, row_bytes, budget, settled).map_err(OpenError::Memory)?,
@@ -344,7 +340,7 @@ mod tests {
     #[test]
     fn a_sample_that_another_feed_claimed_and_gave_up_is_decoded_by_whoever_waits_for_it() {
         let sample_data = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/sample-data"));
-        let dataset = Dataset::open(sample_data, None, &mut |_| {}).unwrap();
+        let source = crate::source::open(sample_data, None, &mut |_| {}).unwrap();
         let options = Options {
             workers: Workers::Count(std::num::NonZeroUsize::MIN),
             cache_bytes: 1 << 30,
@@ -355,7 +351,7 @@ mod tests {
             device_cache_bytes: None,
             on_bad_image: OnBadImage::Fail,
         };
-        let pipeline = Pipeline::start(dataset, options).unwrap();
+        let pipeline = Pipeline::start(source, options).unwrap();
         let spec = FeedSpec { batch_size: 4, mix: Mix::NONE, shuffle: false, ..FeedSpec::train() };
         let start = Place { epoch: 0, index: 0 };
         let entry = pipeline.store(spec.split, spec.image_size).unwrap();

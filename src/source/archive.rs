@@ -4,7 +4,7 @@
 //! gets its name when it is whole; a lock keeps two processes from doing it at once. Only regular files with an image's
 //! name are written; links and special files never are, so nothing written can be led elsewhere.
 
-use super::{DatasetError, index::is_image};
+use super::{DatasetError, walk::is_image};
 use flate2::bufread::MultiGzDecoder;
 use rustix::fs::{FlockOperation, flock, syncfs};
 use std::cell::Cell;
@@ -152,7 +152,7 @@ fn extract(archive: &Path, to: &Path, total_bytes: u64, progress: &mut dyn FnMut
 
 #[cfg(test)]
 mod tests {
-    use super::super::Dataset;
+    use super::super::{Folder, Source};
     use super::*;
     use crate::types::Split;
     use flate2::write::GzEncoder;
@@ -181,9 +181,13 @@ mod tests {
             path
         }
 
-        fn open(&self, archive: &Path) -> Result<Dataset, DatasetError> {
-            Dataset::open(archive, Some(&self.dir.path().join("cache")), &mut |_| {})
+        fn open(&self, archive: &Path) -> Result<Folder, DatasetError> {
+            Folder::open(archive, Some(&self.dir.path().join("cache")), &mut |_| {})
         }
+    }
+
+    fn root(source: &Folder) -> PathBuf {
+        source.location().into()
     }
 
     /// Adds an entry without the checks that a well-meaning archiver makes.
@@ -204,11 +208,11 @@ mod tests {
     fn an_archive_is_unpacked_once_and_reopened() {
         let fixture = Fixture::new();
         let archive = fixture.archive(|_| {});
-        let dataset = fixture.open(&archive).unwrap();
-        let file = dataset.path_of(Split::Train, 0);
+        let source = fixture.open(&archive).unwrap();
+        let file = root(&source).join(source.name(Split::Train, 0));
         assert_eq!(std::fs::read(&file).unwrap(), b"pixels");
         std::fs::write(&file, "changed").unwrap();
-        assert_eq!(fixture.open(&archive).unwrap(), dataset);
+        assert_eq!(fixture.open(&archive).unwrap(), source);
         assert_eq!(std::fs::read(&file).unwrap(), b"changed", "unpacked again");
     }
 
@@ -218,8 +222,8 @@ mod tests {
         let first = fixture.open(&fixture.archive(|_| {})).unwrap();
         let second = fixture.archive(|tar| add(tar, "set/train/b/3.jpg", EntryType::Regular, b"more"));
         let second = fixture.open(&second).unwrap();
-        assert_ne!(first.root, second.root);
-        assert_eq!(second.samples(Split::Train).len(), 2);
+        assert_ne!(root(&first), root(&second));
+        assert_eq!(second.len(Split::Train), 2);
     }
 
     #[test]
@@ -242,17 +246,17 @@ mod tests {
             add(tar, "set/train/a/hard.jpg", EntryType::Link, b"");
             add(tar, "set/train/link/3.jpg", EntryType::Regular, b"inside");
         });
-        let dataset = fixture.open(&archive).unwrap();
-        assert!(dataset.root.join("set/train/link").is_dir());
-        assert!(!dataset.root.join("set/train/link").is_symlink());
-        assert!(!dataset.root.join("set/train/a/hard.jpg").exists());
+        let source = fixture.open(&archive).unwrap();
+        assert!(root(&source).join("set/train/link").is_dir());
+        assert!(!root(&source).join("set/train/link").is_symlink());
+        assert!(!root(&source).join("set/train/a/hard.jpg").exists());
     }
 
     #[test]
     fn a_partial_unpacking_is_never_taken_for_whole() {
         let fixture = Fixture::new();
         let archive = fixture.archive(|_| {});
-        let whole = fixture.open(&archive).unwrap().root;
+        let whole = root(&fixture.open(&archive).unwrap());
         // As a process that was killed leaves it.
         let partial = whole.with_file_name(format!("{}.partial", whole.file_name().unwrap().to_str().unwrap()));
         std::fs::rename(&whole, &partial).unwrap();
@@ -265,7 +269,7 @@ mod tests {
         let [_dead, alive] =
             ["dead", "alive"].map(|name| File::create(cache.join(name).with_extension("lock")).unwrap());
         flock(&alive, FlockOperation::LockExclusive).unwrap();
-        assert_eq!(fixture.open(&archive).unwrap().samples(Split::Val).len(), 1);
+        assert_eq!(fixture.open(&archive).unwrap().len(Split::Val), 1);
         assert!(!partial.exists() && !cache.join("dead.partial").exists() && cache.join("alive.partial").exists());
     }
 

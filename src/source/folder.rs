@@ -1,0 +1,297 @@
+//! The image folder as a source: a sample is a file.
+
+use super::index::{Index, UnknownClass};
+use super::{Class, DatasetError, Progress, ReadError, Source, Stamp, archive, walk};
+use crate::stamp::{is_settled, stamp};
+use crate::types::{ClassId, SampleId, Split};
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::Xxh3;
+
+/// An image folder (SPEC §1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Folder {
+    root: PathBuf,
+    classes: Vec<Class>,
+    index: Index,
+}
+
+/// The longest path, with its end marker, that Linux opens (`PATH_MAX`).
+const PATH_BYTES_MAX: usize = 4_096;
+
+impl Folder {
+    /// As [`super::open`].
+    pub(super) fn open(
+        path: &Path,
+        cache_dir: Option<&Path>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, DatasetError> {
+        let meta = std::fs::metadata(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => DatasetError::Missing(path.to_owned()),
+            _ => DatasetError::io("look at", path)(error),
+        })?;
+        let cache_dir = cache_dir.map_or_else(archive::default_cache_dir, Path::to_owned);
+        let root = match meta.is_dir() {
+            true => path.canonicalize().map_err(DatasetError::io("find", path))?,
+            false => archive::unpack(path, &cache_dir, progress)?,
+        };
+        let index = walk::index(&root, &cache_dir)?;
+        Self::new(root, index)
+    }
+
+    /// The folder `root` with the samples of `index`, which has no labels yet.
+    fn new(root: PathBuf, mut index: Index) -> Result<Self, DatasetError> {
+        if index.len(Split::Train) == 0 {
+            return Err(DatasetError::EmptySplit { root, split: Split::Train });
+        }
+        let classes = match index.assign_labels() {
+            Ok(classes) => classes,
+            Err(UnknownClass { class, example }) => {
+                let example = OsString::from_vec(index.path(Split::Val, example).join(&b'/')).into();
+                return Err(DatasetError::UnknownClass { root, class, example });
+            }
+        };
+        if index.len(Split::Val) == 0 {
+            return Err(DatasetError::EmptySplit { root, split: Split::Val });
+        }
+        Ok(Self { root, classes, index })
+    }
+
+    /// Calls `run` with the file of a sample, without an allocation.
+    fn with_file<T>(&self, split: Split, sample: SampleId, run: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+        let [folder, name] = self.index.path(split, sample);
+        let (mut bytes, mut len) = ([0; PATH_BYTES_MAX], 0);
+        for part in [self.root.as_os_str().as_bytes(), b"/", folder, b"/", name] {
+            let Some(room) = bytes.get_mut(len..len + part.len()) else {
+                return Err(rustix::io::Errno::NAMETOOLONG.into());
+            };
+            room.copy_from_slice(part);
+            len += part.len();
+        }
+        run(Path::new(OsStr::from_bytes(&bytes[..len])))
+    }
+}
+
+/// The stamp of a file, where it tells any later change.
+fn settled_stamp(meta: &Metadata) -> Option<Stamp> {
+    is_settled(meta).then(|| stamp(meta))
+}
+
+impl Source for Folder {
+    fn location(&self) -> String {
+        self.root.display().to_string()
+    }
+
+    fn classes(&self) -> &[Class] {
+        &self.classes
+    }
+
+    fn len(&self, split: Split) -> u32 {
+        self.index.len(split)
+    }
+
+    fn label(&self, split: Split, sample: SampleId) -> ClassId {
+        self.index.label(split, sample)
+    }
+
+    /// The path relative to the folder.
+    fn name(&self, split: Split, sample: SampleId) -> String {
+        String::from_utf8_lossy(&self.index.path(split, sample).join(&b'/')).into_owned()
+    }
+
+    fn read(&self, split: Split, sample: SampleId, bytes: &mut Vec<u8>) -> Result<Option<Stamp>, ReadError> {
+        bytes.clear();
+        let mut file = self.with_file(split, sample, |path| File::open(path))?;
+        let stamp = file.metadata().ok().as_ref().and_then(settled_stamp);
+        file.read_to_end(bytes)?;
+        Ok(stamp)
+    }
+
+    fn stamp(&self, split: Split, sample: SampleId) -> Option<Stamp> {
+        self.with_file(split, sample, |path| path.metadata()).ok().as_ref().and_then(settled_stamp)
+    }
+
+    fn hash_identity(&self, split: Split, hash: &mut Xxh3) {
+        hash.update(self.root.as_os_str().as_bytes());
+        hash.update(&[0]);
+        for [folder, name] in self.index.paths(split) {
+            [folder, b"/", name, &[0]].iter().for_each(|part| hash.update(part));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+    use std::os::unix::fs::symlink;
+    use std::time::{Duration, Instant};
+    use tempfile::TempDir;
+
+    fn folder(paths: &[&str]) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for path in paths {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        dir
+    }
+
+    fn open(dir: &TempDir) -> Result<Folder, DatasetError> {
+        Folder::open(dir.path(), None, &mut |_| {})
+    }
+
+    #[test]
+    fn the_reference_tree_is_indexed_as_it_says() {
+        let Some(reference) = crate::fixtures::reference() else { return };
+        let tree: Value = serde_json::from_slice(&std::fs::read(reference.join("tree.json")).unwrap()).unwrap();
+        let texts = |value: &Value| -> Vec<String> {
+            value.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+        };
+        let files = tree["files"].as_array().unwrap();
+        let paths: Vec<&str> = files.iter().map(|file| file["path"].as_str().unwrap()).collect();
+        let dir = folder(&paths);
+        let source = open(&dir).unwrap();
+        assert_eq!(source.classes().iter().map(|class| class.id.clone()).collect::<Vec<_>>(), texts(&tree["vocab"]));
+        for (split, order) in [(Split::Train, "order_train"), (Split::Val, "order_val")] {
+            let ours: Vec<String> = (0..source.len(split)).map(|sample| source.name(split, sample)).collect();
+            assert_eq!(ours, texts(&tree[order]));
+            for (sample, name) in ours.iter().enumerate() {
+                let file = files.iter().find(|file| file["path"] == **name).unwrap();
+                let label = source.label(split, sample as SampleId);
+                assert_eq!(file["label"].as_u64(), Some(u64::from(label)), "{file}");
+                assert_eq!(file["split"], split.name(), "{file}");
+            }
+        }
+        for extra in texts(&tree["each_is_an_error_when_added"]) {
+            let mut paths = paths.clone();
+            paths.push(&extra);
+            assert!(matches!(open(&folder(&paths)), Err(DatasetError::UnknownClass { .. })), "{extra}");
+        }
+    }
+
+    #[test]
+    fn samples_are_sorted_by_the_bytes_of_the_whole_path() {
+        let dir = folder(&[
+            "train/b/1.jpg",
+            "train/b-/1.jpg",
+            "train/b.jpg/1.jpg",
+            "train/b/10.jpg",
+            "train/b/train/c/1.jpg",
+            "train/b/train-.jpg",
+            "train/b/zz.jpg",
+            "a/train/b/1.jpg",
+            "train.x/train/b/1.jpg",
+            "val/b/1.jpg",
+        ]);
+        let source = open(&dir).unwrap();
+        let names: Vec<String> =
+            (0..source.len(Split::Train)).map(|sample| source.name(Split::Train, sample)).collect();
+        let mut sorted = names.clone();
+        sorted.sort_unstable();
+        assert_eq!((names.len(), names), (9, sorted));
+    }
+
+    #[test]
+    fn folders_that_are_none_are_refused() {
+        let refused = |paths: &[&str]| open(&folder(paths)).unwrap_err();
+        assert!(matches!(refused(&[]), DatasetError::NotAnImageFolder { found: 0, .. }));
+        assert!(matches!(refused(&["a/b/c.jpg", "x.txt"]), DatasetError::NotAnImageFolder { found: 2, .. }));
+        assert!(matches!(refused(&["train/a/1.jpg"]), DatasetError::EmptySplit { split: Split::Val, .. }));
+        assert!(matches!(refused(&["val/a/1.jpg"]), DatasetError::EmptySplit { split: Split::Train, .. }));
+        let unknown = refused(&["train/a/1.jpg", "val/b/1.jpg"]);
+        assert!(
+            unknown.to_string().contains("class `b` of val/ has no images in train/, e.g. val/b/1.jpg"),
+            "{unknown}"
+        );
+        let missing = super::super::open(Path::new("/no/such/folder"), None, &mut |_| {}).unwrap_err();
+        assert!(matches!(missing, DatasetError::Missing(_)) && missing.to_string().contains("expected DATA/train"));
+    }
+
+    #[test]
+    fn links_to_files_count_and_links_to_folders_do_not() {
+        let dir = folder(&["train/a/1.jpg", "val/a/1.jpg", "elsewhere/2.jpg"]);
+        let link = |to: &str, name: &str| symlink(dir.path().join(to), dir.path().join(name)).unwrap();
+        link("elsewhere/2.jpg", "train/a/2.jpg");
+        link("elsewhere", "train/b");
+        link("nothing", "train/a/3.jpg");
+        let source = open(&dir).unwrap();
+        assert_eq!((source.classes().len(), source.len(Split::Train)), (1, 2));
+    }
+
+    #[test]
+    fn names_that_are_not_utf_8_are_read() {
+        let dir = folder(&["train/a/1.jpg", "val/a/1.jpg"]);
+        let name = OsStr::from_bytes(b"train/a/\xff.jpg");
+        std::fs::write(dir.path().join(name), "bytes").unwrap();
+        let (source, mut bytes) = (open(&dir).unwrap(), Vec::new());
+        source.read(Split::Train, 1, &mut bytes).unwrap();
+        assert_eq!((&*bytes, &*source.name(Split::Train, 1)), (&b"bytes"[..], "train/a/\u{FFFD}.jpg"));
+    }
+
+    /// Cache files and resumed feeds hold this hash: it must stay what the first versions computed from `PathBuf`s.
+    #[test]
+    fn the_identity_is_the_root_and_every_path_each_ended_by_a_zero() {
+        let dir = folder(&["train/a/1.jpg", "train/a-/1.jpg", "train/b/2.jpg", "val/a/1.jpg", "val/b/3.jpg"]);
+        let source = open(&dir).unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        for (split, paths) in [
+            (Split::Train, &["train/a-/1.jpg", "train/a/1.jpg", "train/b/2.jpg"][..]),
+            (Split::Val, &["val/a/1.jpg", "val/b/3.jpg"]),
+        ] {
+            let (mut ours, mut expected) = (Xxh3::new(), Xxh3::new());
+            for path in std::iter::once(&*root).chain(paths.iter().map(Path::new)) {
+                expected.update(path.as_os_str().as_encoded_bytes());
+                expected.update(&[0]);
+            }
+            source.hash_identity(split, &mut ours);
+            assert_eq!(ours.digest(), expected.digest(), "{split}");
+        }
+        let mut index = Index::default();
+        ["train/a/1.jpg", "train/b/2.JPEG"].iter().for_each(|path| index.push_path(path.as_bytes()).unwrap());
+        let mut hash = Xxh3::new();
+        Folder { root: "/data/set".into(), classes: Vec::new(), index }.hash_identity(Split::Train, &mut hash);
+        assert_eq!(hash.digest(), xxhash_rust::xxh3::xxh3_64(b"/data/set\0train/a/1.jpg\0train/b/2.JPEG\0"));
+    }
+
+    #[test]
+    fn a_read_reuses_memory_and_its_stamp_is_that_of_the_file() {
+        let dir = folder(&["train/a/1.jpg", "val/a/1.jpg"]);
+        let file = dir.path().join("train/a/1.jpg");
+        std::fs::write(&file, "some bytes").unwrap();
+        let source = open(&dir).unwrap();
+        let mut bytes = vec![7; 1_000];
+        let before = (bytes.as_ptr(), bytes.capacity());
+        assert_eq!(source.read(Split::Train, 0, &mut bytes).unwrap(), None, "just written");
+        assert_eq!((&*bytes, (bytes.as_ptr(), bytes.capacity())), (&b"some bytes"[..], before));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let stamp = loop {
+            match source.read(Split::Train, 0, &mut bytes).unwrap() {
+                Some(stamp) => break stamp,
+                None => assert!(Instant::now() < deadline, "never settled"),
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(source.stamp(Split::Train, 0), Some(stamp));
+        std::fs::write(&file, "other bytes").unwrap();
+        assert_ne!(source.stamp(Split::Train, 0), Some(stamp));
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error_and_no_shortage() {
+        let dir = folder(&["train/a/1.jpg", "val/a/1.jpg"]);
+        let source = open(&dir).unwrap();
+        std::fs::remove_file(dir.path().join("train/a/1.jpg")).unwrap();
+        let error = source.read(Split::Train, 0, &mut Vec::new()).unwrap_err();
+        assert!(matches!(&error, ReadError::Io(cause) if cause.kind() == io::ErrorKind::NotFound));
+        assert!(error.to_string().starts_with("cannot be read: No such file"), "{error}");
+        assert_eq!(source.stamp(Split::Train, 0), None);
+        for errno in [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE] {
+            assert!(matches!(ReadError::from(io::Error::from(errno)), ReadError::DescriptorShortage(_)));
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The relative paths of an image folder's samples, packed: about 30 bytes per sample of ImageNet.
+//!
+//! Each split keeps the file names end to end in one arena, a `u32` end offset and a `u32` folder number per sample, and each folder's path
+//! once. Samples keep the order in which they are pushed, which must be that of the bytes of the whole relative path.
+
+use super::{Class, classes};
+use crate::types::{ClassId, SampleId, Split};
+use memchr::memrchr;
+use std::fmt;
+
+/// The samples of both splits.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Index {
+    train: Samples,
+    val: Samples,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Samples {
+    /// File names, end to end.
+    names: Vec<u8>,
+    /// For each sample, where its name ends in `names`; it begins where the previous one ends.
+    name_ends: Vec<u32>,
+    /// For each sample, its position in `folders`.
+    folder_of: Vec<u32>,
+    /// In the order of their first samples. A folder that is interrupted by the samples of a folder in it is listed again.
+    folders: Vec<ClassFolder>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ClassFolder {
+    /// Relative to the root.
+    path: Box<[u8]>,
+    /// Its class; 0 until [`Index::assign_labels`].
+    label: ClassId,
+}
+
+/// Why a path was not indexed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PushError {
+    /// Its folder is no `…/train/<class>` or `…/val/<class>`.
+    NotInSplit,
+    /// The split's names exceed 4 GiB.
+    Full(Split),
+}
+
+/// A class of the validation split that no training image has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownClass {
+    /// The name of its folder.
+    pub class: String,
+    /// Its first sample.
+    pub example: SampleId,
+}
+
+impl Index {
+    /// Appends the file `name` of `folder`, both without a trailing `/`.
+    ///
+    /// # Errors
+    /// When the folder belongs to no split, or the split is full.
+    pub fn push(&mut self, folder: &[u8], name: &[u8]) -> Result<(), PushError> {
+        let (split, _) = place(folder).ok_or(PushError::NotInSplit)?;
+        let samples = match split {
+            Split::Train => &mut self.train,
+            Split::Val => &mut self.val,
+        };
+        let name_end = u32::try_from(samples.names.len() + name.len()).map_err(|_| PushError::Full(split))?;
+        if samples.folders.last().is_none_or(|last| *last.path != *folder) {
+            samples.folders.push(ClassFolder { path: folder.into(), label: 0 });
+        }
+        samples.names.extend_from_slice(name);
+        samples.name_ends.push(name_end);
+        samples.folder_of.push(samples.folders.len() as u32 - 1);
+        Ok(())
+    }
+
+    /// [`Index::push`] of a whole relative path.
+    ///
+    /// # Errors
+    /// As [`Index::push`].
+    pub fn push_path(&mut self, path: &[u8]) -> Result<(), PushError> {
+        let (folder, name) = split_last(path).ok_or(PushError::NotInSplit)?;
+        self.push(folder, name)
+    }
+
+    /// Sets every sample's label and returns the vocabulary: the training classes, sorted by their folders' bytes. Frees what pushing reserved.
+    ///
+    /// # Errors
+    /// When a validation sample's class is not in the vocabulary.
+    pub fn assign_labels(&mut self) -> Result<Vec<Class>, UnknownClass> {
+        let class_of = |folder: &ClassFolder| split_last(&folder.path).expect("was placed").1.to_owned();
+        let mut vocabulary: Vec<Vec<u8>> = self.train.folders.iter().map(class_of).collect();
+        vocabulary.sort_unstable();
+        vocabulary.dedup();
+        for samples in [&mut self.train, &mut self.val] {
+            for (nth, folder) in samples.folders.iter_mut().enumerate() {
+                let class = class_of(folder);
+                folder.label = vocabulary.binary_search(&class).map_err(|_| UnknownClass {
+                    class: String::from_utf8_lossy(&class).into_owned(),
+                    example: samples.folder_of.partition_point(|&of| of < nth as u32) as SampleId,
+                })? as ClassId;
+            }
+            samples.names.shrink_to_fit();
+            samples.name_ends.shrink_to_fit();
+            samples.folder_of.shrink_to_fit();
+            samples.folders.shrink_to_fit();
+        }
+        let class = |id: &Vec<u8>| {
+            let id = String::from_utf8_lossy(id).into_owned();
+            Class { name: classes::readable(&id).unwrap_or(&id).to_owned(), id }
+        };
+        Ok(vocabulary.iter().map(class).collect())
+    }
+
+    /// Samples of a split.
+    pub fn len(&self, split: Split) -> u32 {
+        self.of(split).name_ends.len() as u32
+    }
+
+    /// The class of a sample.
+    pub fn label(&self, split: Split, sample: SampleId) -> ClassId {
+        let samples = self.of(split);
+        samples.folders[samples.folder_of[sample as usize] as usize].label
+    }
+
+    /// The folder and the file name of a sample; joined by `/` they are its path.
+    pub fn path(&self, split: Split, sample: SampleId) -> [&[u8]; 2] {
+        let (samples, at) = (self.of(split), sample as usize);
+        let start = if at == 0 { 0 } else { samples.name_ends[at - 1] as usize };
+        let name = &samples.names[start..samples.name_ends[at] as usize];
+        [&samples.folders[samples.folder_of[at] as usize].path, name]
+    }
+
+    /// The paths of a split's samples, in the order of their ids.
+    pub fn paths(&self, split: Split) -> impl Iterator<Item = [&[u8]; 2]> {
+        (0..self.len(split)).map(move |sample| self.path(split, sample))
+    }
+
+    /// Bytes that the index has allocated.
+    pub fn bytes(&self) -> usize {
+        let of = |samples: &Samples| {
+            samples.names.capacity()
+                + samples.name_ends.capacity() * size_of::<u32>()
+                + samples.folder_of.capacity() * size_of::<u32>()
+                + samples.folders.capacity() * size_of::<ClassFolder>()
+                + samples.folders.iter().map(|folder| folder.path.len()).sum::<usize>()
+        };
+        size_of::<Self>() + of(&self.train) + of(&self.val)
+    }
+
+    fn of(&self, split: Split) -> &Samples {
+        match split {
+            Split::Train => &self.train,
+            Split::Val => &self.val,
+        }
+    }
+}
+
+/// By its size: a list of a million names helps nobody.
+impl fmt::Debug for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [train, val] = [Split::Train, Split::Val].map(|split| self.len(split));
+        f.debug_struct("Index").field("train", &train).field("val", &val).field("bytes", &self.bytes()).finish()
+    }
+}
+
+/// Split and class of the folder `…/split/class`, relative to the root.
+pub fn place(folder: &[u8]) -> Option<(Split, &[u8])> {
+    let (parent, class) = split_last(folder)?;
+    let split = match split_last(parent).map_or(parent, |(_, name)| name) {
+        b"train" => Split::Train,
+        b"val" => Split::Val,
+        _ => return None,
+    };
+    Some((split, class))
+}
+
+/// What comes before and after the last `/`.
+fn split_last(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let slash = memrchr(b'/', path)?;
+    Some((&path[..slash], &path[slash + 1..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// ImageNet-1k by its counts and the forms of its names: 1,000 classes, 1,281,167 and 50,000 images.
+    fn imagenet() -> Index {
+        let mut index = Index::default();
+        let mut push = |path: String| index.push_path(path.as_bytes()).unwrap();
+        let class = |nth: u32| format!("n{:08}", 1_440_764 + nth * 14_000);
+        for nth in 0..1_281_167 {
+            push(format!("train/{0}/{0}_{1}.JPEG", class(nth / 1_282), 10_000 + nth % 1_282));
+        }
+        for nth in 0..50_000 {
+            push(format!("val/{}/ILSVRC2012_val_{nth:08}.JPEG", class(nth / 50)));
+        }
+        index
+    }
+
+    #[test]
+    fn a_sample_of_imagenet_takes_at_most_64_bytes() {
+        let mut index = imagenet();
+        assert_eq!(index.assign_labels().unwrap().len(), 1_000);
+        let samples = index.len(Split::Train) + index.len(Split::Val);
+        assert_eq!(samples, 1_331_167);
+        let bytes_per_sample = index.bytes() as f64 / f64::from(samples);
+        println!("{bytes_per_sample:.1} bytes per sample, {} in all", index.bytes());
+        assert!(bytes_per_sample <= 64.0, "{bytes_per_sample} bytes per sample");
+        let path = |split, sample| index.path(split, sample).join(&b'/');
+        assert_eq!(path(Split::Train, 1_282), b"train/n01454764/n01454764_10000.JPEG");
+        assert_eq!(path(Split::Val, 49_999), b"val/n15426764/ILSVRC2012_val_00049999.JPEG");
+        assert_eq!((index.label(Split::Train, 1_281), index.label(Split::Train, 1_282)), (0, 1));
+    }
+
+    #[test]
+    fn an_index_gives_back_every_path_that_was_pushed() {
+        // In the order of their bytes; `b` is interrupted by a folder in it.
+        let paths: [&[u8]; 7] = [
+            b"a/train/b/1.jpg",
+            b"a/train/b/train/c/1.jpg",
+            b"a/train/b/z.jpg",
+            b"train/a/\xFF.jpg",
+            b"train/b-/1.jpg",
+            b"train/b/1.jpg",
+            b"val/\xFE/1.jpg",
+        ];
+        let mut index = Index::default();
+        paths.iter().for_each(|path| index.push_path(path).unwrap());
+        let unknown = UnknownClass { class: "\u{FFFD}".to_owned(), example: 0 };
+        assert_eq!(index.clone().assign_labels(), Err(unknown));
+        index.push_path(b"train/\xFE/2.jpg").unwrap();
+        let classes = index.assign_labels().unwrap();
+        assert_eq!(classes.iter().map(|class| &*class.id).collect::<Vec<_>>(), ["a", "b", "b-", "c", "\u{FFFD}"]);
+        let found: Vec<Vec<u8>> =
+            Split::ALL.iter().flat_map(|&split| index.paths(split)).map(|p| p.join(&b'/')).collect();
+        assert_eq!(found[..6], paths[..6]);
+        assert_eq!((&*found[6], &*found[7]), (&b"train/\xFE/2.jpg"[..], paths[6]));
+        let labels: Vec<ClassId> = (0..7).map(|sample| index.label(Split::Train, sample)).collect();
+        assert_eq!((labels, index.label(Split::Val, 0)), (vec![1, 3, 1, 0, 2, 1, 4], 4));
+    }
+
+    #[test]
+    fn a_path_outside_of_the_splits_is_refused() {
+        for path in ["", "1.jpg", "train/1.jpg", "train", "xtrain/a/1.jpg", "train/a/b/1.jpg", "test/a/1.jpg"] {
+            assert_eq!(Index::default().push_path(path.as_bytes()), Err(PushError::NotInSplit), "{path}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Sources: where encoded samples come from, as one trait.
+//!
+//! A [`Source`] lists the samples of both splits and reads their bytes; it knows neither pixels nor batches. An image folder
+//! (`folder.rs`), or an unpacked archive of one, is the only kind so far. [`open`] is the single place that chooses the kind.
+
+mod archive;
+mod classes;
+mod folder;
+mod index;
+mod remembered;
+mod walk;
+
+pub use archive::Progress;
+
+use crate::types::{ClassId, SampleId, Split};
+use folder::Folder;
+use rustix::io::Errno;
+use std::fmt::Debug;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use xxhash_rust::xxh3::Xxh3;
+
+/// An indexed collection of labelled, encoded samples.
+///
+/// A source is immutable once open: sample ids, labels and classes never change. The bytes of a sample may change while the source is
+/// open; its stamp tells. Methods that take a sample id panic when it is not below [`Source::len`].
+pub trait Source: Send + Sync + Debug {
+    /// Where the samples are, for status and logs.
+    fn location(&self) -> String;
+
+    /// The vocabulary; a [`ClassId`] is an index into it.
+    fn classes(&self) -> &[Class];
+
+    /// Number of samples in a split; ids are `0..len`.
+    fn len(&self, split: Split) -> u32;
+
+    /// The class of a sample. Does not allocate: it is called for every row of every batch.
+    fn label(&self, split: Split, sample: SampleId) -> ClassId;
+
+    /// A sample's name for logs and people, unique within the source. It need not be a path; nothing is looked up by it.
+    fn name(&self, split: Split, sample: SampleId) -> String;
+
+    /// Replaces the content of `bytes` by a sample's encoded bytes, reusing its capacity, and returns the sample's stamp as it was before the
+    /// first byte was read, so that a sample that changes during the read gets a stamp that no longer matches.
+    ///
+    /// # Errors
+    /// When the sample cannot be read; `bytes` then holds nothing of use.
+    fn read(&self, split: Split, sample: SampleId, bytes: &mut Vec<u8>) -> Result<Option<Stamp>, ReadError>;
+
+    /// The current stamp of a sample, without reading it; `None` when there is none that is valid for caching.
+    fn stamp(&self, split: Split, sample: SampleId) -> Option<Stamp>;
+
+    /// Feeds everything that identifies a split's samples to `hash`: location, names and order, but not their content. Cache files and resumed
+    /// feeds are bound to it, so an implementation must never change what it feeds.
+    fn hash_identity(&self, split: Split, hash: &mut Xxh3);
+
+    /// A readable name for a class.
+    fn class_name(&self, class: ClassId) -> &str {
+        &self.classes()[class as usize].name
+    }
+}
+
+/// Changes whenever the bytes of a sample change; never 0. A source gives none while a later change could go unnoticed.
+pub type Stamp = u64;
+
+/// One class of the vocabulary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Class {
+    /// Its id in the source; for a folder the name of the class folder.
+    pub id: String,
+    /// A readable name; the id where none is known.
+    pub name: String,
+}
+
+/// Why a sample's bytes cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The process or the machine has no file descriptor left (EMFILE, ENFILE). It says nothing about the sample: retry.
+    #[error("cannot be read: {0}")]
+    DescriptorShortage(io::Error),
+    /// Any other failure.
+    #[error("cannot be read: {0}")]
+    Io(io::Error),
+}
+
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> Self {
+        match Errno::from_io_error(&error) {
+            Some(Errno::MFILE | Errno::NFILE) => Self::DescriptorShortage(error),
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// Layout that is expected; ends every refusal.
+const LAYOUT: &str = "expected DATA/train/<class>/<image> and DATA/val/<class>/<image>, e.g. \
+                      imagenette2-160/train/n01440764/ILSVRC2012_val_00000293.JPEG";
+
+/// Why a data set cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    /// There is nothing.
+    #[error("{}: no such file or folder ({LAYOUT})", .0.display())]
+    Missing(PathBuf),
+    /// A file that is no archive.
+    #[error("{}: neither a folder nor a .tgz, .tar.gz or .tar ({LAYOUT})", .0.display())]
+    NotAnArchive(PathBuf),
+    /// A folder without a single image in either split.
+    #[error("{}: not an image folder: {found} files, none of them an image in train/ or val/ ({LAYOUT})", root.display())]
+    NotAnImageFolder {
+        /// The folder.
+        root: PathBuf,
+        /// Files that were found at all.
+        found: usize,
+    },
+    /// One split has no image.
+    #[error("{}: no image in {split}/ ({LAYOUT})", root.display())]
+    EmptySplit {
+        /// The folder.
+        root: PathBuf,
+        /// Which split.
+        split: Split,
+    },
+    /// A validation class that cannot be learned.
+    #[error("{}: class `{class}` of val/ has no images in train/, e.g. {} ({LAYOUT})", root.display(), example.display())]
+    UnknownClass {
+        /// The folder.
+        root: PathBuf,
+        /// The class.
+        class: String,
+        /// One of its images.
+        example: PathBuf,
+    },
+    /// A split with more file names than the index can address.
+    #[error("{}: the file names of {split}/ exceed 4 GiB: split the data set", root.display())]
+    TooManyNames {
+        /// The folder.
+        root: PathBuf,
+        /// Which split.
+        split: Split,
+    },
+    /// An archive that cannot be unpacked.
+    #[error("{}: cannot be unpacked: {cause}", path.display())]
+    Archive {
+        /// The archive.
+        path: PathBuf,
+        /// What is wrong.
+        cause: String,
+    },
+    /// A system call failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl DatasetError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// Opens an image folder, or a `.tgz`, `.tar.gz` or `.tar` of one, which is unpacked once into `cache_dir` (default: the
+/// user's cache folder, or `$MIXD_CACHE_DIR`). The walk over a large folder is remembered there.
+///
+/// # Errors
+/// When there is no such path, or it holds no image folder with both splits.
+pub fn open(
+    path: &Path,
+    cache_dir: Option<&Path>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Arc<dyn Source>, DatasetError> {
+    Ok(Arc::new(Folder::open(path, cache_dir, progress)?))
+}

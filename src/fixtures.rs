@@ -36,7 +36,6 @@ pub fn roots() -> impl Iterator<Item = PathBuf> {
 }
 
 /// One folder of golden values, the larger set where there is one; for tests that do not run over [`roots`] yet.
-#[expect(clippy::unnecessary_wraps, reason = "callers still match on an option")]
 pub fn reference() -> Option<PathBuf> {
     Some(roots().last().expect("the repository's own"))
 }

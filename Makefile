@@ -120,7 +120,6 @@ gpu-pack: build python ## Build what gpu-check carries into .gpu-check/
 	cp $(TARGET)/wheels/mixd-*.whl .gpu-check
 	strip -o .gpu-check/mixd-torch $(TARGET)/release/mixd-torch
 	strip -o .gpu-check/mixd-tests "$$($(CARGO_TEST) $(plain) --lib --no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)"
-	test ! -d ../shared/reference || cp -r ../shared/reference .gpu-check
 	du -sh .gpu-check
 
 # The script itself, on a driver that runs on the processor.

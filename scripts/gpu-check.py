@@ -461,7 +461,7 @@ def main() -> None:
         data = many(folder, 2 if options.quick else 48)
         if "library" in options.only and tests.exists():
             with checks.check("the property, the goldens and the driver's objects (tests of the library)", 150):
-                found = {"MIXD_REFERENCE": str(options.pack / "reference")} if (options.pack / "reference").exists() else {}
+                found = {"MIXD_GOLDEN": str(Path(__file__).resolve().parent.parent / "tests" / "golden")}
                 for line in ran([tests, "mix::", "cuda::"], 150, MIXD_TEST_DEVICE="1", **found).splitlines():
                     if line.startswith("left out"):
                         checks.note(line, "left out")

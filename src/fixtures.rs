@@ -1,4 +1,4 @@
-//! Where tests find the reference fixtures.
+//! Where tests find golden values and data sets (docs/spec/golden.md).
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,15 +9,35 @@ fn say_left_out(why: &str) {
     writeln!(std::io::stderr(), "left out: {test}: {why}").expect("standard error is open");
 }
 
-/// The folder of golden values: `$MIXD_REFERENCE`, else `../shared/reference`; says so where there is none.
-pub fn reference() -> Option<PathBuf> {
-    let path = std::env::var_os("MIXD_REFERENCE")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference"), PathBuf::from);
-    if path.is_dir() {
+/// The folder of golden values: `tests/golden` of this repository, or `$MIXD_GOLDEN` where the test binary runs elsewhere.
+///
+/// # Panics
+/// When it is missing.
+pub fn golden() -> PathBuf {
+    let path = std::env::var_os("MIXD_GOLDEN")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), PathBuf::from);
+    assert!(path.is_dir(), "no golden values at {} (set MIXD_GOLDEN to the repository's tests/golden)", path.display());
+    path
+}
+
+/// The larger set of golden values, where there is one: `$MIXD_REFERENCE`, which must exist, else `../shared/reference`.
+fn larger() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("MIXD_REFERENCE").map(PathBuf::from) {
+        assert!(path.is_dir(), "MIXD_REFERENCE is no folder: {}", path.display());
         return Some(path);
     }
-    say_left_out(&format!("no reference fixtures at {} (set MIXD_REFERENCE)", path.display()));
-    None
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference");
+    path.is_dir().then_some(path)
+}
+
+/// Every folder of golden values, in one format: [`golden`], then the larger set. A test runs over all of them.
+pub fn roots() -> impl Iterator<Item = PathBuf> {
+    std::iter::once(golden()).chain(larger())
+}
+
+/// One folder of golden values, the larger set where there is one; for tests that do not run over [`roots`] yet.
+pub fn reference() -> Option<PathBuf> {
+    Some(roots().last().expect("the repository's own"))
 }
 
 /// The folder of the full Imagenette (`train/` and `val/` in it): `$MIXD_IMAGENETTE`, a folder or an archive; says so where

@@ -297,6 +297,78 @@ fn what_an_evicted_reader_has_leased_is_not_overwritten_and_it_leases_nothing_mo
     });
 }
 
+/// Sync point G. A published batch whose slot is gone means that this reader was evicted: it must not see the one without the other, or it
+/// would report a damaged ring.
+#[test]
+fn a_reader_that_finds_its_batch_overwritten_sees_that_it_was_evicted() {
+    check(|| {
+        let ring = Ring::new();
+        ring.fill(0, 0);
+        ring.fill(1, 1);
+        let writer = {
+            let ring = Arc::clone(&ring);
+            loom::thread::spawn(move || {
+                ring.cursor().evict(1);
+                if ring.words().claim(0, || ring.cursor().has_leased(0)) {
+                    ring.fill(2, 0);
+                }
+            })
+        };
+        match ring.words().lease(0, ring.cursor(), &ring.futex) {
+            Some(slot) => assert_eq!(ring.look(slot), 0),
+            None => assert_ne!(ring.cursor().eviction(), 0, "the slot was seen overwritten, the eviction was not"),
+        }
+        writer.join().unwrap();
+    });
+}
+
+/// Delivery latest with a reader that follows: the writer overwrites whatever is not leased, and the reader goes on with the oldest batch that
+/// is still there, or past those that are not, and so reaches the last one.
+#[test]
+fn a_reader_of_an_overwriting_ring_reads_whole_batches_in_order_up_to_the_last() {
+    const BATCHES: u64 = 3;
+    check(|| {
+        let ring = Ring::new();
+        ring.fill(0, 0);
+        ring.fill(1, 1);
+        let writer = {
+            let ring = Arc::clone(&ring);
+            loom::thread::spawn(move || {
+                for seq in 2..BATCHES {
+                    // One reader with one lease leaves one of two slots free: the oldest that is not leased.
+                    let claim = |slot: &u32| ring.words().claim(*slot, || ring.cursor().has_leased(*slot));
+                    let oldest = (seq % u64::from(SLOTS)) as u32;
+                    let free = std::cell::Cell::new(None);
+                    ring.until(&[ring.cursor()], || {
+                        free.set([oldest, 1 - oldest].iter().copied().find(|slot| claim(slot)));
+                        free.get().is_some()
+                    });
+                    ring.fill(seq, free.get().unwrap() as usize);
+                }
+            })
+        };
+        let (mut next, mut last) = (0, None);
+        while next < BATCHES {
+            assert!(ring.words().await_published(next, ring.cursor(), || false, &ring.futex));
+            let published = ring.published.load(Ordering::Acquire);
+            let lease = |seq| Some((seq, ring.words().lease(seq, ring.cursor(), &ring.futex)?));
+            let found = (next..published).find_map(lease);
+            assert_eq!(ring.cursor().eviction(), 0);
+            next = found.map_or(published, |(seq, _)| seq + 1);
+            if let Some((seq, slot)) = found {
+                assert_eq!(ring.look(slot), seq);
+                ring.words().end_lease(slot, Some(next), ring.cursor(), &ring.futex);
+                last = Some(seq);
+            } else {
+                ring.words().release(next, ring.cursor(), &ring.futex);
+            }
+        }
+        // Nothing is written after the last batch, so nothing makes a reader miss it.
+        assert_eq!(last, Some(BATCHES - 1));
+        writer.join().unwrap();
+    });
+}
+
 /// The writer waits for a slot that an evicted reader keeps.
 #[test]
 fn a_lease_that_ends_wakes_the_writer_though_nothing_is_released() {

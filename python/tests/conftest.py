@@ -19,7 +19,7 @@ from mixd.server import _program
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_DATA = ROOT / "sample-data"
 EXAMPLES = ROOT / "python" / "examples"
-REFERENCE = Path(os.environ.get("MIXD_REFERENCE", ROOT.parent / "shared" / "reference"))
+REFERENCE = ROOT / "tests" / "golden"
 
 # Seconds in which what should happen at once has happened.
 DEADLINE = 20.0

@@ -1,7 +1,7 @@
 //! The CPU mixer: one fused pass from u8 planes to the finished batch.
 //!
-//! With `s = 1/(255·std)`, a value is `(A·u_own + B·u_partner) + C`, where `A = λ·s`, `B = (1−λ)·s`, `C = −mean/std`: SPEC §4's
-//! formula rearranged, within 4e-7 of it. For u8 `A = λ`, `B = 1−λ`, `C = 0`: SPEC's own operations. Every operation is rounded by
+//! With `s = 1/(255·std)`, a value is `(A·u_own + B·u_partner) + C`, where `A = λ·s`, `B = (1−λ)·s`, `C = −mean/std`: the specification's
+//! formula rearranged, within 4e-7 of it. For u8 `A = λ`, `B = 1−λ`, `C = 0`: its own operations. Every operation is rounded by
 //! itself (no fused multiply-add), so that every instruction set gives the same bits.
 //!
 //! Batches are stored past the caches where that turns out to be faster (`stores.rs`).

@@ -1,4 +1,4 @@
-//! The oracle: SPEC §4, one value at a time, every operation rounded by itself.
+//! The oracle: docs/spec/batches.md#mixing, one value at a time, every operation rounded by itself.
 
 use super::Row;
 use crate::format::Format;
@@ -50,7 +50,7 @@ pub fn values(dtype: Dtype, bytes: &[u8]) -> Vec<f64> {
     }
 }
 
-/// Asserts SPEC §8's tolerance of single values: u8 exact, f32 within 7e-7, f16 and bf16 within that or one unit in the last place.
+/// Asserts the tolerance of single values (docs/spec/golden.md#tolerances): u8 exact, f32 within 7e-7, f16 and bf16 within that or one unit in the last place.
 pub fn assert_close(dtype: Dtype, ours: &[u8], expected: &[u8], context: &str) {
     assert_eq!(ours.len(), expected.len(), "{context}");
     for (at, (a, b)) in values(dtype, ours).iter().zip(values(dtype, expected)).enumerate() {
@@ -63,7 +63,7 @@ pub fn assert_close(dtype: Dtype, ours: &[u8], expected: &[u8], context: &str) {
     }
 }
 
-/// Asserts SPEC §8's tolerance of how many f16 or bf16 values may differ at all. It holds of many different values: with few
+/// Asserts the tolerance (docs/spec/golden.md#tolerances) of how many f16 or bf16 values may differ at all. It holds of many different values: with few
 /// pixels, or a λ that repeats, one value at the edge of rounding stands for a large share.
 pub fn assert_rarely_off(dtype: Dtype, ours: &[u8], expected: &[u8], context: &str) {
     let (a, b) = (values(dtype, ours), values(dtype, expected));

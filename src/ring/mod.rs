@@ -30,7 +30,9 @@
 //!
 //! **Memory order.** A: the writer's Release store of `published` pairs with the reader's Acquire load, so the slot's bytes
 //! are seen whole. B: the reader's Release store of `released` pairs with the writer's Acquire load, so no read of the old
-//! bytes is overtaken by a write of the new.
+//! bytes is overtaken by a write of the new. G: the fence in `evict`, between the writer's store of `evicted` and its claim of a slot, pairs with
+//! the Acquire fence in a failed `lease`, between the reader's search of the directory and its load of `evicted`. So a reader that sees its
+//! slot claimed sees that it was evicted, and does not report a damaged ring. The thread that evicts must be the thread that claims.
 //!
 //! **Waiting.** A short spin, then a futex. Each side has an event word that its waker increments after the counter:
 //! `event` in the data header for readers, `event` in the cursor for the writer. A waiter announces itself (`reader_waiting`,

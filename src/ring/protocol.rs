@@ -89,10 +89,17 @@ impl CursorWords<'_> {
         self.held.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum()
     }
 
+    /// Why the reader was evicted; 0 while it was not. After a [`WriterWords::lease`] that failed because the slot of a batch was claimed from an
+    /// evicted reader, not 0.
+    pub fn eviction(&self) -> u32 {
+        self.evicted.load(Ordering::Relaxed) // after the fence of sync point G, with `evict`
+    }
+
     /// Puts the reader out: it leases nothing from here on. What it says that it has leased is looked at after this.
     pub fn evict(&self, code: u32) {
         self.evicted.store(code, Ordering::Relaxed);
-        fence(Ordering::SeqCst); // sync point F, with `lease`
+        // Sync point F, with `lease`. Sync point G, with `lease`: what this thread claims after this is seen no earlier than `evicted`.
+        fence(Ordering::SeqCst);
     }
 }
 
@@ -137,10 +144,13 @@ impl WriterWords<'_> {
     }
 
     /// Leases batch `seq`, which is published, and returns its slot; `None` where no slot holds it any more or the reader was
-    /// evicted.
+    /// evicted: [`CursorWords::eviction`] then tells which.
     pub fn lease(&self, seq: u64, cursor: CursorWords<'_>, sleeper: &impl Sleeper) -> Option<u32> {
         let holds = |slot: u32| self.holds[slot as usize].load(Ordering::Relaxed) == seq;
-        let slot = (0..self.holds.len() as u32).find(|&slot| holds(slot))?;
+        let Some(slot) = (0..self.holds.len() as u32).find(|&slot| holds(slot)) else {
+            fence(Ordering::Acquire); // sync point G, with `evict`
+            return None;
+        };
         let (word, bit) = cursor.bit(slot);
         word.fetch_or(bit, Ordering::Relaxed);
         fence(Ordering::SeqCst); // sync point F, with `claim` and `evict`
@@ -148,6 +158,7 @@ impl WriterWords<'_> {
             return Some(slot);
         }
         self.end_lease(slot, None, cursor, sleeper);
+        fence(Ordering::Acquire); // sync point G, with `evict`
         None
     }
 

@@ -172,7 +172,7 @@ impl GiveUp {
 
     /// Whether the writer has put this reader out.
     pub fn was_evicted(&self) -> bool {
-        self.0.cursor.words().evicted.load(Ordering::Relaxed) != 0
+        self.0.cursor.words().eviction() != 0
     }
 
     /// The first batch that no reader of this ring can read any more when the writer is dead.
@@ -302,8 +302,8 @@ impl RingReader {
             Delivery::Latest if held > 0 => return Err(RingError::OneAtATime),
             _ => {}
         }
-        // Acquire, so that what made a lease fail and this are seen in order.
-        let evicted = || cursor.words().evicted.load(Ordering::Acquire);
+        // After a lease that failed, ordered by its fence: sync point G.
+        let evicted = || cursor.words().eviction();
         let gave_up = || give_up.load(Ordering::SeqCst) || evicted() != 0 || interrupted();
         let (seq, slot) = loop {
             let since = (!self.is_ready()).then(Instant::now);

@@ -1,4 +1,4 @@
-//! Checkpoints: the network's variables as safetensors, under the names of SPEC §6; how far training is, as JSON in the metadata.
+//! Checkpoints: the network's variables as safetensors, under the names of docs/spec/batches.md#network; how far training is, as JSON in the metadata.
 
 use super::trainer::{EpochResult, Options, Running};
 use crate::spec::FeedSpec;

@@ -14,8 +14,9 @@ pub mod config;
 pub mod types;
 // What is computed.
 pub mod dataset;
-pub mod image;
+pub mod decode;
 pub mod mix;
+pub mod render;
 pub mod rng;
 pub mod sampler;
 pub mod stamp;

@@ -186,6 +186,43 @@ impl Cut {
     }
 }
 
+/// The filter of a resize.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    /// A triangle over 2 pixels, widened when shrinking.
+    #[default]
+    Bilinear,
+    /// Keys' cubic with a = −½ over 4 pixels, widened when shrinking.
+    Bicubic,
+}
+named!(Interpolation, "interpolation", "bilinear or bicubic", Bilinear = "bilinear", Bicubic = "bicubic");
+
+/// What pixels outside an image are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PadMode {
+    /// 0.
+    #[default]
+    Constant,
+    /// The image mirrored at its edge pixels, which are not repeated; mirrored again where that is not enough.
+    Reflect,
+}
+named!(PadMode, "padding", "constant or reflect", Constant = "constant", Reflect = "reflect");
+
+/// A box of a decoded image, in its pixels. A padded crop may reach beyond the image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CropBox {
+    /// First row; negative above the image.
+    pub top: i32,
+    /// First column; negative left of the image.
+    pub left: i32,
+    /// Rows.
+    pub height: u32,
+    /// Pixels a row.
+    pub width: u32,
+}
+
 /// A batch's place in the endless sequence of its feed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Place {
@@ -329,6 +366,12 @@ mod tests {
     fn names_survive_a_round_trip() {
         for &dtype in Dtype::ALL {
             assert_eq!(dtype.name().parse(), Ok(dtype));
+        }
+        for &interpolation in Interpolation::ALL {
+            assert_eq!(interpolation.name().parse(), Ok(interpolation));
+        }
+        for &pad in PadMode::ALL {
+            assert_eq!(pad.name().parse(), Ok(pad));
         }
         for text in ["cpu", "cuda:0", "cuda:7"] {
             assert_eq!(text.parse::<Device>().unwrap().to_string(), text);

@@ -4,11 +4,11 @@
 use mixd::config::{FeedSpec, Mix};
 use mixd::cpus::Workers;
 use mixd::dataset::Dataset;
-use mixd::image::{JPEG_DECODER, LoadOptions};
 use mixd::mix::MixerKind;
 use mixd::pipeline::{OnBadImage, Options, Pipeline};
 use mixd::ring::{Next, RingReader};
 use mixd::types::{Device, ImageSize, Place};
+use mixd::{decode::JPEG_DECODER, render::LoadOptions};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::num::NonZeroUsize;
 use std::path::Path;

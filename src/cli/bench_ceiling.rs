@@ -6,7 +6,7 @@ use super::options::PipelineArgs;
 use crate::config::FeedSpec;
 use crate::cpus::Cpus;
 use crate::dataset::Dataset;
-use crate::image::Loader;
+use crate::render::Loader;
 use crate::ring::now_ns;
 #[cfg(feature = "cuda")]
 use crate::types::Device;

@@ -3,7 +3,7 @@
 use super::options::{DataArgs, FeedArgs, PipelineArgs};
 use crate::batch::BatchView;
 use crate::config::FeedSpec;
-use crate::image::JPEG_DECODER;
+use crate::decode::JPEG_DECODER;
 use crate::pipeline::Pipeline;
 use crate::types::{Dtype, Place};
 use anyhow::{Context, bail};

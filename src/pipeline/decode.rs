@@ -3,7 +3,7 @@
 use super::ledger::BadSample;
 use super::{Shared, StoreEntry};
 use crate::cpus::Workers;
-use crate::image::Loader;
+use crate::render::Loader;
 use crate::stamp::{is_settled, stamp};
 use crate::stats::{Clock, Doing};
 use crate::store::Claim;

@@ -1,63 +1,12 @@
-//! Pixels: from a file's bytes to a u8 `[3, H, W]` sample, as SPEC §2 says.
+//! From a file to a u8 `[3, H, W]` sample, as SPEC §2 says: the two stages, decode and render, with one thread's scratch.
 
-mod decode;
-mod exact;
-#[cfg(test)]
-mod naive;
-mod resize;
-#[cfg(feature = "turbojpeg")]
-mod turbo;
-
-pub use decode::{DecodeKind, Decoder, JPEG_DECODER, PIXELS_MAX, Picture};
-pub use resize::{Resize, ResizeKind};
-
-use crate::types::ImageSize;
-use rustix::io::Errno;
+use super::{Geometry, Renderer, ResizeKind};
+use crate::decode::{DecodeKind, Decoder, ImageError};
+use crate::types::{ImageSize, Interpolation};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-
-/// Why an image is not to be had. The file is named by whoever asked for it.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageError {
-    /// The file cannot be read.
-    #[error("cannot be read: {0}")]
-    Read(#[from] io::Error),
-    /// No decoder knows the content.
-    #[error("is not an image of a known format")]
-    UnknownFormat,
-    /// The header claims more than is accepted.
-    #[error("claims {width}x{height} pixels, more than the limit of {PIXELS_MAX}")]
-    TooLarge {
-        /// Pixels a row.
-        width: u32,
-        /// Rows.
-        height: u32,
-    },
-    /// The content has no pixels.
-    #[error("claims {width}x{height} pixels")]
-    Empty {
-        /// Pixels a row.
-        width: u32,
-        /// Rows.
-        height: u32,
-    },
-    /// The content is damaged, or of a kind that the decoder does not know.
-    #[error("cannot be decoded: {0}")]
-    Decode(String),
-    /// The decoder gave up in a way that it should not.
-    #[error("cannot be decoded: the decoder panicked")]
-    Panicked,
-}
-
-impl ImageError {
-    /// Whether the machine lacked file descriptors, which says nothing of the image.
-    pub fn is_shortage(&self) -> bool {
-        let Self::Read(error) = self else { return false };
-        matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
-    }
-}
 
 /// How files become samples. It decides about pixels, so whoever is to make the same ones must have the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,7 +22,7 @@ pub struct Loader {
     options: LoadOptions,
     file: Vec<u8>,
     decoder: Decoder,
-    resize: Resize,
+    renderer: Renderer,
 }
 
 /// Scratch above this size is given back after use: one huge image must not cost its memory for ever.
@@ -82,8 +31,8 @@ const SCRATCH_BYTES_MAX: usize = 64 << 20;
 impl Loader {
     /// A loader without scratch as yet.
     pub fn new(options: LoadOptions) -> Self {
-        let (decoder, resize) = (Decoder::default(), Resize::new(options.resize));
-        Self { options, file: Vec::new(), decoder, resize }
+        let (decoder, renderer) = (Decoder::default(), Renderer::new(options.resize));
+        Self { options, file: Vec::new(), decoder, renderer }
     }
 
     /// Reads a file, decodes it to RGB, resizes it to exactly `size` and writes it to `out` as u8 `[3, H, W]`.
@@ -97,16 +46,18 @@ impl Loader {
         assert_eq!(out.len(), size.values());
         self.file.clear();
         File::open(path)?.read_to_end(&mut self.file)?;
-        let (file, decoder, resize) = (&self.file, &mut self.decoder, &mut self.resize);
+        let (file, decoder, renderer) = (&self.file, &mut self.decoder, &mut self.renderer);
         let at_least = (self.options.decode == DecodeKind::Scaled).then_some(size);
         // Decoders read what strangers wrote; a panic in one is that file's fault, and must not take a worker along.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let picture = decoder.decode(file, at_least)?;
-            resize.run(&picture, size, out);
+            let geometry = Geometry::squash(picture.size(), size, Interpolation::Bilinear);
+            renderer.run(&picture, &geometry, size, out);
             Ok(())
         }));
         self.file.shrink_to(SCRATCH_BYTES_MAX);
         self.decoder.shrink_to(SCRATCH_BYTES_MAX);
+        self.renderer.shrink_to(SCRATCH_BYTES_MAX);
         outcome.unwrap_or_else(|_| {
             // What the panic left half done must not meet the next file.
             *self = Self::new(self.options);
@@ -117,56 +68,13 @@ impl Loader {
 
 #[cfg(test)]
 mod tests {
+    use super::super::naive;
     use super::*;
+    use crate::decode::tests::difference;
+    use crate::decode::{JPEG_DECODER, Picture};
     use crate::fixtures;
     use safetensors::SafeTensors;
     use serde_json::Value;
-
-    fn difference(ours: &[u8], theirs: &[u8]) -> (f64, u8) {
-        assert_eq!(ours.len(), theirs.len());
-        let each = || ours.iter().zip(theirs).map(|(a, b)| a.abs_diff(*b));
-        (each().map(f64::from).sum::<f64>() / ours.len() as f64, each().max().unwrap_or(0))
-    }
-
-    /// SPEC §8, the row for odd files, and the rows for JPEG and for other formats.
-    #[test]
-    fn odd_files_are_decoded_like_pillow_does_or_refused_with_a_cause() {
-        let Some(odd) = fixtures::reference().map(|reference| reference.join("odd")) else { return };
-        let list: Value = serde_json::from_slice(&std::fs::read(odd.join("odd.json")).unwrap()).unwrap();
-        let bytes = std::fs::read(odd.join("odd.safetensors")).unwrap();
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        // «Free choice» in SPEC §8; refused (tall: one pixel wide, with subsampled chroma); 16-bit gray, for which SPEC §2
-        // allows the high byte.
-        let free = ["cutnoeoi.JPEG", "corrupt.JPEG", "arithmetic.JPEG", "tall.JPEG", "gray16.png"];
-        for entry in list["files"].as_array().unwrap() {
-            let name = entry["file"].as_str().unwrap();
-            let file = std::fs::read(odd.join(name)).unwrap();
-            let mut decoder = Decoder::default();
-            let decoded = decoder.decode(&file, None).map(|picture| (picture.width, picture.height, picture.to_rgb()));
-            let expected = entry["decodes"].as_bool().unwrap();
-            match decoded {
-                Ok((width, height, rgb)) if expected => {
-                    assert_eq!(u64::from(width), entry["width"].as_u64().unwrap(), "{name}");
-                    assert_eq!(u64::from(height), entry["height"].as_u64().unwrap(), "{name}");
-                    let (mean, max) = difference(&rgb, tensors.tensor(&format!("rgb.{name}")).unwrap().data());
-                    let jpeg = entry["format"] == "JPEG";
-                    let (mean_max, max_max) = match name {
-                        "gray16.png" => continue,
-                        "cmyk.JPEG" | "ycck.JPEG" => (1.4, 11),
-                        _ if jpeg && JPEG_DECODER == "libjpeg-turbo" => (0.0, 0),
-                        _ if jpeg => (0.4, 10),
-                        _ => (0.0, 0),
-                    };
-                    assert!(mean <= mean_max && max <= max_max, "{name}: mean {mean}, max {max}");
-                }
-                Ok(_) => assert!(free.contains(&name), "{name} was decoded"),
-                Err(error) => {
-                    assert!(!expected || free.contains(&name), "{name}: {error}");
-                    assert!(error.to_string().len() > 10, "{name}: {error}");
-                }
-            }
-        }
-    }
 
     #[test]
     fn the_resize_is_pillows_exactly_or_within_two_levels() {
@@ -182,11 +90,12 @@ mod tests {
             let (height, width) = (full.shape()[0] as u32, full.shape()[1] as u32);
             let picture = Picture::new(width, height, 3, full.data());
             let mut ours = vec![0; size.values()];
-            Resize::new(ResizeKind::Fast).run(&picture, size, &mut ours);
+            let geometry = Geometry::squash(picture.size(), size, Interpolation::Bilinear);
+            Renderer::new(ResizeKind::Fast).run(&picture, &geometry, size, &mut ours);
             let (mean, max) = difference(&ours, golden);
             assert!(mean <= 0.3 && max <= 2, "image {nth}: mean {mean}, max {max}");
-            Resize::new(ResizeKind::Exact).run(&picture, size, &mut ours);
-            assert!(ours == golden && naive::resize(&picture, size) == golden, "image {nth}");
+            Renderer::new(ResizeKind::Exact).run(&picture, &geometry, size, &mut ours);
+            assert!(ours == golden && naive::render(&picture, &geometry, size) == golden, "image {nth}");
             checked += 1;
         }
         assert!(checked > 0);
@@ -209,18 +118,6 @@ mod tests {
             let (mean, max) = difference(&ours, &pixels.data()[nth * size.values()..][..size.values()]);
             let (mean_max, max_max) = if JPEG_DECODER == "libjpeg-turbo" { (0.0, 0) } else { (0.5, 6) };
             assert!(mean <= mean_max && max <= max_max, "{file}: mean {mean}, max {max}");
-        }
-    }
-
-    #[test]
-    fn a_jpeg_cut_anywhere_is_refused() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample-data/val/n01440764");
-        let file = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
-        let file = std::fs::read(file).unwrap();
-        let mut decoder = Decoder::default();
-        decoder.decode(&file, None).unwrap();
-        for len in (0..file.len()).step_by(97).chain(file.len() - 40..file.len()) {
-            assert!(decoder.decode(&file[..len], None).is_err(), "{len} of {} bytes were decoded", file.len());
         }
     }
 

@@ -35,11 +35,6 @@ pub fn roots() -> impl Iterator<Item = PathBuf> {
     std::iter::once(golden()).chain(larger())
 }
 
-/// One folder of golden values, the larger set where there is one; for tests that do not run over [`roots`] yet.
-pub fn reference() -> Option<PathBuf> {
-    Some(roots().last().expect("the repository's own"))
-}
-
 /// The folder of the full Imagenette (`train/` and `val/` in it): `$MIXD_IMAGENETTE`, a folder or an archive; says so where
 /// the variable is not set.
 pub fn imagenette() -> Option<PathBuf> {

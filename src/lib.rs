@@ -15,9 +15,10 @@ pub mod format;
 pub mod spec;
 pub mod types;
 // What is computed.
-pub mod image;
+pub mod decode;
 pub mod mix;
 pub mod plan;
+pub mod render;
 pub mod rng;
 pub mod source;
 pub mod stamp;

@@ -73,8 +73,10 @@ pub struct Mixed {
 pub struct Stats {
     /// Planning and asking for samples; items are batches.
     pub plan: Stage,
-    /// Decoding and resizing; items are samples.
+    /// Decoding, and resizing to views that are stored finished; items are samples.
     pub decode: Stage,
+    /// Rendering random views; items are views. Its threads are those that decode.
+    pub render: Stage,
     /// Mixing into slots; items are batches.
     pub mix: Stage,
     mixed: Mutex<Mixed>,
@@ -82,8 +84,8 @@ pub struct Stats {
 
 impl Stats {
     /// Every stage with its name, in the order of the data's way.
-    pub fn stages(&self) -> [(&'static str, &Stage); 3] {
-        [("plan", &self.plan), ("decode", &self.decode), ("mix", &self.mix)]
+    pub fn stages(&self) -> [(&'static str, &Stage); 4] {
+        [("plan", &self.plan), ("decode", &self.decode), ("render", &self.render), ("mix", &self.mix)]
     }
 
     /// Counts a mixed batch.
@@ -125,6 +127,11 @@ impl<'a> Clock<'a> {
             Doing::WaitingOut => &self.stage.waiting_out_ns,
         }
         .fetch_add(ns, Relaxed);
+    }
+
+    /// Leaves the time since the last lap to another clock of the thread.
+    pub fn skip(&mut self) {
+        self.since = Instant::now();
     }
 
     /// Counts a finished item.

@@ -186,42 +186,42 @@ impl Cut {
     }
 }
 
-/// A box of pixels of a decoded image. It may reach beyond the image where the image is padded before it is cropped.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CropBox {
-    /// First row.
-    pub top: i32,
-    /// First column.
-    pub left: i32,
-    /// Rows.
-    pub height: u32,
-    /// Columns.
-    pub width: u32,
-}
-
-/// Filter of a resize.
+/// The filter of a resize.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Interpolation {
-    /// Triangle filter, widened when shrinking (antialiased).
+    /// A triangle over 2 pixels, widened when shrinking.
     #[default]
     Bilinear,
-    /// Keys's cubic with a = −½, widened when shrinking (antialiased).
+    /// Keys' cubic with a = −½ over 4 pixels, widened when shrinking.
     Bicubic,
 }
 named!(Interpolation, "interpolation", "bilinear or bicubic", Bilinear = "bilinear", Bicubic = "bicubic");
 
-/// What surrounds an image that is padded.
+/// What pixels outside an image are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PadMode {
-    /// Zeros.
+    /// 0.
     #[default]
     Constant,
-    /// The image mirrored at its outermost pixels, which are not repeated.
+    /// The image mirrored at its edge pixels, which are not repeated; mirrored again where that is not enough.
     Reflect,
 }
 named!(PadMode, "padding", "constant or reflect", Constant = "constant", Reflect = "reflect");
+
+/// A box of a decoded image, in its pixels. A padded crop may reach beyond the image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CropBox {
+    /// First row; negative above the image.
+    pub top: i32,
+    /// First column; negative left of the image.
+    pub left: i32,
+    /// Rows.
+    pub height: u32,
+    /// Pixels a row.
+    pub width: u32,
+}
 
 /// A batch's place in the endless sequence of its feed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -366,6 +366,12 @@ mod tests {
     fn names_survive_a_round_trip() {
         for &dtype in Dtype::ALL {
             assert_eq!(dtype.name().parse(), Ok(dtype));
+        }
+        for &interpolation in Interpolation::ALL {
+            assert_eq!(interpolation.name().parse(), Ok(interpolation));
+        }
+        for &pad in PadMode::ALL {
+            assert_eq!(pad.name().parse(), Ok(pad));
         }
         for text in ["cpu", "cuda:0", "cuda:7"] {
             assert_eq!(text.parse::<Device>().unwrap().to_string(), text);

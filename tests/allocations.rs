@@ -2,12 +2,12 @@
 #![expect(unsafe_code, reason = "an allocator that counts")]
 
 use mixd::cpus::Workers;
-use mixd::image::{JPEG_DECODER, LoadOptions};
 use mixd::mix::MixerKind;
 use mixd::pipeline::{OnBadImage, Options, Pipeline};
 use mixd::ring::{Next, RingReader};
 use mixd::spec::FeedSpec;
 use mixd::types::{Device, ImageSize, Place};
+use mixd::{decode::JPEG_DECODER, render::LoadOptions};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::num::NonZeroUsize;
 use std::path::Path;

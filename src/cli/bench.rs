@@ -216,7 +216,9 @@ impl Bench {
         let (sample_bytes, image_bytes) = (spec.image_size.values() as f64, spec.format().image_bytes() as f64);
         let ceiling = |round: &Round| {
             round.ceiling.as_ref().map(|at| match &at.device {
+                _ if !warm && spec.renders() => ("decode + render", at.decode),
                 _ if !warm => ("decode + resize", at.decode),
+                _ if spec.renders() => ("render", at.render.unwrap_or_default()),
                 Some(device) if !on_device => ("pinned copy from the device", device.copy_back / image_bytes),
                 Some(device) if resident => ("device memory copy", device.copy / (sample_bytes + image_bytes)),
                 Some(device) => ("pinned copy to the device", device.host_copy / sample_bytes),
@@ -251,6 +253,7 @@ impl Bench {
             "ceiling": ceiling(&rounds[0]).map(|(kind, _)| json!({
                 "kind": kind,
                 "decode_images_per_s": over(&|round| Some(round.ceiling.as_ref()?.decode)),
+                "render_images_per_s": over(&|round| round.ceiling.as_ref()?.render),
                 "memory_write_images_per_s": over(&|round| Some(round.ceiling.as_ref()?.write)),
                 "wake_us_p50": wake_us_p50,
                 "wake_us_p99": wake_us_p99,

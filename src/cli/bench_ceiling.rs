@@ -4,18 +4,24 @@
 use super::bench_device::DeviceCeiling;
 use super::options::PipelineArgs;
 use crate::cpus::Cpus;
-use crate::image::Loader;
+use crate::decode::Picture;
+use crate::pipeline::Views;
+use crate::plan::{CropDraw, ViewPlan};
+use crate::render::{Loader, Renderer};
 use crate::ring::now_ns;
+use crate::rng::{self, Stream};
 use crate::source::Source;
 use crate::spec::FeedSpec;
 #[cfg(feature = "cuda")]
 use crate::types::Device;
-use crate::types::Split;
+use crate::types::{ImageSize, Split};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long decoding is measured in a round; memory and wake-ups need a quarter.
 const TIME: Duration = Duration::from_millis(800);
+/// Bytes of decoded images that random views are rendered from: more than caches hold.
+const SOURCE_BYTES: usize = 256 << 20;
 /// Between two wake-ups: longer than a waiter stays awake, about as long as a batch takes.
 const WAKE_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -28,14 +34,18 @@ pub struct Ceiling<'a> {
     workers: usize,
     next: AtomicU64,
     slots: Vec<Vec<u8>>,
+    /// Decoded images, of a feed whose views are random: size, values a pixel, values.
+    sources: Option<Vec<(ImageSize, usize, Vec<u8>)>>,
     #[cfg(feature = "cuda")]
     device: Option<DeviceCeiling>,
 }
 
 /// Ceilings.
 pub struct Measured {
-    /// Images a second: decode and resize with nothing else, on as many threads as the daemon has workers.
+    /// Images a second: decoding and resizing (or rendering random views) with nothing else, on as many threads as the daemon has workers.
     pub decode: f64,
+    /// Images a second: rendering random views of decoded images with nothing else, on as many threads.
+    pub render: Option<f64>,
     /// Images a second: writing finished images to the slots of a ring.
     pub write: f64,
     /// Of the CUDA device that mixes.
@@ -84,6 +94,7 @@ impl<'a> Ceiling<'a> {
             workers,
             next: AtomicU64::new(0),
             slots,
+            sources: Views::of(&spec).are_random().then(|| decoded(source, spec.split, pipeline)),
             #[cfg(feature = "cuda")]
             device,
         };
@@ -99,6 +110,7 @@ impl<'a> Ceiling<'a> {
     pub fn measure(&mut self) -> anyhow::Result<Measured> {
         Ok(Measured {
             decode: self.decode(Instant::now() + TIME),
+            render: self.render(Instant::now() + TIME),
             write: self.write(Instant::now() + TIME / 4),
             device: self.device()?,
             wake_us: wake(Instant::now() + TIME / 4),
@@ -116,8 +128,9 @@ impl<'a> Ceiling<'a> {
     }
 
     fn decode(&self, until: Instant) -> f64 {
-        let samples = self.source.len(Split::Train);
+        let samples = self.source.len(self.spec.split);
         let (done, start, size) = (AtomicU64::new(0), Instant::now(), self.spec.image_size);
+        let views = Views::of(&self.spec);
         let work = || {
             // Fails only where the daemon's start has failed.
             let _ = self.pipeline.cpus.as_ref().map(Cpus::pin);
@@ -125,8 +138,18 @@ impl<'a> Ceiling<'a> {
             let mut bytes = Vec::new();
             while Instant::now() < until {
                 let sample = self.next.fetch_add(1, Ordering::Relaxed) % u64::from(samples);
-                let read = self.source.read(Split::Train, sample as u32, &mut bytes);
-                if read.is_ok() && loader.load(&bytes, size, &mut out).is_ok() {
+                let read = self.source.read(self.spec.split, sample as u32, &mut bytes);
+                let made = if views.are_random() {
+                    let view = self.view(sample);
+                    let make = |picture: &Picture<'_>, renderer: &mut Renderer| {
+                        renderer.run(picture, &views.random(&view, picture.size()), size, &mut out);
+                    };
+                    read.is_ok() && loader.source(&bytes, make).is_ok()
+                } else {
+                    let geometry = |image| views.fixed(image);
+                    read.is_ok() && loader.load(&bytes, views.at_least(), geometry, size, &mut out).is_ok()
+                };
+                if made {
                     done.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -137,6 +160,37 @@ impl<'a> Ceiling<'a> {
             }
         });
         done.into_inner() as f64 / start.elapsed().as_secs_f64()
+    }
+
+    /// Views of sources that are decoded, by the calls that the daemon makes, with nothing else.
+    fn render(&self, until: Instant) -> Option<f64> {
+        let (views, size) = (Views::of(&self.spec), self.spec.image_size);
+        let sources = self.sources.as_ref()?;
+        let (done, start) = (AtomicU64::new(0), Instant::now());
+        let work = || {
+            // Fails only where the daemon's start has failed.
+            let _ = self.pipeline.cpus.as_ref().map(Cpus::pin);
+            let (mut loader, mut out) = (Loader::new(self.pipeline.load()), vec![0; size.values()]);
+            while Instant::now() < until {
+                let nth = self.next.fetch_add(1, Ordering::Relaxed);
+                let (image, channels, values) = &sources[nth as usize % sources.len()];
+                let picture = Picture::new(image.width, image.height, *channels, values);
+                loader.render(&picture, &views.random(&self.view(nth), *image), size, &mut out);
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..self.workers {
+                scope.spawn(work);
+            }
+        });
+        Some(done.into_inner() as f64 / start.elapsed().as_secs_f64())
+    }
+
+    /// A random view.
+    fn view(&self, nth: u64) -> ViewPlan {
+        let mut rng = rng::at(self.spec.seed, Stream::Crop, nth >> 20, 0, nth & 0xF_FFFF);
+        ViewPlan { crop: Some(CropDraw::from(&mut rng)), flip: self.spec.flip > 0.0 && nth.is_multiple_of(2) }
     }
 
     /// On as many threads as mix a batch: each writes its part of every slot.
@@ -166,6 +220,23 @@ impl<'a> Ceiling<'a> {
         });
         images.into_inner() as f64 / start.elapsed().as_secs_f64()
     }
+}
+
+/// As many decoded images as fit [`SOURCE_BYTES`].
+fn decoded(source: &dyn Source, split: Split, pipeline: &PipelineArgs) -> Vec<(ImageSize, usize, Vec<u8>)> {
+    let (mut loader, mut bytes, mut room) = (Loader::new(pipeline.load()), Vec::new(), SOURCE_BYTES);
+    let mut decode = |sample| {
+        source.read(split, sample, &mut bytes).ok()?;
+        let keep =
+            |picture: &Picture<'_>, _: &mut Renderer| (picture.size(), picture.channels, picture.values.to_vec());
+        loader.source(&bytes, keep).ok()
+    };
+    let images = (0..source.len(split)).map_while(|sample| {
+        let image = decode(sample);
+        room = room.checked_sub(image.as_ref().map_or(0, |(_, _, values)| values.len()))?;
+        Some(image)
+    });
+    images.flatten().collect()
 }
 
 /// How long a thread that sleeps takes to wake, each time that another thread wakes it.

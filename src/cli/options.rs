@@ -2,9 +2,10 @@
 
 use crate::client;
 use crate::cpus::{Cpus, Workers};
-use crate::image::{DecodeKind, JPEG_DECODER, LoadOptions, ResizeKind};
+use crate::decode::{DecodeKind, JPEG_DECODER};
 use crate::mix::MixerKind;
 use crate::pipeline::{self, OnBadImage};
+use crate::render::{LoadOptions, ResizeKind, SourceSize};
 use crate::source::{self, Progress, Source};
 use crate::spec::{Delivery, FeedSpec, Share, ShareName};
 use crate::types::{Device, ParseError, Start};
@@ -131,6 +132,9 @@ pub struct PipelineArgs {
     /// How much of a JPEG to decode: full, or scaled (a fraction that covers the output; in builds with libjpeg-turbo).
     #[arg(long, env = "MIXD_DECODE", default_value = "full", value_parser = decode_kind)]
     pub decode: DecodeKind,
+    /// What random views are rendered from: full (images as decoded), or the pixels that their short side is bounded by, such as 256.
+    #[arg(long, env = "MIXD_SOURCE", value_name = "full|SHORT", default_value = "full")]
+    pub source: SourceSize,
     /// What mixes: cpu, torch or cuda (the last two in builds with the feature) [default: cpu, or cuda with --device cuda].
     #[arg(long, env = "MIXD_MIXER")]
     pub mixer: Option<MixerKind>,
@@ -188,7 +192,7 @@ impl PipelineArgs {
 
     /// How files become samples.
     pub fn load(&self) -> LoadOptions {
-        LoadOptions { decode: self.decode, resize: self.resize }
+        LoadOptions { decode: self.decode, resize: self.resize, sources: self.source }
     }
 
     /// The same options for a daemon of our own. To the cpu mixer the device is none of its business: it is the trainer's.
@@ -200,6 +204,7 @@ impl PipelineArgs {
             ("device-cache", self.device_cache.to_string()),
             ("resize", self.resize.to_string()),
             ("decode", self.decode.to_string()),
+            ("source", self.source.to_string()),
             ("mixer", self.mixer().to_string()),
             ("device", device.to_string()),
             ("on-bad-image", self.on_bad_image.to_string()),

@@ -3,7 +3,7 @@
 use super::options::{DataArgs, PipelineArgs};
 use crate::batch::{BatchView, Head};
 use crate::columns::{COLUMNS, Number};
-use crate::image::JPEG_DECODER;
+use crate::decode::JPEG_DECODER;
 use crate::pipeline::Pipeline;
 use crate::spec::FeedOptions;
 use crate::spec::FeedSpec;

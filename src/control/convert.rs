@@ -2,7 +2,7 @@
 
 use super::daemon::Former;
 use super::proto;
-use crate::pipeline::{BadSample, StoreEntry};
+use crate::pipeline::{BadSample, StoreEntry, Views};
 use crate::source::Class;
 use crate::spec::{Crop, FeedSpec, Mix, Share};
 use crate::stats::{Mixed, Stage};
@@ -264,7 +264,7 @@ pub fn class(class: &Class) -> proto::Class {
 
 /// The message of a store.
 pub fn store(entry: &StoreEntry) -> proto::Store {
-    let StoreEntry { split, image_size, store, .. } = entry;
+    let StoreEntry { split, views: Views { size: image_size, .. }, store, .. } = entry;
     proto::Store {
         split: split.to_string(),
         height: image_size.height,

@@ -296,7 +296,7 @@ impl Daemon {
             cpu_s: usage.cpu.as_secs_f64(),
             peak_rss_bytes: usage.peak_rss_bytes,
             decode_workers: self.pipeline.workers() as u32,
-            jpeg_decoder: crate::image::JPEG_DECODER.to_owned(),
+            jpeg_decoder: crate::decode::JPEG_DECODER.to_owned(),
             mixer: options.mixer.to_string(),
             train_samples: source.len(Split::Train),
             val_samples: source.len(Split::Val),

@@ -3,11 +3,12 @@
 use super::ledger::BadSample;
 use super::{Shared, StoreEntry};
 use crate::cpus::Workers;
-use crate::image::{Loader, SCRATCH_BYTES_MAX};
-use crate::source::ReadError;
+use crate::plan::ImagePlan;
+use crate::render::{Loader, SCRATCH_BYTES_MAX};
+use crate::source::{ReadError, Stamp};
 use crate::stats::{Clock, Doing};
-use crate::store::Claim;
-use crate::types::SampleId;
+use crate::store::{Claim, Found, SourceClaim, Sources};
+use crate::types::{SampleId, Split};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io;
 use std::sync::Arc;
@@ -22,11 +23,11 @@ const END_TIMEOUT: Duration = Duration::from_millis(500);
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(20);
 const SHORTAGE_NOTICE: Duration = Duration::from_secs(10);
 
-/// One sample to decode.
+/// One image to make: a sample to decode into a view that is stored finished, or a view to render for one use.
 pub struct Job {
-    /// Which.
-    pub sample: SampleId,
-    /// Of which split and at what size.
+    /// Which sample, and what is shown of it.
+    pub image: ImagePlan,
+    /// Of which split, and how images become views.
     pub entry: Arc<StoreEntry>,
     /// Where to.
     pub claim: Claim,
@@ -34,11 +35,6 @@ pub struct Job {
     pub stored: bool,
     /// Whether the feed that asked for it is to end.
     pub stopped: Arc<AtomicBool>,
-}
-
-/// Whether somebody may still wait for a job: the row of a store may be another feed's, too.
-fn is_wanted(shared: &Shared, stored: bool, stopped: &AtomicBool) -> bool {
-    !shared.stopping.load(Ordering::Relaxed) && (stored || !stopped.load(Ordering::Relaxed))
 }
 
 /// The decode threads; they end when the pool is dropped and every feed's sender with it.
@@ -91,15 +87,53 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
     if shared.options.workers == Workers::Auto {
         crate::cpus::give_way();
     }
-    let (mut loader, mut clock) = (Loader::new(shared.options.load), Clock::start(&shared.stats.decode));
-    let (mut bytes, mut noticed) = (Vec::new(), None::<Instant>);
+    let mut worker = Worker {
+        shared,
+        loader: Loader::new(shared.options.load),
+        bytes: Vec::new(),
+        noticed: None,
+        decoding: Clock::start(&shared.stats.decode),
+        rendering: Clock::start(&shared.stats.render),
+    };
     while let Ok(job) = queue.recv() {
-        clock.lap(Doing::WaitingIn);
-        let Job { sample, entry, mut claim, stored, stopped } = job;
-        if !is_wanted(shared, stored, &stopped) {
+        worker.decoding.lap(Doing::WaitingIn);
+        // The row of a store may be another feed's, too.
+        let is_wanted =
+            || !shared.stopping.load(Ordering::Relaxed) && (job.stored || !job.stopped.load(Ordering::Relaxed));
+        if !is_wanted() {
             continue;
         }
-        let (source, split) = (&*shared.source, entry.split);
+        let Job { image, ref entry, claim, stored, .. } = job;
+        match &entry.sources {
+            None => worker.finish(image.sample, entry, claim, stored, &is_wanted),
+            Some(sources) => worker.render(&image, entry, sources, claim, &is_wanted),
+        }
+    }
+}
+
+/// A decode thread's scratch.
+struct Worker<'a> {
+    shared: &'a Shared,
+    loader: Loader,
+    /// The encoded image.
+    bytes: Vec<u8>,
+    /// When a shortage was last reported.
+    noticed: Option<Instant>,
+    decoding: Clock<'a>,
+    rendering: Clock<'a>,
+}
+
+impl Worker<'_> {
+    /// Makes a view that does not depend on chance, into a row of the store or of a batch's staging.
+    fn finish(
+        &mut self,
+        sample: SampleId,
+        entry: &StoreEntry,
+        mut claim: Claim,
+        stored: bool,
+        is_wanted: &dyn Fn() -> bool,
+    ) {
+        let (source, split) = (&*self.shared.source, entry.split);
         let file = entry.store.rows().file().filter(|_| stored);
         // A stamp costs a look-up in the source: only where the row may hold the sample.
         if let Some(file) = file
@@ -108,37 +142,21 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
             && file.holds(claim.row(), sample, stamp, claim.bytes())
         {
             claim.ready();
-            clock.lap(Doing::Busy);
-            continue;
+            return self.decoding.lap(Doing::Busy);
         }
         if let Some(file) = file {
             file.clear(claim.row());
         }
-        // What the machine lacks is not the image's fault: it would be replaced by another for as long as the daemon lives.
-        let read = loop {
-            let error = match source.read(split, sample, &mut bytes) {
-                Err(error @ ReadError::DescriptorShortage(_)) => error,
-                read => break Some(read),
-            };
-            if !is_wanted(shared, stored, &stopped) {
-                break None;
-            }
-            if noticed.is_none_or(|at| at.elapsed() > SHORTAGE_NOTICE) {
-                noticed = Some(Instant::now());
-                let name = source.name(split, sample);
-                tracing::warn!("images wait to be read, since the machine lacks what that takes: {name} {error}");
-            }
-            std::thread::sleep(SHORTAGE_PAUSE);
-        };
-        let Some(read) = read else { continue };
+        let Some(read) = self.read(split, sample, is_wanted) else { return };
+        let views = entry.views;
         let loaded = read.map_err(|error| error.to_string()).and_then(|stamp| {
-            let loaded = loader.load(&bytes, entry.image_size, claim.bytes());
+            let geometry = |image| views.fixed(image);
+            let loaded = self.loader.load(&self.bytes, views.at_least(), geometry, views.size, claim.bytes());
             loaded.map(|()| stamp).map_err(|error| error.to_string())
         });
-        bytes.clear();
-        bytes.shrink_to(SCRATCH_BYTES_MAX);
+        self.clear();
         // Before anybody learns of it: who has its samples finds them counted.
-        clock.count();
+        self.decoding.count();
         match loaded {
             Ok(stamp) => {
                 if stored {
@@ -150,11 +168,141 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
                 claim.ready();
             }
             Err(cause) => {
-                shared.ledger.enter(BadSample { split, sample_id: sample, name: source.name(split, sample), cause });
+                self.enter(split, sample, cause);
                 entry.store.set_bad(sample);
                 claim.bad();
             }
         }
-        clock.lap(Doing::Busy);
+        self.decoding.lap(Doing::Busy);
+    }
+
+    /// Renders a view for one use, from its source where that is kept.
+    fn render(
+        &mut self,
+        image: &ImagePlan,
+        entry: &StoreEntry,
+        sources: &Sources,
+        mut claim: Claim,
+        is_wanted: &dyn Fn() -> bool,
+    ) {
+        let (split, views, sample) = (entry.split, entry.views, image.sample);
+        let found = sources.request(sample, || !is_wanted());
+        let kept = match found {
+            Found::Ready(picture) => Some(picture),
+            Found::Bad => return claim.bad(),
+            Found::GaveUp => return,
+            Found::Full => match self.render_decoded(image, entry, sources, &mut claim, None, is_wanted) {
+                Some(Ok(())) => return claim.ready(),
+                Some(Err(())) => return claim.bad(),
+                None => return,
+            },
+            Found::Claimed(source) => {
+                let stamp = || self.shared.source.stamp(split, sample);
+                let checked = match source.may_be_in_file().then(stamp).flatten() {
+                    Some(stamp) => source.check(stamp),
+                    None => Err(source),
+                };
+                match checked {
+                    Ok(picture) => Some(picture),
+                    Err(source) => {
+                        match self.render_decoded(image, entry, sources, &mut claim, Some(source), is_wanted) {
+                            Some(Ok(())) => return claim.ready(),
+                            Some(Err(())) => return claim.bad(),
+                            None => return,
+                        }
+                    }
+                }
+            }
+        };
+        if let Some(picture) = kept {
+            sources.note_size(sample, picture.size());
+            self.rendering.skip();
+            let geometry = views.random(&image.view, picture.size());
+            self.loader.render(&picture, &geometry, views.size, claim.bytes());
+            self.rendering.count();
+            self.rendering.lap(Doing::Busy);
+            self.decoding.skip();
+            claim.ready();
+        }
+    }
+
+    /// Decodes a sample, keeps it where it was claimed, and renders a view of it. `None` when nobody wants it any more.
+    fn render_decoded(
+        &mut self,
+        image: &ImagePlan,
+        entry: &StoreEntry,
+        sources: &Sources,
+        claim: &mut Claim,
+        source: Option<SourceClaim<'_>>,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Option<Result<(), ()>> {
+        let (split, views, sample) = (entry.split, entry.views, image.sample);
+        let read = self.read(split, sample, is_wanted)?;
+        let Self { loader, bytes, decoding, rendering, .. } = self;
+        let mut source = source;
+        let rendered = read.map_err(|error| error.to_string()).and_then(|stamp| {
+            let rendered = loader.source(bytes, |picture, renderer| {
+                // Before anybody learns of it: who has its samples finds them counted.
+                decoding.count();
+                sources.note_size(sample, picture.size());
+                if let Some(source) = source.take() {
+                    source.keep(picture, stamp);
+                }
+                decoding.lap(Doing::Busy);
+                rendering.skip();
+                let geometry = views.random(&image.view, picture.size());
+                renderer.run(picture, &geometry, views.size, claim.bytes());
+                rendering.count();
+                rendering.lap(Doing::Busy);
+                decoding.skip();
+            });
+            rendered.map_err(|error| error.to_string())
+        });
+        self.clear();
+        Some(rendered.map_err(|cause| {
+            self.decoding.count();
+            self.decoding.lap(Doing::Busy);
+            self.enter(split, sample, cause);
+            match source.take() {
+                Some(source) => source.bad(),
+                None => sources.set_bad(sample),
+            }
+        }))
+    }
+
+    /// Reads an encoded image; `None` when nobody wants it any more. What the machine lacks is not the image's fault: it would be replaced by
+    /// another for as long as the daemon lives.
+    fn read(
+        &mut self,
+        split: Split,
+        sample: SampleId,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Option<Result<Option<Stamp>, ReadError>> {
+        let source = &*self.shared.source;
+        loop {
+            let error = match source.read(split, sample, &mut self.bytes) {
+                Err(error @ ReadError::DescriptorShortage(_)) => error,
+                read => return Some(read),
+            };
+            if !is_wanted() {
+                return None;
+            }
+            if self.noticed.is_none_or(|at| at.elapsed() > SHORTAGE_NOTICE) {
+                self.noticed = Some(Instant::now());
+                let name = source.name(split, sample);
+                tracing::warn!("images wait to be read, since the machine lacks what that takes: {name} {error}");
+            }
+            std::thread::sleep(SHORTAGE_PAUSE);
+        }
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(SCRATCH_BYTES_MAX);
+    }
+
+    fn enter(&self, split: Split, sample: SampleId, cause: String) {
+        let name = self.shared.source.name(split, sample);
+        self.shared.ledger.enter(BadSample { split, sample_id: sample, name, cause });
     }
 }

@@ -6,6 +6,7 @@ use crate::plan::{ImagePlan, Plan};
 use crate::spec::FeedSpec;
 use crate::stats::{Clock, Doing};
 use crate::store::{Lookup, Rows, State};
+use crate::types::CropBox;
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 use std::io;
 use std::sync::Arc;
@@ -108,8 +109,19 @@ impl Requester {
         Ok(location)
     }
 
+    /// The box of a decoded image that a rendered view shows; zeros where views do not depend on chance.
+    pub fn crop(&self, image: &ImagePlan) -> CropBox {
+        let Some(sources) = &self.entry.sources else { return CropBox::default() };
+        let size = sources.size(image.sample).expect("a view that was rendered");
+        self.entry.views.crop_box(&image.view, size)
+    }
+
     /// Where a sample is, or will be once the job is done.
     fn locate(&self, image: ImagePlan, staging: &Arc<Rows>, staged: u32) -> (Location, Option<Job>) {
+        // A bad sample's row in the staging may be taken again.
+        if self.entry.sources.as_ref().is_some_and(|sources| sources.is_bad(image.sample)) {
+            return (Location::Bad, None);
+        }
         let (claim, location, stored) = match self.entry.store.request(image.sample) {
             Lookup::Row(row) => return (Location::Stored(row), None),
             Lookup::Bad => return (Location::Bad, None),
@@ -122,13 +134,7 @@ impl Requester {
                 (claim.expect("each staging row is asked for once, or again when bad"), Location::Staged(staged), false)
             }
         };
-        let job = Job {
-            sample: image.sample,
-            entry: Arc::clone(&self.entry),
-            claim,
-            stored,
-            stopped: Arc::clone(&self.stopped),
-        };
+        let job = Job { image, entry: Arc::clone(&self.entry), claim, stored, stopped: Arc::clone(&self.stopped) };
         (location, Some(job))
     }
 

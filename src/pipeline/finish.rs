@@ -8,7 +8,6 @@ use crate::columns::{Columns, OwnedColumns};
 use crate::mix::{Mixer, Moved, Notice, Row, Target};
 use crate::plan::{ImagePlan, Plan, RowPlan};
 use crate::spec::FeedSpec;
-use crate::types::CropBox;
 use crossbeam_channel::Sender;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -146,7 +145,7 @@ impl Finisher {
         columns: &mut OwnedColumns,
         notice: Option<&Notice<'_>>,
     ) -> Result<Moved, FeedError> {
-        let (plan, Self { requester, mixer, next, .. }) = (&pending.plan, &mut *self);
+        let (plan, Self { requester, mixer, next, spec, .. }) = (&pending.plan, &mut *self);
         let own = if mixer.has_sent() { Vec::new() } else { rows(requester, pending) };
         let mut tell = |take: &mut dyn FnMut(&[Row<'_>])| {
             *next = look();
@@ -156,8 +155,8 @@ impl Finisher {
             }
         };
         let moved = mixer.mix(&own, target, notice, Some(&mut tell))?;
-        let (source, split) = (&self.requester.shared.source, self.spec.split);
-        plan.fill(columns, |id| i64::from(source.label(split, id)), |_| CropBox::default());
+        let (source, split) = (&requester.shared.source, spec.split);
+        plan.fill(columns, |id| i64::from(source.label(split, id)), |at| requester.crop(&plan.rows[at].own));
         Ok(moved)
     }
 
@@ -183,6 +182,7 @@ impl Finisher {
 /// A settled batch's rows, as the mixer is told them.
 fn rows<'a>(requester: &'a Requester, pending: &'a Pending) -> Vec<Row<'a>> {
     let (plan, rows) = (&pending.plan, pending.plan.len());
+    let rendered = requester.entry.views.are_random();
     let sample = |at: usize| {
         let (memory, row) = pending.row(&requester.entry, pending.locations[at]).expect("settled");
         memory.get(row).expect("settled")
@@ -195,8 +195,9 @@ fn rows<'a>(requester: &'a Requester, pending: &'a Pending) -> Vec<Row<'a>> {
             weight: row.mix.pixel_weight(),
             partner_row: row.partner_row,
             cut: row.mix.cut(),
-            flip: row.own.view.flip,
-            partner_flip: row.partner.view.flip,
+            // A rendered view has its flip.
+            flip: row.own.view.flip && !rendered,
+            partner_flip: row.partner.view.flip && !rendered,
         }
     };
     plan.rows.iter().enumerate().map(row).collect()

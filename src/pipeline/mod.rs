@@ -15,22 +15,25 @@ mod feed;
 mod fetch;
 mod finish;
 mod ledger;
+mod view;
 
 pub use device::resolve;
 pub use feed::{Feed, Seat};
 pub use finish::OwnedBatch;
 pub use ledger::{BadSample, OnBadImage};
+pub use view::Views;
 
 use crate::cpus::Workers;
-use crate::image::{JPEG_DECODER, LoadOptions};
+use crate::decode::JPEG_DECODER;
 use crate::mix::{Helpers, MixError, MixerKind};
 use crate::plan::{Sampler, SamplerError};
+use crate::render::LoadOptions;
 use crate::ring::RingError;
 use crate::source::Source;
-use crate::spec::{FeedSpec, SpecError};
+use crate::spec::{Crop, FeedSpec, SpecError};
 use crate::stats::{Clock, Stats};
-use crate::store::{FileError, Key, SampleStore, Settled};
-use crate::types::{Device, ImageSize, Place, Split, Start};
+use crate::store::{Budget, FileError, Key, SampleStore, Settled, Sources};
+use crate::types::{Device, Interpolation, Place, Split, Start};
 use decode::DecodePool;
 use ledger::Ledger;
 use std::io;
@@ -143,10 +146,13 @@ pub enum FeedError {
 pub struct StoreEntry {
     /// Of which split.
     pub split: Split,
-    /// At which size.
-    pub image_size: ImageSize,
-    /// The samples.
+    /// How images become views.
+    pub views: Views,
+    /// The finished views; none where views are random.
     pub store: SampleStore,
+    /// What random views are rendered from.
+    pub sources: Option<Arc<Sources>>,
+    budget: Arc<Budget>,
     /// Hash of everything but the files' content that the samples depend on.
     pixels_key: u64,
     /// The samples on CUDA devices.
@@ -161,6 +167,7 @@ struct Shared {
     ledger: Ledger,
     stats: Stats,
     settled: Arc<Settled>,
+    budget: Arc<Budget>,
     /// Set once, when the decoders are to end.
     stopping: AtomicBool,
 }
@@ -171,6 +178,13 @@ pub struct Pipeline {
     pool: DecodePool,
     helpers: Arc<Helpers>,
     stores: Mutex<Vec<Arc<StoreEntry>>>,
+    sources: Mutex<Vec<(Split, Arc<Sources>)>>,
+}
+
+impl Drop for StoreEntry {
+    fn drop(&mut self) {
+        self.budget.give(self.store.bytes());
+    }
 }
 
 impl Pipeline {
@@ -183,6 +197,7 @@ impl Pipeline {
             ledger: Ledger::default(),
             stats: Stats::default(),
             settled: Arc::default(),
+            budget: Arc::new(Budget::new(options.cache_bytes)),
             stopping: AtomicBool::new(false),
             source,
             options,
@@ -190,7 +205,7 @@ impl Pipeline {
         let pool = DecodePool::start(&shared)?;
         // A mix thread and its helpers fill as many processors as decoding does.
         let helpers = Arc::new(Helpers::start(pool.threads() - 1)?);
-        Ok(Self { shared, pool, helpers, stores: Mutex::default() })
+        Ok(Self { shared, pool, helpers, stores: Mutex::default(), sources: Mutex::default() })
     }
 
     /// Where the samples come from.
@@ -258,7 +273,7 @@ impl Pipeline {
 
     fn stages(&self, spec: FeedSpec) -> Result<(fetch::Fetcher, finish::Finisher, Option<device::Slots>), OpenError> {
         let Options { mixer, device, .. } = self.shared.options;
-        let entry = self.store(spec.split, spec.image_size)?;
+        let entry = self.store(spec.split, Views::of(&spec))?;
         let (mixer, slots) = if spec.device != Device::Cpu || mixer == MixerKind::Cuda {
             self.cuda_mixer(&spec, &entry)?
         } else {
@@ -273,43 +288,95 @@ impl Pipeline {
     }
 
     /// [`StoreEntry::pixels_key`].
-    fn pixels_key(&self, split: Split, image_size: ImageSize) -> u64 {
-        let LoadOptions { decode, resize } = self.shared.options.load;
+    fn pixels_key(&self, split: Split, views: &Views) -> u64 {
+        let LoadOptions { decode, resize, sources } = self.shared.options.load;
         let settings = [env!("CARGO_PKG_VERSION"), JPEG_DECODER, decode.name(), resize.name(), split.name()].join(" ");
         let mut hash = Xxh3::new();
-        hash.update(format!("{settings} {image_size}").as_bytes());
-        self.source().hash_identity(split, &mut hash);
+        hash.update(format!("{settings} {}", views.size).as_bytes());
+        let Views { crop, interpolation, .. } = views;
+        // The lesson's key is what it was before there were recipes.
+        if (*crop, *interpolation) != (Crop::Squash, Interpolation::Bilinear) {
+            hash.update(format!(" {crop} {interpolation}").as_bytes());
+        }
+        if views.are_random() {
+            hash.update(format!(" source {sources}").as_bytes());
+        }
+        self.shared.source.hash_identity(split, &mut hash);
         hash.digest()
     }
 
-    /// The store of a split at a size; made from what is left of the budget when it is first asked for.
-    fn store(&self, split: Split, image_size: ImageSize) -> Result<Arc<StoreEntry>, OpenError> {
+    /// Hash of everything that kept sources depend on but the encoded images.
+    fn sources_key(&self, split: Split) -> u64 {
+        let LoadOptions { decode, resize, sources } = self.shared.options.load;
+        let settings = [env!("CARGO_PKG_VERSION"), JPEG_DECODER, decode.name(), resize.name(), split.name()].join(" ");
+        let mut hash = Xxh3::new();
+        hash.update(format!("{settings} sources {sources}").as_bytes());
+        self.shared.source.hash_identity(split, &mut hash);
+        hash.digest()
+    }
+
+    /// The file of this ending, where decoded images are kept in files.
+    fn cache_path(&self, ending: &str) -> Option<PathBuf> {
+        let mut path = self.shared.options.cache_file.clone()?.into_os_string();
+        path.push(format!(".{ending}"));
+        Some(path.into())
+    }
+
+    /// What random views of a split are rendered from, kept for the daemon's life.
+    fn sources(&self, split: Split) -> Result<Arc<Sources>, OpenError> {
+        let mut all = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, sources)) = all.iter().find(|(of, _)| *of == split) {
+            return Ok(Arc::clone(sources));
+        }
+        let (samples, budget) = (self.source().len(split), Arc::clone(&self.shared.budget));
+        let sources = match self.cache_path(&format!("{split}-sources-{}", self.shared.options.load.sources)) {
+            None => Sources::new(samples, budget).map_err(OpenError::Memory)?,
+            Some(path) => Sources::in_file(&path, self.sources_key(split), samples, budget)?,
+        };
+        let sources = Arc::new(sources);
+        all.push((split, Arc::clone(&sources)));
+        Ok(sources)
+    }
+
+    /// The sources of random views that are kept so far.
+    pub fn all_sources(&self) -> Vec<(Split, Arc<Sources>)> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The store of a split's views; made from what is left of the budget when it is first asked for.
+    fn store(&self, split: Split, views: Views) -> Result<Arc<StoreEntry>, OpenError> {
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         // What a feed that was refused after this left behind takes nothing of the budget.
         stores.retain(|entry| Arc::strong_count(entry) > 1 || entry.store.decoded() > 0);
-        if let Some(entry) = stores.iter().find(|entry| (entry.split, entry.image_size) == (split, image_size)) {
+        if let Some(entry) = stores.iter().find(|entry| (entry.split, entry.views) == (split, views)) {
             return Ok(Arc::clone(entry));
         }
-        let pixels_key = self.pixels_key(split, image_size);
-        let taken: u64 = stores.iter().map(|entry| entry.store.bytes()).sum();
-        let budget = self.shared.options.cache_bytes.saturating_sub(taken);
-        let samples = self.source().len(split);
-        let (row_bytes, settled) = (image_size.values(), Arc::clone(&self.shared.settled));
-        let store = match &self.shared.options.cache_file {
-            None => SampleStore::new(samples, row_bytes, budget, settled).map_err(OpenError::Memory)?,
+        let pixels_key = self.pixels_key(split, &views);
+        let (samples, budget) = (self.source().len(split), Arc::clone(&self.shared.budget));
+        let sources = views.are_random().then(|| self.sources(split)).transpose()?;
+        let room = if views.are_random() { 0 } else { budget.left() };
+        let (row_bytes, settled) = (views.size.values(), Arc::clone(&self.shared.settled));
+        let Views { crop, interpolation, size } = views;
+        let ending = match (crop, interpolation) {
+            (Crop::Squash, Interpolation::Bilinear) => format!("{split}-{size}"),
+            _ => format!("{split}-{size}-{crop}-{interpolation}"),
+        };
+        let store = match self.cache_path(&ending).filter(|_| !views.are_random()) {
+            None => SampleStore::new(samples, row_bytes, room, settled).map_err(OpenError::Memory)?,
             Some(path) => {
-                let mut path = path.clone().into_os_string();
-                path.push(format!(".{split}-{image_size}"));
                 let key = Key { key: pixels_key, samples, row_bytes };
-                SampleStore::in_file(Path::new(&path), key, budget, settled)?
+                SampleStore::in_file(&path, key, room, settled)?
             }
         };
+        budget.take_anyway(store.bytes());
         #[cfg(feature = "cuda")]
         let residents = device::Residents::default();
         let entry = Arc::new(StoreEntry {
             split,
-            image_size,
+            views,
             store,
+            sources,
+            budget,
             pixels_key,
             #[cfg(feature = "cuda")]
             residents,
@@ -354,7 +421,7 @@ mod tests {
         let pipeline = Pipeline::start(source, options).unwrap();
         let spec = FeedSpec { batch_size: 4, mix: Mix::NONE, shuffle: false, ..FeedSpec::train() };
         let start = Place { epoch: 0, index: 0 };
-        let entry = pipeline.store(spec.split, spec.image_size).unwrap();
+        let entry = pipeline.store(spec.split, Views::of(&spec)).unwrap();
         // The first row of the batch, so that it was asked for once the others are there.
         let Lookup::Claimed(claim) = entry.store.request(0) else { panic!("not claimed") };
         std::thread::scope(|scope| {

@@ -568,30 +568,31 @@ mod tests {
     /// Kolmogorov–Smirnov of our draws against the goldens' folded quantiles (SPEC §8).
     #[test]
     fn lambda_follows_the_reference_quantiles() {
-        let Some(reference) = crate::fixtures::reference() else { return };
-        let bytes = std::fs::read(reference.join("beta.safetensors")).unwrap();
-        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let numbers = |name: &str| -> Vec<f64> {
-            let data = tensors.tensor(name).unwrap().data();
-            data.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap())).collect()
-        };
-        let (alphas, quantiles, q) = (numbers("alphas"), numbers("folded_quantile"), numbers("q"));
-        let (mean, var) = (numbers("folded_mean"), numbers("folded_var"));
-        for (nth, &alpha) in alphas.iter().enumerate() {
-            let mix = Mix::mixup(alpha);
-            let sampler = Sampler::new(FeedSpec { mix, seed: 11, ..FeedSpec::train() }, 64_000).unwrap();
-            let epoch = sampler.epoch(0);
-            let draws: Vec<f64> = (0..1000).flat_map(|index| epoch.plan(index).lambdas()).map(f64::from).collect();
-            let n = draws.len() as f64;
-            let worst = q.iter().zip(&quantiles[nth * q.len()..]).fold(0.0_f64, |worst, (&q, &t)| {
-                // Draws round to f32: those within a rounding of t count as neither side's fault.
-                let below = draws.iter().filter(|&&draw| draw < t - 1e-7).count() as f64 / n;
-                let up_to = draws.iter().filter(|&&draw| draw <= t + 1e-7).count() as f64 / n;
-                worst.max(below - q).max(q - up_to)
-            });
-            assert!(worst <= 1.95 / n.sqrt(), "α = {alpha}: D = {worst}");
-            let average = draws.iter().sum::<f64>() / n;
-            assert!((average - mean[nth]).abs() <= 4.0 * (var[nth] / n).sqrt(), "α = {alpha}: mean {average}");
+        for reference in crate::fixtures::roots() {
+            let bytes = std::fs::read(reference.join("beta.safetensors")).unwrap();
+            let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let numbers = |name: &str| -> Vec<f64> {
+                let data = tensors.tensor(name).unwrap().data();
+                data.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap())).collect()
+            };
+            let (alphas, quantiles, q) = (numbers("alphas"), numbers("folded_quantile"), numbers("q"));
+            let (mean, var) = (numbers("folded_mean"), numbers("folded_var"));
+            for (nth, &alpha) in alphas.iter().enumerate() {
+                let mix = Mix::mixup(alpha);
+                let sampler = Sampler::new(FeedSpec { mix, seed: 11, ..FeedSpec::train() }, 64_000).unwrap();
+                let epoch = sampler.epoch(0);
+                let draws: Vec<f64> = (0..1000).flat_map(|index| epoch.plan(index).lambdas()).map(f64::from).collect();
+                let n = draws.len() as f64;
+                let worst = q.iter().zip(&quantiles[nth * q.len()..]).fold(0.0_f64, |worst, (&q, &t)| {
+                    // Draws round to f32: those within a rounding of t count as neither side's fault.
+                    let below = draws.iter().filter(|&&draw| draw < t - 1e-7).count() as f64 / n;
+                    let up_to = draws.iter().filter(|&&draw| draw <= t + 1e-7).count() as f64 / n;
+                    worst.max(below - q).max(q - up_to)
+                });
+                assert!(worst <= 1.95 / n.sqrt(), "α = {alpha}: D = {worst}");
+                let average = draws.iter().sum::<f64>() / n;
+                assert!((average - mean[nth]).abs() <= 4.0 * (var[nth] / n).sqrt(), "α = {alpha}: mean {average}");
+            }
         }
     }
 }

@@ -140,7 +140,7 @@ mod tests {
     /// Kolmogorov–Smirnov against quantiles of torchvision's own draws (docs/spec/golden.md).
     #[test]
     fn random_resized_crops_follow_torchvision_s_law() {
-        let bytes = std::fs::read(crate::fixtures::reference().join("recipes/recipes.safetensors")).unwrap();
+        let bytes = std::fs::read(crate::fixtures::golden().join("recipes/recipes.safetensors")).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let numbers = |name: &str| -> Vec<f64> {
             let data = tensors.tensor(name).unwrap().data();

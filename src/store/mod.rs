@@ -4,11 +4,15 @@
 //! are never evicted: an epoch reads each sample once, so whatever stays is as good as anything else, and what is in it
 //! never changes. Samples without a row are decoded anew each time, into rows that the caller brings.
 
+mod budget;
 mod file;
 mod rows;
+mod sources;
 
+pub use budget::Budget;
 pub use file::{FileError, Key, RowsFile};
 pub use rows::{Claim, Rows, Settled, State};
+pub use sources::{Found, SourceClaim, Sources};
 
 use crate::types::SampleId;
 use std::path::Path;

@@ -4,7 +4,7 @@
 //! under `image`, without `image` in between: that would hide whether a file was cut off, copy the file and read its headers
 //! twice. Every other format goes through `image`.
 
-use super::ImageError;
+use super::{ImageError, Picture, check_size};
 use crate::types::{ImageSize, ParseError, named};
 use ::image::{ColorType, ImageDecoder, ImageReader};
 use std::fmt;
@@ -14,47 +14,6 @@ use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
-
-/// The most pixels of a file, Pillow's limit; checked before memory is taken.
-pub const PIXELS_MAX: u64 = 178_956_970;
-
-/// A decoded image.
-#[derive(Debug, Clone, Copy)]
-pub struct Picture<'a> {
-    /// Pixels a row.
-    pub width: u32,
-    /// Rows.
-    pub height: u32,
-    /// Values a pixel: 1 (gray) or 3 (R, G, B).
-    pub channels: usize,
-    /// The values, row by row.
-    pub values: &'a [u8],
-    /// How many eighths of pixels of a row, and of rows, show the image: all, unless the last ones of a scaled JPEG reach beyond it.
-    pub extent: [u32; 2],
-}
-
-impl<'a> Picture<'a> {
-    /// A picture whose image reaches to its edges.
-    pub fn new(width: u32, height: u32, channels: usize, values: &'a [u8]) -> Self {
-        Self { width, height, channels, values, extent: [8 * width, 8 * height] }
-    }
-
-    /// Whether it has as many pixels as `size` and its image reaches to their edges.
-    pub fn is(&self, size: ImageSize) -> bool {
-        (self.width, self.height) == (size.width, size.height) && self.extent == [8 * size.width, 8 * size.height]
-    }
-
-    /// The same as RGB.
-    pub fn to_rgb(&self) -> Vec<u8> {
-        match self.channels {
-            1 => self.values.iter().flat_map(|&gray| [gray; 3]).collect(),
-            _ => self.values.to_vec(),
-        }
-    }
-}
-
-/// The decoder of JPEGs in this build.
-pub const JPEG_DECODER: &str = if cfg!(feature = "turbojpeg") { "libjpeg-turbo" } else { "zune-jpeg" };
 
 /// How much of a JPEG is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -239,12 +198,4 @@ impl Oddity {
 fn has_end(file: &[u8]) -> bool {
     let ends = |of: &[u8]| memchr::memmem::find(of, &[0xFF, 0xD9]).is_some();
     file.ends_with(&[0xFF, 0xD9]) || memchr::memmem::find(file, &[0xFF, 0xDA]).is_some_and(|scan| ends(&file[scan..]))
-}
-
-pub(super) fn check_size(width: u32, height: u32) -> Result<(u32, u32), ImageError> {
-    match u64::from(width) * u64::from(height) {
-        0 => Err(ImageError::Empty { width, height }),
-        pixels if pixels > PIXELS_MAX => Err(ImageError::TooLarge { width, height }),
-        _ => Ok((width, height)),
-    }
 }

@@ -1,7 +1,6 @@
 //! JPEGs through libjpeg-turbo (feature `turbojpeg`): Pillow's pixels to the bit, and scaled ones for less than full ones.
 
-use super::ImageError;
-use super::decode::check_size;
+use super::{ImageError, check_size};
 use crate::types::ImageSize;
 use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat, ScalingFactor};
 

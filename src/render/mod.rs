@@ -1,0 +1,25 @@
+//! Rendering: from a decoded picture to a u8 `[3, H, W]` sample. Pure pixels: no threads, no randomness, no files.
+//!
+//! A [`Geometry`] says which box of the picture is resized to what, and where the output lies in the result; a [`Renderer`] computes it.
+//! Two separable passes do everything: crop, window, padding and flip only change which inputs an output of an axis reads
+//! (`axis.rs`), so that none of them costs a pass of its own.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod axis;
+mod copy;
+mod exact;
+mod fast;
+mod geometry;
+#[cfg(test)]
+mod golden;
+mod loader;
+#[cfg(test)]
+mod naive;
+mod resize;
+mod window;
+
+pub use exact::Level;
+pub use geometry::Geometry;
+pub use loader::{LoadOptions, Loader, SCRATCH_BYTES_MAX, SourceSize};
+pub use resize::{Renderer, ResizeKind};

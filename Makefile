@@ -76,8 +76,9 @@ test-python: python .venv/torch/ready ## Test the Python package, with torch and
 	@$(MAKE) --no-print-directory check-gpu
 	cd python && ../.venv/torch/bin/python -m pytest tests
 
-check-replay: build .python ## Compare replayed batches of the sample data with Pillow and the formula
+check-replay: build .python .venv/torch/ready ## Compare replayed batches of the sample data with Pillow, torchvision and the formula
 	PYTHONPATH=.python python3 scripts/check-replay.py $(MIXD) sample-data 3
+	PYTHONPATH=.python .venv/torch/bin/python scripts/check-recipes.py $(MIXD) sample-data 8 $(if $(jpeg),--exact)
 
 check-bench: build .python ## Run each measurement of `make bench` once, on the sample data
 	PYTHONPATH=.python python3 scripts/bench.py --mixd $(MIXD) --data sample-data --seconds 0.1 --quick --out target/check-bench

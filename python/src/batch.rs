@@ -5,7 +5,7 @@ use crate::errors::MixdError;
 use crate::held::Held;
 use mixd::columns::{COLUMNS, Column, Number};
 use mixd::types::{Dtype, Place};
-use pyo3::exceptions::{PyAttributeError, PyTypeError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,6 +36,23 @@ impl Batch {
         held.check()?;
         Ok(held)
     }
+
+    /// A copy of a column of [`COLUMNS`], of shape `[B]` or `[B, count]`.
+    fn column(&self, name: &str) -> PyResult<Array> {
+        let at = COLUMNS.iter().position(|column| column.name == name).expect("a name from the table of columns");
+        let Column { number, count, .. } = COLUMNS[at];
+        let held = self.held()?;
+        let view = held.lease.view();
+        let element = match number {
+            Number::I64 => Element::I64,
+            Number::F32 => Element::F32,
+            Number::I32 => Element::I32,
+            Number::U32 => Element::U32,
+            Number::U8 => Element::U8,
+        };
+        let shape = [view.len(), count];
+        Ok(Array::copy_of(view.columns.bytes()[at], element, if count == 1 { &shape[..1] } else { &shape }))
+    }
 }
 
 #[pymethods]
@@ -54,26 +71,59 @@ impl Batch {
         Ok(Array::of_slot(Arc::clone(&held), &view, element))
     }
 
-    /// A column of the batch, one value a row: the class of each image (`label_a`) and of its partner (`label_b`), λ (`lam`), the partner's row
-    /// (`partner`), which samples they are (`sample_id`, `partner_id`), the crop in pixels of the decoded image (`crop`: top, left, height, width),
-    /// CutMix's box (`cut`: the same), and whether the image is flipped (`flip`).
-    fn __getattr__(&self, name: &str) -> PyResult<Array> {
-        // `lambda` is a word of Python's own.
-        let name_of = |column: &&Column| if column.name == "lambda" { "lam" } else { column.name };
-        let at = COLUMNS.iter().position(|column| name_of(&column) == name);
-        let at =
-            at.ok_or_else(|| PyAttributeError::new_err(format!("'mixd.Batch' object has no attribute '{name}'")))?;
-        let held = self.held()?;
-        let view = held.lease.view();
-        let element = match COLUMNS[at].number {
-            Number::I64 => Element::I64,
-            Number::F32 => Element::F32,
-            Number::I32 => Element::I32,
-            Number::U32 => Element::U32,
-            Number::U8 => Element::U8,
-        };
-        let shape = [view.len(), COLUMNS[at].count];
-        Ok(Array::copy_of(view.columns.bytes()[at], element, if shape[1] == 1 { &shape[..1] } else { &shape }))
+    /// The class of each image, int64, `[B]`.
+    #[getter]
+    fn label_a(&self) -> PyResult<Array> {
+        self.column("label_a")
+    }
+
+    /// The class of each image's partner, int64, `[B]`; equal to `label_a` where nothing is mixed.
+    #[getter]
+    fn label_b(&self) -> PyResult<Array> {
+        self.column("label_b")
+    }
+
+    /// λ, the weight of each image's own label, float32, `[B]`; 1 where nothing is mixed.
+    #[getter]
+    fn lam(&self) -> PyResult<Array> {
+        self.column("lambda")
+    }
+
+    /// The row of each image's partner in this batch, int32, `[B]`; -1 where the partner comes from a second batch.
+    #[getter]
+    fn partner(&self) -> PyResult<Array> {
+        self.column("partner")
+    }
+
+    /// The sample that each image is, uint32, `[B]`.
+    #[getter]
+    fn sample_id(&self) -> PyResult<Array> {
+        self.column("sample_id")
+    }
+
+    /// The sample that each image's partner is, uint32, `[B]`.
+    #[getter]
+    fn partner_id(&self) -> PyResult<Array> {
+        self.column("partner_id")
+    }
+
+    /// Top, left, height and width of each image's random crop, in pixels of the decoded image, int32, `[B, 4]`; zeros where the crop is
+    /// not random.
+    #[getter]
+    fn crop(&self) -> PyResult<Array> {
+        self.column("crop")
+    }
+
+    /// Top, left, height and width of each image's CutMix box, in pixels of `x`, int32, `[B, 4]`; zeros where there is none.
+    #[getter]
+    fn cut(&self) -> PyResult<Array> {
+        self.column("cut")
+    }
+
+    /// 1 where the image is flipped horizontally, else 0, uint8, `[B]`.
+    #[getter]
+    fn flip(&self) -> PyResult<Array> {
+        self.column("flip")
     }
 
     /// The epoch, from 0.

@@ -11,6 +11,8 @@ use mixd::types::{Device, Place, Start};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyUserWarning, PyValueError};
 use pyo3::prelude::*;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use std::ffi::CString;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,19 +39,35 @@ struct Extra {
     device: Option<Device>,
 }
 
+/// Options from JSON; an error names the option, its value and what it may be.
+fn options<T: DeserializeOwned>(json: &str) -> Result<T, String> {
+    let text = |error: serde_json::Error| format!("bad feed spec: {error}");
+    let options: Map<String, Value> = serde_json::from_str(json).map_err(text)?;
+    // Each by itself, since errors of JSON do not name the key.
+    for (key, value) in &options {
+        let alone = Map::from_iter([(key.clone(), value.clone())]);
+        if let Err(error) = serde_json::from_value::<T>(alone.into()) {
+            return Err(match serde_json::from_value::<Recipe>(value.clone()) {
+                Err(error) if key == "recipe" => format!("bad feed spec: recipe: {error}"),
+                _ => format!("bad feed spec: {key} is {value}: {error}"),
+            });
+        }
+    }
+    serde_json::from_value(options.into()).map_err(text)
+}
+
 /// The spec that options describe, both as JSON, over a recipe as TOML or the default one.
-fn spec(options: &str, extra: &str, recipe: Option<&str>) -> Result<FeedSpec, String> {
-    let text = |error: &dyn std::fmt::Display| format!("bad feed spec: {error}");
-    let options: FeedOptions = serde_json::from_str(options).map_err(|error| text(&error))?;
-    let Extra { smoothing, share, delivery, max_lag, start, device } =
-        serde_json::from_str(extra).map_err(|error| text(&error))?;
+fn spec(feed: &str, extra: &str, recipe: Option<&str>) -> Result<FeedSpec, String> {
+    let feed: FeedOptions = options(feed)?;
+    let Extra { smoothing, share, delivery, max_lag, start, device } = options(extra)?;
     let recipe = recipe.map_or_else(|| Ok(Recipe::default()), |toml| Recipe::from_toml(toml, "the daemon's recipe"));
-    let spec = options.spec_or(&recipe.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
+    let spec = feed.spec_or(&recipe.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
     let share = share.map(|name| {
         let base = Share::new(name);
         Share { delivery: delivery.unwrap_or(base.delivery), max_lag_s: max_lag.unwrap_or(base.max_lag_s), ..base }
     });
-    let start = start.map_or(Ok(Start::Now), |start| start.parse()).map_err(|error| text(&error))?;
+    let start =
+        start.map_or(Ok(Start::Now), |start| start.parse()).map_err(|error| format!("bad feed spec: {error}"))?;
     let spec = FeedSpec { smoothing, share, start, device: device.unwrap_or_default(), ..spec };
     spec.validate().map_err(|error| error.to_string())?;
     Ok(spec)

@@ -244,7 +244,7 @@ impl Bench {
             "cpu_ms_per_1000_images": over(&|round| round.cpu_ms_per_1000_images()),
             "trainer_cpu_seconds": counted().map(|one| one.cpu_seconds).sum::<f64>(),
             "peak_rss_mb": last.peak_rss_bytes as f64 / 1e6,
-            "store_mb": last.stores.iter().map(|store| store.bytes).sum::<u64>() as f64 / 1e6,
+            "store_mb": (last.stores.iter().map(|store| store.bytes).sum::<u64>() + last.sources.iter().map(|kept| kept.bytes).sum::<u64>()) as f64 / 1e6,
             "rings_mb": last.feeds.iter().map(|feed| feed.ring_bytes).sum::<u64>() as f64 / 1e6,
             "first_batch_ms": first_batch_ms,
             "attach_ms": attach_ms,

@@ -13,6 +13,7 @@ mod plot;
 mod preview;
 mod recipe;
 mod replay;
+mod rows;
 mod serve;
 mod status;
 mod stop;

@@ -1,6 +1,7 @@
 //! `mixd plan`: the plans of an epoch, without a pixel.
 
 use super::options::DataArgs;
+use super::rows::{self, Headers};
 use crate::plan::{ImagePlan, RowPlan, Sampler};
 use crate::spec::FeedOptions;
 use clap::Args;
@@ -16,6 +17,9 @@ pub struct Plan {
     epoch: u64,
     #[command(flatten)]
     feed: FeedOptions,
+    /// With --json: name crops in pixels, for which the headers of the images are read.
+    #[arg(long, env = "MIXD_RESOLVE", requires = "json")]
+    resolve: bool,
     /// Print one line of JSON a batch.
     #[arg(long, env = "MIXD_JSON")]
     json: bool,
@@ -28,6 +32,7 @@ impl Plan {
         let sampler = Sampler::new(spec, source.len(spec.split))?;
         anyhow::ensure!(self.epoch >> crate::rng::EPOCH_BITS == 0, "--epoch is {}: it must be below 2^56", self.epoch);
         let epoch = sampler.epoch(self.epoch);
+        let mut headers = Headers::of(&*source);
         super::print(|out| {
             for index in 0..sampler.batches() {
                 let plan = epoch.plan(index);
@@ -46,6 +51,14 @@ impl Plan {
                     if spec.flip > 0.0 {
                         line["flip"] = json!(plan.each(|row| row.own.view.flip));
                         line["partner_flip"] = json!(plan.each(|row| row.partner.view.flip));
+                    }
+                    if rows::has_views(&spec) {
+                        let view = |row: &RowPlan| {
+                            let cut = self.resolve.then(|| headers.crop(&spec, &row.own)).transpose()?;
+                            Ok(rows::view(&spec, &row.own, cut))
+                        };
+                        let views: anyhow::Result<Vec<_>> = plan.rows.iter().map(view).collect();
+                        line["recipe"] = json!(views.map_err(std::io::Error::other)?);
                     }
                     writeln!(out, "{line}")?;
                     continue;

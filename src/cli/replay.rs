@@ -1,16 +1,19 @@
 //! `mixd replay`: one batch again, with every field.
 
 use super::options::{DataArgs, PipelineArgs};
-use crate::batch::{BatchView, Head};
-use crate::columns::{COLUMNS, Number};
+use super::rows::{self, Headers};
+use crate::batch::Head;
+use crate::columns::{COLUMNS, Columns, Number};
 use crate::decode::JPEG_DECODER;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{OwnedBatch, Pipeline};
+use crate::source::Source;
 use crate::spec::FeedOptions;
 use crate::spec::FeedSpec;
-use crate::types::{Dtype, Place};
+use crate::types::{CropBox, Dtype, Place};
 use anyhow::{Context, bail};
 use clap::Args;
 use safetensors::tensor::{Dtype as Element, SafeTensorError, TensorView};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Make one batch again, bit for bit, and write it to a file.
@@ -50,7 +53,7 @@ impl Replay {
         let batch = pipeline.batch(spec, Place { epoch: self.epoch, index: self.batch })?;
         let view = batch.view();
         if let Some(out) = &self.out {
-            write(&view, out).with_context(|| format!("cannot write {}", out.display()))?;
+            write(&batch, &spec, pipeline.source(), out).with_context(|| format!("cannot write {}", out.display()))?;
         }
         if let Some(png) = &self.png {
             super::preview::draw(&view, &spec, pipeline.source(), png)?;
@@ -73,8 +76,25 @@ impl Replay {
     }
 }
 
-/// Writes the fields of a batch under their names; scalars are tensors of one element.
-fn write(view: &BatchView<'_>, out: &Path) -> Result<(), SafeTensorError> {
+/// Writes the fields of a batch under their names; scalars are tensors of one element. Of feeds with a recipe there are the views, too: their
+/// pixels before they were normalised and mixed, and what they show.
+fn write(batch: &OwnedBatch, spec: &FeedSpec, source: &dyn Source, out: &Path) -> anyhow::Result<()> {
+    let view = batch.view();
+    let (mut crops, mut metadata) = (Vec::new(), HashMap::new());
+    if rows::has_views(spec) {
+        let mut headers = Headers::of(source);
+        let mut views = Vec::new();
+        for (row, crop) in batch.plan.rows.iter().zip(view.crop) {
+            // Of random views it is known from rendering them.
+            let cut = match *crop {
+                _ if !spec.renders() => headers.crop(spec, &row.own)?,
+                [top, left, height, width] => CropBox { top, left, height: height as u32, width: width as u32 },
+            };
+            crops.push([cut.top, cut.left, cut.height as i32, cut.width as i32]);
+            views.push(rows::view(spec, &row.own, Some(cut)));
+        }
+        metadata.insert("recipe".to_owned(), serde_json::to_string(&views)?);
+    }
     let dtype = match view.dtype {
         Dtype::F32 => Element::F32,
         Dtype::F16 => Element::F16,
@@ -86,7 +106,8 @@ fn write(view: &BatchView<'_>, out: &Path) -> Result<(), SafeTensorError> {
         .map(|(name, n)| (name, n.to_le_bytes()));
     let narrow = [("len", view.len() as u32), ("pad", pad)].map(|(name, n)| (name, n.to_le_bytes()));
     let mut fields: Vec<(&str, Element, Vec<usize>, &[u8])> = vec![("x", dtype, view.shape().to_vec(), view.x)];
-    for (column, bytes) in COLUMNS.iter().zip(view.columns.bytes()) {
+    let columns = if crops.is_empty() { view.columns } else { Columns { crop: &crops, ..view.columns } };
+    for (column, bytes) in COLUMNS.iter().zip(columns.bytes()) {
         let element = match column.number {
             Number::I64 => Element::I64,
             Number::F32 => Element::F32,
@@ -99,7 +120,11 @@ fn write(view: &BatchView<'_>, out: &Path) -> Result<(), SafeTensorError> {
     }
     fields.extend(wide.iter().map(|(name, bytes)| (*name, Element::U64, vec![1], &bytes[..])));
     fields.extend(narrow.iter().map(|(name, bytes)| (*name, Element::U32, vec![1], &bytes[..])));
+    if rows::has_views(spec) {
+        let shape = vec![view.len(), 3, spec.image_size.height as usize, spec.image_size.width as usize];
+        fields.push(("view", Element::U8, shape, &batch.views));
+    }
     let view = |(name, dtype, shape, bytes)| Ok((name, TensorView::new(dtype, shape, bytes)?));
     let tensors: Vec<_> = fields.into_iter().map(view).collect::<Result<_, SafeTensorError>>()?;
-    safetensors::serialize_to_file(tensors, None, out)
+    Ok(safetensors::serialize_to_file(tensors, Some(metadata).filter(|metadata| !metadata.is_empty()), out)?)
 }

@@ -46,11 +46,23 @@ fn to_text(s: &proto::Status, out: &mut String) -> std::fmt::Result {
             if x.device_bytes > 0 { format!(", {:.0} MiB on devices", mib(x.device_bytes)) } else { String::new() };
         writeln!(
             out,
-            "store    {} {size}: {} of {} samples decoded, room for {} ({:.0} MiB){devices}",
+            "store    {} {size} {}: {} of {} samples decoded, room for {} ({:.0} MiB){devices}",
             x.split,
+            x.view,
             x.decoded,
             x.samples,
             x.capacity,
+            mib(x.bytes)
+        )?;
+    }
+    for x in &s.sources {
+        writeln!(
+            out,
+            "sources  {} {}: {} of {} images kept ({:.0} MiB)",
+            x.split,
+            x.size,
+            x.kept,
+            x.samples,
             mib(x.bytes)
         )?;
     }
@@ -104,7 +116,10 @@ fn to_json(s: &proto::Status) -> serde_json::Value {
         "train_samples": s.train_samples, "val_samples": s.val_samples, "draining": s.draining,
         "stores": s.stores.iter().map(|x| json!({
             "split": x.split, "height": x.height, "width": x.width, "samples": x.samples, "capacity": x.capacity,
-            "decoded": x.decoded, "bytes": x.bytes, "device_bytes": x.device_bytes,
+            "decoded": x.decoded, "bytes": x.bytes, "device_bytes": x.device_bytes, "view": x.view,
+        })).collect::<Vec<_>>(),
+        "sources": s.sources.iter().map(|x| json!({
+            "split": x.split, "size": x.size, "samples": x.samples, "kept": x.kept, "decoded": x.decoded, "bytes": x.bytes,
         })).collect::<Vec<_>>(),
         "feeds": s.feeds.iter().map(|x| json!({
             "feed_id": x.feed_id, "published": x.published, "batches": x.batches, "ring_bytes": x.ring_bytes,

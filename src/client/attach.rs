@@ -268,7 +268,7 @@ impl Feed {
                     return Err(ClientError::Evicted(format!("it kept others waiting for more than {max_lag_s} s")));
                 }
                 Next::Evicted(Eviction::Unlawful) => {
-                    return Err(ClientError::Evicted("its cursor said what cannot be".to_owned()));
+                    return Err(ClientError::CorruptCursor);
                 }
                 Next::GaveUp => match receive(&self.later, &self.socket, interrupted)? {
                     Some((attached, reader)) => (self.attached, self.reader) = (attached, reader),

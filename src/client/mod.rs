@@ -53,6 +53,9 @@ pub enum ClientError {
         "evicted from the shared feed: {0} (read faster, allow a longer max_lag, or use delivery latest or a private feed)"
     )]
     Evicted(String),
+    /// The daemon has evicted this trainer because its cursor, which lies in shared memory, held impossible values.
+    #[error("evicted: the trainer's cursor in shared memory failed validation (something wrote into it: attach again)")]
+    CorruptCursor,
     /// The feed ended.
     #[error("the feed ended: {0}")]
     Ended(String),

@@ -3,9 +3,11 @@
 use super::daemon::Former;
 use super::proto;
 use crate::pipeline::{BadSample, StoreEntry, Views};
+use crate::render::SourceSize;
 use crate::source::Class;
 use crate::spec::{Crop, FeedSpec, Mix, Share};
 use crate::stats::{Mixed, Stage};
+use crate::store::Sources;
 use crate::types::{ImageSize, ParseError, Place, Split, Start};
 use std::str::FromStr;
 
@@ -264,7 +266,7 @@ pub fn class(class: &Class) -> proto::Class {
 
 /// The message of a store.
 pub fn store(entry: &StoreEntry) -> proto::Store {
-    let StoreEntry { split, views: Views { size: image_size, .. }, store, .. } = entry;
+    let StoreEntry { split, views: Views { crop, interpolation, size: image_size }, store, .. } = entry;
     proto::Store {
         split: split.to_string(),
         height: image_size.height,
@@ -274,6 +276,19 @@ pub fn store(entry: &StoreEntry) -> proto::Store {
         decoded: store.decoded(),
         bytes: store.bytes(),
         device_bytes: entry.device_bytes(),
+        view: format!("{crop} {interpolation}"),
+    }
+}
+
+/// The message of kept sources.
+pub fn sources(split: Split, sources: &Sources, size: SourceSize) -> proto::Sources {
+    proto::Sources {
+        split: split.to_string(),
+        samples: sources.samples(),
+        kept: sources.kept(),
+        decoded: sources.decoded(),
+        bytes: sources.bytes(),
+        size: size.to_string(),
     }
 }
 

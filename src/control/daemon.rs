@@ -300,7 +300,19 @@ impl Daemon {
             mixer: options.mixer.to_string(),
             train_samples: source.len(Split::Train),
             val_samples: source.len(Split::Val),
-            stores: self.pipeline.stores().iter().map(|entry| convert::store(entry)).collect(),
+            stores: self
+                .pipeline
+                .stores()
+                .iter()
+                .filter(|entry| !entry.views.are_random())
+                .map(|entry| convert::store(entry))
+                .collect(),
+            sources: self
+                .pipeline
+                .all_sources()
+                .iter()
+                .map(|(split, sources)| convert::sources(*split, sources, options.load.sources))
+                .collect(),
             feeds: self.feeds(),
             bad_samples: self.pipeline.bad_samples().iter().map(convert::bad_sample).collect(),
             stages: self.pipeline.stats().stages().map(|(name, stage)| convert::stage(name, stage)).to_vec(),

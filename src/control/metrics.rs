@@ -74,12 +74,23 @@ fn text(status: &proto::Status) -> String {
         stages(|stage| stage.waiting_out_s),
     );
     let stores = |value: fn(&proto::Store) -> f64| {
-        let labels =
-            |store: &proto::Store| format!("{{split=\"{}\",size=\"{}x{}\"}}", store.split, store.height, store.width);
+        let labels = |store: &proto::Store| {
+            let proto::Store { split, height, width, view, .. } = store;
+            format!("{{split=\"{split}\",size=\"{height}x{width}\",view=\"{view}\"}}")
+        };
         status.stores.iter().map(|store| (labels(store), value(store))).collect()
     };
     family("store_samples", "gauge", "Samples decoded into the store.", stores(|store| store.decoded as f64));
     family("store_capacity_samples", "gauge", "Samples that fit.", stores(|store| f64::from(store.capacity)));
+    let sources = |value: fn(&proto::Sources) -> f64| {
+        status
+            .sources
+            .iter()
+            .map(|of| (format!("{{split=\"{}\",size=\"{}\"}}", of.split, of.size), value(of)))
+            .collect()
+    };
+    family("sources_kept_samples", "gauge", "Decoded images kept for random views.", sources(|of| f64::from(of.kept)));
+    family("sources_bytes", "gauge", "Bytes that they take.", sources(|of| of.bytes as f64));
     let feed = |feed: &proto::Feed| format!("feed=\"{}\"", feed.feed_id);
     let published = status.feeds.iter().map(|x| (format!("{{{}}}", feed(x)), x.published as f64)).collect();
     family("feed_published_batches", "gauge", "Batches published.", published);

@@ -72,6 +72,30 @@ impl Decoder {
         Ok(Picture::new(width, height, channels, &self.raw))
     }
 
+    /// The size that an encoded image has when it is decoded whole, from its header.
+    ///
+    /// # Errors
+    /// When the content is unknown, or its header damaged or of a size that is not accepted.
+    pub fn size(&mut self, file: &[u8]) -> Result<ImageSize, ImageError> {
+        let (width, height) = if file.starts_with(&[0xFF, 0xD8]) {
+            let failed = |error: zune_jpeg::errors::DecodeErrors| ImageError::Decode(error.to_string());
+            let side_max = usize::from(u16::MAX);
+            let options = DecoderOptions::default().set_strict_mode(false);
+            let options = options.set_max_width(side_max).set_max_height(side_max);
+            let mut decoder = JpegDecoder::new_with_options(ZCursor::new(file), options);
+            decoder.decode_headers().map_err(failed)?;
+            let (width, height) = decoder.dimensions().expect("headers were read");
+            (width as u32, height as u32)
+        } else {
+            let reader = ImageReader::new(Cursor::new(file)).with_guessed_format().expect("memory is readable");
+            if reader.format().is_none() {
+                return Err(ImageError::UnknownFormat);
+            }
+            reader.into_dimensions().map_err(|error| ImageError::Decode(error.to_string()))?
+        };
+        check_size(width, height).map(|(width, height)| ImageSize { height, width })
+    }
+
     /// Frees scratch above `bytes`.
     pub fn shrink_to(&mut self, bytes: usize) {
         if self.raw.capacity() > bytes {

@@ -167,6 +167,19 @@ impl Finisher {
         Head { digest, ..head }
     }
 
+    /// The own images' views, flipped: u8 `[B, 3, H, W]`.
+    fn views(&self, pending: &Pending) -> Vec<u8> {
+        let mut views = Vec::with_capacity(pending.plan.len() * self.spec.image_size.values());
+        for row in rows(&self.requester, pending) {
+            let first = views.len();
+            views.extend_from_slice(row.own);
+            if row.flip {
+                views[first..].chunks_exact_mut(self.spec.image_size.width as usize).for_each(<[u8]>::reverse);
+            }
+        }
+        views
+    }
+
     /// Gives a finished batch's scratch back, [`BATCHES_AT_ONCE`] together.
     pub fn recycle(&mut self, pending: Pending) -> Plan {
         let (plan, scratch) = pending.into_scratch();
@@ -218,6 +231,8 @@ pub struct OwnedBatch {
     columns: OwnedColumns,
     x: Vec<u128>,
     x_bytes: usize,
+    /// The own images' views before they were normalised and mixed: u8 `[B, 3, H, W]`.
+    pub views: Vec<u8>,
     /// The names of the own samples in the source.
     pub names: Vec<String>,
 }
@@ -232,10 +247,11 @@ impl OwnedBatch {
         let target = Target::Memory(&mut bytemuck::cast_slice_mut(&mut x)[..x_bytes]);
         finisher.mix(&pending, &mut || None, target, &mut columns, None)?;
         let head = finisher.head(&pending.plan, columns.view(), &bytemuck::cast_slice(&x)[..x_bytes]);
+        let views = finisher.views(&pending);
         let plan = finisher.recycle(pending);
         let shared = finisher.shared();
         let names = plan.own().into_iter().map(|id| shared.source.name(spec.split, id)).collect();
-        Ok(Self { spec, plan, head, columns, x, x_bytes, names })
+        Ok(Self { spec, plan, head, columns, x, x_bytes, views, names })
     }
 
     /// The batch.

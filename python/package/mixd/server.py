@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 import os
 import shutil
 import stat
@@ -155,7 +156,7 @@ class Server:
             "start": start if isinstance(start, str) else ",".join(map(str, start)),
             "device": _device(device),
         }
-        spec = Spec(json.dumps(options), json.dumps(extra), self._recipe)
+        spec = Spec(_json(options), _json(extra), self._recipe)
         feed = Feed(self.socket, spec, self._reconnect if reconnect is None else reconnect)
         self._feeds.add(feed)
         return feed
@@ -269,7 +270,9 @@ class _Owned:
             assert process.stdout
             with process.stdout as out:
                 if not out.readline():
-                    raise NoDaemonError(f"the daemon did not come up (exit code {process.wait()}; its own message is on standard error, above)")
+                    raise NoDaemonError(
+                        f"the daemon did not come up (exit code {process.wait()}; its own message is on standard error, above)"
+                    )
             if new and owners:
                 new.rename(owners)
                 owned._owners = owners
@@ -346,7 +349,9 @@ def _program() -> str:
     places = [sysconfig.get_path("scripts"), Path(__file__).parent.parent / "bin"]
     found_else = shutil.which("mixd", path=os.pathsep.join(map(str, places))) or shutil.which("mixd")
     if not found_else:
-        raise NoDaemonError(f"the program mixd, which comes with this package, is neither in {places[0]} nor on PATH (install the package anew)")
+        raise NoDaemonError(
+            f"the program mixd, which comes with this package, is neither in {places[0]} nor on PATH (install the package anew)"
+        )
     return found_else
 
 
@@ -355,6 +360,21 @@ def _dtype(dtype: object) -> str:
     name = getattr(dtype, "__name__", None) or str(dtype)
     name = name.removeprefix("torch.")
     return _DTYPES.get(name, name)
+
+
+def _json(options: dict[str, Any]) -> str:
+    """Options as JSON; numbers of numpy and torch are plain ones."""
+
+    def plain(value: Any) -> Any:
+        if hasattr(value, "item"):
+            return value.item()
+        raise TypeError(f"{value!r} is a {type(value).__name__}, which no option of a feed takes")
+
+    for name, value in options.items():
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise SpecError(f"bad feed spec: {name} is {value}: it must be finite")
+    return json.dumps(options, default=plain)
 
 
 def _recipe(recipe: str | os.PathLike[str] | Recipe | None) -> str | dict[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ._native import Batch
+from ._native import Array, Batch
 from .feed import Feed
 
 __all__ = ["DataLoader", "MixedLoss", "Targets", "Tensors"]
@@ -74,7 +74,7 @@ class Targets(_Movable):
 
 @dataclass
 class Tensors(_Movable):
-    """A batch as tensors on one device: what `batch.to(device)` gives. The fields are those of `mixd.Batch`; sample ids are int64."""
+    """A batch as tensors on one device: what `batch.to(device)` gives. The fields are those of `mixd.Batch`; sample ids are int64 here."""
 
     x: Tensor
     label_a: Tensor
@@ -83,6 +83,9 @@ class Tensors(_Movable):
     partner: Tensor
     sample_id: Tensor
     partner_id: Tensor
+    crop: Tensor
+    cut: Tensor
+    flip: Tensor
     epoch: int
     index: int
     batches: int
@@ -92,21 +95,14 @@ class Tensors(_Movable):
     @classmethod
     def of(cls, batch: Batch, device: Device, non_blocking: bool = False) -> "Tensors":
         """A batch on a device. Where `x` is there already it stays, leased for as long as it is there."""
-        # What is small need not wait for what is queued on the device: of memory that is not pinned a copy is taken before the call returns.
-        return cls(
-            x=batch.x.to(device, non_blocking=non_blocking),
-            label_a=batch.label_a.to(device, non_blocking=True),
-            label_b=batch.label_b.to(device, non_blocking=True),
-            lam=batch.lam.to(device, non_blocking=True),
-            partner=batch.partner.to(device, non_blocking=True),
-            sample_id=batch.sample_id.to(device, torch.int64, non_blocking=True),
-            partner_id=batch.partner_id.to(device, torch.int64, non_blocking=True),
-            epoch=batch.epoch,
-            index=batch.index,
-            batches=batch.batches,
-            pad=batch.pad,
-            digest=batch.digest,
-        )
+        values = {field.name: getattr(batch, field.name) for field in fields(cls) if field.name != "x"}
+        # Columns are in pageable memory, which is read before the call returns: the copy need not be waited for.
+        columns = {
+            name: value.to(device, torch.int64 if value.dtype == "uint32" else None, non_blocking=True)
+            for name, value in values.items()
+            if isinstance(value, Array)
+        }
+        return cls(**values | columns, x=batch.x.to(device, non_blocking=non_blocking))
 
     @property
     def targets(self) -> Targets:

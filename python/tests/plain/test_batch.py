@@ -53,16 +53,33 @@ def test_the_fields_are_what_the_plan_says(daemon: Daemon) -> None:
     assert [array.dtype for array in (batch.label_a, batch.lam, batch.partner, batch.sample_id)] == ["int64", "float32", "int32", "uint32"]
 
 
-def replayed(tmp_path: Path, *options: object) -> numpy.ndarray[Any, Any]:
-    """The images that `mixd replay` makes of batch 1 of epoch 2."""
+def replayed(tmp_path: Path, *options: object) -> dict[str, numpy.ndarray[Any, Any]]:
+    """What `mixd replay` makes of batch 1 of epoch 2, by name."""
     out = tmp_path / "batch.safetensors"
     mixd_output("replay", "--data", SAMPLE_DATA, "--epoch", 2, "--batch", 1, "--batch-size", 8, "--size", "20x30", "--out", out, *options)
     content = out.read_bytes()
     length = int.from_bytes(content[:8], "little")
-    x = json.loads(content[8 : 8 + length])["x"]
-    begin, end = x["data_offsets"]
-    types = {"F32": numpy.float32, "F16": numpy.float16, "U8": numpy.uint8, "BF16": numpy.uint16}
-    return numpy.frombuffer(content[8 + length :][begin:end], types[x["dtype"]]).reshape(x["shape"])
+    types = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I64": "<i8", "I32": "<i4", "U64": "<u8", "U32": "<u4"}
+    arrays = {}
+    for name, tensor in json.loads(content[8 : 8 + length]).items():
+        if name != "__metadata__":
+            begin, end = tensor["data_offsets"]
+            arrays[name] = numpy.frombuffer(content[8 + length :][begin:end], types[tensor["dtype"]]).reshape(tensor["shape"])
+    return arrays
+
+
+def test_every_column_of_a_replay_is_a_field_of_the_batch(daemon: Daemon, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"recipe": "torchvision-v1", "mixup": 0.4, "cutmix": 1.0, "digest": True}
+    batch = daemon.connect().feed("train", batch_size=8, size=(20, 30), start=(2, 1), **options).next_batch()
+    arrays = replayed(tmp_path, "--recipe", "torchvision-v1", "--alpha", 0.4, "--cutmix", 1, "--digest")
+    # "view" is of replays alone.
+    scalars = {"epoch", "index", "batches", "digest", "pad"}
+    columns = set(arrays) - scalars - {"view", "len"}
+    assert {"x", "label_a", "lambda", "crop", "cut", "flip"} <= columns
+    for name in columns:
+        array = getattr(batch, "lam" if name == "lambda" else name).numpy()
+        assert array.dtype == arrays[name].dtype and array.tolist() == arrays[name].tolist(), name
+    assert all(getattr(batch, name) == arrays[name].item() for name in scalars)
 
 
 @pytest.mark.parametrize(("dtype", "name"), [("f32", "float32"), ("f16", "float16"), ("u8", "uint8")])
@@ -73,7 +90,7 @@ def test_images_are_read_where_the_daemon_wrote_them(daemon: Daemon, tmp_path: P
     array = x.numpy()
     assert (x.dtype, array.dtype.name, array.shape) == (name, name, x.shape)
     assert x.shape == ((8, 3, 20, 30) if layout == "nchw" else (8, 20, 30, 3))
-    assert (array == replayed(tmp_path, "--dtype", dtype, "--layout", layout)).all()
+    assert (array == replayed(tmp_path, "--dtype", dtype, "--layout", layout)["x"]).all()
     for view in (array, numpy.from_dlpack(x), numpy.asarray(x), numpy.asarray(memoryview(x))):
         assert view.ctypes.data == x.data_ptr
         assert not view.flags.writeable

@@ -111,7 +111,7 @@ say("on", feed.next_batch().index)
         ("BufferError", "cuda:0"),
         ("MixdError", "cannot be kept"),
         ("MixdError", "cuda:7"),
-        ("SpecRefused", "digest"),
+        ("SpecError", "digest"),
     ]
     for kind, text in expected:
         said = trainer.heard()

@@ -45,7 +45,7 @@ def test_a_killed_daemon_is_an_error_after_what_was_published(daemon: Daemon) ->
     held = feed.next_batch()
     daemon.kill()
     read = []
-    with pytest.raises(mixd.DaemonGone, match="is gone"):
+    with pytest.raises(mixd.DaemonGoneError, match="is gone"):
         while True:
             batch = feed.next_batch()
             assert batch.is_intact()
@@ -81,7 +81,7 @@ def test_a_seek_that_fails_leaves_the_feed_where_it_is(daemon: Daemon) -> None:
     feed = daemon.connect().feed("train", size=32)
     feed.next_batch()
     daemon.kill()
-    with pytest.raises(mixd.NoDaemon):
+    with pytest.raises(mixd.NoDaemonError):
         feed.seek(7)
     assert feed.place == (0, 1) and feed.state_dict()["index"] == 1
 
@@ -91,7 +91,7 @@ def test_a_daemon_that_makes_other_batches_is_not_taken_for_the_one_that_is_gone
     feed.next_batch()
     daemon.kill()
     daemon.start("--resize", "fast")
-    with pytest.raises(mixd.DaemonGone, match="does not make the same batches"):
+    with pytest.raises(mixd.DaemonGoneError, match="does not make the same batches"):
         while True:
             feed.next_batch()
     with pytest.raises(mixd.MixdError):
@@ -105,7 +105,7 @@ feed = server.feed("train", size=32)
 say(feed.next_batch().index)
 try:
     while True: feed.next_batch()
-except mixd.FeedEnded as error: say(str(error))
+except mixd.FeedEndedError as error: say(str(error))
 """,
         daemon,
     )
@@ -122,7 +122,7 @@ def test_one_who_keeps_others_waiting_is_evicted_and_keeps_what_it_holds(daemon:
         fast.next_batch()
     assert held.is_intact()
     del held
-    with pytest.raises(mixd.Evicted, match=r"kept others waiting for more than 0.2 s \(read faster"):
+    with pytest.raises(mixd.EvictedError, match=r"kept others waiting for more than 0.2 s \(read faster"):
         slow.next_batch()
 
 

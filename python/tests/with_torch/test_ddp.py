@@ -56,7 +56,7 @@ for data in ({str(SAMPLE_DATA)!r}, {str(tmp_path / "nowhere")!r}):
     while rank == "1" and not left.exists(): time.sleep(0.01)
     try:
         with mixd.serve(data=data): pass
-    except mixd.NoDaemon as error: (left.parent / f"said-{{rank}}").open("a").write(str(error) + "\\n")
+    except mixd.NoDaemonError as error: (left.parent / f"said-{{rank}}").open("a").write(str(error) + "\\n")
     left.touch()
 """
     )

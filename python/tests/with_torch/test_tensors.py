@@ -131,13 +131,14 @@ def test_what_is_written_while_a_batch_becomes_a_copy_is_not_lost(daemon: Daemon
 
 
 def test_a_batch_moves_as_a_whole(daemon: Daemon) -> None:
-    batch = daemon.connect().feed("train", batch_size=8, size=32).next_batch()
+    batch = daemon.connect().feed("train", batch_size=8, size=32, crop="random_resized_crop", flip=True, cutmix=1.0).next_batch()
     tensors = batch.to("cpu")
     assert isinstance(tensors, mixd.torch.Tensors) and len(tensors) == 8
     assert (tensors.epoch, tensors.index, tensors.batches) == (batch.epoch, batch.index, batch.batches)
-    for name in ("label_a", "label_b", "lam", "partner", "sample_id", "partner_id"):
+    for name in ("label_a", "label_b", "lam", "partner", "sample_id", "partner_id", "crop", "cut", "flip"):
         assert getattr(tensors, name).tolist() == getattr(batch, name).tolist(), name
-    assert tensors.sample_id.dtype == torch.int64
+    assert (tensors.sample_id.dtype, tensors.flip.dtype) == (torch.int64, torch.uint8)
+    assert (tuple(tensors.crop.shape), tuple(tensors.cut.shape)) == ((8, 4), (8, 4)) and tensors.crop.any() and tensors.cut.any()
     meta = tensors.to("meta")
     assert meta.x.device.type == meta.label_a.device.type == "meta" and meta.index == batch.index
     # The partner's row is where the partner's sample is.

@@ -177,7 +177,7 @@ impl Case {
         let count = (stride * (self.height as usize - 1) + self.width as usize) * self.channels;
         let value = |n: usize| match self.noise {
             // Black and white: what overshoots most.
-            true => 255 * ((n * 2_654_435_761 >> 13 & 1) as u8),
+            true => 255 * ((((n * 2_654_435_761) >> 13) & 1) as u8),
             false => (n * 37 + n / 7 * 11) as u8,
         };
         (0..count).map(|n| value(n) ^ self.seed).collect()

@@ -20,6 +20,13 @@ pub struct Fast {
 }
 
 impl Fast {
+    /// Whether it can do both axes. A cubic is 0 at distance 1, so that an output which begins a window may read later inputs than those after
+    /// it; fast_image_resize 6.1 takes the first output's first input for the smallest, and reads outside its memory.
+    pub fn supports(across: &Key, down: &Key) -> bool {
+        let whole = |key: &Key| key.window.visible() == (0..key.window.resized);
+        across.interpolation == Interpolation::Bilinear || whole(across) && whole(down)
+    }
+
     /// Resizes `picture` along both axes into the first `picture.channels` planes of `out`.
     pub fn run(&mut self, picture: &Picture<'_>, across: &Key, down: &Key, level: Level, out: &mut [u8]) {
         let contiguous = picture.width as usize * picture.height as usize * picture.channels;
@@ -36,9 +43,10 @@ impl Fast {
         self.visible.resize(width as usize * height as usize * picture.channels, 0);
         // The part of the picture that becomes visible; filters still reach beyond this part.
         let part = |key: &Key, visible: &std::ops::Range<u32>| {
-            let scale = f64::from(key.eighths) / 8.0 / f64::from(key.window.resized);
-            let (start, length) = (f64::from(visible.start) * scale, visible.len() as f64 * scale);
-            (start, length.min(f64::from(key.inputs) - start))
+            let (whole, resized) = (f64::from(key.eighths) / 8.0, f64::from(key.window.resized));
+            let edge = |at: u32| if at == key.window.resized { whole } else { f64::from(at) * (whole / resized) };
+            let (start, end) = (edge(visible.start), edge(visible.end));
+            (start, end - start)
         };
         let ((left, part_width), (top, part_height)) = (part(across, &columns), part(down, &rows));
         let filter = match across.interpolation {

@@ -141,6 +141,22 @@ fn geometries_are_pillows() {
     }
 }
 
+/// The first output of such a window reads no input before its own place, while the second one does: fast_image_resize took the first one's for the
+/// smallest, and its unchecked loads went outside the picture.
+#[test]
+fn a_bicubic_window_may_begin_where_the_filter_is_zero() {
+    let (image, size) = (ImageSize { height: 5, width: 5 }, ImageSize { height: 4, width: 4 });
+    let values: Vec<u8> = (0..image.values()).map(|at| 64 + (at * 37 % 128) as u8).collect();
+    let picture = Picture::new(image.width, image.height, 3, &values);
+    for start in 1..11 {
+        let whole = Geometry::squash(image, ImageSize::square(15), Interpolation::Bicubic);
+        let geometry = Geometry { window: (start, start), ..whole };
+        let mut ours = vec![0; size.values()];
+        Renderer::new(ResizeKind::Fast).run(&picture, &geometry, size, &mut ours);
+        assert_eq!(ours, naive::render(&picture, &geometry, size), "{start}");
+    }
+}
+
 /// A picture within a larger memory, and what it becomes.
 #[derive(Debug, Clone)]
 struct Case {
@@ -162,7 +178,7 @@ impl Case {
         let count = (stride * (self.height as usize - 1) + self.width as usize) * self.channels;
         let value = |n: usize| match self.noise {
             // Black and white: what overshoots most.
-            true => 255 * ((n * 2_654_435_761 >> 13 & 1) as u8),
+            true => 255 * ((((n * 2_654_435_761) >> 13) & 1) as u8),
             false => (n * 37 + n / 7 * 11) as u8,
         };
         (0..count).map(|n| value(n) ^ self.seed).collect()

@@ -16,7 +16,7 @@ pub enum ResizeKind {
     /// Pillow's pixels to the bit (SPEC §2).
     #[default]
     Exact,
-    /// fast_image_resize: 16-bit weights, within 2 levels of Pillow.
+    /// fast_image_resize: 16-bit weights, within 2 levels of Pillow for bilinear. Bicubic centre crops are exact.
     Fast,
 }
 named!(ResizeKind, "resize", "exact or fast", Exact = "exact", Fast = "fast");
@@ -60,8 +60,10 @@ impl Renderer {
             copy(&picture, (0, 0), &across.window, &down.window, self.level, out);
         } else {
             match self.kind {
-                ResizeKind::Exact => self.exact.run(&picture, &across, &down, out),
-                ResizeKind::Fast => self.fast.run(&picture, &across, &down, self.level, out),
+                ResizeKind::Fast if Fast::supports(&across, &down) => {
+                    self.fast.run(&picture, &across, &down, self.level, out);
+                }
+                ResizeKind::Exact | ResizeKind::Fast => self.exact.run(&picture, &across, &down, out),
             }
         }
         if picture.channels == 1 {

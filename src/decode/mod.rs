@@ -68,15 +68,15 @@ pub(crate) mod tests {
         (each().map(f64::from).sum::<f64>() / ours.len() as f64, each().max().unwrap_or(0))
     }
 
-    /// SPEC §8, the row for odd files, and the rows for JPEG and for other formats.
+    /// docs/spec/golden.md#tolerances: the row for odd files, and the rows for JPEG and for other formats.
     #[test]
     fn odd_files_are_decoded_like_pillow_does_or_refused_with_a_cause() {
         for odd in fixtures::roots().map(|root| root.join("odd")) {
             let list: Value = serde_json::from_slice(&std::fs::read(odd.join("odd.json")).unwrap()).unwrap();
             let bytes = std::fs::read(odd.join("odd.safetensors")).unwrap();
             let tensors = SafeTensors::deserialize(&bytes).unwrap();
-            // «Free choice» in SPEC §8; refused (tall: one pixel wide, with subsampled chroma); 16-bit gray, for which SPEC §2
-            // allows the high byte.
+            // «Free choice» of docs/spec/golden.md#tolerances; refused (tall: one pixel wide, with subsampled chroma); 16-bit gray,
+            // for which docs/spec/pixels.md#decode allows the high byte.
             let free = ["cutnoeoi.JPEG", "corrupt.JPEG", "arithmetic.JPEG", "tall.JPEG", "gray16.png"];
             for entry in list["files"].as_array().unwrap() {
                 let name = entry["file"].as_str().unwrap();

@@ -565,7 +565,7 @@ mod tests {
         assert!(matches!(refused(start, 128), SamplerError::StartOutOfRange { batches: 2, .. }));
     }
 
-    /// Kolmogorov–Smirnov of our draws against the goldens' folded quantiles (SPEC §8).
+    /// Kolmogorov–Smirnov of our draws against the goldens' folded quantiles (docs/spec/golden.md#tolerances).
     #[test]
     fn lambda_follows_the_reference_quantiles() {
         for reference in crate::fixtures::roots() {

@@ -1,4 +1,4 @@
-//! The weights of one axis of a resize (SPEC §2, RECIPES §2): which inputs each output reads, and how much of each.
+//! The weights of one axis of a resize (docs/spec/pixels.md#resize): which inputs each output reads, and how much of each.
 //!
 //! Window, padding and flip are only a choice of outputs: padding has no weight at all, and an axis of equal sizes has one weight of 1.
 

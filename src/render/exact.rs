@@ -1,5 +1,5 @@
-//! SPEC §2's integer resize, which is Pillow's (up to 11.3) to the bit: 22-bit weights, along the rows first, the result as u8, then along the
-//! columns. Bilinear and bicubic; only the outputs of the window, and only the inputs that these read.
+//! The integer resize of docs/spec/pixels.md#resize, which is Pillow's (up to 11.3) to the bit: 22-bit weights, along the rows first,
+//! the result as u8, then along the columns. Bilinear and bicubic; only the outputs of the window, and only the inputs that these read.
 //!
 //! A weight has too many bits for the multiplications of 16-bit pairs that processors are fast at. So it is split, `w = 2¹¹·high + low`,
 //! and so is the sum: `Σ w·u = 2¹¹·Σ high·u + Σ low·u`, still exact. Between the passes channels lie in planes, where they stay.

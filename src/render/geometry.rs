@@ -1,4 +1,4 @@
-//! Which pixels of a decoded picture an output shows: crops, resizes, centre crops and padding, as pure data (RECIPES §2).
+//! Which pixels of a decoded picture an output shows: crops, resizes, centre crops and padding, as pure data (docs/spec/recipes.md#crops).
 
 use super::window::Window;
 use crate::types::{CropBox, ImageSize, Interpolation, PadMode};

@@ -1,4 +1,4 @@
-//! The oracle: a geometry's output (SPEC §2, RECIPES §2), one value at a time.
+//! The oracle: a geometry's output (docs/spec/pixels.md#resize, docs/spec/recipes.md#crops), one value at a time.
 
 use super::Geometry;
 use crate::decode::Picture;

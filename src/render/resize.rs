@@ -13,7 +13,7 @@ use std::str::FromStr;
 /// Which resize.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ResizeKind {
-    /// Pillow's pixels to the bit (SPEC §2).
+    /// Pillow's pixels to the bit (docs/spec/pixels.md#resize).
     #[default]
     Exact,
     /// fast_image_resize: 16-bit weights, within 2 levels of Pillow for bilinear. Bicubic centre crops are exact.

@@ -68,7 +68,7 @@ def test_every_preset_opens_a_feed_of_either_split(daemon: Daemon) -> None:
     server = daemon.connect()
     for name in ("lesson", "imagenette", "torchvision-v1"):
         for split, samples in (("train", 200), ("val", 50)):
-            assert sum(len(batch) for batch in server.feed(split, recipe=name, size=32)) == samples  # type: ignore[arg-type]
+            assert sum(len(batch) for batch in server.feed(split, recipe=name, size=32)) == samples  # type: ignore[arg-type, misc]
 
 
 def test_options_take_precedence_over_the_recipe(daemon: Daemon) -> None:
@@ -122,7 +122,9 @@ def test_a_view_is_the_recorded_box_of_the_image(daemon: Daemon) -> None:
     server = daemon.connect()
     # An image whole, and a view that is cut out of it by hand: pad_crop takes windows without a resize.
     options: dict[str, Any] = {"batch_size": 16, "seed": 2, "mixup": None, "dtype": "u8", "shuffle": False}
-    [crops, whole] = [server.feed("train", crop=crop, size=96, flip=flip, **options) for crop, flip in (("pad_crop:0", 0.5), ("pad_crop:0", 0))]
+    [crops, whole] = [
+        server.feed("train", crop=crop, size=96, flip=flip, **options) for crop, flip in (("pad_crop:0", 0.5), ("pad_crop:0", 0))
+    ]
     cropped, plain = crops.next_batch(), whole.next_batch()
     # The flip has draws of its own: the same windows, mirrored where the flip is 1.
     assert cropped.crop.tolist() == plain.crop.tolist() and set(cropped.flip.tolist()) == {0, 1} and not any(plain.flip.tolist())
@@ -191,7 +193,10 @@ def test_repeats_keep_the_length_of_an_epoch(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"recipe": "torchvision"}, r"`torchvision` is not a recipe \(use lesson, imagenette or torchvision-v1, or a file that ends in .toml"),
+        (
+            {"recipe": "torchvision"},
+            r"`torchvision` is not a recipe \(use lesson, imagenette or torchvision-v1, or a file that ends in .toml",
+        ),
         ({"recipe": "/no/such.toml"}, r"cannot read the recipe /no/such.toml"),
         ({"crop": "centre:9"}, r"`centre:9` is not a crop \(use squash, .*random_resized_crop:0.35,1"),
         ({"crop": "random_resized_crop:0,1"}, r"crop is random_resized_crop:0,1.*: it must be of a share of the area"),

@@ -13,7 +13,7 @@ use std::time::Duration;
 impl Train {
     pub fn run(self) -> anyhow::Result<()> {
         anyhow::ensure!(self.lr.is_finite() && self.lr > 0.0, "--lr is {}: it must be positive", self.lr);
-        anyhow::ensure!(self.feed.split == Split::Train, "--split is not for train: it reads both splits");
+        anyhow::ensure!(self.feed.split() == Split::Train, "--split is not for train: it reads both splits");
         let resumed = self.resume.as_deref().map(train::state).transpose()?;
         let spec = match &resumed {
             Some(state) => FeedSpec { start: Start::At(state.place), share: None, ..state.feed },

@@ -45,11 +45,13 @@ fn options<T: DeserializeOwned>(json: &str) -> Result<T, String> {
     let options: Map<String, Value> = serde_json::from_str(json).map_err(text)?;
     // Each by itself, since errors of JSON do not name the key.
     for (key, value) in &options {
+        // `lambda` is a word of Python's own.
+        let name = if key == "lambda" { "lam" } else { key };
         let alone = Map::from_iter([(key.clone(), value.clone())]);
         if let Err(error) = serde_json::from_value::<T>(alone.into()) {
             return Err(match serde_json::from_value::<Recipe>(value.clone()) {
                 Err(error) if key == "recipe" => format!("bad feed spec: recipe: {error}"),
-                _ => format!("bad feed spec: {key} is {value}: {error}"),
+                _ => format!("bad feed spec: {name} is {value}: {error}"),
             });
         }
     }

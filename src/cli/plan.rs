@@ -17,7 +17,7 @@ pub struct Plan {
     epoch: u64,
     #[command(flatten)]
     feed: FeedOptions,
-    /// With --json: name crops in pixels, for which the headers of the images are read.
+    /// With --json: name crops in pixels of the decoded images, for which the images are read.
     #[arg(long, env = "MIXD_RESOLVE", requires = "json")]
     resolve: bool,
     /// Print one line of JSON a batch.

@@ -3,6 +3,7 @@
 use super::ClientError;
 use crate::control::proto::control_client::ControlClient;
 use crate::control::proto::{GetStatusRequest, ShutdownRequest, Status};
+use crate::spec::Recipe;
 use std::path::Path;
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -52,6 +53,15 @@ fn answer<T>(
             () = interruption => Ok(None),
         }
     })
+}
+
+/// The recipe of feeds that name none at the daemon behind a socket: the lesson's, unless it was started with another.
+///
+/// # Errors
+/// When no daemon answers, or its recipe is none of this version.
+pub fn recipe(socket: &Path) -> Result<Recipe, ClientError> {
+    let Some(toml) = status(socket)?.recipe else { return Ok(Recipe::default()) };
+    Recipe::from_toml(&toml, "the daemon's recipe").map_err(|error| ClientError::Refused(error.to_string()))
 }
 
 /// What the daemon is doing.

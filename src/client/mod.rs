@@ -18,7 +18,7 @@ mod device;
 pub use crate::control::default_socket;
 pub use crate::ring::Lease as Batch;
 pub use attach::{Feed, RECONNECT, attach, attach_for, attach_unless};
-pub use call::{peer_pid, shutdown, status, status_unless};
+pub use call::{peer_pid, recipe, shutdown, status, status_unless};
 
 use crate::ring::RingError;
 use std::error::Error;

@@ -179,6 +179,7 @@ mod tests {
     use crate::fixtures;
     use safetensors::SafeTensors;
     use serde_json::Value;
+    #[cfg(feature = "turbojpeg")]
     use std::path::Path;
 
     #[test]

@@ -165,7 +165,8 @@ impl FeedSpec {
                 ok,
                 key,
                 alpha.unwrap_or_default().to_string(),
-                "positive and finite (to turn it off leave it out)".to_owned(),
+                "positive and finite (without it: --no-mixup or --no-cutmix, in Python mixup=None or cutmix=None)"
+                    .to_owned(),
             )
         };
         let crop = self.crop.check();

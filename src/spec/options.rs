@@ -4,12 +4,14 @@
 use super::{Crop, FeedSpec, Mix, MixPer, Pairing, Recipe, RecipeError, SpecError};
 use crate::types::{Dtype, ImageSize, Interpolation, Last, Layout, Split};
 use clap::Args;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
 /// A recipe as it is asked for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum RecipeChoice {
     /// A preset's name, or a file that ends in `.toml`.
@@ -37,6 +39,27 @@ impl FromStr for RecipeChoice {
         Recipe::load(text).map(|recipe| {
             if text.ends_with(".toml") { Self::Inline(Box::new(recipe)) } else { Self::Name(text.to_owned()) }
         })
+    }
+}
+
+impl<'de> Deserialize<'de> for RecipeChoice {
+    /// By hand, since an untagged enum's errors name nothing.
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Choice;
+        impl<'de> Visitor<'de> for Choice {
+            type Value = RecipeChoice;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a recipe's name, a .toml file, or a recipe")
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<RecipeChoice, E> {
+                Ok(RecipeChoice::Name(text.to_owned()))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RecipeChoice, A::Error> {
+                let recipe = Recipe::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(RecipeChoice::Inline(Box::new(recipe)))
+            }
+        }
+        from.deserialize_any(Choice)
     }
 }
 
@@ -77,8 +100,8 @@ pub struct FeedOptions {
     #[arg(long, env = "MIXD_SIZE")]
     #[serde(with = "size")]
     pub size: Option<ImageSize>,
-    /// What part of an image: squash, squash_center:152, short_center:256, random_resized_crop[:0.08,1[,0.75,1.33]] or
-    /// pad_crop:4[,reflect] [default: the recipe's].
+    /// What part of an image: squash, squash_center:152, short_center:256, random_resized_crop,
+    /// random_resized_crop:0.35,1, random_resized_crop:0.08,1,0.75,1.33, pad_crop:4 or pad_crop:4,reflect [default: the recipe's].
     #[arg(long, env = "MIXD_CROP")]
     #[serde(with = "text")]
     pub crop: Option<Crop>,

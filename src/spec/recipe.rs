@@ -73,7 +73,7 @@ fn once() -> u32 {
 }
 
 fn unmixed() -> Mix {
-    Mix::NONE
+    Mix { fold: false, ..Mix::NONE }
 }
 
 /// A side of a square, or "HEIGHTxWIDTH".
@@ -196,9 +196,9 @@ impl Recipe {
     /// # Errors
     /// When the text is no recipe.
     pub fn from_toml(text: &str, path: &str) -> Result<Self, RecipeError> {
-        let refused = |error: toml::de::Error| RecipeError::Parse {
-            path: path.to_owned(),
-            cause: error.to_string().trim().replace('\n', " "),
+        let refused = |error: toml::de::Error| {
+            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            RecipeError::Parse { path: path.to_owned(), cause: format!("line {line}: {}", error.message()) }
         };
         toml::from_str(text).map_err(refused)
     }

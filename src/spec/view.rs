@@ -68,16 +68,16 @@ impl Crop {
             Self::SquashCenter { resize } | Self::ShortCenter { resize }
                 if !(1..=Self::RESIZE_MAX).contains(&resize) =>
             {
-                Err((format!("{self}"), format!("resized to 1 to {} pixels", Self::RESIZE_MAX)))
+                Err((format!("{self}"), format!("a crop after a resize to 1 to {} pixels", Self::RESIZE_MAX)))
             }
             Self::RandomResizedCrop { scale: [low, high], .. } if !(low > 0.0 && low <= high && high <= 1.0) => {
-                Err((format!("{self}"), "of a share of the area with 0 < least <= largest <= 1".to_owned()))
+                Err((format!("{self}"), "a crop whose share of the area has 0 < least <= largest <= 1".to_owned()))
             }
             Self::RandomResizedCrop { ratio: [low, high], .. } if !(low > 0.0 && low <= high && high <= 1e3) => {
-                Err((format!("{self}"), "of aspect ratios with 0 < least <= largest <= 1000".to_owned()))
+                Err((format!("{self}"), "a crop whose aspect ratio has 0 < least <= largest <= 1000".to_owned()))
             }
             Self::PadCrop { pad, .. } if pad > ImageSize::SIDE_MAX => {
-                Err((format!("{self}"), format!("padded by at most {} pixels", ImageSize::SIDE_MAX)))
+                Err((format!("{self}"), format!("a crop that pads by at most {} pixels", ImageSize::SIDE_MAX)))
             }
             _ => Ok(()),
         }

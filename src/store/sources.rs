@@ -505,7 +505,7 @@ mod tests {
         assert!(!claim(&sources, 1).may_be_in_file());
         let again = claim(&sources, 2);
         assert!(again.may_be_in_file());
-        let again = again.check(12).err().expect("made from another image");
+        let again = again.check(12).map(drop).expect_err("made from another image");
         assert!(again.check(11).is_ok() && is_ready_with(&sources, 2, 5));
         assert_eq!(sources.size(2), Some(ImageSize { height: 5, width: 7 }));
         // It goes behind what is there.

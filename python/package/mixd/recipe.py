@@ -46,6 +46,12 @@ class Crop:
         """Gives torchvision's RandomCrop(size, padding=pad, padding_mode=mode)."""
         return cls("pad_crop", pad=pad, mode=mode)
 
+    def __str__(self) -> str:
+        """Gives the text that `Server.feed` and `mixd serve` take, such as "short_center:256"."""
+        scale = (0.08, 1.0) if self.ratio and not self.scale else self.scale or ()
+        values = [value for value in (self.resize, *scale, *(self.ratio or ()), self.pad, self.mode) if value is not None]
+        return f"{self.kind}:{','.join(map(str, values))}" if values else self.kind
+
 
 @dataclass(frozen=True)
 class Mix:
@@ -62,9 +68,14 @@ class Mix:
 
 @dataclass(frozen=True)
 class TrainView:
-    """How training images are shown, drawn and mixed; `flip` is a probability."""
+    """How training images are shown, drawn and mixed.
 
-    size: int | str = 224
+    size: pixels of a side, or height and width.
+    flip: probability of a horizontal flip.
+    repeats: how often each sample comes in a row, in epochs of the usual length.
+    """
+
+    size: int | tuple[int, int] = 224
     crop: Crop = field(default_factory=Crop.random_resized)
     interpolation: Interpolation = "bilinear"
     flip: float = 0.5
@@ -74,9 +85,9 @@ class TrainView:
 
 @dataclass(frozen=True)
 class ValView:
-    """How validation images are shown."""
+    """How validation images are shown; `size` is pixels of a side, or height and width."""
 
-    size: int | str = 224
+    size: int | tuple[int, int] = 224
     crop: Crop = field(default_factory=lambda: Crop.short_center(256))
     interpolation: Interpolation = "bilinear"
 
@@ -94,8 +105,10 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the recipe as `mixd recipe NAME` prints it."""
-        recipe = asdict(self)
+        recipe = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
         for view in (recipe["train"], recipe["val"]):
+            if not isinstance(view["size"], int):
+                view["size"] = "x".join(map(str, view["size"]))
             view["crop"] = {key: value for key, value in view["crop"].items() if value is not None}
         mix = recipe["train"]["mix"]
         for alpha in ("mixup", "cutmix"):

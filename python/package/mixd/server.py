@@ -20,7 +20,7 @@ from typing import Any, Literal
 from ._native import Spec, daemon, default_socket
 from .errors import NoDaemonError, SpecError
 from .feed import Feed
-from .recipe import Recipe
+from .recipe import Crop, Recipe
 
 __all__ = ["Server", "connect", "serve"]
 
@@ -48,7 +48,7 @@ class Server:
         recipe: str | os.PathLike[str] | Recipe | None = None,
         batch_size: int | None = None,
         size: int | tuple[int, int] | None = None,
-        crop: str | None = None,
+        crop: str | Crop | None = None,
         interpolation: Literal["bilinear", "bicubic"] | None = None,
         flip: bool | float | None = None,
         mixup: float | Literal["default"] | None = "default",
@@ -85,7 +85,7 @@ class Server:
         batch_size: rows; 64 of train, 128 of val.
         size: pixels of a side, or height and width; the recipe's.
         crop: what part of an image: "squash", "squash_center:152", "short_center:256", "random_resized_crop",
-            "random_resized_crop:0.35,1", "pad_crop:4", "pad_crop:4,reflect"; the recipe's.
+            "random_resized_crop:0.35,1", "pad_crop:4", "pad_crop:4,reflect", or a `mixd.Crop`; the recipe's.
         interpolation: filter of the resize; the recipe's.
         flip: probability of a horizontal flip; True is 0.5; the recipe's.
         mixup: α of Beta(α, α), or None for no mixup; the recipe's (the lesson's 0.4, unless `cutmix` is given).
@@ -123,7 +123,7 @@ class Server:
             "recipe": _recipe(recipe),
             "batch_size": batch_size,
             "size": size if size is None or isinstance(size, int) else "x".join(map(str, size)),
-            "crop": crop,
+            "crop": None if crop is None else str(crop),
             "interpolation": interpolation,
             "flip": {True: 0.5, False: 0.0}[flip] if isinstance(flip, bool) else flip,
             "shuffle": shuffle,

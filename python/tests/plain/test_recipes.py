@@ -51,7 +51,7 @@ def test_a_recipe_is_a_name_a_file_or_an_object(daemon: Daemon, tmp_path: Path) 
         assert part(server.feed("train", recipe=recipe)) == TORCHVISION, recipe
         assert part(server.feed("val", recipe=recipe)) == TORCHVISION_VAL, recipe
     mine = mixd.Recipe(
-        train=mixd.TrainView(size="96x128", crop=mixd.Crop.padded(4, "reflect"), interpolation="bicubic", flip=0.25, repeats=3,
+        train=mixd.TrainView(size=(96, 128), crop=mixd.Crop.padded(4, "reflect"), interpolation="bicubic", flip=0.25, repeats=3,
                              mix=mixd.Mix(mixup=0.2, cutmix=1.0, prob=0.9, switch=0.3, per="per-pair", fold=True, pairing="reverse")),
         val=mixd.ValView(size=64, crop=mixd.Crop.squash_center(72)), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
     )  # fmt: skip
@@ -88,6 +88,17 @@ def test_options_take_precedence_over_the_recipe(daemon: Daemon) -> None:
     mixed = mixd.Recipe(train=mixd.TrainView(mix=mixd.Mix(mixup=0.2, cutmix=1.0)))
     assert server.feed("train", recipe=mixed, mixup=None).spec["mix"] == {**TORCHVISION["mix"], "cutmix": 1.0}  # type: ignore[dict-item]
     assert not server.feed("train", recipe=mixed, mixup=None, cutmix=None).is_mixed
+
+
+def test_a_crop_is_a_text_or_an_object(daemon: Daemon) -> None:
+    server = daemon.connect()
+    crop = mixd.Crop
+    for one in (crop(), crop.short_center(40), crop.squash_center(36), crop.random_resized((0.35, 1)), crop.padded(4, "reflect")):
+        expected = server.feed("train", recipe=mixd.Recipe(train=mixd.TrainView(crop=one)), size=32, batch_size=4).spec["crop"]
+        # What a recipe resizes before a centre crop is in proportion to its size.
+        expected = expected if one.resize is None else {**expected, "resize": one.resize}
+        for given in (one, str(one)):
+            assert server.feed("train", crop=given, size=32, batch_size=4).spec["crop"] == expected, given
 
 
 def test_random_resized_crops_and_flips_are_drawn_anew_for_each_use(daemon: Daemon) -> None:
@@ -208,6 +219,7 @@ def test_repeats_keep_the_length_of_an_epoch(daemon: Daemon) -> None:
         ({"repeats": 0}, "repeats is 0: it must be 1 to 64"),
         ({"mix_prob": 2}, "mix_prob is 2: it must be a probability"),
         ({"mix_switch": -1}, "mix_switch is -1: it must be a probability"),
+        ({"lam": "per-row"}, "lam is .*per-row.*per-batch"),
         ({"pairing": "rolled"}, "pairing is .*rolled.*roll"),
     ],
 )

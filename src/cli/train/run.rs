@@ -4,7 +4,7 @@ use super::Train;
 use crate::batch::BatchView;
 use crate::cli::own_daemon::OwnDaemon;
 use crate::client::{self, Feed};
-use crate::spec::{FeedOptions, FeedSpec, Mix};
+use crate::spec::{FeedOptions, FeedSpec, Mix, Recipe};
 use crate::train::{self, Batches, Event, JsonLog, Options, Progress, TrainError};
 use crate::types::{Place, Split, Start};
 use anyhow::Context;
@@ -15,15 +15,20 @@ impl Train {
         anyhow::ensure!(self.lr.is_finite() && self.lr > 0.0, "--lr is {}: it must be positive", self.lr);
         anyhow::ensure!(self.feed.split() == Split::Train, "--split is not for train: it reads both splits");
         let resumed = self.resume.as_deref().map(train::state).transpose()?;
+        let recipe = match (&self.data, &resumed) {
+            (None, None) => client::recipe(&self.socket.path())?,
+            // A daemon of its own has no recipe, and what is resumed has its specs.
+            _ => Recipe::default(),
+        };
         let spec = match &resumed {
             Some(state) => FeedSpec { start: Start::At(state.place), share: None, ..state.feed },
-            None => self.join.spec(FeedSpec { smoothing: self.smoothing, ..self.feed.spec()? })?,
+            None => self.join.spec(FeedSpec { smoothing: self.smoothing, ..self.feed.spec_or(&recipe)? })?,
         };
         let spec = FeedSpec { device: self.pipeline.batch_device(), ..spec };
         spec.validate()?;
         let FeedSpec { image_size, crop, interpolation, .. } = match &resumed {
             Some(state) => state.valid,
-            None => FeedOptions { split: Some(Split::Val), ..self.feed.clone() }.spec()?,
+            None => FeedOptions { split: Some(Split::Val), ..self.feed.clone() }.spec_or(&recipe)?,
         };
         let valid = FeedSpec {
             split: Split::Val,

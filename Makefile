@@ -52,11 +52,13 @@ python: program .venv/plain/ready ## Build the Python package, with the daemon's
 
 # The main job is an epoch of the full set with the defaults; 200 images learn something from smaller steps, and more of them.
 demo: ARGS ?= $(if $(sample),--lr 0.02 --batch-size 16)
-demo: build ## Train on DATA (a folder or archive; default sample-data) for EPOCHS with ARGS, and draw a batch
+demo: build ## Train on DATA (a folder or archive; default sample-data) for EPOCHS with ARGS, and draw a batch and views
 	$(MIXD) train --data "$(DATA)" --epochs $(EPOCHS) $(ARGS)
 	@mkdir -p .demo
 	$(MIXD) preview --data "$(DATA)" --out .demo/preview.png
+	$(MIXD) preview --data "$(DATA)" --recipe imagenette --views --out .demo/views.png
 	@echo "A mixed batch of it: $(CURDIR)/.demo/preview.png"
+	@echo "Images beside the views that a recipe makes of them: $(CURDIR)/.demo/views.png"
 
 # Everything is built with --release, so that one compilation of the dependencies, and of libtorch's bindings
 # above all, serves build, lint and test. --all-targets runs each benchmark once.

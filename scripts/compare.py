@@ -13,13 +13,17 @@ HOME = Path(".compare")
 REQUIREMENTS = ["torch==2.11.0", "torchvision==0.26.0", "pillow==13.0.0", "numpy==2.4.6", "nvidia-dali-cuda130==2.4.0"]
 # glibc keeps memory instead of giving it back and clearing it anew: half of the torch contenders' time otherwise.
 ALLOCATOR = {"MALLOC_TOP_PAD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
-OTHERS = ["dataloader-torchvision", "dataloader-pil", "dali-cpu", "ram-torch", "ram-compiled"]
+RECIPES = ["recipe-dataloader-torchvision", "recipe-dataloader-pil", "recipe-dali-cpu"]
+OTHERS = ["dataloader-torchvision", "dataloader-pil", "dali-cpu", "ram-torch", "ram-compiled", *RECIPES]
 # Name, options of `mixd bench`, and whom it is set against.
 OURS = {
     "mixd, decoding": (["--cache", "off"], OTHERS[:3]),
-    "mixd, f32": (["--dtype", "f32"], OTHERS[3:]),
+    "mixd, f32": (["--dtype", "f32"], OTHERS[3:5]),
     "mixd, bf16": (["--dtype", "bf16"], []),
     "mixd, u8": (["--dtype", "u8"], []),
+    "mixd, recipe, decoding": (["--recipe", "torchvision-v1", "--cache", "off"], RECIPES),
+    "mixd, recipe, stored": (["--recipe", "torchvision-v1"], RECIPES),
+    "mixd, recipe, stored, bf16": (["--recipe", "torchvision-v1", "--dtype", "bf16"], []),
 }
 
 
@@ -47,7 +51,7 @@ def ours(mixd: Path, data: Path, seconds: float, options: list[str]) -> dict:
 
 def table(rounds: list[dict]) -> list[list[str]]:
     """A row a contender: medians, and mixd's ratio to it in each round as median and range."""
-    against = {other: our for our, (_, others) in OURS.items() for other in others}
+    against = {other: our for our, (_, others) in reversed(OURS.items()) for other in others}
     rows = [["", "images/s", "CPU ms an image", "memory MB", "first batch s", "mixd is faster by"]]
     for name in [*OTHERS, *OURS]:
         results = [of[name] for of in rounds]

@@ -2,7 +2,8 @@
 """One contender of `make compare`, in a process of its own: prints one line of JSON.
 
 Everyone does the same work: images of train/ in a new order each epoch, batches of 64, 128x128 bilinear with antialiasing, f32 NCHW,
-normalised, mixed with a shuffle of the batch and a lambda per image from Beta(0.4, 0.4) folded. The consumer reads one element of each image.
+normalised, mixed with a shuffle of the batch and a lambda per image from Beta(0.4, 0.4) folded. Those whose name begins with `recipe` make random
+resized crops of 224x224 (area 0.08 to 1, aspect ratio 3/4 to 4/3) and flips instead, normalised with ImageNet's mean and std, unmixed. The consumer reads one element of each image.
 """
 
 import argparse
@@ -103,6 +104,62 @@ def dali(data: Path) -> Iterator:
         yield numpy.from_dlpack(pipeline.run()[0].as_tensor())
 
 
+IMAGENET_MEAN, IMAGENET_STD, RECIPE_SIDE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
+
+
+def recipe_dataloader(data: Path, decoder: str) -> Iterator:
+    """torch's DataLoader with torchvision's transforms as its references have them: on PIL images, or on u8 tensors."""
+    import torch
+    from PIL import Image
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+    from torchvision.transforms import v2
+
+    torch.set_num_threads(1)
+    paths, labels = files(data)
+    augment = [v2.RandomResizedCrop(RECIPE_SIDE, antialias=True), v2.RandomHorizontalFlip()]
+    to_float = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    transform = v2.Compose([*augment, *to_float])
+
+    class Images(torch.utils.data.Dataset):
+        """The training images, transformed."""
+
+        def __len__(self) -> int:
+            return len(paths)
+
+        def __getitem__(self, at: int):
+            if decoder == "pil":
+                return transform(Image.open(paths[at]).convert("RGB")), labels[at]
+            return transform(decode_jpeg(read_file(paths[at]), mode=ImageReadMode.RGB)), labels[at]
+
+    loader = torch.utils.data.DataLoader(Images(), BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True, prefetch_factor=4)
+    while True:
+        yield from (images for images, _ in loader)
+
+
+def recipe_dali(data: Path) -> Iterator:
+    """NVIDIA DALI on the CPU, decoding only the crop."""
+    import numpy
+    from nvidia.dali import fn, pipeline_def, types
+
+    @pipeline_def(batch_size=BATCH, num_threads=WORKERS, device_id=None)
+    def cropped():
+        encoded, labels = fn.readers.file(file_root=str(data / "train"), random_shuffle=True, initial_fill=4096)
+        area, aspect = [0.08, 1.0], [3 / 4, 4 / 3]
+        images = fn.decoders.image_random_crop(
+            encoded, device="cpu", output_type=types.RGB, random_area=area, random_aspect_ratio=aspect, num_attempts=10
+        )
+        images = fn.resize(images, size=(RECIPE_SIDE, RECIPE_SIDE), interp_type=types.INTERP_TRIANGULAR, antialias=True)
+        scale = lambda values: [255 * value for value in values]
+        mean, std = scale(IMAGENET_MEAN), scale(IMAGENET_STD)
+        mirror = fn.random.coin_flip()
+        return fn.crop_mirror_normalize(images, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std, mirror=mirror), labels
+
+    pipeline = cropped()
+    pipeline.build()
+    while True:
+        yield numpy.from_dlpack(pipeline.run()[0].as_tensor())
+
+
 def decoded(data: Path):
     """All training images in memory, as u8 [N, 3, H, W], and their classes."""
     import torch
@@ -152,6 +209,9 @@ CONTENDERS: dict[str, Callable[[Path], Iterator]] = {
     "dataloader-torchvision": lambda data: dataloader(data, "torchvision"),
     "dataloader-pil": lambda data: dataloader(data, "pil"),
     "dali-cpu": dali,
+    "recipe-dataloader-torchvision": lambda data: recipe_dataloader(data, "torchvision"),
+    "recipe-dataloader-pil": lambda data: recipe_dataloader(data, "pil"),
+    "recipe-dali-cpu": recipe_dali,
     "ram-torch": ram_torch,
     "ram-compiled": ram_compiled,
 }

@@ -260,7 +260,7 @@ fn a_full_tmpfs_is_a_refusal_that_names_need_and_room() {
     until("the feed closes", || client::status(&daemon.socket()).unwrap().feeds.is_empty().then_some(()));
     drop(daemon.attach(FeedSpec { batch_size: 4, ..spec() }).unwrap());
     let _ = std::process::Command::new("umount").arg("-l").arg(&shm).status();
-    assert!(error.contains("no room for a ring of 50356224 bytes") && error.contains("bytes are free"), "{error}");
+    assert!(error.contains("no room for a ring of 50372608 bytes") && error.contains("bytes are free"), "{error}");
     assert_eq!(free, 100);
 }
 
@@ -312,7 +312,7 @@ fn bench_reports_every_figure_cold_and_cached_with_one_and_two_trainers() {
         let stages = result["stages"].as_array().unwrap();
         assert_eq!(
             stages.iter().map(|stage| stage["name"].as_str().unwrap()).collect::<Vec<_>>(),
-            ["plan", "decode", "mix"]
+            ["plan", "decode", "render", "mix"]
         );
         let decoded = stages[1]["items"].as_u64().unwrap();
         assert_eq!(decoded > 0, cache == "off", "{result}");

@@ -122,8 +122,9 @@ fn shares_ranks_and_resumed_feeds_have_the_views_of_their_places() {
     let daemons = [Daemon::start(&[]), Daemon::start(&["--cache=off", "--workers=1"])];
     let whole = digests(&mut daemons[0].attach(spec()).unwrap(), 13);
     let share = FeedSpec { share: Some(Share::new("any".parse().unwrap())), ..spec() };
-    let [mut one, mut other] = [daemons[1].attach(share).unwrap(), daemons[1].attach(share).unwrap()];
-    assert_eq!((digests(&mut one, 4), digests(&mut other, 4)), (whole[..4].to_vec(), whole[..4].to_vec()));
+    let later = FeedSpec { start: Start::At(Place { epoch: 0, index: 9 }), ..share };
+    let [mut one, mut other] = [daemons[1].attach(share).unwrap(), daemons[1].attach(later).unwrap()];
+    assert_eq!((digests(&mut one, 13), digests(&mut other, 4)), (whole.clone(), whole[9..].to_vec()));
     let start = Start::At(Place { epoch: 0, index: 7 });
     assert_eq!(digests(&mut daemons[1].attach(FeedSpec { start, ..spec() }).unwrap(), 6), whole[7..]);
     // Ranks draw crops of their own, and the same ones on any daemon.

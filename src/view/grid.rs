@@ -10,7 +10,7 @@ use crate::batch::BatchView;
 use crate::batch::Head;
 #[cfg(test)]
 use crate::columns::Columns;
-use crate::types::{Dtype, Layout};
+use crate::types::{CropBox, Dtype, Layout};
 
 /// One image of the grid.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,6 +65,24 @@ pub fn grid(title: &str, tiles: &[Tile]) -> RgbImage {
         }
     }
     sheet
+}
+
+/// Draws the outline of a box, as far as it lies in the image, in a colour that few photos have.
+pub fn frame(rgb: &mut RgbImage, cut: CropBox) {
+    const OUTLINE: Rgb<u8> = Rgb([255, 0, 200]);
+    let (width, height) = rgb.dimensions();
+    // Seen on the sheet, where the longer side has 224 pixels.
+    let thickness = i64::from(width.max(height).div_ceil(80));
+    let (top, left) = (i64::from(cut.top), i64::from(cut.left));
+    let (bottom, right) = (top + i64::from(cut.height), left + i64::from(cut.width));
+    for (x, y, pixel) in rgb.enumerate_pixels_mut() {
+        let (x, y) = (i64::from(x), i64::from(y));
+        let inside = (left..right).contains(&x) && (top..bottom).contains(&y);
+        let within = [x - left, y - top, right - 1 - x, bottom - 1 - y].into_iter().min() >= Some(thickness);
+        if inside && !within {
+            *pixel = OUTLINE;
+        }
+    }
 }
 
 fn enlarged(rgb: &RgbImage) -> RgbImage {
@@ -249,6 +267,15 @@ mod tests {
         let two = lines("70 % English springer + 30 % cassette player");
         assert_eq!(two, ["70 % English springer", "+ 30 % cassette player"]);
         assert!(lines(&"long ".repeat(20))[0].ends_with('…'));
+    }
+
+    #[test]
+    fn a_frame_is_the_box_s_outline_inside_the_image() {
+        let mut rgb = RgbImage::new(80, 60);
+        frame(&mut rgb, CropBox { top: 10, left: -3, height: 20, width: 33 });
+        let drawn = |x, y| rgb[(x, y)].0 != [0, 0, 0];
+        assert!(drawn(0, 10) && drawn(29, 10) && drawn(29, 29) && drawn(5, 29) && drawn(29, 20));
+        assert!(!drawn(0, 20) && !drawn(30, 20) && !drawn(5, 9) && !drawn(5, 30) && !drawn(15, 15));
     }
 
     #[test]

@@ -5,5 +5,5 @@ mod plot;
 pub mod special;
 mod text;
 
-pub use grid::{Tile, caption, grid, tiles};
+pub use grid::{Tile, caption, frame, grid, tiles};
 pub use plot::{Figure, PlotError, plot};

@@ -69,7 +69,7 @@ fn draw_views(batch: &OwnedBatch, spec: &FeedSpec, pipeline: &Pipeline, out: &Pa
         let mut caption = format!("all of {width}x{height}");
         if spec.renders() {
             view::frame(&mut original, CropBox { top, left, height: rows as u32, width: columns as u32 });
-            caption = format!("{columns}x{rows} at ({left}, {top}) of {width}x{height}");
+            caption = format!("{columns}x{rows} at ({left}, {top})");
         }
         let planes = &batch.views[at * size.values()..][..size.values()];
         let pixel = |x: u32, y: u32| {
@@ -81,9 +81,10 @@ fn draw_views(batch: &OwnedBatch, spec: &FeedSpec, pipeline: &Pipeline, out: &Pa
         let rgb = RgbImage::from_fn(size.width, size.height, pixel);
         tiles.push(view::Tile { rgb, caption: format!("{name}{flipped}") });
     }
-    let (head, crop) = (view.head, spec.crop);
+    let (head, crop) = (view.head, spec.crop.to_string());
+    let kind = crop.split(':').next().unwrap_or_default();
     let title =
-        format!("{}: epoch {}, batch {}: {crop} to {size}, {}", spec.split, head.epoch, head.index, spec.interpolation);
+        format!("{}: epoch {}, batch {}: {kind} to {size}, {}", spec.split, head.epoch, head.index, spec.interpolation);
     save(&title, &tiles, out)
 }
 

@@ -9,7 +9,6 @@ use crate::pipeline::Views;
 use crate::plan::{CropDraw, ViewPlan};
 use crate::render::{Loader, Renderer};
 use crate::ring::now_ns;
-use crate::rng::{self, Stream};
 use crate::source::Source;
 use crate::spec::FeedSpec;
 #[cfg(feature = "cuda")]
@@ -189,8 +188,8 @@ impl<'a> Ceiling<'a> {
 
     /// A random view.
     fn view(&self, nth: u64) -> ViewPlan {
-        let mut rng = rng::at(self.spec.seed, Stream::Crop, nth >> 20, 0, nth & 0xF_FFFF);
-        ViewPlan { crop: Some(CropDraw::from(&mut rng)), flip: self.spec.flip > 0.0 && nth.is_multiple_of(2) }
+        let draw = CropDraw::at(self.spec.seed, false, nth >> 20, 0, nth & 0xF_FFFF);
+        ViewPlan { crop: Some(draw), flip: self.spec.flip > 0.0 && nth.is_multiple_of(2) }
     }
 
     /// On as many threads as mix a batch: each writes its part of every slot.

@@ -140,25 +140,22 @@ impl Epoch<'_> {
         let pick = |order: &[SampleId], row: u64| order[(global(row) % u64::from(*samples)) as usize];
         let len = (rows.end - rows.start) as u32;
         let views = Views { epoch: self, index };
-        let own: Vec<ImagePlan> = rows
-            .clone()
-            .zip(0..)
-            .map(|(row, at)| ImagePlan { sample: pick(&self.order, row), view: views.own(at) })
-            .collect();
-        let mixes = self.mixes(index, len);
-        let partner_rows = self.partner_rows(index, len);
-        let row = |((at, mix), row): ((u32, RowMix), u64)| {
-            let own_image = own[at as usize];
-            let (partner, partner_row) = match (&self.second, partner_rows.get(at as usize)) {
-                _ if mix == RowMix::Alone => (own_image, at as i32),
-                (Some(second), _) => (ImagePlan { sample: pick(second, row), view: views.second(at) }, -1),
-                (None, Some(&partner)) => (own[partner as usize], partner),
-                (None, None) => unreachable!("a batch that is mixed has partners"),
-            };
-            RowPlan { own: own_image, partner, partner_row, mix }
+        let own = |((row, at), mix): ((u64, u32), RowMix)| {
+            let own = ImagePlan { sample: pick(&self.order, row), view: views.own(at) };
+            RowPlan { own, partner: own, partner_row: at as i32, mix }
         };
-        let rows = (0..len).zip(mixes).zip(rows).map(row).collect();
-        Plan { place: Place { epoch: self.epoch, index }, batches: *batches, pad, rows }
+        let mut plans: Vec<RowPlan> = rows.clone().zip(0..).zip(self.mixes(index, len)).map(own).collect();
+        let partner_rows = self.partner_rows(index, len);
+        for (at, row) in (0..plans.len()).zip(rows) {
+            if plans[at].mix == RowMix::Alone {
+                continue;
+            }
+            (plans[at].partner, plans[at].partner_row) = match &self.second {
+                Some(second) => (ImagePlan { sample: pick(second, row), view: views.second(at as u32) }, -1),
+                None => (plans[partner_rows[at] as usize].own, partner_rows[at]),
+            };
+        }
+        Plan { place: Place { epoch: self.epoch, index }, batches: *batches, pad, rows: plans }
     }
 
     /// Rows of the partners, where these are of the same batch; none of a feed that mixes nothing.
@@ -178,9 +175,13 @@ impl Epoch<'_> {
 
     /// The generator of a row of a batch, which no row of another rank has.
     fn row(&self, stream: Stream, index: u64, row: u32) -> ChaCha8Rng {
+        rng::at(self.sampler.spec.seed, stream, self.epoch, index, self.global_row(row))
+    }
+
+    /// A row's number over all ranks.
+    fn global_row(&self, row: u32) -> u64 {
         let spec = &self.sampler.spec;
-        let row = u64::from(row) * u64::from(spec.world_size) + u64::from(spec.rank);
-        rng::at(spec.seed, stream, self.epoch, index, row)
+        u64::from(row) * u64::from(spec.world_size) + u64::from(spec.rank)
     }
 
     /// How each row is mixed: a draw a row, a pair of rows, or for all.
@@ -246,24 +247,24 @@ struct Views<'a> {
 impl Views<'_> {
     /// The view of a row's own image.
     fn own(&self, row: u32) -> ViewPlan {
-        self.draw(row, Stream::Crop, 0)
+        self.draw(row, false)
     }
 
     /// The view of a row's image of a second batch.
     fn second(&self, row: u32) -> ViewPlan {
-        self.draw(row, Stream::SecondCrop, 1)
+        self.draw(row, true)
     }
 
-    /// `coin` is the word of the row's flips that is this image's.
-    fn draw(&self, row: u32, crop: Stream, coin: usize) -> ViewPlan {
+    fn draw(&self, row: u32, second: bool) -> ViewPlan {
         let Self { epoch, index } = *self;
         let spec = &epoch.sampler.spec;
+        // Of the row's two coins the second is a second batch's.
         let flip = spec.flip > 0.0 && {
             let mut rng = epoch.row(Stream::Augmentation, index, row);
-            [(); 2].map(|()| rng::chance(&mut rng, spec.flip))[coin]
+            [(); 2].map(|()| rng::chance(&mut rng, spec.flip))[usize::from(second)]
         };
-        let crop = spec.renders().then(|| CropDraw::from(&mut epoch.row(crop, index, row)));
-        ViewPlan { crop, flip }
+        let draw = || CropDraw::at(spec.seed, second, epoch.epoch, index, epoch.global_row(row));
+        ViewPlan { crop: spec.renders().then(draw), flip }
     }
 }
 

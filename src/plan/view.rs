@@ -1,8 +1,8 @@
 //! The part of a plan that says what is shown of an image: random numbers that stand for a box until the image's size is known.
 
+use crate::rng::{self, Stream};
 use crate::spec::Crop;
 use crate::types::{CropBox, ImageSize};
-use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 
 /// What is shown of a sample.
@@ -17,9 +17,20 @@ pub struct ViewPlan {
 /// Attempts of a random resized crop before the centre is taken (torchvision).
 const ATTEMPTS: usize = 10;
 
-/// The draws of one random crop: 32 random bits for each number, in the order in which they are drawn.
+/// The draws of one random crop, by where their generator stands: they are made when they are asked for, by whoever renders the view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CropDraw {
+    seed: u64,
+    epoch: u64,
+    batch: u32,
+    /// Counted over all ranks.
+    row: u32,
+    /// Whether it is of an image of a second batch.
+    second: bool,
+}
+
+/// Random bits of a crop, 32 for each number, in the order in which they are drawn; always as many, whatever comes of them.
+struct Words {
     /// For each attempt its area and its aspect ratio.
     attempts: [[u32; 2]; ATTEMPTS],
     /// The place: from the top, from the left.
@@ -36,23 +47,38 @@ fn up_to(bits: u32, most: u32) -> u32 {
     ((u64::from(bits) * (u64::from(most) + 1)) >> 32) as u32
 }
 
+/// What the words of a crop's attempts say: shares of the area, each with its aspect ratio.
+fn attempts(words: [[u32; 2]; ATTEMPTS], scale: [f64; 2], ratio: [f64; 2]) -> impl Iterator<Item = (f64, f64)> {
+    let log = ratio.map(f64::ln);
+    let between = |[low, high]: [f64; 2], bits| low + (high - low) * uniform(bits);
+    words.into_iter().map(move |[area, aspect]| (between(scale, area), between(log, aspect).exp()))
+}
+
 impl CropDraw {
-    /// The next draws of a generator: always as many words, whatever comes of them.
-    pub fn from(rng: &mut ChaCha8Rng) -> Self {
+    /// The draws of a row's own image, or of its image of a second batch.
+    ///
+    /// # Panics
+    /// When batch or row exceed their bits ([`rng::at`]).
+    pub fn at(seed: u64, second: bool, epoch: u64, batch: u64, row: u64) -> Self {
+        assert!(batch >> rng::BATCH_BITS == 0 && row >> rng::ROW_BITS == 0, "place out of range");
+        Self { seed, epoch, batch: batch as u32, row: row as u32, second }
+    }
+
+    fn words(&self) -> Words {
+        let stream = if self.second { Stream::SecondCrop } else { Stream::Crop };
+        let mut rng = rng::at(self.seed, stream, self.epoch, self.batch.into(), self.row.into());
         let mut pair = || [rng.next_u32(), rng.next_u32()];
-        Self { attempts: std::array::from_fn(|_| pair()), place: pair() }
+        Words { attempts: std::array::from_fn(|_| pair()), place: pair() }
     }
 
     /// Shares of the image's area that the attempts ask for, each with its aspect ratio (width over height).
     pub fn attempts(&self, scale: [f64; 2], ratio: [f64; 2]) -> impl Iterator<Item = (f64, f64)> {
-        let log = ratio.map(f64::ln);
-        let between = |[low, high]: [f64; 2], bits| low + (high - low) * uniform(bits);
-        self.attempts.into_iter().map(move |[area, aspect]| (between(scale, area), between(log, aspect).exp()))
+        attempts(self.words().attempts, scale, ratio)
     }
 
     /// The place of the box, as shares of the room that it has: from the top, from the left.
     pub fn place(&self) -> [f64; 2] {
-        self.place.map(uniform)
+        self.words().place.map(uniform)
     }
 
     /// The box in an image of this size, for a view of `size` (docs/spec/recipes.md, Crops). Beyond the image where it is padded.
@@ -61,16 +87,17 @@ impl CropDraw {
     /// When the crop does not depend on chance.
     pub fn resolve(&self, crop: Crop, image: ImageSize, size: ImageSize) -> CropBox {
         let ImageSize { height, width } = image;
+        let words = self.words();
         match crop {
             Crop::RandomResizedCrop { scale, ratio } => {
                 let (width_f, height_f) = (f64::from(width), f64::from(height));
-                for (share, aspect) in self.attempts(scale, ratio) {
+                for (share, aspect) in attempts(words.attempts, scale, ratio) {
                     let area = width_f * height_f * share;
                     let w = (area * aspect).sqrt().round_ties_even();
                     let h = (area / aspect).sqrt().round_ties_even();
                     if w > 0.0 && w <= width_f && h > 0.0 && h <= height_f {
                         let (h, w) = (h as u32, w as u32);
-                        let (top, left) = (up_to(self.place[0], height - h), up_to(self.place[1], width - w));
+                        let (top, left) = (up_to(words.place[0], height - h), up_to(words.place[1], width - w));
                         return CropBox { top: top as i32, left: left as i32, height: h, width: w };
                     }
                 }
@@ -93,8 +120,8 @@ impl CropDraw {
                     if padded < of { -(((of - side) / 2) as i32) } else { up_to(bits, padded - of) as i32 - pad as i32 }
                 };
                 CropBox {
-                    top: place(self.place[0], height, size.height),
-                    left: place(self.place[1], width, size.width),
+                    top: place(words.place[0], height, size.height),
+                    left: place(words.place[1], width, size.width),
                     height: size.height,
                     width: size.width,
                 }
@@ -109,20 +136,19 @@ impl CropDraw {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::{self, Stream};
     use crate::types::PadMode;
     use proptest::prelude::*;
     use safetensors::SafeTensors;
 
     fn draws(count: u64) -> impl Iterator<Item = CropDraw> {
-        (0..count).map(|row| CropDraw::from(&mut rng::at(5, Stream::Crop, row >> 16, 0, row & 0xFFFF)))
+        (0..count).map(|row| CropDraw::at(5, false, row >> 16, 0, row & 0xFFFF))
     }
 
     proptest! {
         #[test]
         fn boxes_lie_in_the_image_or_its_padding(width in 1_u32..2_000, height in 1_u32..2_000, seed: u64, pad in 0_u32..20, side in 1_u32..64) {
             let image = ImageSize { height, width };
-            let draw = CropDraw::from(&mut rng::at(seed, Stream::Crop, 0, 0, 0));
+            let draw = CropDraw::at(seed, false, 0, 0, 0);
             let cut = draw.resolve(Crop::RANDOM_RESIZED, image, ImageSize::square(9));
             prop_assert!(cut.top >= 0 && cut.left >= 0 && cut.height > 0 && cut.width > 0);
             prop_assert!(cut.top as u32 + cut.height <= height && cut.left as u32 + cut.width <= width);

@@ -152,7 +152,8 @@ def check_mix(t, options):
         else:
             expected = lam * x[row] + (np.float32(1) - lam) * x[partner]
         off = np.abs(t["x"][row] - expected).max()
-        assert off <= 1e-6, f"row {row}: x is off by {off}"
+        # A few roundings of values up to 2.7: the mixer's order of operations is another.
+        assert off <= 2e-6, f"row {row}: x is off by {off}"
 
 
 main()

@@ -9,7 +9,7 @@ use common::{Daemon, command, sample_data, stderr, until};
 use mixd::batch::OnDevice;
 use mixd::client::{self, Batch, ClientError, Feed};
 use mixd::cuda::{Gpu, PinnedMemory, Stream};
-use mixd::spec::{Delivery, FeedSpec, Mix, Pairing, Share};
+use mixd::spec::{Crop, Delivery, FeedSpec, Mix, Pairing, Share};
 use mixd::types::{Device, Dtype, ImageSize, Layout, Place, Start};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
@@ -92,6 +92,14 @@ fn batches_on_the_device_are_those_of_the_processor_to_the_bit() {
             FeedSpec { dtype: Dtype::U8, mix: Mix::cutmix(1.0), flip: 0.5, ..spec() },
             FeedSpec { dtype: Dtype::Bf16, image_size: odd, layout: Layout::Nhwc, ..spec() },
             FeedSpec { dtype: Dtype::U8, image_size: odd, mix: Mix::NONE, ..spec() },
+            // Views that are rendered for each use cross the bus as staged samples do.
+            FeedSpec {
+                crop: Crop::RANDOM_RESIZED,
+                flip: 0.5,
+                mix: Mix { cutmix: Some(1.0), ..Mix::mixup(0.4) },
+                ..spec()
+            },
+            FeedSpec { crop: Crop::RANDOM_RESIZED, dtype: Dtype::Bf16, mix: second, image_size: odd, ..spec() },
         ];
         for spec in specs {
             let mut feed = daemon.attach(spec).unwrap();

@@ -174,8 +174,9 @@ impl<'a> Ceiling<'a> {
                 let nth = self.next.fetch_add(1, Ordering::Relaxed);
                 let (image, channels, values) = &sources[nth as usize % sources.len()];
                 let picture = Picture::new(image.width, image.height, *channels, values);
-                loader.render(&picture, &views.random(&self.view(nth), *image), size, &mut out);
-                done.fetch_add(1, Ordering::Relaxed);
+                if loader.render(&picture, &views.random(&self.view(nth), *image), size, &mut out).is_ok() {
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
             }
         };
         std::thread::scope(|scope| {

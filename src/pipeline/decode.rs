@@ -218,11 +218,18 @@ impl Worker<'_> {
             sources.note_size(sample, picture.size());
             self.rendering.skip();
             let geometry = views.random(&image.view, picture.size());
-            self.loader.render(&picture, &geometry, views.size, claim.bytes());
+            let rendered = self.loader.render(&picture, &geometry, views.size, claim.bytes());
             self.rendering.count();
             self.rendering.lap(Doing::Busy);
             self.decoding.skip();
-            claim.ready();
+            match rendered {
+                Ok(()) => claim.ready(),
+                Err(error) => {
+                    self.enter(split, sample, error.to_string());
+                    sources.set_bad(sample);
+                    claim.bad();
+                }
+            }
         }
     }
 

@@ -146,10 +146,19 @@ impl Loader {
 
     /// Renders a decoded image to `out`, u8 `[3, H, W]`.
     ///
-    /// # Panics
-    /// When `out` has another length than `size.values()`, or the geometry's source lies beyond the picture.
-    pub fn render(&mut self, picture: &Picture<'_>, geometry: &Geometry, size: ImageSize, out: &mut [u8]) {
-        self.renderer.run(picture, geometry, size, out);
+    /// # Errors
+    /// When the renderer panics: `out` has another length than `size.values()`, say, or the geometry's source lies beyond the picture.
+    pub fn render(
+        &mut self,
+        picture: &Picture<'_>,
+        geometry: &Geometry,
+        size: ImageSize,
+        out: &mut [u8],
+    ) -> Result<(), ImageError> {
+        self.guarded(|loader| {
+            loader.renderer.run(picture, geometry, size, out);
+            Ok(())
+        })
     }
 
     /// Runs `work`; a panic in it is an error of the image. Decoders read what strangers wrote, and must not take a worker along.

@@ -262,11 +262,6 @@ impl Sources {
         }
     }
 
-    /// Whether a sample is there and need not be decoded.
-    pub fn is_ready(&self, sample: SampleId) -> bool {
-        self.states[sample as usize].load(Ordering::Acquire) & STATE == READY
-    }
-
     /// Notes that a sample cannot be decoded.
     pub fn set_bad(&self, sample: SampleId) {
         self.states[sample as usize].store(BAD, Ordering::SeqCst);
@@ -276,11 +271,6 @@ impl Sources {
     /// Whether a sample is known to be bad.
     pub fn is_bad(&self, sample: SampleId) -> bool {
         self.states[sample as usize].load(Ordering::Acquire) & STATE == BAD
-    }
-
-    /// Has those who wait look again, whether they are to give up.
-    pub fn announce(&self) {
-        self.settled.announce();
     }
 
     /// Notes the size of a decoded sample.

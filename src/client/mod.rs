@@ -1,7 +1,7 @@
 //! The client: what a trainer uses to read feeds. Blocking, without a runtime of the trainer's own.
 //!
 //! ```no_run
-//! use mixd::{client, config::FeedSpec};
+//! use mixd::{client, spec::FeedSpec};
 //!
 //! let mut feed = client::attach(&client::default_socket(), &FeedSpec::train())?;
 //! for batch in feed.epoch() {

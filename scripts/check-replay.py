@@ -20,7 +20,7 @@ from PIL import Image
 
 MEAN = np.array([0.47, 0.48, 0.45], np.float32).reshape(3, 1, 1)
 STD = np.array([0.29, 0.28, 0.30], np.float32).reshape(3, 1, 1)
-DTYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32, "U32": np.uint32, "U64": np.uint64}
+DTYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32, "U32": np.uint32, "U64": np.uint64, "U8": np.uint8}
 # End to end with another JPEG decoder: mean 0.5 and at most 6 levels an image (reference, tolerances), in units of x.
 LEVEL = 1 / 255 / 0.28
 MEAN_MAX, WORST_MAX = 0.5 * LEVEL, 6 * LEVEL

@@ -210,7 +210,7 @@ def test_repeats_keep_the_length_of_an_epoch(daemon: Daemon) -> None:
         ),
         ({"recipe": "/no/such.toml"}, r"cannot read the recipe /no/such.toml"),
         ({"crop": "centre:9"}, r"`centre:9` is not a crop \(use squash, .*random_resized_crop:0.35,1"),
-        ({"crop": "random_resized_crop:0,1"}, r"crop is random_resized_crop:0,1.*: it must be of a share of the area"),
+        ({"crop": "random_resized_crop:0,1"}, r"crop is random_resized_crop:0,1.*: it must be a crop whose share of the area"),
         ({"recipe": mixd.Recipe(val=mixd.ValView(crop=mixd.Crop("short_center")))}, "recipe: missing field `resize`"),
         ({"recipe": mixd.Recipe(train=mixd.TrainView(mix=mixd.Mix(mixup=-1)))}, "mixup is -1: it must be positive"),
         ({"interpolation": "lanczos"}, "interpolation is .*lanczos.*bilinear.*bicubic"),

@@ -32,14 +32,13 @@ pub fn view(spec: &FeedSpec, image: &ImagePlan, cut: Option<CropBox>) -> Value {
 /// Sizes of decoded images, from their headers.
 pub struct Headers<'a> {
     source: &'a dyn Source,
-    decoder: Decoder,
     bytes: Vec<u8>,
 }
 
 impl<'a> Headers<'a> {
     /// Of this source's images.
     pub fn of(source: &'a dyn Source) -> Self {
-        Self { source, decoder: Decoder::default(), bytes: Vec::new() }
+        Self { source, bytes: Vec::new() }
     }
 
     /// The size of a sample's image.
@@ -49,7 +48,7 @@ impl<'a> Headers<'a> {
     pub fn size(&mut self, spec: &FeedSpec, sample: SampleId) -> anyhow::Result<ImageSize> {
         let name = || self.source.name(spec.split, sample);
         self.source.read(spec.split, sample, &mut self.bytes).with_context(name)?;
-        self.decoder.size(&self.bytes).with_context(name)
+        Decoder::size(&self.bytes).with_context(name)
     }
 
     /// The box of a sample's image that a view shows.

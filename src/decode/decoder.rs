@@ -76,22 +76,12 @@ impl Decoder {
     ///
     /// # Errors
     /// When the content is unknown, or its header damaged or of a size that is not accepted.
-    pub fn size(&mut self, file: &[u8]) -> Result<ImageSize, ImageError> {
+    pub fn size(file: &[u8]) -> Result<ImageSize, ImageError> {
         let (width, height) = if file.starts_with(&[0xFF, 0xD8]) {
-            let failed = |error: zune_jpeg::errors::DecodeErrors| ImageError::Decode(error.to_string());
-            let side_max = usize::from(u16::MAX);
-            let options = DecoderOptions::default().set_strict_mode(false);
-            let options = options.set_max_width(side_max).set_max_height(side_max);
-            let mut decoder = JpegDecoder::new_with_options(ZCursor::new(file), options);
-            decoder.decode_headers().map_err(failed)?;
-            let (width, height) = decoder.dimensions().expect("headers were read");
+            let (width, height) = jpeg_headers(file, false)?.dimensions().expect("headers were read");
             (width as u32, height as u32)
         } else {
-            let reader = ImageReader::new(Cursor::new(file)).with_guessed_format().expect("memory is readable");
-            if reader.format().is_none() {
-                return Err(ImageError::UnknownFormat);
-            }
-            reader.into_dimensions().map_err(|error| ImageError::Decode(error.to_string()))?
+            reader(file)?.into_dimensions().map_err(|error| ImageError::Decode(error.to_string()))?
         };
         check_size(width, height).map(|(width, height)| ImageSize { height, width })
     }
@@ -106,18 +96,14 @@ impl Decoder {
 
     fn decode_jpeg(&mut self, file: &[u8], strict: bool) -> Result<(u32, u32, usize), ImageError> {
         let failed = |error: zune_jpeg::errors::DecodeErrors| ImageError::Decode(error.to_string());
-        let side_max = usize::from(u16::MAX);
-        let options =
-            DecoderOptions::default().set_strict_mode(strict).set_max_width(side_max).set_max_height(side_max);
-        let mut decoder = JpegDecoder::new_with_options(ZCursor::new(file), options);
-        decoder.decode_headers().map_err(failed)?;
+        let mut decoder = jpeg_headers(file, strict)?;
         let (width, height) = decoder.dimensions().expect("headers were read");
         let (width, height) = check_size(width as u32, height as u32)?;
         let (space, channels) = match decoder.input_colorspace().expect("headers were read") {
             ColorSpace::Luma => (ColorSpace::Luma, 1),
             _ => (ColorSpace::RGB, 3),
         };
-        decoder.set_options(options.jpeg_set_out_colorspace(space));
+        decoder.set_options(decoder.options().jpeg_set_out_colorspace(space));
         // Emptied first: what a decoder leaves out of a damaged file must not be the last image's.
         self.raw.clear();
         self.raw.resize(width as usize * height as usize * channels, 0);
@@ -143,11 +129,7 @@ impl Decoder {
 
     fn decode_other(&mut self, file: &[u8]) -> Result<Picture<'_>, ImageError> {
         let failed = |error: ::image::ImageError| ImageError::Decode(error.to_string());
-        let reader = ImageReader::new(Cursor::new(file)).with_guessed_format().expect("memory is readable");
-        if reader.format().is_none() {
-            return Err(ImageError::UnknownFormat);
-        }
-        let decoder = reader.into_decoder().map_err(failed)?;
+        let decoder = reader(file)?.into_decoder().map_err(failed)?;
         let (width, height) = check_size(decoder.dimensions().0, decoder.dimensions().1)?;
         let color = decoder.color_type();
         let pixels = width as usize * height as usize;
@@ -178,6 +160,21 @@ impl Decoder {
         }
         Ok(Picture::new(width, height, channels, &self.raw))
     }
+}
+
+/// A decoder of zune-jpeg that has read a JPEG's headers.
+fn jpeg_headers(file: &[u8], strict: bool) -> Result<JpegDecoder<ZCursor<&[u8]>>, ImageError> {
+    let side_max = usize::from(u16::MAX);
+    let options = DecoderOptions::default().set_strict_mode(strict).set_max_width(side_max).set_max_height(side_max);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(file), options);
+    decoder.decode_headers().map_err(|error| ImageError::Decode(error.to_string()))?;
+    Ok(decoder)
+}
+
+/// A reader of a file of another format, which the content tells.
+fn reader(file: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, ImageError> {
+    let reader = ImageReader::new(Cursor::new(file)).with_guessed_format().expect("memory is readable");
+    if reader.format().is_none() { Err(ImageError::UnknownFormat) } else { Ok(reader) }
 }
 
 /// Rare JPEGs that zune-jpeg 0.5 decodes to wrong pixels without an error.

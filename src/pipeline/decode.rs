@@ -186,50 +186,42 @@ impl Worker<'_> {
         is_wanted: &dyn Fn() -> bool,
     ) {
         let (split, views, sample) = (entry.split, entry.views, image.sample);
-        let found = sources.request(sample, || !is_wanted());
-        let kept = match found {
-            Found::Ready(picture) => Some(picture),
-            Found::Bad => return claim.bad(),
-            Found::GaveUp => return,
-            Found::Full => match self.render_decoded(image, entry, sources, &mut claim, None, is_wanted) {
-                Some(Ok(())) => return claim.ready(),
-                Some(Err(())) => return claim.bad(),
-                None => return,
-            },
+        // What is kept or, where nothing is, the right to keep what is decoded, if there is room.
+        let kept = match sources.request(sample, || !is_wanted()) {
+            Found::Ready(picture) => Ok(picture),
+            Found::Full => Err(None),
             Found::Claimed(source) => {
                 let stamp = || self.shared.source.stamp(split, sample);
-                let checked = match source.may_be_in_file().then(stamp).flatten() {
-                    Some(stamp) => source.check(stamp),
-                    None => Err(source),
-                };
-                match checked {
-                    Ok(picture) => Some(picture),
-                    Err(source) => {
-                        match self.render_decoded(image, entry, sources, &mut claim, Some(source), is_wanted) {
-                            Some(Ok(())) => return claim.ready(),
-                            Some(Err(())) => return claim.bad(),
-                            None => return,
-                        }
-                    }
+                match source.may_be_in_file().then(stamp).flatten() {
+                    Some(stamp) => source.check(stamp).map_err(Some),
+                    None => Err(Some(source)),
                 }
             }
+            Found::Bad => return claim.bad(),
+            Found::GaveUp => return,
         };
-        if let Some(picture) = kept {
-            sources.note_size(sample, picture.size());
-            self.rendering.skip();
-            let geometry = views.random(&image.view, picture.size());
-            let rendered = self.loader.render(&picture, &geometry, views.size, claim.bytes());
-            self.rendering.count();
-            self.rendering.lap(Doing::Busy);
-            self.decoding.skip();
-            match rendered {
-                Ok(()) => claim.ready(),
-                Err(error) => {
+        let rendered = match kept {
+            Ok(picture) => {
+                sources.note_size(sample, picture.size());
+                self.rendering.skip();
+                let geometry = views.random(&image.view, picture.size());
+                let rendered = self.loader.render(&picture, &geometry, views.size, claim.bytes());
+                self.rendering.count();
+                self.rendering.lap(Doing::Busy);
+                self.decoding.skip();
+                rendered.map_err(|error| {
                     self.enter(split, sample, error.to_string());
                     sources.set_bad(sample);
-                    claim.bad();
-                }
+                })
             }
+            Err(source) => match self.render_decoded(image, entry, sources, &mut claim, source, is_wanted) {
+                Some(rendered) => rendered,
+                None => return,
+            },
+        };
+        match rendered {
+            Ok(()) => claim.ready(),
+            Err(()) => claim.bad(),
         }
     }
 
@@ -240,13 +232,12 @@ impl Worker<'_> {
         entry: &StoreEntry,
         sources: &Sources,
         claim: &mut Claim,
-        source: Option<SourceClaim<'_>>,
+        mut source: Option<SourceClaim<'_>>,
         is_wanted: &dyn Fn() -> bool,
     ) -> Option<Result<(), ()>> {
         let (split, views, sample) = (entry.split, entry.views, image.sample);
         let read = self.read(split, sample, is_wanted)?;
         let Self { loader, bytes, decoding, rendering, .. } = self;
-        let mut source = source;
         let rendered = read.map_err(|error| error.to_string()).and_then(|stamp| {
             let rendered = loader.source(bytes, |picture, renderer| {
                 // Before anybody learns of it: who has its samples finds them counted.

@@ -287,19 +287,23 @@ impl Pipeline {
         Ok((fetcher, finisher, slots))
     }
 
+    /// What every decoded pixel of a split depends on but the encoded images.
+    fn pixel_settings(&self, split: Split) -> String {
+        let LoadOptions { decode, resize, .. } = self.shared.options.load;
+        [env!("CARGO_PKG_VERSION"), JPEG_DECODER, decode.name(), resize.name(), split.name()].join(" ")
+    }
+
     /// [`StoreEntry::pixels_key`].
     fn pixels_key(&self, split: Split, views: &Views) -> u64 {
-        let LoadOptions { decode, resize, sources } = self.shared.options.load;
-        let settings = [env!("CARGO_PKG_VERSION"), JPEG_DECODER, decode.name(), resize.name(), split.name()].join(" ");
         let mut hash = Xxh3::new();
-        hash.update(format!("{settings} {}", views.size).as_bytes());
+        hash.update(format!("{} {}", self.pixel_settings(split), views.size).as_bytes());
         let Views { crop, interpolation, .. } = views;
         // The lesson's key is what it was before there were recipes.
         if (*crop, *interpolation) != (Crop::Squash, Interpolation::Bilinear) {
             hash.update(format!(" {crop} {interpolation}").as_bytes());
         }
         if views.are_random() {
-            hash.update(format!(" source {sources}").as_bytes());
+            hash.update(format!(" source {}", self.shared.options.load.sources).as_bytes());
         }
         self.shared.source.hash_identity(split, &mut hash);
         hash.digest()
@@ -307,10 +311,8 @@ impl Pipeline {
 
     /// Hash of everything that kept sources depend on but the encoded images.
     fn sources_key(&self, split: Split) -> u64 {
-        let LoadOptions { decode, resize, sources } = self.shared.options.load;
-        let settings = [env!("CARGO_PKG_VERSION"), JPEG_DECODER, decode.name(), resize.name(), split.name()].join(" ");
         let mut hash = Xxh3::new();
-        hash.update(format!("{settings} sources {sources}").as_bytes());
+        hash.update(format!("{} sources {}", self.pixel_settings(split), self.shared.options.load.sources).as_bytes());
         self.shared.source.hash_identity(split, &mut hash);
         hash.digest()
     }

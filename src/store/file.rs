@@ -92,13 +92,7 @@ impl RowsFile {
     /// When another daemon uses it, or there is no room, or a system call fails.
     pub fn open(path: &Path, key: Key, capacity: u32) -> Result<Self, FileError> {
         let failed = |source: io::Error| FileError::Io { path: path.to_owned(), source };
-        let mut options = OpenOptions::new();
-        let file =
-            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
-            rustix::io::Errno::WOULDBLOCK => FileError::InUse(path.to_owned()),
-            errno => failed(errno.into()),
-        })?;
+        let file = open_locked(path)?;
         let header = Header {
             magic: MAGIC,
             version: VERSION,
@@ -176,6 +170,21 @@ impl RowsFile {
         // valid, and aligned, since a page is.
         unsafe { &*self.map.as_ptr().add(PAGE_BYTES).cast::<Entry>().add(row as usize) }
     }
+}
+
+/// Opens or makes a cache file for this process alone.
+///
+/// # Errors
+/// When another daemon uses it, or a system call fails.
+pub(super) fn open_locked(path: &Path) -> Result<File, FileError> {
+    let failed = |source: io::Error| FileError::Io { path: path.to_owned(), source };
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
+        rustix::io::Errno::WOULDBLOCK => FileError::InUse(path.to_owned()),
+        errno => failed(errno.into()),
+    })?;
+    Ok(file)
 }
 
 /// Offset of the first row.

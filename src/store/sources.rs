@@ -6,18 +6,19 @@
 //! In memory of the process, or in a file (`--cache-file`) whose entries are checked before their first use.
 #![expect(unsafe_code, reason = "hands out disjoint parts of one mapping across threads")]
 
+use super::file::open_locked;
 use super::{Budget, FileError, Settled};
 use crate::decode::Picture;
 use crate::types::{ImageSize, SampleId};
 use bytemuck::{Pod, Zeroable};
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
-use std::fs::{File, OpenOptions};
+use rustix::fs::{FallocateFlags, fallocate};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Alignment of images in the arena, and size of the header before each.
@@ -104,7 +105,7 @@ pub struct Sources {
     /// End of the mapping.
     limit: u64,
     /// The first free byte; of a file's, behind it what is reserved.
-    end: std::sync::Mutex<End>,
+    end: Mutex<End>,
     budget: Arc<Budget>,
     states: Box<[AtomicU64]>,
     /// Of each decoded sample height and width, in 32 bits each; 0 before it was decoded.
@@ -150,12 +151,7 @@ impl Sources {
     /// When the file cannot be used.
     pub fn in_file(path: &Path, key: u64, samples: u32, budget: Arc<Budget>) -> Result<Self, FileError> {
         let failed = |source: io::Error| FileError::Io { path: path.to_owned(), source };
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-        let file = file.map_err(failed)?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
-            rustix::io::Errno::WOULDBLOCK => FileError::InUse(path.to_owned()),
-            errno => failed(errno.into()),
-        })?;
+        let file = open_locked(path)?;
         let header = [MAGIC, VERSION, key, samples.into()];
         let mut found = [0; 32];
         let known = file.read_exact_at(&mut found, 0).is_ok() && found == bytemuck::bytes_of(&header);
@@ -188,13 +184,13 @@ impl Sources {
     ) -> Self {
         let words = || (0..samples).map(|_| AtomicU64::new(0)).collect();
         let (states, sizes, settled) = (words(), words(), Settled::default());
-        let (end, decoded) = (std::sync::Mutex::new(end), AtomicU64::new(0));
+        let (end, decoded) = (Mutex::new(end), AtomicU64::new(0));
         Self { map, file, start, limit, end, budget, states, sizes, settled, decoded }
     }
 
     /// Notes what a file of `length` bytes holds, as far as it makes sense.
     fn find_entries(&self, length: u64) {
-        let mut end = self.end.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut end = self.end();
         for sample in 0..self.states.len() as u32 {
             let offset = self.index(sample).load(Ordering::Acquire);
             if offset < self.start || !offset.is_multiple_of(UNIT) || offset + UNIT > length {
@@ -209,6 +205,10 @@ impl Sources {
         }
         // What the file has counts against the budget, also where that is smaller now.
         self.budget.take_anyway(end.free - self.start);
+    }
+
+    fn end(&self) -> MutexGuard<'_, End> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A file's entry of a sample.
@@ -304,12 +304,12 @@ impl Sources {
 
     /// Bytes that the images take.
     pub fn bytes(&self) -> u64 {
-        self.end.lock().unwrap_or_else(std::sync::PoisonError::into_inner).free - self.start
+        self.end().free - self.start
     }
 
     /// Takes room for an entry: its offset; `None` where the budget, the mapping or the disk has none.
     fn allocate(&self, bytes: u64) -> Option<u64> {
-        let mut end = self.end.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut end = self.end();
         let next = end.free + bytes;
         if next > self.limit || !self.budget.take(bytes) {
             return None;

@@ -36,8 +36,7 @@ pub mod usage;
 pub mod cli;
 pub mod client;
 pub mod control;
-#[cfg(feature = "torch")]
-pub mod train;
+pub mod lesson;
 pub mod view;
 
 #[cfg(test)]

@@ -444,11 +444,11 @@ fn train_resumes_where_it_was_killed() {
     let mut lines = BufReader::new(killed.stderr.take().unwrap()).lines().map_while(Result::ok);
     assert!(lines.any(|line| line.starts_with("epoch 0: train loss")), "it ended early");
     until("it is in its second epoch", || {
-        mixd::train::state(&save).ok().filter(|state| state.place > Place { epoch: 1, index: 2 }).map(|_| ())
+        mixd::lesson::train::state(&save).ok().filter(|state| state.place > Place { epoch: 1, index: 2 }).map(|_| ())
     });
     killed.kill().unwrap();
     killed.wait().unwrap();
-    let place = mixd::train::state(&save).unwrap().place;
+    let place = mixd::lesson::train::state(&save).unwrap().place;
     let resumed = train("resumed", &["--resume", save.to_str().unwrap()]).output().unwrap();
     assert_eq!(table(&resumed), whole, "from {place}");
     let rest = expected.into_iter().filter(|&(epoch, index, _)| (epoch, index) >= (place.epoch, place.index));

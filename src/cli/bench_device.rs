@@ -4,7 +4,7 @@ use super::bench_ceiling::DeviceMeasured;
 use super::bench_trainer::Touch;
 use crate::batch::OnDevice;
 use crate::client::Batch;
-use crate::cuda::{self, CudaError, DeviceMemory, Gpu, Kernels, PinnedMemory, Stream, WriterSlots};
+use crate::cuda::{self, CudaError, DeviceMemory, Gpu, KernelRow, Kernels, PinnedMemory, Stream, WriterSlots};
 use crate::format::Format;
 use crate::spec::FeedSpec;
 use crate::types::Device;
@@ -100,7 +100,7 @@ impl DeviceCeiling {
             word.copy_from_slice(&(random() as u32).to_le_bytes());
         }
         // Of every batch: each row's sample, its λ, and its partner's row. No two rows share a sample.
-        let row = |own: usize, partner: usize, lambda: f32| cuda::Row {
+        let row = |own: usize, partner: usize, lambda: f32| KernelRow {
             own: samples.address() + (own * stride) as u64,
             partner: samples.address() + (partner * stride) as u64,
             own_factor: [lambda / 64.0; 3],
@@ -146,7 +146,7 @@ impl DeviceCeiling {
         let host_copy = self.rate(&|_| unsafe { self.stream.upload(self.host.as_ptr(), to.address(), host_bytes) })?;
         // SAFETY: as above.
         let back = self.rate(&|_| unsafe { self.stream.download(from.address(), self.host.as_ptr(), host_bytes) })?;
-        let orders_bytes = (self.rows * size_of::<cuda::Row>()) as u64;
+        let orders_bytes = (self.rows * size_of::<KernelRow>()) as u64;
         let kernel = self.rate(&|turn| {
             let orders = self.orders.address() + (turn % BATCHES) as u64 * orders_bytes;
             let out = self.slots.address(turn as u32 % self.slots_count);

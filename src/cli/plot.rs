@@ -1,8 +1,8 @@
 //! `mixd plot`: the curves behind mixup.
 
+use crate::lesson::{self, Figure};
 use crate::plan::Sampler;
 use crate::spec::{FeedSpec, Mix};
-use crate::view::{self, Figure};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -32,6 +32,6 @@ impl Plot {
             let epoch = sampler.epoch(0);
             (0..500).flat_map(|index| epoch.plan(index).lambdas()).collect()
         };
-        Ok(view::plot(self.figure, &alphas, &draws, &self.out)?)
+        Ok(lesson::plot(self.figure, &alphas, &draws, &self.out)?)
     }
 }

@@ -40,7 +40,7 @@ pub struct Kernels {
 /// One row of a batch, as `mix` reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
-pub struct Row {
+pub struct KernelRow {
     /// The own sample on the device: u8 `[3, H, W]`, 16-byte aligned.
     pub own: u64,
     /// The partner's; the own one where it has no part in the row.
@@ -57,7 +57,7 @@ pub struct Row {
     pub flags: u32,
 }
 
-impl Row {
+impl KernelRow {
     /// There is a box.
     pub const CUT: u32 = 1;
     /// The own sample is flipped.
@@ -69,7 +69,7 @@ impl Row {
 /// A sample's way to the device, as `fetch` reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct Copy {
+pub struct KernelCopy {
     /// Where it lies in pinned main memory.
     pub from: u64,
     /// Where it goes on the device, 16-byte aligned.
@@ -97,7 +97,7 @@ struct Copies {
     bytes: u32,
 }
 
-const _: () = assert!(size_of::<Row>() == 64 && size_of::<Copy>() == 16);
+const _: () = assert!(size_of::<KernelRow>() == 64 && size_of::<KernelCopy>() == 16);
 
 impl Gpu {
     /// The kernels of a kind of batch.

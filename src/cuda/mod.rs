@@ -1,4 +1,4 @@
-//! CUDA devices, as far as mixd needs them: the driver's objects (`driver.rs`), the kernels (`kernels.cu`, compiled by `kernel.rs`), samples
+//! CUDA devices, as far as mixd needs them: the driver's objects (`driver/`), the kernels (`kernels.cu`, compiled by `kernel.rs`), samples
 //! that stay on a device (`resident.rs`), slots whose images lie there (`slots.rs`) and slots in main memory that they are copied to
 //! (`slot_memory.rs`).
 //!
@@ -12,7 +12,7 @@ mod slot_memory;
 mod slots;
 
 pub use driver::{Context, DeviceMemory, Event, Pin, PinnedMemory, SharedMemory, Stream};
-pub use kernel::{Copy, Kernels, Row};
+pub use kernel::{KernelCopy, KernelRow, Kernels};
 pub use resident::{Found, PinnedRows, Resident, stride};
 pub use slot_memory::SlotMemory;
 pub use slots::{ReaderSlots, SlotServer, WriterSlots, slot_stride};
@@ -20,10 +20,6 @@ pub use slots::{ReaderSlots, SlotServer, WriterSlots, slot_stride};
 use crate::types::Device;
 use cudarc::driver::{DriverError, result, sys};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
-
-/// How long whoever waits for the device stays awake: falling asleep and waking takes tens of microseconds, and so does a batch.
-const AWAKE: Duration = Duration::from_micros(200);
 
 /// What went wrong on the way to a device, or on it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

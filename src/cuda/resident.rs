@@ -25,16 +25,11 @@ impl PinnedRows {
         Self { pieces: Mutex::default(), rows, context: Arc::clone(gpu.context()) }
     }
 
-    /// Which row a sample is, of those that lie here.
-    fn row(&self, sample: &[u8]) -> Option<u32> {
-        let range = self.rows.range();
-        range.contains(&sample.as_ptr().addr()).then(|| ((sample.as_ptr().addr() - range.start) / sample.len()) as u32)
-    }
-
-    /// Pins the pieces that a sample lies in; whether a device may read it.
-    fn pin(&self, sample: &[u8]) -> bool {
-        let (first, last) = (sample.as_ptr().addr(), sample.as_ptr().addr() + sample.len() - 1);
-        let range = self.rows.range();
+    /// Pins the pieces that a row lies in; whether a device may read it.
+    fn pin(&self, row: u32) -> bool {
+        let (range, bytes) = (self.rows.range(), self.rows.row_bytes());
+        let first = range.start + row as usize * bytes;
+        let last = first + bytes - 1;
         let (start, end) = (range.start / PAGE_BYTES * PAGE_BYTES, range.end.next_multiple_of(PAGE_BYTES));
         let mut pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pin = |piece: usize| {
@@ -66,24 +61,19 @@ pub struct Resident {
     /// The first rows of the store, `stride` apart; none where nothing fits.
     memory: Option<DeviceMemory>,
     stride: usize,
-    /// Whether each of them is there.
-    there: Box<[AtomicBool]>,
+    /// Whether each of them was copied.
+    copied: Box<[AtomicBool]>,
 }
 
-/// Where a sample is for a device.
+/// Where a row of the store is for a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     /// On the device, at this address.
-    There(u64),
-    /// In main memory; it has a place on the device, of this row, and stays there once it was copied.
-    Empty {
-        /// Which row.
-        row: u32,
-        /// Where it goes.
-        address: u64,
-    },
-    /// In main memory only.
-    Elsewhere,
+    OnDevice(u64),
+    /// In main memory; the device has room for it at this address, where it stays once it was copied.
+    ToCopy(u64),
+    /// In main memory; the device has no room for it.
+    InMain,
 }
 
 impl Resident {
@@ -95,8 +85,8 @@ impl Resident {
         let stride = stride(host.rows.row_bytes());
         let rows = (budget / stride as u64).min(host.rows.len().into()) as usize;
         let memory = (rows > 0).then(|| DeviceMemory::new(gpu.context(), rows * stride)).transpose()?;
-        let there = (0..rows).map(|_| AtomicBool::new(false)).collect();
-        Ok(Self { gpu: Arc::clone(gpu), host, memory, stride, there })
+        let copied = (0..rows).map(|_| AtomicBool::new(false)).collect();
+        Ok(Self { gpu: Arc::clone(gpu), host, memory, stride, copied })
     }
 
     /// The device.
@@ -116,26 +106,25 @@ impl Resident {
 
     /// Whether there is room for all rows.
     pub fn holds_all(&self) -> bool {
-        self.there.len() == self.host.rows.len() as usize
+        self.copied.len() == self.host.rows.len() as usize
     }
 
-    /// Where a sample is.
-    pub fn find(&self, sample: &[u8]) -> Found {
-        let Some(row) = self.host.row(sample) else { return Found::Elsewhere };
-        let (Some(there), Some(memory)) = (self.there.get(row as usize), &self.memory) else { return Found::Elsewhere };
+    /// Where a row is.
+    pub fn find(&self, row: u32) -> Found {
+        let (Some(copied), Some(memory)) = (self.copied.get(row as usize), &self.memory) else { return Found::InMain };
         let address = memory.address() + row as u64 * self.stride as u64;
         // Acquire, as the store below is a Release: the copy was complete.
-        if there.load(Ordering::Acquire) { Found::There(address) } else { Found::Empty { row, address } }
+        if copied.load(Ordering::Acquire) { Found::OnDevice(address) } else { Found::ToCopy(address) }
     }
 
     /// Notes that a row's copy is complete. Two feeds, or two batches of one, may copy the same row: all write the same bytes.
-    pub fn is_there(&self, row: u32) {
-        self.there[row as usize].store(true, Ordering::Release);
+    pub fn mark_copied(&self, row: u32) {
+        self.copied[row as usize].store(true, Ordering::Release);
     }
 
-    /// Whether the device can read a sample where it lies in main memory.
-    pub fn is_readable(&self, sample: &[u8]) -> bool {
-        self.gpu.reads_pins && self.host.row(sample).is_some() && self.host.pin(sample)
+    /// Whether the device can read a row where it lies in main memory.
+    pub fn is_readable(&self, row: u32) -> bool {
+        self.gpu.reads_pins && self.host.pin(row)
     }
 }
 

@@ -237,7 +237,7 @@ fn mix_row_as<E: Element>(
     image: &mut [E],
 ) {
     let (size, pixels) = (format.image_size, format.image_size.pixels());
-    assert!(row.own.len() == 3 * pixels && image.len() == 3 * pixels);
+    assert!(row.own.bytes.len() == 3 * pixels && image.len() == 3 * pixels);
     // A partner of weight 0 adds an exact 0: it need not be read.
     let mixed = row.weight != 1.0;
     let (own_changes, partner_changes) = (compose::changes_own(row), row.partner_flip);
@@ -252,7 +252,7 @@ fn mix_row_as<E: Element>(
                 compose::own(level, row, size, channel, first, &mut scratch.own[..len]);
                 &scratch.own[..len]
             } else {
-                &row.own[here.clone()]
+                &row.own.bytes[here.clone()]
             };
             let partner = if !mixed {
                 None
@@ -260,7 +260,7 @@ fn mix_row_as<E: Element>(
                 compose::partner(level, row, size, channel, first, &mut scratch.partner[..len]);
                 Some(&scratch.partner[..len])
             } else {
-                Some(&row.partner[here.clone()])
+                Some(&row.partner.bytes[here.clone()])
             };
             match format.layout {
                 Layout::Nchw => mix_run(level, own, partner, factors, stream, &mut image[here]),

@@ -1,15 +1,16 @@
 //! The CUDA mixer: samples that are on the device already, or are copied there once, and one kernel that makes the batch of them, in a slot on
 //! the device or in memory from which it is copied into a slot of main memory.
 //!
-//! Samples have a stream of their own, the bus: while the device mixes a batch, or still waits for its samples, the processor lists the next
-//! one's, and the bus brings them after those of the first. The values are the CPU mixer's, to the bit: the kernel computes with the same
+//! Samples are copied on a stream of their own: while the device mixes a batch, or still waits for its samples, the processor lists the next
+//! one's, and that stream copies them after those of the first. The values are the CPU mixer's, to the bit: the kernel computes with the same
 //! factors in the same order (`cuda/kernels.cu`).
 #![expect(unsafe_code, reason = "queues work that reads and writes memory later")]
 
 use super::cpu::Factors;
-use super::{MixError, Mixer, Moved, Next, Notice, Row, Target};
+use super::{MixError, Mixer, Moved, Next, Notice, Row, Sample, Target};
 use crate::cuda::{
-    self, CudaError, DeviceMemory, Event, Found, Gpu, Kernels, PinnedMemory, SlotMemory, Stream, WriterSlots,
+    CudaError, DeviceMemory, Event, Found, Gpu, KernelCopy, KernelRow, Kernels, PinnedMemory, Resident, SlotMemory,
+    Stream, WriterSlots, stride,
 };
 use crate::format::Format;
 use bytemuck::cast_slice_mut;
@@ -21,14 +22,14 @@ pub struct CudaMixer {
     gpu: Arc<Gpu>,
     kernels: Arc<Kernels>,
     /// The store's samples on this device.
-    resident: Option<Arc<cuda::Resident>>,
-    /// Brings orders to the device: ahead of their samples' turn, so that the bus need not wait for them.
-    post: Stream,
-    /// Brings samples, of one batch after the other.
-    bus: Stream,
+    resident: Option<Arc<Resident>>,
+    /// Copies commands to the device, ahead of the samples that they name, so that the copies need not wait for them.
+    command_stream: Stream,
+    /// Copies samples, of one batch after the other.
+    copy_stream: Stream,
     /// The batch that is mixed next, and the one after it.
-    ways: [Way; 2],
-    /// Whether the first of them is on its way.
+    transfers: [Transfer; 2],
+    /// Whether the first of them is on its transfer.
     is_sent: bool,
     stream: Stream,
     done: Event,
@@ -55,21 +56,21 @@ pub struct Sizes {
 }
 
 /// A batch on its way to the device.
-struct Way {
-    /// Its orders are on the device.
-    ordered: Event,
+struct Transfer {
+    /// Its commands are on the device.
+    commands_copied: Event,
     /// What the kernels are told: rows, then copies; in main memory and on the device.
-    orders: PinnedMemory,
-    orders_on_device: DeviceMemory,
+    commands: PinnedMemory,
+    commands_on_device: DeviceMemory,
     /// Room on the device for as many samples as a batch may need that do not stay there.
     staging: DeviceMemory,
     /// Copies of samples whose own memory the device cannot read; made when one is first needed.
     bounce: Option<PinnedMemory>,
     sizes: Sizes,
     /// Everything is on the device.
-    arrived: Event,
-    rows: Vec<cuda::Row>,
-    copies: Vec<cuda::Copy>,
+    samples_copied: Event,
+    rows: Vec<KernelRow>,
+    copies: Vec<KernelCopy>,
     /// Where each row's own sample is on the device.
     own: Vec<u64>,
     /// Rows of the store that will be there.
@@ -82,18 +83,18 @@ struct Way {
     read: usize,
 }
 
-impl Way {
+impl Transfer {
     fn new(gpu: &Gpu, sample_bytes: usize, sizes: Sizes) -> Result<Self, CudaError> {
         let context = gpu.context();
-        let orders_bytes = sizes.rows * size_of::<cuda::Row>() + sizes.samples * size_of::<cuda::Copy>();
+        let commands_bytes = sizes.rows * size_of::<KernelRow>() + sizes.samples * size_of::<KernelCopy>();
         Ok(Self {
-            ordered: Event::new(context)?,
-            orders: PinnedMemory::new(context, orders_bytes)?,
-            orders_on_device: DeviceMemory::new(context, orders_bytes)?,
-            staging: DeviceMemory::new(context, sizes.staged * cuda::stride(sample_bytes))?,
+            commands_copied: Event::new(context)?,
+            commands: PinnedMemory::new(context, commands_bytes)?,
+            commands_on_device: DeviceMemory::new(context, commands_bytes)?,
+            staging: DeviceMemory::new(context, sizes.staged * stride(sample_bytes))?,
             bounce: None,
             sizes,
-            arrived: Event::new(context)?,
+            samples_copied: Event::new(context)?,
             rows: Vec::with_capacity(sizes.rows),
             copies: Vec::new(),
             own: Vec::with_capacity(sizes.rows),
@@ -114,24 +115,26 @@ impl Way {
         (*staged, *bounced, *read) = (0, 0, 0);
     }
 
-    /// Where a sample is on the device, or will be once the copies are made.
-    fn place(&mut self, gpu: &Gpu, resident: Option<&cuda::Resident>, sample: &[u8]) -> Result<u64, CudaError> {
+    /// Address of a sample on the device, now or once the copies are made.
+    fn place(&mut self, gpu: &Gpu, resident: Option<&Resident>, sample: Sample<'_>) -> Result<u64, CudaError> {
         self.read += 1;
-        let stride = cuda::stride(sample.len());
-        let to = match resident.map_or(Found::Elsewhere, |resident| resident.find(sample)) {
-            Found::There(address) => return Ok(address),
-            Found::Empty { row, address } => {
-                self.fresh.push(row);
+        let (bytes, stride) = (sample.bytes, stride(sample.bytes.len()));
+        let stored = resident.zip(sample.stored);
+        let found = stored.map_or(Found::InMain, |(resident, row)| resident.find(row));
+        let to = match found {
+            Found::OnDevice(address) => return Ok(address),
+            Found::ToCopy(address) => {
+                self.fresh.extend(sample.stored);
                 address
             }
-            Found::Elsewhere => {
+            Found::InMain => {
                 assert!(self.staged < self.sizes.staged, "there is room for all of them");
                 self.staged += 1;
                 self.staging.address() + ((self.staged - 1) * stride) as u64
             }
         };
-        let from = if resident.is_some_and(|resident| resident.is_readable(sample)) {
-            sample.as_ptr().addr() as u64
+        let from = if stored.is_some_and(|(resident, row)| resident.is_readable(row)) {
+            bytes.as_ptr().addr() as u64
         } else {
             let bounce = match &mut self.bounce {
                 Some(bounce) => bounce,
@@ -139,10 +142,10 @@ impl Way {
             };
             let at = self.bounced * stride;
             self.bounced += 1;
-            bounce.bytes_mut()[at..][..sample.len()].copy_from_slice(sample);
+            bounce.bytes_mut()[at..][..bytes.len()].copy_from_slice(bytes);
             (bounce.as_ptr().addr() + at) as u64
         };
-        self.copies.push(cuda::Copy { from, to });
+        self.copies.push(KernelCopy { from, to });
         Ok(to)
     }
 
@@ -150,7 +153,7 @@ impl Way {
     fn list(
         &mut self,
         gpu: &Gpu,
-        resident: Option<&cuda::Resident>,
+        resident: Option<&Resident>,
         format: &Format,
         rows: &[Row<'_>],
     ) -> Result<(), CudaError> {
@@ -158,7 +161,7 @@ impl Way {
         self.clear();
         let bytes = format.image_size.values();
         for row in rows {
-            assert!(row.own.len() == bytes);
+            assert!(row.own.bytes.len() == bytes);
             let own = self.place(gpu, resident, row.own)?;
             self.own.push(own);
         }
@@ -167,18 +170,18 @@ impl Way {
                 _ if row.weight == 1.0 && row.cut.is_none() => self.own[at],
                 Ok(partner) => self.own[partner],
                 Err(_) => {
-                    assert!(row.partner.len() == bytes);
+                    assert!(row.partner.bytes.len() == bytes);
                     self.place(gpu, resident, row.partner)?
                 }
             };
             let factors = [0, 1, 2].map(|channel| Factors::new(format, row.weight, channel, None));
             let flags = [
-                (row.cut.is_some(), cuda::Row::CUT),
-                (row.flip, cuda::Row::FLIP),
-                (row.partner_flip, cuda::Row::PARTNER_FLIP),
+                (row.cut.is_some(), KernelRow::CUT),
+                (row.flip, KernelRow::FLIP),
+                (row.partner_flip, KernelRow::PARTNER_FLIP),
             ];
             let cut = row.cut.unwrap_or_default();
-            self.rows.push(cuda::Row {
+            self.rows.push(KernelRow {
                 own: self.own[at],
                 partner,
                 own_factor: factors.each_ref().map(|factors| factors.own),
@@ -192,31 +195,36 @@ impl Way {
         Ok(())
     }
 
-    /// Bytes of the rows and of all orders.
-    fn orders_bytes(&self) -> (usize, usize) {
+    /// Bytes of the rows and of all commands.
+    fn commands_bytes(&self) -> (usize, usize) {
         let rows = size_of_val(&self.rows[..]);
         (rows, rows + size_of_val(&self.copies[..]))
     }
 
     /// Queues what was listed.
-    fn send(&mut self, [post, bus]: [&Stream; 2], kernels: &Kernels, sample_bytes: usize) -> Result<(), CudaError> {
-        let (rows_bytes, bytes) = self.orders_bytes();
-        let memory = &mut self.orders.bytes_mut()[..bytes];
+    fn send(
+        &mut self,
+        [command_stream, copy_stream]: [&Stream; 2],
+        kernels: &Kernels,
+        sample_bytes: usize,
+    ) -> Result<(), CudaError> {
+        let (rows_bytes, bytes) = self.commands_bytes();
+        let memory = &mut self.commands.bytes_mut()[..bytes];
         cast_slice_mut(&mut memory[..rows_bytes]).copy_from_slice(&self.rows);
         cast_slice_mut(&mut memory[rows_bytes..]).copy_from_slice(&self.copies);
-        let on_device = self.orders_on_device.address();
+        let on_device = self.commands_on_device.address();
         // SAFETY: everything named stays until the mixer, which waits for both streams, goes, and unchanged until the batch is mixed: what lies in
-        // main memory are these orders, the bounce memory, and pinned rows of the store, which the resident store keeps and nobody rewrites.
+        // main memory are these commands, the bounce memory, and pinned rows of the store, which the resident store keeps and nobody rewrites.
         // The copies go to the resident store and to the staging memory, which has room for every sample of a batch.
-        unsafe { post.upload(self.orders.as_ptr(), on_device, bytes) }?;
+        unsafe { command_stream.upload(self.commands.as_ptr(), on_device, bytes) }?;
         if self.copies.is_empty() {
-            return self.arrived.record(post);
+            return self.samples_copied.record(command_stream);
         }
-        self.ordered.record(post)?;
-        bus.wait_for(&self.ordered)?;
+        self.commands_copied.record(command_stream)?;
+        copy_stream.wait_for(&self.commands_copied)?;
         // SAFETY: as above.
-        unsafe { kernels.fetch(bus, on_device + rows_bytes as u64, self.copies.len(), sample_bytes) }?;
-        self.arrived.record(bus)
+        unsafe { kernels.fetch(copy_stream, on_device + rows_bytes as u64, self.copies.len(), sample_bytes) }?;
+        self.samples_copied.record(copy_stream)
     }
 }
 
@@ -229,7 +237,7 @@ impl CudaMixer {
         gpu: &Arc<Gpu>,
         format: Format,
         sizes: Sizes,
-        resident: Option<Arc<cuda::Resident>>,
+        resident: Option<Arc<Resident>>,
         slots: Option<Arc<WriterSlots>>,
     ) -> Result<Self, CudaError> {
         let context = gpu.context();
@@ -240,14 +248,14 @@ impl CudaMixer {
                 Output::Memory { made, slots: SlotMemory::default() }
             }
         };
-        let way = || Way::new(gpu, format.image_size.values(), sizes);
+        let transfer = || Transfer::new(gpu, format.image_size.values(), sizes);
         Ok(Self {
             format,
             kernels: gpu.kernels((format.dtype, format.layout))?,
             resident,
-            post: Stream::new(context)?,
-            bus: Stream::new(context)?,
-            ways: [way()?, way()?],
+            command_stream: Stream::new(context)?,
+            copy_stream: Stream::new(context)?,
+            transfers: [transfer()?, transfer()?],
             is_sent: false,
             stream: Stream::new(context)?,
             done: Event::new(context)?,
@@ -256,16 +264,16 @@ impl CudaMixer {
         })
     }
 
-    /// Sends the samples of the batch that is mixed next, or of the one after it, on their way.
-    fn send(&mut self, way: usize, rows: &[Row<'_>]) -> Result<(), CudaError> {
-        let way = &mut self.ways[way];
-        way.list(&self.gpu, self.resident.as_deref(), &self.format, rows)?;
-        way.send([&self.post, &self.bus], &self.kernels, self.format.image_size.values())
+    /// Sends the samples of the batch that is mixed next, or of the one after it, on their transfer.
+    fn send(&mut self, transfer: usize, rows: &[Row<'_>]) -> Result<(), CudaError> {
+        let transfer = &mut self.transfers[transfer];
+        transfer.list(&self.gpu, self.resident.as_deref(), &self.format, rows)?;
+        transfer.send([&self.command_stream, &self.copy_stream], &self.kernels, self.format.image_size.values())
     }
 
     /// Waits for all that is under way, whatever becomes of it.
-    fn settle(&self) {
-        for stream in [&self.post, &self.bus, &self.stream] {
+    fn synchronize(&self) {
+        for stream in [&self.command_stream, &self.copy_stream, &self.stream] {
             let _ = stream.synchronize();
         }
     }
@@ -275,18 +283,18 @@ impl CudaMixer {
     /// # Safety
     /// The target stays, and nobody else reads or writes it, until the stream has come so far.
     unsafe fn queue(&mut self, target: Target<'_>) -> Result<(), CudaError> {
-        let Self { format, stream, kernels, ways: [way, _], .. } = self;
+        let Self { format, stream, kernels, transfers: [transfer, _], .. } = self;
         let out = match (&self.output, &target) {
             (Output::Slots(slots), Target::Slot(slot)) => slots.address(*slot),
             (Output::Slots(_), Target::Memory(_)) => panic!("this mixer fills slots on the device"),
             (Output::Memory { made, .. }, _) => made.address(),
         };
-        stream.wait_for(&way.arrived)?;
-        // SAFETY: the orders and what they name are there, once the stream has waited, and stay until the next batch but one is sent; the
+        stream.wait_for(&transfer.samples_copied)?;
+        // SAFETY: the commands and what they name are there, once the stream has waited, and stay until the next batch but one is sent; the
         // target as this function.
-        unsafe { kernels.mix(stream, format, way.orders_on_device.address(), out, way.rows.len()) }?;
+        unsafe { kernels.mix(stream, format, transfer.commands_on_device.address(), out, transfer.rows.len()) }?;
         if let (Output::Memory { slots, .. }, Target::Memory(memory)) = (&mut self.output, target) {
-            let whole_bytes = way.sizes.rows * format.image_bytes();
+            let whole_bytes = transfer.sizes.rows * format.image_bytes();
             // SAFETY: as this function.
             unsafe { slots.download(self.gpu.context(), stream, out, memory, whole_bytes) }?;
         }
@@ -296,8 +304,8 @@ impl CudaMixer {
 
 impl Drop for CudaMixer {
     fn drop(&mut self) {
-        // A batch that is never mixed may be on its way.
-        self.settle();
+        // A batch that is never mixed may be on its transfer.
+        self.synchronize();
     }
 }
 
@@ -318,10 +326,10 @@ impl Mixer for CudaMixer {
         next: Option<&mut Next<'_>>,
     ) -> Result<Moved, MixError> {
         if !self.is_sent {
-            self.send(0, rows).inspect_err(|_| self.settle())?;
+            self.send(0, rows).inspect_err(|_| self.synchronize())?;
         }
         self.is_sent = false;
-        let made = self.ways[0].rows.len() * self.format.image_bytes();
+        let made = self.transfers[0].rows.len() * self.format.image_bytes();
         if let Target::Memory(memory) = &target {
             assert_eq!(memory.len(), made);
         }
@@ -338,20 +346,20 @@ impl Mixer for CudaMixer {
         let mixed = done.and_then(|()| self.done.wait()).or_else(|_| self.stream.synchronize()).and(queued);
         // What was not sent is sent again when its turn comes, and what is wrong said then.
         if mixed.is_err() || matches!(sent, Some(Err(_))) {
-            self.settle();
+            self.synchronize();
         }
         mixed?;
-        let way = &self.ways[0];
+        let transfer = &self.transfers[0];
         if let Some(resident) = &self.resident {
-            way.fresh.iter().for_each(|&row| resident.is_there(row));
+            transfer.fresh.iter().for_each(|&row| resident.mark_copied(row));
         }
         let sample_bytes = self.format.image_size.values();
         let moved = Moved {
-            to_device: way.orders_bytes().1 + way.copies.len() * sample_bytes,
+            to_device: transfer.commands_bytes().1 + transfer.copies.len() * sample_bytes,
             from_device: if matches!(self.output, Output::Memory { .. }) { made } else { 0 },
-            on_device: way.read * sample_bytes + made,
+            on_device: transfer.read * sample_bytes + made,
         };
-        self.ways.swap(0, 1);
+        self.transfers.swap(0, 1);
         self.is_sent = matches!(sent, Some(Ok(())));
         Ok(moved)
     }

@@ -44,13 +44,22 @@ pub enum MixerKind {
 }
 named!(MixerKind, "mixer", "cpu, torch or cuda", Cpu = "cpu", Torch = "torch", Cuda = "cuda");
 
+/// A sample in main memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample<'a> {
+    /// u8 `[3, H, W]`.
+    pub bytes: &'a [u8],
+    /// Its row of the feed's store; `None` where it lies elsewhere.
+    pub stored: Option<u32>,
+}
+
 /// One row of a batch to be mixed.
 #[derive(Debug, Clone, Copy)]
 pub struct Row<'a> {
-    /// The own sample: u8 `[3, H, W]`.
-    pub own: &'a [u8],
-    /// The partner: u8 `[3, H, W]`. Need not be read where `weight` is 1 and there is no box.
-    pub partner: &'a [u8],
+    /// The own sample.
+    pub own: Sample<'a>,
+    /// The partner. Need not be read where `weight` is 1 and there is no box.
+    pub partner: Sample<'a>,
     /// Weight of the own sample in every pixel outside `cut`, in [0, 1].
     pub weight: f32,
     /// Row of this batch whose own sample is the partner; -1 where the partner comes from elsewhere.
@@ -66,6 +75,7 @@ pub struct Row<'a> {
 impl<'a> Row<'a> {
     /// A row that mixes `own` with a sample from elsewhere.
     pub fn new(own: &'a [u8], partner: &'a [u8], weight: f32) -> Self {
+        let [own, partner] = [own, partner].map(|bytes| Sample { bytes, stored: None });
         Self { own, partner, weight, partner_row: -1, cut: None, flip: false, partner_flip: false }
     }
 }
@@ -228,15 +238,9 @@ mod tests {
                 let partner = usize::try_from(partner_row).unwrap_or(len + at);
                 let flip = |at: usize| self.flips.get(at).copied().unwrap_or(false);
                 let (cut, flip, partner_flip) = (self.cuts.get(at).copied(), flip(at), flip(partner));
-                Row {
-                    own: &self.samples[at],
-                    partner: &self.samples[partner],
-                    weight: if cut.is_some() { 1.0 } else { lambda },
-                    partner_row,
-                    cut,
-                    flip,
-                    partner_flip,
-                }
+                let weight = if cut.is_some() { 1.0 } else { lambda };
+                let row = Row::new(&self.samples[at], &self.samples[partner], weight);
+                Row { partner_row, cut, flip, partner_flip, ..row }
             };
             self.plan.iter().enumerate().map(row).collect()
         }

@@ -16,7 +16,7 @@ pub fn mix(format: &Format, rows: &[Row<'_>]) -> Vec<u8> {
                 let value = |sample: &[u8], flip: bool| {
                     sample[channel * pixels + y * width + if flip { width - 1 - x } else { x }]
                 };
-                let (own, partner) = (value(row.own, row.flip), value(row.partner, row.partner_flip));
+                let (own, partner) = (value(row.own.bytes, row.flip), value(row.partner.bytes, row.partner_flip));
                 let inside = row.cut.is_some_and(|cut| {
                     (cut.top..cut.bottom).contains(&(y as u32)) && (cut.left..cut.right).contains(&(x as u32))
                 });

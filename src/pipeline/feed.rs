@@ -5,7 +5,7 @@ use super::fetch::{Fetcher, Pending};
 use super::finish::Finisher;
 use super::{BATCHES_AHEAD, FeedError, OpenError, Shared};
 use crate::columns::OwnedColumns;
-use crate::mix::Notice;
+use crate::mix::{Notice, Target};
 use crate::plan::Sampler;
 use crate::ring::{self, Pace, ReaderId, RingError, RingHandle, RingWriter, WriterStopped};
 use crate::spec::Delivery;
@@ -261,7 +261,8 @@ fn fill(finisher: &mut Finisher, planned: &Receiver<Pending>, writer: &mut RingW
         let ahead = if digests { None } else { caller.ahead() };
         let notice = ahead.map(|(ahead, waiters)| Notice { ahead, waiters, give: &call });
         let look = &mut || planned.try_recv().ok();
-        let moved = match finisher.mix(&pending, look, slot.target(len), &mut columns, notice.as_ref()) {
+        let target = slot.on_device().map_or_else(|| Target::Memory(slot.x_mut(len)), Target::Slot);
+        let moved = match finisher.mix(&pending, look, target, &mut columns, notice.as_ref()) {
             Ok(moved) => moved,
             Err(error) => return Stop::Failed(error),
         };

@@ -5,7 +5,7 @@ use super::ledger::{BadSample, OnBadImage};
 use super::{BATCHES_AT_ONCE, FeedError, Shared};
 use crate::batch::{BatchView, Head};
 use crate::columns::{Columns, OwnedColumns};
-use crate::mix::{Mixer, Moved, Notice, Row, Target};
+use crate::mix::{Mixer, Moved, Notice, Row, Sample, Target};
 use crate::plan::{ImagePlan, Plan, RowPlan};
 use crate::spec::FeedSpec;
 use crossbeam_channel::Sender;
@@ -172,7 +172,7 @@ impl Finisher {
         let mut views = Vec::with_capacity(pending.plan.len() * self.spec.image_size.values());
         for row in rows(&self.requester, pending) {
             let first = views.len();
-            views.extend_from_slice(row.own);
+            views.extend_from_slice(row.own.bytes);
             if row.flip {
                 views[first..].chunks_exact_mut(self.spec.image_size.width as usize).for_each(<[u8]>::reverse);
             }
@@ -197,8 +197,10 @@ fn rows<'a>(requester: &'a Requester, pending: &'a Pending) -> Vec<Row<'a>> {
     let (plan, rows) = (&pending.plan, pending.plan.len());
     let rendered = requester.entry.views.are_random();
     let sample = |at: usize| {
-        let (memory, row) = pending.row(&requester.entry, pending.locations[at]).expect("settled");
-        memory.get(row).expect("settled")
+        let location = pending.locations[at];
+        let (memory, row) = pending.row(&requester.entry, location).expect("settled");
+        let stored = matches!(location, Location::Stored(_)).then_some(row);
+        Sample { bytes: memory.get(row).expect("settled"), stored }
     };
     let row = |(at, row): (usize, &RowPlan)| {
         let partner = usize::try_from(row.partner_row).unwrap_or(rows + at);

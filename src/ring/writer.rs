@@ -8,7 +8,6 @@ use super::readers::{Evicted, ReaderEntry, ReaderId, Readers, Shared};
 use super::wake::{self, EVENTS_MAX, Futex, Waker, now_ns};
 use crate::batch::Head;
 use crate::columns::Columns;
-use crate::mix::Target;
 use crate::spec::Delivery;
 use crate::sync::Ordering;
 use std::cell::RefCell;
@@ -288,9 +287,9 @@ impl SlotMut<'_> {
         unsafe { self.writer.shared.data.slot_mut(self.slot) }
     }
 
-    /// Where the images of `len` rows go: the slot's memory, 64-byte aligned, or the slot of this number on a device.
-    pub fn target(&mut self, len: usize) -> Target<'_> {
-        if self.writer.shared.data.on_device { Target::Slot(self.slot) } else { Target::Memory(self.x_mut(len)) }
+    /// The slot's number, where the images of the ring's slots lie on a device.
+    pub fn on_device(&self) -> Option<u32> {
+        self.writer.shared.data.on_device.then_some(self.slot)
     }
 
     /// The memory of `x` for `len` rows, 64-byte aligned; none where it lies on a device.

@@ -1,9 +1,6 @@
-//! Pictures: what a batch looks like, and the laws that λ follows.
+//! Pictures of batches, with captions.
 
 mod grid;
-mod plot;
-pub mod special;
-mod text;
+pub mod text;
 
 pub use grid::{Tile, caption, frame, grid, tiles};
-pub use plot::{Figure, PlotError, plot};

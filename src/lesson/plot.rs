@@ -11,8 +11,9 @@ use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
-use super::{special, text};
+use super::special;
 use crate::types::{ParseError, named};
+use crate::view::text;
 
 /// What can be drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 //! ```no_run
 //! use mixd::client;
 //! use mixd::spec::FeedSpec;
-//! use mixd::train::{BatchTensors, Cnn, LabelSmoothing, MixedLoss, Reduction};
+//! use mixd::lesson::train::{BatchTensors, Cnn, LabelSmoothing, MixedLoss, Reduction};
 //! use tch::nn::{OptimizerConfig, Sgd, VarStore};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

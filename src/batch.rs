@@ -1,11 +1,13 @@
 //! What a batch is: the fields every consumer sees, wherever the bytes lie.
 
 use crate::columns::{COUNT_OF_VERSION_1, Columns};
-use crate::rng::PLAN_VERSION;
 use crate::types::{Dtype, ImageSize, Layout, Place};
 use bytemuck::{NoUninit, cast_slice};
 use std::ops::Deref;
 use xxhash_rust::xxh3::Xxh3;
+
+/// Version of everything that makes plans what they are; it changes when any plan would.
+pub const PLAN_VERSION: u32 = 2;
 
 /// A view of one finished batch, in a slot of the ring or in memory of its own. Its columns are fields of it, too ([`Columns`]).
 ///

@@ -1,43 +1,85 @@
-//! `mixd` decodes and resizes every image of a data set once per machine, mixes batches (mixup) and publishes them in
-//! shared memory to trainer processes.
+//! Batches of images from the `mixd` daemon, which decodes and augments them once per machine and publishes them in shared memory.
 //!
-//! Reading order is the order below: words first, then what is computed, then who computes it, then who asks for it.
+//! A trainer links three modules: [`client`] attaches to a feed, [`spec`] says what the feed delivers, [`batch`] is what arrives, with its
+//! [`columns`]. Without the default feature `daemon` the crate has no more than these. The other modules are the daemon's own: they are
+//! public for its program, tests and benchmarks, and may change with any version.
+//!
+//! A module imports only modules that are declared above it (`tests/layers.rs` checks this), so the order below is also the order to read in.
 
 #![cfg_attr(
     not(test),
     warn(clippy::print_stdout, clippy::print_stderr, reason = "they panic where nobody reads what they print")
 )]
 
-// The words.
-pub mod batch;
-pub mod columns;
-pub mod format;
-pub mod spec;
+// The vocabulary: sizes, element types, what a batch is, what a feed is asked to deliver.
 pub mod types;
-// What is computed.
-pub mod decode;
-pub mod mix;
-pub mod plan;
-pub mod render;
-pub mod rng;
-pub mod source;
-pub mod stamp;
-// Who computes it.
-pub mod cpus;
-#[cfg(feature = "cuda")]
-pub mod cuda;
-pub mod pipeline;
-pub mod ring;
-pub mod stats;
-pub mod store;
+#[doc(hidden)]
+pub mod format;
+pub mod columns;
+pub mod batch;
+pub mod spec;
+
+// From the daemon to a trainer: shared memory, device memory, the control protocol.
+#[doc(hidden)]
 pub mod sync;
-pub mod usage;
-// Who asks for it.
-pub mod cli;
+#[doc(hidden)]
+pub mod ring;
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub mod cuda;
 pub mod client;
+
+// What a batch is made of: plans, samples, views, mixes.
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod rng;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod plan;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod stamp;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod source;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod decode;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod render;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod store;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod cpus;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod mix;
+
+// Who makes them: the stages, the daemon, the command line.
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod stats;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod usage;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod pipeline;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod control;
-pub mod lesson;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod view;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod lesson;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub mod cli;
 
 #[cfg(test)]
 mod fixtures;

@@ -1,7 +1,7 @@
 //! Random numbers as a pure function of seed, stream, epoch, batch and row.
 //!
 //! The generator is ChaCha8 with a 64-bit stream id and a 64-bit block counter. The mapping, which is part of plan
-//! version [`PLAN_VERSION`], is:
+//! version [`crate::batch::PLAN_VERSION`], is:
 //!
 //! - **key**, 32 bytes: the seed as 8 little-endian bytes, then the 24 bytes of `"mixd: plan, version 1\0\0\0"` (as they have been
 //!   since version 1, from which version 2 differs in second orders only);
@@ -10,19 +10,10 @@
 //!
 //! Rows are counted over all ranks: row `r` of rank `k` is `r · world_size + k`, so ranks never share a draw.
 
+use crate::types::{BATCH_BITS, EPOCH_BITS, ROW_BITS};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use rand_distr::{Beta, Distribution};
-
-/// Version of everything that makes plans what they are; it changes when any plan would.
-pub const PLAN_VERSION: u32 = 2;
-
-/// Bound of epochs: 2⁵⁶.
-pub const EPOCH_BITS: u32 = 56;
-/// Bound of batches an epoch: 2²⁴.
-pub const BATCH_BITS: u32 = 24;
-/// Bound of rows a batch, counted over all ranks: 2²⁴.
-pub const ROW_BITS: u32 = 24;
 
 /// What a random number is for. The numbers are part of the plan version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -223,6 +223,13 @@ pub struct CropBox {
     pub width: u32,
 }
 
+/// Bound of epochs: 2⁵⁶.
+pub const EPOCH_BITS: u32 = 56;
+/// Bound of batches an epoch: 2²⁴.
+pub const BATCH_BITS: u32 = 24;
+/// Bound of rows a batch, counted over all ranks: 2²⁴.
+pub const ROW_BITS: u32 = 24;
+
 /// A batch's place in the endless sequence of its feed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Place {

@@ -7,6 +7,7 @@ use crate::client::Batch;
 use crate::cuda::{self, CudaError, DeviceMemory, Gpu, KernelRow, Kernels, PinnedMemory, Stream, WriterSlots};
 use crate::format::Format;
 use crate::spec::FeedSpec;
+use crate::store::sample_stride;
 use crate::types::Device;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -84,7 +85,7 @@ impl DeviceCeiling {
     pub fn new(ordinal: u32, spec: &FeedSpec) -> Result<Self, CudaError> {
         let (gpu, rows) = (Gpu::open(ordinal)?, spec.batch_size as usize);
         let format = Format { device: Device::Cuda(ordinal), ..spec.format() };
-        let (context, stride) = (gpu.context(), cuda::stride(format.image_size.values()));
+        let (context, stride) = (gpu.context(), sample_stride(format.image_size.values()));
         let share = context.memory()?.0 / 8;
         let samples_count = (SAMPLES_BYTES.min(share) / stride).clamp(2 * rows, 9_469.max(2 * rows));
         let copy_bytes = COPY_BYTES.min(share);

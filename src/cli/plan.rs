@@ -4,6 +4,7 @@ use super::options::DataArgs;
 use super::rows::{self, Headers};
 use crate::plan::{ImagePlan, RowPlan, Sampler};
 use crate::spec::FeedOptions;
+use crate::types::EPOCH_BITS;
 use clap::Args;
 use serde_json::json;
 
@@ -30,7 +31,7 @@ impl Plan {
         let (source, spec) = (self.data.open()?, self.feed.spec()?);
         let labels = |ids: &[u32]| ids.iter().map(|&id| source.label(spec.split, id)).collect::<Vec<_>>();
         let sampler = Sampler::new(spec, source.len(spec.split))?;
-        anyhow::ensure!(self.epoch >> crate::rng::EPOCH_BITS == 0, "--epoch is {}: it must be below 2^56", self.epoch);
+        anyhow::ensure!(self.epoch >> EPOCH_BITS == 0, "--epoch is {}: it must be below 2^56", self.epoch);
         let epoch = sampler.epoch(self.epoch);
         let mut headers = Headers::of(&*source);
         super::print(|out| {

@@ -7,12 +7,12 @@ use std::path::Path;
 
 /// An open device.
 #[derive(Clone)]
-pub struct Opened {
+pub struct OpenDevice {
     #[cfg(feature = "cuda")]
     gpu: std::sync::Arc<crate::cuda::Gpu>,
 }
 
-impl Opened {
+impl OpenDevice {
     /// Opens a feed's device; `None` where its batches lie in main memory.
     ///
     /// # Errors
@@ -26,7 +26,7 @@ impl Opened {
                 Ok(Some(Self { gpu }))
             }
             #[cfg(not(feature = "cuda"))]
-            Device::Cuda(_) => Err(ClientError::Device(crate::mix::MixError::NoCudaBuild.to_string())),
+            Device::Cuda(_) => Err(ClientError::Device(RingError::NoDevice.to_string())),
         }
     }
 

@@ -16,7 +16,11 @@ pub const PROTOCOL_VERSION: u32 = 4;
 
 /// The versions of this build.
 pub fn versions() -> proto::Versions {
-    proto::Versions { protocol: PROTOCOL_VERSION, layout: crate::ring::LAYOUT_VERSION, plan: crate::rng::PLAN_VERSION }
+    proto::Versions {
+        protocol: PROTOCOL_VERSION,
+        layout: crate::ring::LAYOUT_VERSION,
+        plan: crate::batch::PLAN_VERSION,
+    }
 }
 
 /// Why a message is no feed spec.

@@ -1,5 +1,4 @@
-//! CUDA devices, as far as mixd needs them: the driver's objects (`driver/`), the kernels (`kernels.cu`, compiled by `kernel.rs`), samples
-//! that stay on a device (`resident.rs`), slots whose images lie there (`slots.rs`) and slots in main memory that they are copied to
+//! CUDA devices, as far as mixd needs them: the driver's objects (`driver/`), the kernels (`kernels.cu`, compiled by `kernel.rs`), slots whose images lie there (`slots.rs`) and slots in main memory that they are copied to
 //! (`slot_memory.rs`).
 //!
 //! Neither the driver nor NVRTC is linked: both are looked for when a device is asked for. A device is open
@@ -7,13 +6,11 @@
 
 mod driver;
 mod kernel;
-mod resident;
 mod slot_memory;
 mod slots;
 
 pub use driver::{Context, DeviceMemory, Event, Pin, PinnedMemory, SharedMemory, Stream};
 pub use kernel::{KernelCopy, KernelRow, Kernels};
-pub use resident::{Found, PinnedRows, Resident, stride};
 pub use slot_memory::SlotMemory;
 pub use slots::{ReaderSlots, SlotServer, WriterSlots, slot_stride};
 
@@ -64,7 +61,7 @@ impl CudaError {
     }
 
     /// Whether memory could not be pinned because it is.
-    fn is_pinned_already(&self) -> bool {
+    pub fn is_pinned_already(&self) -> bool {
         matches!(self, Self::Call { code: sys::CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED, .. })
     }
 
@@ -169,6 +166,11 @@ impl Gpu {
     /// What it is to every process.
     pub fn uuid(&self) -> Uuid {
         self.uuid
+    }
+
+    /// Whether kernels reach memory that was pinned where it lies by the processor's address.
+    pub fn reads_pins(&self) -> bool {
+        self.reads_pins
     }
 
     /// What its maker calls it.

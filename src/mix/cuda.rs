@@ -9,10 +9,10 @@
 use super::cpu::Factors;
 use super::{MixError, Mixer, Moved, Next, Notice, Row, Sample, Target};
 use crate::cuda::{
-    CudaError, DeviceMemory, Event, Found, Gpu, KernelCopy, KernelRow, Kernels, PinnedMemory, Resident, SlotMemory,
-    Stream, WriterSlots, stride,
+    CudaError, DeviceMemory, Event, Gpu, KernelCopy, KernelRow, Kernels, PinnedMemory, SlotMemory, Stream, WriterSlots,
 };
 use crate::format::Format;
+use crate::store::{Residency, Resident, sample_stride};
 use bytemuck::cast_slice_mut;
 use std::sync::Arc;
 
@@ -91,7 +91,7 @@ impl Transfer {
             commands_copied: Event::new(context)?,
             commands: PinnedMemory::new(context, commands_bytes)?,
             commands_on_device: DeviceMemory::new(context, commands_bytes)?,
-            staging: DeviceMemory::new(context, sizes.staged * stride(sample_bytes))?,
+            staging: DeviceMemory::new(context, sizes.staged * sample_stride(sample_bytes))?,
             bounce: None,
             sizes,
             samples_copied: Event::new(context)?,
@@ -118,16 +118,16 @@ impl Transfer {
     /// Address of a sample on the device, now or once the copies are made.
     fn place(&mut self, gpu: &Gpu, resident: Option<&Resident>, sample: Sample<'_>) -> Result<u64, CudaError> {
         self.read += 1;
-        let (bytes, stride) = (sample.bytes, stride(sample.bytes.len()));
+        let (bytes, stride) = (sample.bytes, sample_stride(sample.bytes.len()));
         let stored = resident.zip(sample.stored);
-        let found = stored.map_or(Found::InMain, |(resident, row)| resident.find(row));
+        let found = stored.map_or(Residency::InMain, |(resident, row)| resident.find(row));
         let to = match found {
-            Found::OnDevice(address) => return Ok(address),
-            Found::ToCopy(address) => {
+            Residency::OnDevice(address) => return Ok(address),
+            Residency::ToCopy(address) => {
                 self.fresh.extend(sample.stored);
                 address
             }
-            Found::InMain => {
+            Residency::InMain => {
                 assert!(self.staged < self.sizes.staged, "there is room for all of them");
                 self.staged += 1;
                 self.staging.address() + ((self.staged - 1) * stride) as u64

@@ -8,9 +8,10 @@ pub use without_cuda::{Slots, resolve};
 #[cfg(feature = "cuda")]
 mod with_cuda {
     use super::super::{Pipeline, StoreEntry};
-    use crate::cuda::{CudaError, Gpu, PinnedRows, Resident, WriterSlots};
+    use crate::cuda::{CudaError, Gpu, WriterSlots};
     use crate::mix::{CudaMixer, MixError, Mixer, Sizes};
     use crate::spec::FeedSpec;
+    use crate::store::{PinnedRows, Resident};
     use crate::types::Device;
     use std::sync::{Arc, Mutex, PoisonError, Weak};
 

@@ -3,7 +3,7 @@
 use super::{CropDraw, ImagePlan, Plan, RowMix, RowPlan, ViewPlan};
 use crate::rng::{self, Stream};
 use crate::spec::{FeedSpec, MixPer, Pairing};
-use crate::types::{Cut, ImageSize, Last, Place, SampleId};
+use crate::types::{BATCH_BITS, Cut, ImageSize, Last, Place, ROW_BITS, SampleId};
 use rand_chacha::ChaCha8Rng;
 
 /// A feed that would never deliver a batch, or more than can be numbered.
@@ -74,7 +74,7 @@ impl Sampler {
         let start = spec.start.of_a_new_feed();
         if batches == 0 {
             Err(SamplerError::NoBatch { samples, world_size: spec.world_size, batch_size: spec.batch_size })
-        } else if batches >> rng::BATCH_BITS != 0 || (batch * world) >> rng::ROW_BITS != 0 {
+        } else if batches >> BATCH_BITS != 0 || (batch * world) >> ROW_BITS != 0 {
             Err(SamplerError::TooMany { batches, rows: batch * world })
         } else if start.index >= batches {
             Err(SamplerError::StartOutOfRange { start, batches })

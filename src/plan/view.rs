@@ -2,7 +2,7 @@
 
 use crate::rng::{self, Stream};
 use crate::spec::Crop;
-use crate::types::{CropBox, ImageSize};
+use crate::types::{BATCH_BITS, CropBox, ImageSize, ROW_BITS};
 use rand_chacha::rand_core::Rng;
 
 /// What is shown of a sample.
@@ -60,7 +60,7 @@ impl CropDraw {
     /// # Panics
     /// When batch or row exceed their bits ([`rng::at`]).
     pub fn at(seed: u64, second: bool, epoch: u64, batch: u64, row: u64) -> Self {
-        assert!(batch >> rng::BATCH_BITS == 0 && row >> rng::ROW_BITS == 0, "place out of range");
+        assert!(batch >> BATCH_BITS == 0 && row >> ROW_BITS == 0, "place out of range");
         Self { seed, epoch, batch: batch as u32, row: row as u32, second }
     }
 

@@ -142,7 +142,7 @@ pub struct BatchHeader {
     pub len: u32,
     /// Rows at the end that repeat the head of the permutation.
     pub pad: u32,
-    /// [`crate::rng::PLAN_VERSION`].
+    /// [`crate::batch::PLAN_VERSION`].
     pub plan_version: u32,
     /// Which columns the digest covers ([`crate::batch::Head::digest_version`]).
     pub digest_version: u32,

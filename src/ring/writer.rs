@@ -6,7 +6,7 @@ use super::layout::{BatchHeader, ENDED_FAILED, ENDED_STOPPED, EVICTED_LAG, EVICT
 use super::protocol::has_room;
 use super::readers::{Evicted, ReaderEntry, ReaderId, Readers, Shared};
 use super::wake::{self, EVENTS_MAX, Futex, Waker, now_ns};
-use crate::batch::Head;
+use crate::batch::{Head, PLAN_VERSION};
 use crate::columns::Columns;
 use crate::spec::Delivery;
 use crate::sync::Ordering;
@@ -320,7 +320,7 @@ impl SlotMut<'_> {
             published_ns: now_ns(),
             len: len as u32,
             pad,
-            plan_version: crate::rng::PLAN_VERSION,
+            plan_version: PLAN_VERSION,
             digest_version,
         };
         bytes[..size_of::<BatchHeader>()].copy_from_slice(bytemuck::bytes_of(&header));

@@ -13,7 +13,7 @@ pub use share::{Delivery, MAX_LAG_S_MAX, Share, ShareName};
 pub use view::Crop;
 
 use crate::format::Format;
-use crate::types::{Device, Dtype, ImageSize, Interpolation, Last, Layout, Split, Start};
+use crate::types::{Device, Dtype, EPOCH_BITS, ImageSize, Interpolation, Last, Layout, Split, Start};
 use serde::{Deserialize, Serialize};
 
 /// The most rows that a batch may have.
@@ -226,10 +226,10 @@ impl FeedSpec {
                 "off there, since digests are of main memory".to_owned(),
             ),
             (
-                self.start.of_a_new_feed().epoch >> crate::rng::EPOCH_BITS == 0,
+                self.start.of_a_new_feed().epoch >> EPOCH_BITS == 0,
                 "start",
                 self.start.to_string(),
-                format!("in an epoch below 2^{}", crate::rng::EPOCH_BITS),
+                format!("in an epoch below 2^{}", EPOCH_BITS),
             ),
         ];
         match checks.into_iter().find(|(ok, ..)| !ok) {

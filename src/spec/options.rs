@@ -3,7 +3,6 @@
 
 use super::{Crop, FeedSpec, Mix, MixPer, Pairing, Recipe, RecipeError, SpecError};
 use crate::types::{Dtype, ImageSize, Interpolation, Last, Layout, Split};
-use clap::Args;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -84,102 +83,107 @@ pub enum OptionsError {
 }
 
 /// The options of a feed.
-#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(clap::Args))]
 #[serde(default, deny_unknown_fields)]
 pub struct FeedOptions {
     /// Which images: train or val [default: train].
-    #[arg(long, env = "MIXD_SPLIT")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_SPLIT"))]
     pub split: Option<Split>,
     /// Recipe whose values are the defaults of the other options: a name that `mixd recipe` lists, or a .toml file [default: lesson].
-    #[arg(long, env = "MIXD_RECIPE", value_name = "NAME|FILE.toml")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_RECIPE", value_name = "NAME|FILE.toml"))]
     pub recipe: Option<RecipeChoice>,
     /// Rows a batch [default: 64 for train, 128 for val].
-    #[arg(long, env = "MIXD_BATCH_SIZE")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_BATCH_SIZE"))]
     pub batch_size: Option<u32>,
     /// Side of the images, or HEIGHTxWIDTH [default: the recipe's].
-    #[arg(long, env = "MIXD_SIZE")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_SIZE"))]
     #[serde(with = "size")]
     pub size: Option<ImageSize>,
     /// What part of an image: squash, squash_center:152, short_center:256, random_resized_crop,
     /// random_resized_crop:0.35,1, random_resized_crop:0.08,1,0.75,1.33, pad_crop:4 or pad_crop:4,reflect [default: the recipe's].
-    #[arg(long, env = "MIXD_CROP")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_CROP"))]
     #[serde(with = "text")]
     pub crop: Option<Crop>,
     /// Filter of the resize: bilinear or bicubic [default: the recipe's].
-    #[arg(long, env = "MIXD_INTERPOLATION")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_INTERPOLATION"))]
     pub interpolation: Option<Interpolation>,
     /// Flip images horizontally, each with this probability (0.5 where none is given), anew for each use [default: the recipe's].
-    #[arg(long, env = "MIXD_FLIP", value_name = "PROB", num_args = 0..=1, require_equals = true, default_missing_value = "0.5", value_parser = flip)]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_FLIP", value_name = "PROB", num_args = 0..=1, require_equals = true, default_missing_value = "0.5", value_parser = flip))]
     pub flip: Option<f64>,
     /// A new order each epoch: true or false [default: true for train].
-    #[arg(long, env = "MIXD_SHUFFLE")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_SHUFFLE"))]
     pub shuffle: Option<bool>,
     /// Seed of all randomness [default: 0].
-    #[arg(long, env = "MIXD_SEED")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_SEED"))]
     pub seed: Option<u64>,
     /// Rows that do not fill a batch: keep or drop [default: keep].
-    #[arg(long, env = "MIXD_LAST")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_LAST"))]
     pub last: Option<Last>,
     /// How often each sample comes in a row, in epochs that are cut to their usual length [default: the recipe's].
-    #[arg(long, env = "MIXD_REPEATS")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_REPEATS"))]
     pub repeats: Option<u32>,
     /// Mixup's α [default: the recipe's; without a recipe 0.4 for train, and none with --cutmix].
-    #[arg(long = "alpha", visible_alias = "mixup", env = "MIXD_ALPHA", conflicts_with = "no_mixup")]
+    #[cfg_attr(
+        feature = "daemon",
+        arg(long = "alpha", visible_alias = "mixup", env = "MIXD_ALPHA", conflicts_with = "no_mixup")
+    )]
     pub mixup: Option<f64>,
     /// CutMix's α (the paper's is 1); beside mixup, one of them by chance [default: the recipe's].
-    #[arg(long, env = "MIXD_CUTMIX", value_name = "ALPHA", conflicts_with = "no_cutmix")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_CUTMIX", value_name = "ALPHA", conflicts_with = "no_cutmix"))]
     pub cutmix: Option<f64>,
     /// Without mixup.
-    #[arg(long, env = "MIXD_NO_MIXUP")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_NO_MIXUP"))]
     pub no_mixup: bool,
     /// Without CutMix.
-    #[arg(long, env = "MIXD_NO_CUTMIX")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_NO_CUTMIX"))]
     pub no_cutmix: bool,
     /// Probability that anything is mixed [default: the recipe's, else 1].
-    #[arg(long, env = "MIXD_MIX_PROB", value_name = "PROB")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_MIX_PROB", value_name = "PROB"))]
     pub mix_prob: Option<f64>,
     /// Probability of CutMix where there is mixup, too [default: the recipe's, else 0.5].
-    #[arg(long, env = "MIXD_MIX_SWITCH", value_name = "PROB")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_MIX_SWITCH", value_name = "PROB"))]
     pub mix_switch: Option<f64>,
     /// One λ (CutMix: one box) per-image, per-pair or per-batch [default: the recipe's, else per-image].
-    #[arg(long, env = "MIXD_LAMBDA")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_LAMBDA"))]
     pub lambda: Option<MixPer>,
     /// Whether mixup's λ becomes max(λ, 1−λ): true or false [default: the recipe's; true without one].
-    #[arg(long, env = "MIXD_FOLD", conflicts_with = "no_fold")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_FOLD", conflicts_with = "no_fold"))]
     pub fold: Option<bool>,
     /// Leave λ as drawn, in [0, 1], instead of max(λ, 1−λ).
-    #[arg(long, env = "MIXD_NO_FOLD")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_NO_FOLD"))]
     pub no_fold: bool,
     /// Partners from a shuffle of the batch, a second-batch, the batch in reverse, or a roll by one row [default: the recipe's, else shuffle].
-    #[arg(long, env = "MIXD_PAIRING")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_PAIRING"))]
     pub pairing: Option<Pairing>,
     /// Put a digest of its plan and pixels in every batch.
-    #[arg(long, env = "MIXD_DIGEST")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_DIGEST"))]
     pub digest: bool,
     /// Element type: f32, f16, bf16, or u8 (raw pixels) [default: f32].
-    #[arg(long, env = "MIXD_DTYPE")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_DTYPE"))]
     pub dtype: Option<Dtype>,
     /// Order of the axes: nchw or nhwc [default: nchw].
-    #[arg(long, env = "MIXD_LAYOUT")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_LAYOUT"))]
     pub layout: Option<Layout>,
     /// Mean of each channel, of values in [0, 1] [default: the recipe's, 0.47,0.48,0.45 without one].
-    #[arg(long, env = "MIXD_MEAN", value_delimiter = ',')]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_MEAN", value_delimiter = ','))]
     pub mean: Option<Vec<f32>>,
     /// Standard deviation of each channel [default: the recipe's, 0.29,0.28,0.30 without one].
-    #[arg(long, env = "MIXD_STD", value_delimiter = ',')]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_STD", value_delimiter = ','))]
     pub std: Option<Vec<f32>>,
     /// Which of the ranks that share each epoch [default: 0].
-    #[arg(long, env = "MIXD_RANK")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_RANK"))]
     pub rank: Option<u32>,
     /// How many ranks share each epoch [default: 1].
-    #[arg(long, env = "MIXD_WORLD_SIZE")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_WORLD_SIZE"))]
     pub world_size: Option<u32>,
     /// Slots of the ring [default: 4].
-    #[arg(long, env = "MIXD_SLOTS")]
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_SLOTS"))]
     pub slots: Option<u32>,
 }
 
 /// `--flip`'s value: a probability, or as its variable true or false.
+#[cfg(feature = "daemon")]
 fn flip(text: &str) -> Result<f64, String> {
     match text {
         "true" => Ok(0.5),

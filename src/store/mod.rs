@@ -6,11 +6,15 @@
 
 mod budget;
 mod file;
+#[cfg(feature = "cuda")]
+mod resident;
 mod rows;
 mod sources;
 
 pub use budget::Budget;
 pub use file::{FileError, Key, RowsFile};
+#[cfg(feature = "cuda")]
+pub use resident::{PinnedRows, Residency, Resident, sample_stride};
 pub use rows::{Claim, Rows, Settled, State};
 pub use sources::{Found, SourceClaim, Sources};
 

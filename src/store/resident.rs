@@ -1,7 +1,7 @@
-//! Samples of a store as a device has them: rows that were copied there once and stay, as far as they fit, and main memory that it reads.
+//! Samples of a store on a device: rows that were copied there once and stay, as far as they fit, and main memory that the device reads.
 
-use super::{Context, CudaError, DeviceMemory, Gpu, Pin};
-use crate::store::Rows;
+use super::Rows;
+use crate::cuda::{Context, CudaError, DeviceMemory, Gpu, Pin};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -67,7 +67,7 @@ pub struct Resident {
 
 /// Where a row of the store is for a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+pub enum Residency {
     /// On the device, at this address.
     OnDevice(u64),
     /// In main memory; the device has room for it at this address, where it stays once it was copied.
@@ -82,7 +82,7 @@ impl Resident {
     /// # Errors
     /// When the device does not have them.
     pub fn new(gpu: &Arc<Gpu>, host: Arc<PinnedRows>, budget: u64) -> Result<Self, CudaError> {
-        let stride = stride(host.rows.row_bytes());
+        let stride = sample_stride(host.rows.row_bytes());
         let rows = (budget / stride as u64).min(host.rows.len().into()) as usize;
         let memory = (rows > 0).then(|| DeviceMemory::new(gpu.context(), rows * stride)).transpose()?;
         let copied = (0..rows).map(|_| AtomicBool::new(false)).collect();
@@ -110,11 +110,13 @@ impl Resident {
     }
 
     /// Where a row is.
-    pub fn find(&self, row: u32) -> Found {
-        let (Some(copied), Some(memory)) = (self.copied.get(row as usize), &self.memory) else { return Found::InMain };
+    pub fn find(&self, row: u32) -> Residency {
+        let (Some(copied), Some(memory)) = (self.copied.get(row as usize), &self.memory) else {
+            return Residency::InMain;
+        };
         let address = memory.address() + row as u64 * self.stride as u64;
         // Acquire, as the store below is a Release: the copy was complete.
-        if copied.load(Ordering::Acquire) { Found::OnDevice(address) } else { Found::ToCopy(address) }
+        if copied.load(Ordering::Acquire) { Residency::OnDevice(address) } else { Residency::ToCopy(address) }
     }
 
     /// Notes that a row's copy is complete. Two feeds, or two batches of one, may copy the same row: all write the same bytes.
@@ -124,11 +126,11 @@ impl Resident {
 
     /// Whether the device can read a row where it lies in main memory.
     pub fn is_readable(&self, row: u32) -> bool {
-        self.gpu.reads_pins && self.host.pin(row)
+        self.gpu.reads_pins() && self.host.pin(row)
     }
 }
 
 /// Bytes from one sample on the device to the next, so that each begins where 16 bytes can be read at once.
-pub const fn stride(row_bytes: usize) -> usize {
+pub const fn sample_stride(row_bytes: usize) -> usize {
     row_bytes.next_multiple_of(16)
 }

@@ -2,7 +2,7 @@
 //! ring.
 
 use super::call::{LOOK_INTERVAL, connect, runtime};
-use super::device::Opened as Device;
+use super::device::OpenDevice as Device;
 use super::{Batch, ClientError};
 use crate::control::proto::{AttachRequest, Attached, Class, Former};
 use crate::control::{place_from_proto, place_to_proto, spec_to_proto, versions};

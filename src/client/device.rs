@@ -26,7 +26,9 @@ impl OpenDevice {
                 Ok(Some(Self { gpu }))
             }
             #[cfg(not(feature = "cuda"))]
-            Device::Cuda(_) => Err(ClientError::Device(RingError::NoDevice.to_string())),
+            Device::Cuda(_) => {
+                Err(ClientError::Device("this build has no CUDA: it was built without the feature `cuda`".to_owned()))
+            }
         }
     }
 

@@ -6,14 +6,11 @@
 //! CutMix's box shows the partner in place of a mix: `x̃ = x_partner` inside, `x_own` outside. `naive.rs` computes just that, slowly; the
 //! other implementations are checked against it.
 
-mod compose;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
-mod helpers;
 #[cfg(test)]
 mod naive;
-mod stores;
 #[cfg(feature = "torch")]
 mod torch;
 
@@ -24,10 +21,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use cpu::{CpuMixer, Level};
+pub use cpu::{CpuMixer, Helpers, Level};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaMixer, Sizes};
-pub use helpers::Helpers;
 #[cfg(feature = "torch")]
 pub use torch::torch_device;
 

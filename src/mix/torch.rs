@@ -4,8 +4,8 @@
 //! one, and this one wait for each other by events. The process waits for the last copy, and where torch copies λ and partners.
 #![expect(unsafe_code, reason = "torch tensors over memory that torch does not own")]
 
-use super::cpu::Level;
-use super::{MixError, Mixer, Moved, Next, Notice, Row, Target, compose};
+use super::cpu::{Level, compose};
+use super::{MixError, Mixer, Moved, Next, Notice, Row, Target};
 use crate::cuda::{CudaError, Event, Gpu, SlotMemory, Stream};
 use crate::format::Format;
 use crate::types::{Device, Dtype, Layout};

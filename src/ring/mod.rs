@@ -60,6 +60,7 @@
 //!
 //! **End.** `ended` becomes non-zero after the last `published`, with the reason beside it. Readers first read what is published.
 
+mod create;
 mod device;
 mod error;
 mod layout;
@@ -71,11 +72,12 @@ mod view;
 mod wake;
 mod writer;
 
+pub use create::create;
 pub use device::{ANY_STREAM, DeviceSlots, Mark};
 pub use error::RingError;
 pub use layout::{BatchHeader, LAYOUT_VERSION};
 pub use reader::{Eviction, GiveUp, Lease, Next, RingReader};
-pub use readers::{Pace, ReaderId, ReaderStatus, RingHandle, create};
+pub use readers::{Pace, ReaderId, ReaderStatus, RingHandle};
 pub use view::{forget, lessee, make_private};
 pub use wake::now_ns;
 pub use writer::{Caller, RingWriter, SlotMut, WriterStopped};

@@ -1,6 +1,7 @@
 //! The CPU mixer's run of values with AVX2: the operations of `mix_values`, 32 at a time, in registers from load to store.
 
-use super::{AHEAD, Element, Factors, compose};
+use super::lines::lines;
+use super::{AHEAD, Element, Factors};
 use crate::types::Dtype;
 use std::arch::x86_64::*;
 
@@ -28,7 +29,7 @@ pub fn mix_steps<E: Element>(
 /// Copies values `first..first + out.len()` of a plane whose lines are flipped.
 #[target_feature(enable = "avx2")]
 pub fn flip(plane: &[u8], width: usize, first: usize, out: &mut [u8]) {
-    for (line, columns, at) in compose::lines(width, first, out.len()) {
+    for (line, columns, at) in lines(width, first, out.len()) {
         reverse(&plane[line * width..][width - columns.end..width - columns.start], &mut out[at..at + columns.len()]);
     }
 }

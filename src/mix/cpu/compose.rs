@@ -1,9 +1,9 @@
 //! What a row is made of before its values are mixed: its own image and its partner's, flipped as the plan says, and CutMix's box.
 
-use super::Row;
-use super::cpu::Level;
+use super::level::Level;
+use super::lines::lines;
+use crate::mix::Row;
 use crate::types::ImageSize;
-use std::ops::Range;
 
 /// Whether the own image differs from its sample.
 pub fn changes_own(row: &Row<'_>) -> bool {
@@ -37,13 +37,4 @@ fn plane(level: Level, sample: &[u8], flip: bool, size: ImageSize, channel: usiz
         false => out.copy_from_slice(&plane[first..first + out.len()]),
         true => level.flip(plane, width, first, out),
     }
-}
-
-/// The lines that values `first..first + len` of a plane lie in: which, which columns, and where among the values.
-pub fn lines(width: usize, first: usize, len: usize) -> impl Iterator<Item = (usize, Range<usize>, usize)> {
-    let end = first + len;
-    (first / width..end.div_ceil(width)).map(move |line| {
-        let (start, stop) = ((line * width).max(first), ((line + 1) * width).min(end));
-        (line, start - line * width..stop - line * width, start - first)
-    })
 }

@@ -8,14 +8,19 @@
 #![expect(unsafe_code, reason = "calls functions compiled for instruction sets that were detected at run time")]
 
 #[cfg(target_arch = "x86_64")]
-#[path = "avx2.rs"]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
-#[path = "avx512.rs"]
 mod avx512;
+pub mod compose;
+mod helpers;
+mod level;
+mod lines;
+mod stores;
 
-use super::stores::Stores;
-use super::{Helpers, MixError, Mixer, Moved, Next, Notice, Row, Target, compose};
+pub use helpers::Helpers;
+pub use level::Level;
+
+use super::{MixError, Mixer, Moved, Next, Notice, Row, Target};
 use crate::format::Format;
 use crate::types::{Dtype, Layout};
 use bytemuck::cast_slice_mut;
@@ -23,6 +28,7 @@ use half::{bf16 as Bf16, f16 as F16};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
+use stores::Stores;
 
 /// Pixels of a channel that are mixed before those of the next channel: the three are read as streams side by side, which memory
 /// answers faster, and what is composed or interleaved of them stays in the first-level cache. A multiple of a vector of every type.
@@ -30,67 +36,6 @@ const BLOCK: usize = 1024;
 
 /// Bytes between what is mixed and what is asked for from memory: about the time that it takes to come.
 const AHEAD: usize = 1024;
-
-/// Instruction sets that the pass is written for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Level {
-    /// What every processor of the target has.
-    Baseline,
-    /// AVX2 and F16C.
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    /// AVX-512 with VBMI and BF16: from Zen 4 and Sapphire Rapids on.
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-}
-
-impl Level {
-    /// Those that this machine has, best last.
-    pub fn available() -> Vec<Self> {
-        let mut levels = vec![Self::Baseline];
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
-            levels.push(Self::Avx2);
-            if is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vbmi")
-                && is_x86_feature_detected!("avx512bf16")
-            {
-                levels.push(Self::Avx512);
-            }
-        }
-        levels
-    }
-
-    /// The best that this machine has.
-    pub fn best() -> Self {
-        *Self::available().last().expect("the baseline is always there")
-    }
-
-    /// The rounded products by which bytes are mixed, where the instruction set is faster with them and the weight allows it.
-    fn table(self, weight: f32) -> Option<[u8; 256]> {
-        match self {
-            // SAFETY: `available` lists it only where the machine has the features.
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { avx512::table(weight) },
-            _ => None,
-        }
-    }
-
-    /// Copies values `first..first + out.len()` of a plane whose lines are flipped.
-    pub(super) fn flip(self, plane: &[u8], width: usize, first: usize, out: &mut [u8]) {
-        match self {
-            Self::Baseline => {
-                for (line, columns, at) in compose::lines(width, first, out.len()) {
-                    let from = &plane[line * width..][width - columns.end..width - columns.start];
-                    out[at..at + columns.len()].iter_mut().zip(from.iter().rev()).for_each(|(to, &from)| *to = from);
-                }
-            }
-            // SAFETY: `available` lists it only where the machine has the features.
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 | Self::Avx512 => unsafe { avx2::flip(plane, width, first, out) },
-        }
-    }
-}
 
 /// Mixes on the processor, in the calling thread and, where the batch is worth it, in those that help.
 pub struct CpuMixer {

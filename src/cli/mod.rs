@@ -1,10 +1,6 @@
 //! The command line: one file a command.
 
 mod bench;
-mod bench_ceiling;
-#[cfg(feature = "cuda")]
-mod bench_device;
-mod bench_trainer;
 mod config_file;
 mod options;
 mod own_daemon;
@@ -47,7 +43,7 @@ enum Command {
     Train(Box<train::Train>),
     Bench(Box<bench::Bench>),
     #[command(hide = true)]
-    BenchTrainer(Box<bench_trainer::BenchTrainer>),
+    BenchTrainer(Box<bench::BenchTrainer>),
     Replay(Box<replay::Replay>),
     Plan(Box<plan::Plan>),
     Preview(Box<preview::Preview>),

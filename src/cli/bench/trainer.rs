@@ -1,27 +1,18 @@
 //! One trainer of `mixd bench`, a process of its own: reads batches, touches them and counts.
 
 #[cfg(feature = "cuda")]
-use super::bench_device::DeviceReader;
-use super::options::JoinArgs;
+use super::device_reader::DeviceReader;
+use super::report::{Counted, Report, Touch};
+use crate::cli::options::JoinArgs;
 use crate::client::{self, Batch, Feed};
 use crate::pipeline::in_flight;
 use crate::ring::now_ns;
 use crate::spec::FeedOptions;
 use crate::spec::FeedSpec;
 use crate::types::Device;
-use clap::{Args, ValueEnum};
-use serde::{Deserialize, Serialize};
+use clap::Args;
 use std::io::Write;
 use std::path::PathBuf;
-
-/// What a trainer reads of each batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Touch {
-    /// The header and one element of every image.
-    Element,
-    /// Every byte.
-    All,
-}
 
 /// Read batches for `mixd bench`.
 #[derive(Debug, Args)]
@@ -49,38 +40,6 @@ pub struct BenchTrainer {
     feed: FeedOptions,
     #[command(flatten)]
     join: JoinArgs,
-}
-
-/// What a trainer reports on its standard output, a line each.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Report {
-    /// The warm-up is over.
-    Warm {
-        /// How long attaching took.
-        attach_ns: u64,
-        /// When the first batch was there, on the machine's clock.
-        first_batch_ns: u64,
-    },
-    /// A round begins: what was made while nobody read is out of the way.
-    Counting,
-    /// A round was counted.
-    Round(Counted),
-}
-
-/// A trainer's figures of a round.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Counted {
-    /// Images read.
-    pub images: u64,
-    /// In how many seconds.
-    pub seconds: f64,
-    /// Processor time of the trainer meanwhile.
-    pub cpu_seconds: f64,
-    /// From publishing to the trainer being awake, for each batch that it waited for, in microseconds.
-    pub handoff_us: Vec<f64>,
-    /// Of everything read, so that nothing is left out.
-    pub checksum: u64,
 }
 
 impl BenchTrainer {

@@ -159,7 +159,7 @@ impl FromStr for ImageSize {
             None => parse(text).map(|side| (side, side)),
         };
         sides.map(|(height, width)| Self { height, width }).ok_or_else(|| ParseError {
-            what: "image size",
+            what: "size",
             found: text.to_owned(),
             expected: "a side such as 128, or HEIGHTxWIDTH such as 96x160, each side 1 to 8192",
         })

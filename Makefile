@@ -12,6 +12,8 @@ jpeg   := $(if $(and $(shell command -v cmake),$(shell command -v nasm)),turbojp
 # CUDA is looked for when it is asked for: its part is built everywhere.
 plain  := --features "cuda $(jpeg)"
 with   := --features "torch $(jpeg)"
+# What a trainer links.
+client := --no-default-features --features cuda
 CARGO_TEST   := cargo test --release --locked
 CARGO_CLIPPY := cargo clippy --release --locked --all-targets
 CARGO_DOC    := RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps
@@ -41,7 +43,7 @@ python: program .venv/plain/ready ## Build the Python package, with the daemon's
 	mkdir -p python/mixd.data/scripts
 	strip -o python/mixd.data/scripts/mixd $(MIXD)
 	rm -f $(TARGET)/wheels/mixd-*.whl
-	.venv/plain/bin/maturin build --release --locked --manifest-path python/Cargo.toml $(if $(jpeg),--features mixd/$(jpeg)) --out $(TARGET)/wheels
+	.venv/plain/bin/maturin build --release --locked --manifest-path python/Cargo.toml --out $(TARGET)/wheels
 
 # An environment for each file of python/requirements; made anew when the file changes.
 .venv/%/ready: python/requirements/%.txt
@@ -95,7 +97,10 @@ lint: libtorch python .venv/torch/ready ## Check format, clippy and rustdoc, wit
 	cargo fmt --all --check
 	$(CARGO_CLIPPY) -- -D warnings
 	$(CARGO_CLIPPY) $(with) -- -D warnings
-	$(CARGO_CLIPPY) --package mixd-python $(if $(jpeg),--features mixd/$(jpeg)) -- -D warnings
+	$(CARGO_CLIPPY) --package mixd-python -- -D warnings
+	cargo clippy --release --locked $(client) --lib -- -D warnings
+	@! cargo tree --locked $(client) --edges normal --prefix none | grep -E '^(clap|image|plotters|tar) ' || \
+		{ echo "a trainer would link these (feature daemon has what only the daemon needs)" >&2; exit 1; }
 	$(CARGO_DOC)
 	$(CARGO_DOC) $(with)
 	.venv/plain/bin/ruff check python

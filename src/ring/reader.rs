@@ -93,8 +93,8 @@ impl Inner {
         self.data.words().end_lease(slot, released, self.cursor.words(), &Futex);
     }
 
-    /// Gives back what the device has finished reading, and with `wait` the oldest of what it has not, once it has. Whether any is left.
-    fn settle(&self, wait: bool) -> bool {
+    /// Gives back the batches that the device has finished reading; with `wait` it waits for the oldest of the others. Returns whether any is left.
+    fn give_back_read(&self, wait: bool) -> bool {
         let mut window = lock(&self.window);
         while let Some(queued) = window.queued.pop_front() {
             let Queued { seq, slot, ref marks } = queued;
@@ -256,7 +256,7 @@ impl RingReader {
         while self.inner.device.is_none() && !lock(&self.inner.window).held.is_empty() {
             self.keep_oldest()?;
         }
-        while self.inner.settle(true) {}
+        while self.inner.give_back_read(true) {}
         let has_left = lock(&self.inner.window).held.is_empty();
         Ok(has_left)
     }
@@ -285,7 +285,7 @@ impl RingReader {
         let held_max = if data.delivery == Delivery::Latest { 1 } else { data.slots as usize };
         // What only the device still reads is waited for where nothing can come before it is given back, or nothing does come: the writer may
         // have fewer slots than the ring. It has a moment for its next batch first, since a step of the trainer's takes the device longer.
-        while self.inner.settle(false) {
+        while self.inner.give_back_read(false) {
             let moment = Instant::now() + DEVICE_PATIENCE;
             let is_full = || lock(window).held.len() >= held_max;
             while !is_full() && !self.is_ready() && Instant::now() < moment {
@@ -294,7 +294,7 @@ impl RingReader {
             if self.is_ready() && !is_full() {
                 break;
             }
-            self.inner.settle(true);
+            self.inner.give_back_read(true);
         }
         let held = lock(window).held.len();
         match data.delivery {
@@ -371,7 +371,7 @@ impl Drop for RingReader {
         self.inner.left.store(true, Ordering::SeqCst);
         // Nobody else would give back what the device still reads.
         if self.inner.is_ours() {
-            while self.inner.settle(true) {}
+            while self.inner.give_back_read(true) {}
         }
     }
 }
@@ -482,7 +482,7 @@ impl Drop for Lease {
             window.queued.push_back(Queued { seq: self.seq, slot: self.slot, marks });
             drop(window);
             // Looked at after that: either this waits, or the reader, which is being dropped, does.
-            while left.load(Ordering::SeqCst) && self.inner.settle(true) {}
+            while left.load(Ordering::SeqCst) && self.inner.give_back_read(true) {}
         } else if !self.view.is_kept() {
             self.view.share();
             self.inner.give_back(&mut window, self.seq, self.slot);

@@ -13,6 +13,7 @@ pub mod batch;
 pub mod columns;
 pub mod format;
 pub mod spec;
+pub mod status;
 pub mod types;
 // What is computed.
 pub mod decode;
@@ -39,6 +40,7 @@ pub mod control;
 #[cfg(feature = "torch")]
 pub mod train;
 pub mod view;
+pub mod wire;
 
 #[cfg(test)]
 mod fixtures;

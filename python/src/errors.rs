@@ -17,8 +17,10 @@ pub fn raised(error: &ClientError) -> PyErr {
         ClientError::NoDaemon { .. } => NoDaemonError::new_err(text),
         ClientError::Refused(_) => SpecError::new_err(text),
         ClientError::DaemonGone(_) | ClientError::OtherDaemon(_) => DaemonGoneError::new_err(text),
-        ClientError::Evicted(_) | ClientError::CorruptCursor => EvictedError::new_err(text),
-        ClientError::Ended(_) => FeedEndedError::new_err(text),
-        ClientError::Device(_) | ClientError::Ring(_) | ClientError::Start(_) => MixdError::new_err(text),
+        ClientError::Evicted { .. } | ClientError::CorruptCursor => EvictedError::new_err(text),
+        ClientError::Ended { .. } => FeedEndedError::new_err(text),
+        ClientError::Device(_) | ClientError::Recipe(_) | ClientError::Ring(_) | ClientError::Start(_) => {
+            MixdError::new_err(text)
+        }
     }
 }

@@ -5,11 +5,11 @@ use super::bench_trainer::{Counted, Report, Touch};
 use super::options::{Cache, DataArgs, PipelineArgs};
 use super::own_daemon::OwnDaemon;
 use crate::client;
-use crate::control::proto;
 use crate::pipeline::in_flight;
 use crate::plan::Sampler;
 use crate::ring::now_ns;
 use crate::spec::{FeedOptions, FeedSpec, ShareName};
+use crate::status::{Mixed, Stage, Status};
 use crate::types::Device;
 use anyhow::Context;
 use clap::Args;
@@ -225,7 +225,7 @@ impl Bench {
                 None => ("memory write", at.write),
             })
         };
-        let moved = |of: fn(&proto::Mixed) -> u64| over(&|round| Some(round.mixed(of) / round.mixed_images()?));
+        let moved = |of: fn(&Mixed) -> u64| over(&|round| Some(round.mixed(of) / round.mixed_images()?));
         let handoff_us: Vec<f64> = counted().flat_map(|one| one.handoff_us.clone()).collect();
         let handoffs = handoff_us.len();
         let wake_us = rounds.iter().flat_map(|round| round.ceiling.iter().flat_map(|at| at.wake_us.clone())).collect();
@@ -314,8 +314,8 @@ impl Bench {
 /// A round: what trainers counted, and what the daemon did meanwhile.
 struct Round {
     trainers: Vec<Counted>,
-    before: proto::Status,
-    after: proto::Status,
+    before: Status,
+    after: Status,
     ceiling: Option<Measured>,
     /// What a trainer with a feed of its own counted just before, where the others share one.
     alone: Option<Box<Round>>,
@@ -361,8 +361,8 @@ impl Round {
     }
 
     /// What the daemon's mixers did in the round.
-    fn mixed(&self, of: fn(&proto::Mixed) -> u64) -> f64 {
-        let count = |status: &proto::Status| status.mixed.as_ref().map_or(0, of);
+    fn mixed(&self, of: fn(&Mixed) -> u64) -> f64 {
+        let count = |status: &Status| of(&status.mixed);
         (count(&self.after) - count(&self.before)) as f64
     }
 
@@ -393,7 +393,7 @@ fn quantiles(mut values: Vec<f64>) -> [Option<f64>; 2] {
 fn stages(rounds: &[Round]) -> Vec<Value> {
     let names = rounds[0].after.stages.iter().map(|stage| &stage.name);
     let stage = |(nth, name): (usize, &String)| {
-        let sum = |of: fn(&proto::Stage) -> f64| -> f64 {
+        let sum = |of: fn(&Stage) -> f64| -> f64 {
             rounds.iter().map(|round| of(&round.after.stages[nth]) - of(&round.before.stages[nth])).sum()
         };
         json!({

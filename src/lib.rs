@@ -18,6 +18,7 @@ pub mod format;
 pub mod columns;
 pub mod batch;
 pub mod spec;
+pub mod status;
 
 // From the daemon to a trainer: shared memory, device memory, the control protocol.
 #[doc(hidden)]
@@ -27,6 +28,8 @@ pub mod ring;
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub mod cuda;
+#[doc(hidden)]
+pub mod wire;
 pub mod client;
 
 // What a batch is made of: plans, samples, views, mixes.

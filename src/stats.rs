@@ -1,6 +1,7 @@
 //! Counters of the pipeline's stages.
 
 use crate::mix::Moved;
+use crate::status::Mixed;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -53,19 +54,6 @@ impl Stage {
             threads: self.threads.load(Relaxed),
         }
     }
-}
-
-/// Images that were mixed so far, and bytes that CUDA devices [moved](Moved) for them.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Mixed {
-    /// On a device or not.
-    pub images: u64,
-    /// From main memory.
-    pub to_device_bytes: u64,
-    /// To main memory.
-    pub from_device_bytes: u64,
-    /// Within devices' memory.
-    pub on_device_bytes: u64,
 }
 
 /// The stages of the data's way.

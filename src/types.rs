@@ -1,4 +1,4 @@
-//! The words of the domain as types: splits, sizes, element types, places.
+//! The words of the domain as types: splits, classes, sizes, element types, places.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,6 +10,15 @@ pub type SampleId = u32;
 
 /// Position of a class in the vocabulary, the byte-wise sorted set of training classes.
 pub type ClassId = u32;
+
+/// One class of the vocabulary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Class {
+    /// Its id in the source; for a folder the name of the class folder.
+    pub id: String,
+    /// A readable name; the id where none is known.
+    pub name: String,
+}
 
 /// A text that names no value of a closed set of options.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -135,7 +135,7 @@ fn batches_that_go_back_to_main_memory_are_the_same() {
         images += ours.view().lambda.len() as u64;
     }
     // A batch is counted when it has been published.
-    let counted = || client::status(&daemon.socket()).unwrap().mixed.filter(|mixed| mixed.images >= images);
+    let counted = || Some(client::status(&daemon.socket()).unwrap().mixed).filter(|mixed| mixed.images >= images);
     let mixed = until("all are counted", counted);
     assert!(mixed.from_device_bytes == mixed.images * 3 * 64 * 64 * 4 && mixed.to_device_bytes > 0, "{mixed:?}");
     let data = sample_data();
@@ -197,7 +197,7 @@ fn trainers_share_a_feed_on_the_device_and_evicted_ones_keep_their_batch() {
     }
     assert!(images(&kept) == expected[0], "what the evicted trainer holds");
     drop(kept);
-    assert!(matches!(slow.next_batch(), Err(ClientError::Evicted(_))));
+    assert!(matches!(slow.next_batch(), Err(ClientError::Evicted { .. })));
     let latest = Share { delivery: Delivery::Latest, ..Share::new("latest".parse().unwrap()) };
     let refused = daemon.attach(FeedSpec { share: Some(latest), ..spec }).err().expect("refused").to_string();
     assert!(refused.contains("lossless there"), "{refused}");

@@ -3,14 +3,14 @@
 
 mod common;
 
-use common::{DEADLINE, Daemon, run, sample_data, stderr, twice_the_sample_data, until};
-use mixd::client::{self, ClientError};
-use mixd::control::proto;
+use common::{DEADLINE, Daemon, refusal, run, sample_data, stderr, twice_the_sample_data, until};
+use mixd::client::{self, ClientError, Reason};
 use mixd::mix::MixerKind;
 use mixd::pipeline::{OnBadImage, Options, Pipeline};
 use mixd::plan::Sampler;
 use mixd::render::LoadOptions;
 use mixd::spec::{Delivery, FeedSpec, Mix, Pairing, Share};
+use mixd::status::Feed;
 use mixd::types::{Device, Dtype, ImageSize, Layout, Place, Start};
 use rustix::process::Signal;
 use std::collections::HashMap;
@@ -262,19 +262,18 @@ fn eight_trainers_get_what_they_should_while_some_are_killed_and_others_join() {
     // One size, so each image of each split was decoded once, whoever asked.
     until("all feeds close", || client::status(&daemon.socket()).unwrap().feeds.is_empty().then_some(()));
     let status = client::status(&daemon.socket()).unwrap();
-    let decoded: Vec<_> = status.stores.iter().map(|store| (store.split.as_str(), store.decoded)).collect();
+    let decoded: Vec<_> = status.stores.iter().map(|store| (store.split.name(), store.decoded)).collect();
     assert_eq!(decoded, [("train", 400), ("val", 100)]);
     assert_eq!(status.stages.iter().find(|stage| stage.name == "decode").unwrap().items, 500);
 }
 
-fn feeds(daemon: &Daemon) -> Vec<proto::Feed> {
+fn feeds(daemon: &Daemon) -> Vec<Feed> {
     client::status(&daemon.socket()).unwrap().feeds
 }
 
 /// The feed that is shared as `all`.
-fn shared_by_all(daemon: &Daemon) -> Option<proto::Feed> {
-    let share = |feed: &proto::Feed| feed.spec.as_ref().and_then(|spec| spec.share.clone());
-    feeds(daemon).into_iter().find(|feed| share(feed).is_some_and(|share| share.name == "all"))
+fn shared_by_all(daemon: &Daemon) -> Option<Feed> {
+    feeds(daemon).into_iter().find(|feed| feed.spec.share.is_some_and(|share| &*share.name == "all"))
 }
 
 /// A daemon in the place of one that was killed.
@@ -386,7 +385,7 @@ fn an_evicted_trainer_takes_no_seat_at_the_next_daemon() {
     let mut evicted = Trainer::obey(orders);
     evicted.line("holding").unwrap();
     let mut other = Trainer::start(&daemon, spec, ENDLESS, 1);
-    let is_evicted = |feed: proto::Feed| feed.trainers.iter().any(|trainer| trainer.evicted).then_some(());
+    let is_evicted = |feed: Feed| feed.trainers.iter().any(|trainer| trainer.evicted).then_some(());
     until("one is evicted", || is_evicted(shared_by_all(&daemon)?));
     daemon = killed_and_started_again(daemon, &[]);
     // As many as it would be kept waiting before, had the evicted one a seat.
@@ -498,7 +497,7 @@ fn the_name_of_a_feed_that_is_over_is_free_though_an_evicted_trainer_is_still_th
     drop(other);
     let mut next = until("the feed is over", || daemon.attach(FeedSpec { batch_size: 32, ..spec }).ok());
     assert_eq!(next.next_batch().unwrap().view().len(), 32);
-    assert!(matches!(evicted.next_batch(), Err(ClientError::Evicted(_))));
+    assert!(matches!(evicted.next_batch(), Err(ClientError::Evicted { .. })));
 }
 
 #[test]
@@ -524,13 +523,13 @@ fn another_spec_is_refused_naming_the_keys_and_places_that_have_passed_by_name()
     let daemon = Daemon::start(&[]);
     let spec = FeedSpec { share: shared("all", Delivery::Lossless), ..spec() };
     let mut feed = daemon.attach(spec).unwrap();
-    let refused = |spec| daemon.attach(spec).err().unwrap().to_string();
-    let other = refused(FeedSpec { batch_size: 32, seed: 9, ..spec });
-    assert!(other.contains("`all` is another one: its batch_size (16, not 32), seed (3, not 9)"), "{other}");
+    let keys = ["batch_size", "seed"].map(str::to_owned).into();
+    let other = refusal(daemon.attach(FeedSpec { batch_size: 32, seed: 9, ..spec }));
+    assert_eq!(other, Reason::OtherSpec { keys });
     (0..6).for_each(|_| drop(feed.next_batch().unwrap()));
     let first = FeedSpec { start: Start::At(Place::default()), ..spec };
-    let passed = refused(first);
-    assert!(passed.contains("has passed epoch 0, batch 0: the next batch to come is epoch 0, batch "), "{passed}");
+    let passed = refusal(daemon.attach(first));
+    assert!(matches!(passed, Reason::Passed { next: Place { epoch: 0, index: 6.. } }), "{passed:?}");
     // A place that is still to come; and any place of a private feed.
     let later = Start::At(Place { epoch: 1, index: 2 });
     let mut later = daemon.attach(FeedSpec { start: later, ..spec }).unwrap();
@@ -550,16 +549,14 @@ fn a_shared_feed_has_room_for_64_trainers() {
         FeedSpec { share: shared("crowd", Delivery::Latest), slots: 65, image_size: ImageSize::square(8), ..spec() };
     let attach = || client::attach_for(&daemon.socket(), &spec, Duration::ZERO);
     let mut feeds: Vec<_> = (0..64).map(|_| attach().unwrap()).collect();
-    let refused = attach().err().unwrap().to_string();
-    assert!(refused.contains("the feed has 64 trainers, the most that a ring can have"), "{refused}");
+    assert_eq!(refusal(attach()), Reason::TooManyTrainers);
     // Each holds a batch, and there is one more to write.
     let held: Vec<_> = feeds.iter_mut().map(|feed| feed.next_batch().unwrap()).collect();
     drop(held.into_iter().next());
     assert!(feeds[0].next_batch().is_ok());
     let few = FeedSpec { share: shared("few", Delivery::Latest), slots: 2, ..spec };
     let _one = daemon.attach(few).unwrap();
-    let refused = daemon.attach(few).err().unwrap().to_string();
-    assert!(refused.contains("open it with more slots"), "{refused}");
+    assert_eq!(refusal(daemon.attach(few)), Reason::TooManyTrainers);
 }
 
 #[test]

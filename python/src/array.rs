@@ -7,7 +7,7 @@ use dlpark::ffi::{DLDataType, DLDevice, DLDeviceType, DLManagedTensor, DLManaged
 use dlpark::metadata::Dynamic;
 use dlpark::{DlpackFlags, Managed, ManagedTensorBase, python::ExportAbi, python::ExportRequest};
 use mixd::batch::BatchView;
-use mixd::ring::ANY_STREAM;
+use mixd::client::ANY_STREAM;
 use pyo3::exceptions::{PyBufferError, PyModuleNotFoundError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};

@@ -4,11 +4,10 @@ use crate::batch::Batch;
 use crate::errors::{SpecError, raised};
 use crate::fault;
 use crate::held::Held;
-use mixd::client::{self, ClientError};
-use mixd::ring::RingError;
+use mixd::client::{self, ClientError, RingError};
 use mixd::spec::{Delivery, FeedOptions, FeedSpec, Recipe, Share, ShareName};
 use mixd::types::{Device, Place, Start};
-use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyUserWarning, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyUserWarning};
 use pyo3::prelude::*;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -156,7 +155,7 @@ pub fn attach(
     reconnect: f64,
 ) -> PyResult<Feed> {
     let reconnect = Duration::try_from_secs_f64(reconnect)
-        .map_err(|_| PyValueError::new_err(format!("reconnect is {reconnect}: it must be a number of seconds")))?;
+        .map_err(|_| SpecError::new_err(format!("reconnect is {reconnect}: it must be a number of seconds")))?;
     let spec = spec.get().0;
     let start = place.map_or(spec.start, |(epoch, index)| Start::At(Place { epoch, index }));
     let spec = FeedSpec { start, ..spec };

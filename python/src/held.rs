@@ -1,8 +1,7 @@
 //! A batch that is leased, and what keeps it.
 
 use crate::errors::MixdError;
-use mixd::client;
-use mixd::ring::RingError;
+use mixd::client::{self, RingError};
 use pyo3::PyResult;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -267,7 +267,7 @@ pub struct SocketArgs {
 impl SocketArgs {
     /// The socket.
     pub fn path(&self) -> PathBuf {
-        self.socket.clone().unwrap_or_else(crate::control::default_socket)
+        self.socket.clone().unwrap_or_else(crate::client::default_socket)
     }
 }
 

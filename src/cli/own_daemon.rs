@@ -33,7 +33,7 @@ impl OwnDaemon {
     /// # Errors
     /// When it does not come up; its own words are on standard error then.
     pub fn start(data: &Path, arguments: &[OsString]) -> anyhow::Result<Self> {
-        let socket = crate::control::default_socket().with_file_name(format!("own-{}.sock", std::process::id()));
+        let socket = crate::client::default_socket().with_file_name(format!("own-{}.sock", std::process::id()));
         let mut command = Command::new(super::program()?);
         command.arg("serve").arg("--data").arg(data).arg("--socket").arg(&socket).arg("--until-eof").args(arguments);
         // What it was told here must not be told otherwise by a file that was meant for this command.

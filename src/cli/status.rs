@@ -2,7 +2,8 @@
 
 use super::options::SocketArgs;
 use crate::client;
-use crate::control::proto;
+use crate::status;
+use crate::types::{Device, Place};
 use clap::Args;
 use serde_json::json;
 use std::fmt::Write;
@@ -26,7 +27,7 @@ impl Status {
     }
 }
 
-fn to_text(s: &proto::Status, out: &mut String) -> std::fmt::Result {
+fn to_text(s: &status::Status, out: &mut String) -> std::fmt::Result {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     writeln!(out, "mixd {} (pid {}){}", s.version, s.pid, if s.draining { ", draining" } else { "" })?;
     writeln!(out, "data     {} ({} train, {} val)", s.data, s.train_samples, s.val_samples)?;
@@ -41,13 +42,13 @@ fn to_text(s: &proto::Status, out: &mut String) -> std::fmt::Result {
         s.mixer
     )?;
     for x in &s.stores {
-        let size = format!("{}x{}", x.height, x.width);
         let devices =
             if x.device_bytes > 0 { format!(", {:.0} MiB on devices", mib(x.device_bytes)) } else { String::new() };
         writeln!(
             out,
-            "store    {} {size} {}: {} of {} samples decoded, room for {} ({:.0} MiB){devices}",
+            "store    {} {} {}: {} of {} samples decoded, room for {} ({:.0} MiB){devices}",
             x.split,
+            x.size,
             x.view,
             x.decoded,
             x.samples,
@@ -74,11 +75,11 @@ fn to_text(s: &proto::Status, out: &mut String) -> std::fmt::Result {
         )?;
     }
     for x in &s.feeds {
-        let (spec, mib) = (x.spec.clone().unwrap_or_default(), mib(x.ring_bytes));
-        let device = if spec.device() == "cpu" { String::new() } else { format!(" on {}", spec.device()) };
-        let what = format!("{} in batches of {} {}{device}", spec.split(), spec.batch_size(), spec.dtype());
+        let (spec, mib) = (&x.spec, mib(x.ring_bytes));
+        let device = if spec.device == Device::Cpu { String::new() } else { format!(" on {}", spec.device) };
+        let what = format!("{} in batches of {} {}{device}", spec.split, spec.batch_size, spec.dtype);
         let share = spec.share.map_or("private".to_owned(), |share| {
-            format!("shared as {} ({}, at most {} s of lag)", share.name, share.delivery(), share.max_lag_s())
+            format!("shared as {} ({}, at most {} s of lag)", share.name, share.delivery, share.max_lag_s)
         });
         let next = place(x.next, x.batches);
         writeln!(out, "feed     {}: {what}, {share}, {} published, next {next}, {mib:.0} MiB", x.feed_id, x.published)?;
@@ -98,24 +99,23 @@ fn to_text(s: &proto::Status, out: &mut String) -> std::fmt::Result {
         }
     }
     for x in &s.bad_samples {
-        writeln!(out, "bad      {} {}: {}: {}", x.split, x.sample_id, x.path, x.cause)?;
+        writeln!(out, "bad      {} {}: {}: {}", x.split, x.sample_id, x.name, x.cause)?;
     }
     Ok(())
 }
 
-fn place(place: Option<proto::Place>, batches: u64) -> String {
-    let proto::Place { epoch, index } = place.unwrap_or_default();
+fn place(Place { epoch, index }: Place, batches: u64) -> String {
     format!("epoch {epoch}, batch {index} of {batches}")
 }
 
-fn to_json(s: &proto::Status) -> serde_json::Value {
+fn to_json(s: &status::Status) -> serde_json::Value {
     json!({
         "pid": s.pid, "version": s.version, "data": s.data, "uptime_s": s.uptime_s, "cpu_s": s.cpu_s,
         "peak_rss_bytes": s.peak_rss_bytes, "decode_workers": s.decode_workers, "mixer": s.mixer,
         "jpeg_decoder": s.jpeg_decoder,
         "train_samples": s.train_samples, "val_samples": s.val_samples, "draining": s.draining,
         "stores": s.stores.iter().map(|x| json!({
-            "split": x.split, "height": x.height, "width": x.width, "samples": x.samples, "capacity": x.capacity,
+            "split": x.split, "height": x.size.height, "width": x.size.width, "samples": x.samples, "capacity": x.capacity,
             "decoded": x.decoded, "bytes": x.bytes, "device_bytes": x.device_bytes, "view": x.view,
         })).collect::<Vec<_>>(),
         "sources": s.sources.iter().map(|x| json!({
@@ -123,22 +123,17 @@ fn to_json(s: &proto::Status) -> serde_json::Value {
         })).collect::<Vec<_>>(),
         "feeds": s.feeds.iter().map(|x| json!({
             "feed_id": x.feed_id, "published": x.published, "batches": x.batches, "ring_bytes": x.ring_bytes,
-            "epoch": x.next.map(|next| next.epoch), "index": x.next.map(|next| next.index),
-            "split": x.spec.as_ref().map(|spec| spec.split().to_owned()),
-            "batch_size": x.spec.as_ref().map(proto::FeedSpec::batch_size),
-            "dtype": x.spec.as_ref().map(|spec| spec.dtype().to_owned()),
-            "device": x.spec.as_ref().map(|spec| spec.device().to_owned()),
-            "share": x.spec.as_ref().and_then(|spec| spec.share.as_ref()).map(|share| json!({
-                "name": share.name, "delivery": share.delivery(), "max_lag_s": share.max_lag_s(),
-            })),
+            "epoch": x.next.epoch, "index": x.next.index,
+            "split": x.spec.split, "batch_size": x.spec.batch_size, "dtype": x.spec.dtype, "device": x.spec.device,
+            "share": x.spec.share,
             "trainers": x.trainers.iter().map(|one| json!({
                 "pid": one.pid, "read": one.read, "skipped": one.skipped, "waited_s": one.waited_s, "lag": one.lag,
-                "epoch": one.place.map(|place| place.epoch), "index": one.place.map(|place| place.index),
+                "epoch": one.place.epoch, "index": one.place.index,
                 "evicted": one.evicted,
             })).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
         "bad_samples": s.bad_samples.iter().map(|x| json!({
-            "split": x.split, "sample_id": x.sample_id, "path": x.path, "cause": x.cause,
+            "split": x.split, "sample_id": x.sample_id, "path": x.name, "cause": x.cause,
         })).collect::<Vec<_>>(),
         "stages": s.stages.iter().map(|x| json!({
             "name": x.name, "items": x.items, "busy_s": x.busy_s, "waiting_in_s": x.waiting_in_s,

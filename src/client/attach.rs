@@ -4,11 +4,10 @@
 use super::call::{LOOK_INTERVAL, connect, runtime};
 use super::device::OpenDevice as Device;
 use super::{Batch, ClientError};
-use crate::control::proto::{AttachRequest, Attached, Class, Former};
-use crate::control::{place_from_proto, place_to_proto, spec_to_proto, versions};
 use crate::ring::{Eviction, GiveUp, Next, RingError, RingReader};
 use crate::spec::FeedSpec;
-use crate::types::{Place, Start};
+use crate::types::{Class, Place, Start};
+use crate::wire::{AttachRequest, Attached, Former};
 use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -76,7 +75,7 @@ pub fn attach_unless(
     let run = move || runtime.block_on(attachment.keep());
     let keeper = std::thread::Builder::new().name("mixd-client".to_owned()).spawn(run).map_err(ClientError::Start)?;
     let Some((attached, reader)) = receive(&later, socket, interrupted)? else { return Ok(None) };
-    let place = attached.start.map(place_from_proto).unwrap_or_default();
+    let place = attached.start;
     Ok(Some(Feed { reader, attached, spec: *spec, place, ahead: None, socket: socket.to_owned(), later, keeper }))
 }
 
@@ -170,12 +169,12 @@ impl Attachment {
     /// Attaches to a daemon that takes the place of one that is gone.
     async fn again(&self, gone: &Attached, ring: &GiveUp) -> Result<(Stream, RingReader), ClientError> {
         let (since, batches) = (Instant::now(), gone.batches);
-        let origin = gone.origin.map(place_from_proto).unwrap_or_default().number(batches);
+        let origin = gone.origin.number(batches);
         let place = |seq| Place::of_number(origin + u128::from(seq), batches);
         // What was published is read from the old ring, by all that share it; so all of them go on with the same batch, but for those
         // that were to begin with a later one.
         let published = ring.published();
-        let former = Former { next: Some(place_to_proto(place(published))), trainers: ring.readers() };
+        let former = Former { next: place(published), trainers: ring.readers() };
         let start = Start::At(place(published.max(ring.first())));
         loop {
             let Some(left) = self.reconnect.checked_sub(since.elapsed()).filter(|left| !left.is_zero()) else {
@@ -198,9 +197,9 @@ impl Attachment {
     }
 
     async fn attach(&self, start: Start, former: Option<Former>) -> Result<(Stream, RingReader), ClientError> {
-        let spec = spec_to_proto(&FeedSpec { start, ..self.spec });
+        let spec = FeedSpec { start, ..self.spec };
         let (pid, device_uuid) = (std::process::id(), self.device.as_ref().map(Device::uuid).unwrap_or_default());
-        let request = AttachRequest { versions: Some(versions()), spec: Some(spec), pid, former, device_uuid };
+        let request = AttachRequest { spec, pid, former, device_uuid };
         let mut client = connect(&self.socket).await?;
         let refused = |status| ClientError::from_status(&self.socket, &status);
         // The request stream stays open after its one message, for as long as the feed.
@@ -210,9 +209,9 @@ impl Attachment {
         let attached = inbound.message().await.map_err(refused)?;
         let attached = attached.ok_or_else(|| ClientError::DaemonGone(self.socket.clone()))?;
         let (session, closed) = oneshot::channel::<()>();
-        let (data, cursor) = (Path::new(&attached.data_path), Path::new(&attached.cursor_path));
+        let (data, cursor) = (&attached.data_path, &attached.cursor_path);
         let slots = |bytes, slots| match (&self.device, &attached.slots_path) {
-            (Some(device), Some(path)) => device.slots(Path::new(path), bytes, slots),
+            (Some(device), Some(path)) => device.slots(path, bytes, slots),
             _ => Err(RingError::NoDevice),
         };
         let reader = RingReader::open_on_device(data, cursor, session, slots)?;
@@ -262,14 +261,12 @@ impl Feed {
             match self.reader.next_batch(interrupted)? {
                 Next::Batch(batch) => return Ok(Some(batch)),
                 Next::Interrupted => return Ok(None),
-                Next::Ended { reason, .. } => return Err(ClientError::Ended(reason)),
+                Next::Ended { reason, failed } => return Err(ClientError::Ended { reason, failed }),
                 Next::Evicted(Eviction::Lag) => {
                     let max_lag_s = self.spec.share.map_or(0.0, |share| share.max_lag_s);
-                    return Err(ClientError::Evicted(format!("it kept others waiting for more than {max_lag_s} s")));
+                    return Err(ClientError::Evicted { max_lag_s });
                 }
-                Next::Evicted(Eviction::Unlawful) => {
-                    return Err(ClientError::CorruptCursor);
-                }
+                Next::Evicted(Eviction::Unlawful) => return Err(ClientError::CorruptCursor),
                 Next::GaveUp => match receive(&self.later, &self.socket, interrupted)? {
                     Some((attached, reader)) => (self.attached, self.reader) = (attached, reader),
                     None => return Ok(None),

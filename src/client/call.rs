@@ -1,9 +1,9 @@
 //! Calls that are over with their answer.
 
 use super::ClientError;
-use crate::control::proto::control_client::ControlClient;
-use crate::control::proto::{GetStatusRequest, ShutdownRequest, Status};
 use crate::spec::Recipe;
+use crate::status::Status;
+use crate::wire::control_client::ControlClient;
 use std::path::Path;
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -61,7 +61,7 @@ fn answer<T>(
 /// When no daemon answers, or its recipe is none of this version.
 pub fn recipe(socket: &Path) -> Result<Recipe, ClientError> {
     let Some(toml) = status(socket)?.recipe else { return Ok(Recipe::default()) };
-    Recipe::from_toml(&toml, "the daemon's recipe").map_err(|error| ClientError::Refused(error.to_string()))
+    Ok(Recipe::from_toml(&toml, "the daemon's recipe")?)
 }
 
 /// What the daemon is doing.
@@ -78,7 +78,7 @@ pub fn status(socket: &Path) -> Result<Status, ClientError> {
 /// As [`status`].
 pub fn status_unless(socket: &Path, interrupted: &dyn Fn() -> bool) -> Result<Option<Status>, ClientError> {
     answer(socket, interrupted, async {
-        let answer = connect(socket).await?.get_status(GetStatusRequest {}).await;
+        let answer = connect(socket).await?.get_status(()).await;
         Ok(answer.map_err(|status| ClientError::from_status(socket, &status))?.into_inner())
     })
 }
@@ -102,7 +102,7 @@ pub fn peer_pid(socket: &Path) -> Result<Option<i32>, ClientError> {
 /// When no daemon answers.
 pub fn shutdown(socket: &Path) -> Result<u32, ClientError> {
     let asked = answer(socket, &|| false, async {
-        let answer = connect(socket).await?.shutdown(ShutdownRequest {}).await;
+        let answer = connect(socket).await?.shutdown(()).await;
         Ok(answer.map_err(|status| ClientError::from_status(socket, &status))?.into_inner().pid)
     })?;
     Ok(asked.expect("nobody interrupts"))

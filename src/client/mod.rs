@@ -15,12 +15,13 @@ mod attach;
 mod call;
 mod device;
 
-pub use crate::control::default_socket;
-pub use crate::ring::Lease as Batch;
+pub use crate::ring::{ANY_STREAM, Lease as Batch, RingError};
+pub use crate::status::Status;
+pub use crate::wire::{Reason, Refusal, default_socket};
 pub use attach::{Feed, RECONNECT, attach, attach_for, attach_unless};
 pub use call::{peer_pid, recipe, shutdown, status, status_unless};
 
-use crate::ring::RingError;
+use crate::spec::RecipeError;
 use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,7 +39,10 @@ pub enum ClientError {
     },
     /// The daemon will not serve this feed or this client.
     #[error("refused by the daemon: {0}")]
-    Refused(String),
+    Refused(Refusal),
+    /// The daemon's recipe is none of this version.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
     /// The daemon went away without ending the feed.
     #[error("the daemon on {} is gone (see its log; start it again)", .0.display())]
     DaemonGone(PathBuf),
@@ -48,17 +52,26 @@ pub enum ClientError {
         .0.display()
     )]
     OtherDaemon(PathBuf),
-    /// The daemon has put this trainer out of a shared feed.
+    /// The daemon has evicted this trainer from a shared feed, because it kept others waiting for too long.
     #[error(
-        "evicted from the shared feed: {0} (read faster, allow a longer max_lag, or use delivery latest or a private feed)"
+        "evicted from the shared feed: it kept others waiting for more than {max_lag_s} s (read faster, allow a longer max_lag, or use \
+         delivery latest or a private feed)"
     )]
-    Evicted(String),
+    Evicted {
+        /// For how long it may.
+        max_lag_s: f64,
+    },
     /// The daemon has evicted this trainer because its cursor, which lies in shared memory, held impossible values.
     #[error("evicted: the trainer's cursor in shared memory failed validation (something wrote into it: attach again)")]
     CorruptCursor,
     /// The feed ended.
-    #[error("the feed ended: {0}")]
-    Ended(String),
+    #[error("the feed ended: {reason}")]
+    Ended {
+        /// Why.
+        reason: String,
+        /// Whether it could not go on, rather than being stopped in order.
+        failed: bool,
+    },
     /// The CUDA device that batches were to lie on is not there.
     #[error("{0}")]
     Device(String),
@@ -72,12 +85,15 @@ pub enum ClientError {
 
 impl ClientError {
     fn from_status(socket: &Path, status: &tonic::Status) -> Self {
+        if let Some(refusal) = Refusal::of(status) {
+            return Self::Refused(refusal);
+        }
         match status.code() {
             // The transport broke: what stands in the status is hyper's view of a closed socket.
             tonic::Code::Unknown | tonic::Code::Cancelled => Self::DaemonGone(socket.to_owned()),
             // What has a source was not said by the daemon.
             _ if status.source().is_some() => Self::DaemonGone(socket.to_owned()),
-            _ => Self::Refused(status.message().to_owned()),
+            _ => Self::Refused(Reason::Other.because(status.message())),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! The daemon's state: one pipeline, and the feeds that trainers have open.
 
-use super::{convert, proto};
-use crate::pipeline::{Feed, OpenError, Pipeline, Seat};
+use crate::pipeline::{Feed, OpenError, Pipeline, Seat, StoreEntry, Views};
 use crate::ring::{ReaderId, ReaderStatus, RingError};
-use crate::spec::{FeedSpec, Recipe, ShareName};
+use crate::spec::{Difference, FeedSpec, Recipe, ShareName};
+use crate::stats::{Stage, StageReading};
+use crate::status::{self, Status};
 use crate::types::{Place, Split};
+use crate::wire::{AttachRequest, Attached, Former};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,15 +22,6 @@ struct Open {
     trainers: BTreeMap<ReaderId, u32>,
     /// What those who opened it again knew of it; none of a feed that was not open before.
     former: Option<Former>,
-}
-
-/// A shared feed as it was at a daemon that is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Former {
-    /// Where it goes on.
-    pub next: Place,
-    /// How many trainers it had.
-    pub trainers: u32,
 }
 
 /// A trainer at a feed.
@@ -49,12 +42,15 @@ pub enum AttachError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// A shared feed of that name is another.
-    #[error("the shared feed `{name}` is another one: its {} (ask for the same, or take another name)", differences.join(", "))]
+    #[error(
+        "the shared feed `{name}` is another one: its {} (ask for the same, or take another name)",
+        Difference::list(differences)
+    )]
     Differs {
         /// The share.
         name: String,
         /// Each key, with the feed's value and the one that was asked for.
-        differences: Vec<String>,
+        differences: Vec<Difference>,
     },
     /// A trainer that comes back finds a feed of that name which was opened by another, and from an earlier place.
     #[error(
@@ -111,20 +107,14 @@ impl Daemon {
     }
 
     /// Opens a feed for a trainer, or gives it a seat at a shared one. Blocks while memory is reserved. A shared feed that is opened
-    /// again for the first of its `former` trainers goes on where it was, and keeps its first batches for the others. `device_uuid` says which
-    /// CUDA device the trainer means, if it does.
+    /// again for the first of its former trainers goes on where it was, and keeps its first batches for the others.
     ///
     /// # Errors
     /// When the spec cannot be served or the daemon is going down; other feeds are untouched.
-    pub fn attach(
-        &self,
-        spec: FeedSpec,
-        device_uuid: &[u8],
-        pid: u32,
-        former: Option<Former>,
-    ) -> Result<(Ticket, proto::Attached), AttachError> {
+    pub fn attach(&self, request: AttachRequest) -> Result<(Ticket, Attached), AttachError> {
+        let AttachRequest { spec, pid, former, device_uuid } = request;
         // Open until the feed has it open, too.
-        let (spec, _device) = crate::pipeline::resolve(spec, device_uuid).map_err(OpenError::Mix)?;
+        let (spec, _device) = crate::pipeline::resolve(spec, &device_uuid).map_err(OpenError::Mix)?;
         let Some(share) = spec.share else { return self.open(spec, pid, None) };
         // Refused before it is compared, and where a place does not exist.
         self.pipeline.sampler(&spec)?;
@@ -142,7 +132,7 @@ impl Daemon {
         spec: &FeedSpec,
         pid: u32,
         former: Option<Former>,
-    ) -> Result<Option<(Ticket, proto::Attached)>, AttachError> {
+    ) -> Result<Option<(Ticket, Attached)>, AttachError> {
         let mut feeds = self.open_feeds();
         let named = |open: &Open| open.spec.share.is_some_and(|share| share.name == name);
         for (&id, open) in feeds.iter_mut().filter(|(_, open)| named(open) && !open.feed.ring().is_closed()) {
@@ -163,7 +153,7 @@ impl Daemon {
         Ok(None)
     }
 
-    fn open(&self, spec: FeedSpec, pid: u32, former: Option<Former>) -> Result<(Ticket, proto::Attached), AttachError> {
+    fn open(&self, spec: FeedSpec, pid: u32, former: Option<Former>) -> Result<(Ticket, Attached), AttachError> {
         let id = self.next_feed.fetch_add(1, Ordering::Relaxed);
         let origin = former.map_or_else(|| spec.start.of_a_new_feed(), |former| former.next);
         let hold = former.is_some_and(|former| former.trainers > 1);
@@ -182,7 +172,7 @@ impl Daemon {
     }
 
     /// Enters a trainer, and tells it where everything lies.
-    fn seat(&self, id: u64, open: &mut Open, seat: Seat, pid: u32) -> (Ticket, proto::Attached) {
+    fn seat(&self, id: u64, open: &mut Open, seat: Seat, pid: u32) -> (Ticket, Attached) {
         let Open { feed, spec, trainers, former } = open;
         trainers.insert(seat.reader, pid);
         let holds = former.is_some_and(|former| (trainers.len() as u32) < former.trainers);
@@ -190,19 +180,18 @@ impl Daemon {
             feed.release_hold();
         }
         let source = self.pipeline.source();
-        let attached = proto::Attached {
+        let attached = Attached {
             feed_id: id,
-            data_path: feed.ring().data_path().display().to_string(),
-            cursor_path: seat.cursor_path.display().to_string(),
+            data_path: feed.ring().data_path(),
+            cursor_path: seat.cursor_path,
+            slots_path: feed.slots_path().map(Into::into),
             batches: feed.batches(),
             samples: source.len(spec.split),
-            classes: source.classes().iter().map(convert::class).collect(),
-            versions: Some(convert::versions()),
+            classes: source.classes().to_vec(),
             pid: std::process::id(),
-            origin: Some(convert::place_to_proto(feed.place(0))),
-            start: Some(convert::place_to_proto(seat.start)),
+            origin: feed.place(0),
+            start: seat.start,
             mixer: feed.mixer().to_owned(),
-            slots_path: feed.slots_path().map(|path| path.display().to_string()),
             identity: feed.identity(),
         };
         let share = spec.share.map(|share| tracing::field::display(share.name));
@@ -256,26 +245,26 @@ impl Daemon {
     }
 
     /// The feeds that are open.
-    pub fn feeds(&self) -> Vec<proto::Feed> {
+    pub fn feeds(&self) -> Vec<status::Feed> {
         let feed = |(&feed_id, Open { feed, spec, trainers, .. }): (&u64, &Open)| {
             let published = feed.ring().published();
             let trainer = |reader: ReaderStatus| {
                 let &pid = trainers.get(&reader.id)?;
-                Some(proto::Trainer {
+                Some(status::Trainer {
                     pid,
                     read: reader.read,
                     skipped: reader.skipped,
                     waited_s: reader.waited.as_secs_f64(),
                     lag: published.saturating_sub(reader.released),
-                    place: Some(convert::place_to_proto(feed.place(reader.released))),
+                    place: feed.place(reader.released),
                     evicted: reader.evicted,
                 })
             };
-            proto::Feed {
+            status::Feed {
                 feed_id,
-                spec: Some(convert::spec_to_proto(spec)),
+                spec: *spec,
                 published,
-                next: Some(convert::place_to_proto(feed.place(published))),
+                next: feed.place(published),
                 batches: feed.batches(),
                 ring_bytes: feed.ring().bytes(),
                 trainers: feed.ring().readers().into_iter().filter_map(trainer).collect(),
@@ -285,10 +274,10 @@ impl Daemon {
     }
 
     /// What the daemon is doing.
-    pub fn status(&self) -> proto::Status {
+    pub fn status(&self) -> Status {
         let (source, options) = (self.pipeline.source(), self.pipeline.options());
         let usage = crate::usage::own();
-        proto::Status {
+        Status {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             data: source.location(),
@@ -305,20 +294,53 @@ impl Daemon {
                 .stores()
                 .iter()
                 .filter(|entry| !entry.views.are_random())
-                .map(|entry| convert::store(entry))
+                .map(|entry| store(entry))
                 .collect(),
             sources: self
                 .pipeline
                 .all_sources()
                 .iter()
-                .map(|(split, sources)| convert::sources(*split, sources, options.load.sources))
+                .map(|(split, sources)| status::Sources {
+                    split: *split,
+                    samples: sources.samples(),
+                    kept: sources.kept(),
+                    decoded: sources.decoded(),
+                    bytes: sources.bytes(),
+                    size: options.load.sources.to_string(),
+                })
                 .collect(),
             feeds: self.feeds(),
-            bad_samples: self.pipeline.bad_samples().iter().map(convert::bad_sample).collect(),
-            stages: self.pipeline.stats().stages().map(|(name, stage)| convert::stage(name, stage)).to_vec(),
+            bad_samples: self.pipeline.bad_samples(),
+            stages: self.pipeline.stats().stages().map(stage).to_vec(),
             draining: *self.draining.borrow(),
-            mixed: Some(convert::mixed(self.pipeline.stats().mixed())),
+            mixed: self.pipeline.stats().mixed(),
             recipe: self.recipe.clone(),
         }
+    }
+}
+
+fn store(entry: &StoreEntry) -> status::Store {
+    let StoreEntry { split, views: Views { crop, interpolation, size }, store, .. } = entry;
+    status::Store {
+        split: *split,
+        size: *size,
+        view: format!("{crop} {interpolation}"),
+        samples: store.samples(),
+        capacity: store.rows().len(),
+        decoded: store.decoded(),
+        bytes: store.bytes(),
+        device_bytes: entry.device_bytes(),
+    }
+}
+
+fn stage((name, stage): (&str, &Stage)) -> status::Stage {
+    let StageReading { items, busy, waiting_in, waiting_out, threads } = stage.read();
+    status::Stage {
+        name: name.to_owned(),
+        items,
+        busy_s: busy.as_secs_f64(),
+        waiting_in_s: waiting_in.as_secs_f64(),
+        waiting_out_s: waiting_out.as_secs_f64(),
+        threads: threads as u32,
     }
 }

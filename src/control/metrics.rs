@@ -1,8 +1,8 @@
 //! Figures for Prometheus: every HTTP request is answered with the daemon's counters as text.
 
 use super::daemon::Daemon;
-use super::proto;
 use super::server::DESCRIPTOR_PAUSE;
+use crate::status::{Feed, Sources, Stage, Status, Store, Trainer};
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +47,7 @@ async fn answer(mut stream: TcpStream, daemon: &Daemon) -> std::io::Result<()> {
     write.shutdown().await
 }
 
-fn text(status: &proto::Status) -> String {
+fn text(status: &Status) -> String {
     let mut out = String::new();
     let mut family = |name: &str, kind: &str, help: &str, values: Vec<(String, f64)>| {
         // Writing to a String cannot fail.
@@ -61,7 +61,7 @@ fn text(status: &proto::Status) -> String {
     family("peak_resident_bytes", "gauge", "Largest resident set so far.", plain(status.peak_rss_bytes as f64));
     family("bad_samples", "gauge", "Images that could not be decoded.", plain(status.bad_samples.len() as f64));
     family("feeds", "gauge", "Feeds that are open.", plain(status.feeds.len() as f64));
-    let stages = |value: fn(&proto::Stage) -> f64| {
+    let stages = |value: fn(&Stage) -> f64| {
         status.stages.iter().map(|stage| (format!("{{stage=\"{}\"}}", stage.name), value(stage))).collect()
     };
     family("stage_items_total", "counter", "Samples (decode) or batches done.", stages(|stage| stage.items as f64));
@@ -73,16 +73,16 @@ fn text(status: &proto::Status) -> String {
         "Time with untaken results.",
         stages(|stage| stage.waiting_out_s),
     );
-    let stores = |value: fn(&proto::Store) -> f64| {
-        let labels = |store: &proto::Store| {
-            let proto::Store { split, height, width, view, .. } = store;
-            format!("{{split=\"{split}\",size=\"{height}x{width}\",view=\"{view}\"}}")
+    let stores = |value: fn(&Store) -> f64| {
+        let labels = |store: &Store| {
+            let Store { split, size, view, .. } = store;
+            format!("{{split=\"{split}\",size=\"{size}\",view=\"{view}\"}}")
         };
         status.stores.iter().map(|store| (labels(store), value(store))).collect()
     };
     family("store_samples", "gauge", "Samples decoded into the store.", stores(|store| store.decoded as f64));
     family("store_capacity_samples", "gauge", "Samples that fit.", stores(|store| f64::from(store.capacity)));
-    let sources = |value: fn(&proto::Sources) -> f64| {
+    let sources = |value: fn(&Sources) -> f64| {
         status
             .sources
             .iter()
@@ -91,11 +91,11 @@ fn text(status: &proto::Status) -> String {
     };
     family("sources_kept_samples", "gauge", "Decoded images kept for random views.", sources(|of| f64::from(of.kept)));
     family("sources_bytes", "gauge", "Bytes that they take.", sources(|of| of.bytes as f64));
-    let feed = |feed: &proto::Feed| format!("feed=\"{}\"", feed.feed_id);
+    let feed = |feed: &Feed| format!("feed=\"{}\"", feed.feed_id);
     let published = status.feeds.iter().map(|x| (format!("{{{}}}", feed(x)), x.published as f64)).collect();
     family("feed_published_batches", "gauge", "Batches published.", published);
-    let trainers = |value: fn(&proto::Trainer) -> f64| {
-        let of = |x: &proto::Feed| {
+    let trainers = |value: fn(&Trainer) -> f64| {
+        let of = |x: &Feed| {
             let feed = feed(x);
             x.trainers.clone().into_iter().map(move |one| (format!("{{{feed},pid=\"{}\"}}", one.pid), value(&one)))
         };

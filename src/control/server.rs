@@ -1,9 +1,16 @@
 //! The service on the socket: one method a call, one task a trainer.
 
 use super::daemon::{AttachError, Daemon};
-use super::proto::control_server::{Control, ControlServer};
-use super::{convert, proto};
+#[cfg(feature = "cuda")]
+use crate::cuda::CudaError;
+#[cfg(feature = "cuda")]
+use crate::mix::MixError;
 use crate::pipeline::OpenError;
+use crate::ring::RingError;
+use crate::status;
+use crate::store::FileError;
+use crate::wire::control_server::{Control, ControlServer};
+use crate::wire::{AttachRequest, Attached, ListFeedsReply, Reason, Refusal, ShutdownReply, WatchRequest};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::future::Future;
@@ -72,10 +79,13 @@ fn same_user(request: Request<()>) -> Result<Request<()>, Status> {
     let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
     match peer.map(|peer| peer.uid()) {
         Some(uid) if uid == own => Ok(request),
-        other => Err(Status::permission_denied(format!(
-            "this daemon serves uid {own} only, and the caller is {} (run the trainer as the same user)",
-            other.map_or("unknown".to_owned(), |uid| format!("uid {uid}"))
-        ))),
+        other => {
+            let caller = other.map_or("unknown".to_owned(), |uid| format!("uid {uid}"));
+            let text = format!(
+                "this daemon serves uid {own} only, and the caller is {caller} (run the trainer as the same user)"
+            );
+            Err(Reason::OtherUser.because(text).into())
+        }
     }
 }
 
@@ -107,66 +117,52 @@ struct Service {
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-fn refusal(error: &AttachError) -> Status {
-    let text = error.to_string();
-    match error {
-        AttachError::Draining => Status::unavailable(text),
-        AttachError::Open(OpenError::Spec(_) | OpenError::Sampler(_)) => Status::invalid_argument(text),
-        AttachError::Open(OpenError::Mix(_)) | AttachError::Differs { .. } | AttachError::Behind { .. } => {
-            Status::failed_precondition(text)
+fn refusal(error: &AttachError) -> Refusal {
+    let room = |&need, &free| Reason::NoRoom { need: Some(need), free: Some(free) };
+    let reason = match error {
+        AttachError::Draining => Reason::Stopping,
+        AttachError::Differs { differences, .. } => {
+            Reason::OtherSpec { keys: differences.iter().map(|difference| difference.key.clone()).collect() }
         }
-        AttachError::Open(OpenError::Passed { .. }) => Status::out_of_range(text),
-        AttachError::Open(OpenError::Ring(_) | OpenError::Memory(_) | OpenError::CacheFile(_)) => {
-            Status::resource_exhausted(text)
-        }
-    }
-}
-
-fn check_versions(theirs: Option<proto::Versions>) -> Result<(), Status> {
-    let (ours, theirs) = (convert::versions(), theirs.unwrap_or_default());
-    if ours == theirs {
-        return Ok(());
-    }
-    let text = |v: &proto::Versions| format!("protocol {}, layout {}, plan {}", v.protocol, v.layout, v.plan);
-    Err(Status::failed_precondition(format!(
-        "versions differ: the daemon has {}, the trainer {} (use the same mixd on both sides)",
-        text(&ours),
-        text(&theirs)
-    )))
+        AttachError::Behind { feed, .. } => Reason::Behind { next: *feed },
+        AttachError::Open(error) => match error {
+            OpenError::Spec(_) | OpenError::Sampler(_) => Reason::Spec,
+            OpenError::Passed { next, .. } => Reason::Passed { next: *next },
+            #[cfg(feature = "cuda")]
+            OpenError::Mix(MixError::Cuda(CudaError::OutOfMemory { need, free })) => room(need, free),
+            OpenError::Mix(_) => Reason::Device,
+            OpenError::Memory(_) => Reason::NoRoom { need: None, free: None },
+            OpenError::Ring(RingError::NoSpace { need, free, .. }) => room(need, free),
+            OpenError::Ring(RingError::TooManyReaders(_) | RingError::TooFewSlots { .. }) => Reason::TooManyTrainers,
+            OpenError::CacheFile(FileError::NoSpace { need, free, .. }) => room(need, free),
+            OpenError::Ring(_) | OpenError::CacheFile(_) => Reason::System,
+        },
+    };
+    reason.because(error)
 }
 
 #[tonic::async_trait]
 impl Control for Service {
-    type AttachStream = Answers<proto::Attached>;
-    type WatchStream = Answers<proto::Status>;
+    type AttachStream = Answers<Attached>;
+    type WatchStream = Answers<status::Status>;
 
-    async fn attach(
-        &self,
-        request: Request<Streaming<proto::AttachRequest>>,
-    ) -> Result<Response<Self::AttachStream>, Status> {
+    async fn attach(&self, request: Request<Streaming<AttachRequest>>) -> Result<Response<Self::AttachStream>, Status> {
         let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred?.pid());
         let mut inbound = request.into_inner();
-        let first = inbound.message().await?.ok_or_else(|| Status::invalid_argument("no feed was asked for"))?;
-        check_versions(first.versions)?;
-        let spec = convert::spec_from_proto(&first.spec.unwrap_or_default())
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let former = first.former.map(|former| convert::former_from_proto(&former));
+        let first = inbound.message().await?.ok_or_else(|| Reason::Spec.because("no feed was asked for"))?;
         let (outbound, answers) = mpsc::channel(1);
         let daemon = Arc::clone(&self.daemon);
         // In a task of its own: this method is dropped half-way when the trainer dies, and would leave the feed open.
         tokio::spawn(async move {
             let opener = Arc::clone(&daemon);
-            let opened =
-                match tokio::task::spawn_blocking(move || opener.attach(spec, &first.device_uuid, first.pid, former))
-                    .await
-                {
-                    Ok(opened) => opened.map_err(|error| refusal(&error)),
-                    Err(panic) => Err(Status::internal(panic.to_string())),
-                };
+            let opened = match tokio::task::spawn_blocking(move || opener.attach(first)).await {
+                Ok(opened) => opened.map_err(|error| refusal(&error)),
+                Err(panic) => Err(Reason::Other.because(panic)),
+            };
             let (ticket, attached) = match opened {
                 Ok(opened) => opened,
                 Err(refusal) => {
-                    let _ = outbound.send(Err(refusal)).await;
+                    let _ = outbound.send(Err(refusal.into())).await;
                     return;
                 }
             };
@@ -190,33 +186,29 @@ impl Control for Service {
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
 
-    async fn get_status(&self, _: Request<proto::GetStatusRequest>) -> Result<Response<proto::Status>, Status> {
+    async fn get_status(&self, _: Request<()>) -> Result<Response<status::Status>, Status> {
         Ok(Response::new(self.daemon.status()))
     }
 
-    async fn list_feeds(&self, _: Request<proto::ListFeedsRequest>) -> Result<Response<proto::ListFeedsReply>, Status> {
-        Ok(Response::new(proto::ListFeedsReply { feeds: self.daemon.feeds() }))
+    async fn list_feeds(&self, _: Request<()>) -> Result<Response<ListFeedsReply>, Status> {
+        Ok(Response::new(ListFeedsReply { feeds: self.daemon.feeds() }))
     }
 
-    async fn watch(&self, request: Request<proto::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let interval_ms = request.into_inner().interval_ms.unwrap_or(1_000);
-        if !(100..=60_000).contains(&interval_ms) {
-            return Err(Status::invalid_argument(format!("interval_ms is {interval_ms}: it must be 100 to 60000")));
-        }
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let daemon = Arc::clone(&self.daemon);
-        let ticks = tokio::time::interval(Duration::from_millis(u64::from(interval_ms)));
+        let ticks = tokio::time::interval(request.into_inner().interval);
         let ticks = tokio_stream::wrappers::IntervalStream::new(ticks);
         Ok(Response::new(Box::pin(ticks.map(move |_| Ok(daemon.status())))))
     }
 
-    async fn drain(&self, _: Request<proto::DrainRequest>) -> Result<Response<proto::DrainReply>, Status> {
+    async fn drain(&self, _: Request<()>) -> Result<Response<()>, Status> {
         self.daemon.drain();
         self.daemon.closed().await;
-        Ok(Response::new(proto::DrainReply {}))
+        Ok(Response::new(()))
     }
 
-    async fn shutdown(&self, _: Request<proto::ShutdownRequest>) -> Result<Response<proto::ShutdownReply>, Status> {
+    async fn shutdown(&self, _: Request<()>) -> Result<Response<ShutdownReply>, Status> {
         self.asked.notify_one();
-        Ok(Response::new(proto::ShutdownReply { pid: std::process::id() }))
+        Ok(Response::new(ShutdownReply { pid: std::process::id() }))
     }
 }

@@ -1,5 +1,6 @@
 //! Where a daemon lives: its socket, its lock and its folder on tmpfs, of which it is the only owner.
 
+use crate::wire::default_socket;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -39,14 +40,6 @@ pub enum SocketError {
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketError {
     let path = path.to_owned();
     move |source| SocketError::Io { action, path, source }
-}
-
-/// `$XDG_RUNTIME_DIR/mixd/mixd.sock`, else `mixd-<uid>/mixd.sock` in the temporary directory.
-pub fn default_socket() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| Path::new(dir).is_dir()) {
-        Some(dir) => Path::new(&dir).join("mixd/mixd.sock"),
-        None => std::env::temp_dir().join(format!("mixd-{}/mixd.sock", uid())),
-    }
 }
 
 fn uid() -> u32 {

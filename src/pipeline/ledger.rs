@@ -1,5 +1,6 @@
 //! The ledger of images that could not be decoded: each once, with its name and cause.
 
+pub use crate::status::BadSample;
 use crate::types::{ParseError, SampleId, Split, named};
 use std::collections::HashSet;
 use std::fmt;
@@ -16,25 +17,6 @@ pub enum OnBadImage {
     Fail,
 }
 named!(OnBadImage, "policy for bad images", "substitute or fail", Substitute = "substitute", Fail = "fail");
-
-/// An image that could not be decoded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BadSample {
-    /// Of which split.
-    pub split: Split,
-    /// Which sample.
-    pub sample_id: SampleId,
-    /// Its name in the source.
-    pub name: String,
-    /// What the decoder said.
-    pub cause: String,
-}
-
-impl fmt::Display for BadSample {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.name, self.cause)
-    }
-}
 
 /// Entries that are kept with their causes; later ones are only counted.
 const ENTRIES_MAX: usize = 1_000;

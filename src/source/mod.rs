@@ -12,6 +12,7 @@ mod walk;
 
 pub use archive::Progress;
 
+pub use crate::types::Class;
 use crate::types::{ClassId, SampleId, Split};
 use folder::Folder;
 use rustix::io::Errno;
@@ -63,15 +64,6 @@ pub trait Source: Send + Sync + Debug {
 
 /// Changes whenever the bytes of a sample change; never 0. A source gives none while a later change could go unnoticed.
 pub type Stamp = u64;
-
-/// One class of the vocabulary.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Class {
-    /// Its id in the source; for a folder the name of the class folder.
-    pub id: String,
-    /// A readable name; the id where none is known.
-    pub name: String,
-}
 
 /// Why a sample's bytes cannot be read.
 #[derive(Debug, thiserror::Error)]

@@ -242,14 +242,33 @@ impl FeedSpec {
 impl FeedSpec {
     /// The keys in which `other` asks for other batches or another way of sharing them, each with both values. Where trainers
     /// start is their own business.
-    pub fn differences(&self, other: &Self) -> Vec<String> {
+    pub fn differences(&self, other: &Self) -> Vec<Difference> {
         let keys = |spec: &Self| match serde_json::to_value(Self { start: Start::Now, ..*spec }) {
             Ok(serde_json::Value::Object(keys)) => keys,
             other => unreachable!("a struct of plain values is {other:?}"),
         };
         let (ours, theirs) = (keys(self), keys(other));
-        let differing = ours.iter().filter(|(key, value)| theirs.get(*key) != Some(value));
-        differing.map(|(key, value)| format!("{key} ({value}, not {})", theirs[key])).collect()
+        let differing = ours.into_iter().filter(|(key, value)| theirs.get(key) != Some(value));
+        differing.map(|(key, ours)| Difference { theirs: theirs[&key].clone(), key, ours }).collect()
+    }
+}
+
+/// A key in which two specs differ.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Difference {
+    /// The key.
+    pub key: String,
+    /// The one spec's value.
+    pub ours: serde_json::Value,
+    /// The other's.
+    pub theirs: serde_json::Value,
+}
+
+impl Difference {
+    /// `key (value, not value)`, for each.
+    pub fn list(differences: &[Self]) -> String {
+        let text = |Self { key, ours, theirs }: &Self| format!("{key} ({ours}, not {theirs})");
+        differences.iter().map(text).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -312,8 +331,9 @@ mod tests {
     fn differences_name_the_keys_and_both_values_but_not_the_start() {
         let train = FeedSpec::train();
         let start = Start::At(Place { epoch: 3, index: 1 });
-        assert_eq!(train.differences(&FeedSpec { start, ..train }), [] as [String; 0]);
+        assert_eq!(train.differences(&FeedSpec { start, ..train }), []);
         let other = FeedSpec { batch_size: 32, dtype: Dtype::U8, ..train };
-        assert_eq!(train.differences(&other), ["batch_size (64, not 32)", "dtype (\"f32\", not \"u8\")"]);
+        let text = Difference::list(&train.differences(&other));
+        assert_eq!(text, "batch_size (64, not 32), dtype (\"f32\", not \"u8\")");
     }
 }

@@ -1,7 +1,7 @@
 //! A real daemon process in folders of its own, and the data that tests use.
 #![allow(dead_code, missing_docs, reason = "each test binary uses its own share of this")]
 
-use mixd::client::{self, ClientError};
+use mixd::client::{self, ClientError, Reason};
 use mixd::spec::FeedSpec;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -36,6 +36,14 @@ pub fn run(args: &[&str]) -> Output {
 
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Why the daemon refuses a feed.
+pub fn refusal(attached: Result<client::Feed, ClientError>) -> Reason {
+    match attached.err() {
+        Some(ClientError::Refused(refusal)) => refusal.reason,
+        other => panic!("not refused: {other:?}"),
+    }
 }
 
 /// Looks at a condition until it holds; each look is a call to the daemon, not a sleep.

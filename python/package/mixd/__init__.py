@@ -14,7 +14,17 @@
 import importlib
 
 from ._native import Array, Batch
-from .errors import DaemonGoneError, EvictedError, FeedEndedError, MixdError, NoDaemonError, SpecError
+from .errors import (
+    CorruptCursorError,
+    DaemonGoneError,
+    EvictedError,
+    FeedEndedError,
+    MixdError,
+    NoDaemonError,
+    NoRoomError,
+    RefusedError,
+    SpecError,
+)
 from .feed import Epoch, Feed, Place
 from .recipe import Crop, Mix, Recipe, TrainView, ValView
 from .server import Server, connect, serve
@@ -33,6 +43,7 @@ def __getattr__(name: str) -> object:
 __all__ = [
     "Array",
     "Batch",
+    "CorruptCursorError",
     "Crop",
     "DaemonGone",
     "DaemonGoneError",
@@ -46,8 +57,10 @@ __all__ = [
     "MixdError",
     "NoDaemon",
     "NoDaemonError",
+    "NoRoomError",
     "Place",
     "Recipe",
+    "RefusedError",
     "Server",
     "SpecError",
     "SpecRefused",

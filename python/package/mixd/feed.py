@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ._native import Array, Batch, Spec, attach, forget
 from ._native import Feed as Reader
-from .errors import DaemonGoneError, SpecError
+from .errors import DaemonGoneError, NoRoomError, SpecError
 
 __all__ = ["Array", "Batch", "Epoch", "Feed", "Place"]
 
@@ -122,12 +122,12 @@ class Feed:
         Where that fails the feed stays where it is; only a private one for which there is no memory twice may be closed then.
         """
         if epoch < 0 or not 0 <= index < len(self):
-            raise ValueError(f"no batch {index} of epoch {epoch}: epochs count from 0, batches from 0 to {len(self) - 1}")
+            raise SpecError(f"no batch {index} of epoch {epoch}: epochs count from 0, batches from 0 to {len(self) - 1}")
         before, place = self._open, (epoch, index)
         try:
             reader = attach(os.fspath(self._socket), self._spec, place, self._reconnect)
-        except SpecError:
-            # A shared feed has passed the place. A private one is refused for lack of room: the old one makes it.
+        except NoRoomError:
+            # A private feed's own ring and samples make room.
             if self.spec["share"]:
                 raise
             self.close()
@@ -145,13 +145,13 @@ class Feed:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where the feed stood whose state this is. A state of one rank serves all ranks.
 
-        Raises ValueError where this feed's spec has another order of batches, and warns where data set, decoder, resize, mixer or version is
+        Raises `SpecError` where this feed's spec has another order of batches, and warns where data set, decoder, resize, mixer or version is
         another, so that they are not the same to the bit.
         """
         spec = {key: value for key, value in state["spec"].items() if key not in _FREE_KEYS}
         differing = [f"{key} ({value}, not {self.spec.get(key)})" for key, value in spec.items() if self.spec.get(key) != value]
         if differing:
-            raise ValueError(f"the state is one of a feed with other batches: its {', '.join(differing)} (open the feed with the same)")
+            raise SpecError(f"the state is one of a feed with other batches: its {', '.join(differing)} (open the feed with the same)")
         if state["identity"] != self._identity:
             text = (
                 "the feed goes on, but not to the bit: data set, decoder, resize, mixer or version is another than when the state was taken"

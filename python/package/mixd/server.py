@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -113,7 +113,8 @@ class Server:
         device: where images lie: cpu (shared memory), or a CUDA device of this process, cuda (torch's current one) or cuda:N, or torch's of these.
         reconnect: seconds to wait for the next daemon when this one has died; 30, and 0 where it is this process's own.
 
-        Raises `SpecError`, which names the value and what it may be; `NoDaemonError` where none answers.
+        Raises `SpecError`, which names the value and what it may be; `NoRoomError`, or another `RefusedError`, where the daemon cannot serve it;
+        `NoDaemonError` where none answers.
         """
         if share is None and (delivery, max_lag) != (None, None):
             raise SpecError("bad feed spec: delivery and max_lag are for feeds that are shared (name a share, or leave them out)")
@@ -122,7 +123,7 @@ class Server:
             "split": split,
             "recipe": _recipe(recipe),
             "batch_size": batch_size,
-            "size": size if size is None or isinstance(size, int) else "x".join(map(str, size)),
+            "size": "x".join(map(str, size)) if isinstance(size, tuple | list) else size,
             "crop": None if crop is None else str(crop),
             "interpolation": interpolation,
             "flip": {True: 0.5, False: 0.0}[flip] if isinstance(flip, bool) else flip,
@@ -142,8 +143,8 @@ class Server:
             "digest": digest,
             "dtype": _dtype(dtype),
             "layout": layout,
-            "mean": None if mean is None else list(mean),
-            "std": None if std is None else list(std),
+            "mean": list(mean) if isinstance(mean, Iterable) else mean,
+            "std": list(std) if isinstance(std, Iterable) else std,
             "rank": rank,
             "world_size": world_size,
             "slots": slots,
@@ -153,7 +154,7 @@ class Server:
             "share": share,
             "delivery": delivery,
             "max_lag": max_lag,
-            "start": start if isinstance(start, str) else ",".join(map(str, start)),
+            "start": ",".join(map(str, start)) if isinstance(start, tuple | list) else start,
             "device": _device(device),
         }
         spec = Spec(_json(options), _json(extra), self._recipe)
@@ -368,7 +369,7 @@ def _json(options: dict[str, Any]) -> str:
     def plain(value: Any) -> Any:
         if hasattr(value, "item"):
             return value.item()
-        raise TypeError(f"{value!r} is a {type(value).__name__}, which no option of a feed takes")
+        raise SpecError(f"{value!r} is a {type(value).__name__}, which no option of a feed takes")
 
     for name, value in options.items():
         numbers = value if isinstance(value, list) else [value]
@@ -379,7 +380,7 @@ def _json(options: dict[str, Any]) -> str:
 
 def _recipe(recipe: str | os.PathLike[str] | Recipe | None) -> str | dict[str, Any] | None:
     """A recipe as the native half takes it."""
-    return recipe.to_dict() if isinstance(recipe, Recipe) else None if recipe is None else os.fspath(recipe)
+    return recipe.to_dict() if isinstance(recipe, Recipe) else os.fspath(recipe) if isinstance(recipe, os.PathLike) else recipe
 
 
 def _device(device: object) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._native import Array, Batch
+from .errors import SpecError
 from .feed import Feed
 
 __all__ = ["DataLoader", "MixedLoss", "Targets", "Tensors"]
@@ -211,7 +212,7 @@ class DataLoader:
     ) -> None:
         """Reads `feed`."""
         if targets not in (None, "object", "soft", "label"):
-            raise ValueError(f"targets is {targets!r}: it must be object, soft or label")
+            raise SpecError(f"targets is {targets!r}: it must be object, soft or label")
         self.feed, self.device = feed, device
         self.targets = targets or ("object" if feed.is_mixed else "label")
         self.batch_size = feed.batch_size

@@ -137,7 +137,6 @@ def test_options_are_those_of_the_spec(daemon: Daemon) -> None:
         ({"rank": 2, "world_size": 2}, "rank is 2: it must be 0 to 1"),
         ({"mean": (0.5,)}, "mean is 1 numbers: it must be three numbers"),
         ({"size": 9000}, r"size is .*9000.*each side 1 to 8192"),
-        ({"batch_size": 65536, "size": 2000, "slots": 1000}, "bytes"),
         ({"start": (3, 900)}, "start"),
     ],
 )

@@ -4,8 +4,8 @@ use super::Bench;
 use super::measured::DeviceMeasured;
 use super::round::{Round, median};
 use crate::cli::options::Cache;
-use crate::control::proto;
 use crate::spec::FeedSpec;
+use crate::status::{Mixed, Stage};
 use crate::types::Device;
 use serde_json::{Value, json};
 
@@ -148,7 +148,7 @@ impl Rounds<'_> {
             return None;
         }
         let (sample_bytes, image_bytes) = self.bytes();
-        let moved = |of: fn(&proto::Mixed) -> u64| self.median(&|round| Some(round.mixed(of) / round.mixed_images()?));
+        let moved = |of: fn(&Mixed) -> u64| self.median(&|round| Some(round.mixed(of) / round.mixed_images()?));
         let ceiling =
             |of: fn(&DeviceMeasured) -> f64| self.median(&|round| round.ceiling.as_ref()?.device.as_ref().map(of));
         let first = self.rounds[0].ceiling.as_ref().and_then(|at| at.device.as_ref());
@@ -184,7 +184,7 @@ fn quantiles(mut values: Vec<f64>) -> [Option<f64>; 2] {
 fn stages(rounds: &[Round]) -> Vec<Value> {
     let names = rounds[0].after.stages.iter().map(|stage| &stage.name);
     let stage = |(nth, name): (usize, &String)| {
-        let sum = |of: fn(&proto::Stage) -> f64| -> f64 {
+        let sum = |of: fn(&Stage) -> f64| -> f64 {
             rounds.iter().map(|round| of(&round.after.stages[nth]) - of(&round.before.stages[nth])).sum()
         };
         json!({

@@ -5,16 +5,16 @@ use super::measured::Measured;
 use super::report::{Counted, Report};
 use crate::cli::own_daemon::OwnDaemon;
 use crate::client;
-use crate::control::proto;
+use crate::status::{Mixed, Status};
 
 /// A round: what trainers counted, and what the daemon did meanwhile.
 pub struct Round {
     /// By trainer.
     pub trainers: Vec<Counted>,
     /// The daemon's counters before it.
-    pub before: proto::Status,
+    pub before: Status,
     /// And after it.
-    pub after: proto::Status,
+    pub after: Status,
     /// The machine's ceilings just before.
     pub ceiling: Option<Measured>,
     /// What a trainer with a feed of its own counted just before, where the others share one.
@@ -62,8 +62,8 @@ impl Round {
     }
 
     /// What the daemon's mixers did in the round.
-    pub fn mixed(&self, of: fn(&proto::Mixed) -> u64) -> f64 {
-        let count = |status: &proto::Status| status.mixed.as_ref().map_or(0, of);
+    pub fn mixed(&self, of: fn(&Mixed) -> u64) -> f64 {
+        let count = |status: &Status| of(&status.mixed);
         (count(&self.after) - count(&self.before)) as f64
     }
 

@@ -1,0 +1,679 @@
+//! Between the messages of the control plane and the types of the domain; the only file that sees both.
+
+use super::{AttachRequest, Attached, Former, ListFeedsReply, Reason, Refusal, ShutdownReply, WatchRequest};
+use crate::spec::{Crop, FeedSpec, Mix, Share};
+use crate::status::{BadSample, Feed, Mixed, Sources, Stage, Status, Store, Trainer};
+use crate::types::{Class, ImageSize, ParseError, Place, Split, Start};
+use prost::Message;
+use std::marker::PhantomData;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+use tonic::Code;
+use tonic::codec::{DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+#[allow(missing_docs, clippy::all, reason = "generated; the documentation stands in the proto file")]
+mod proto {
+    tonic::include_proto!("mixd.v1");
+}
+
+/// Version of `control.proto`.
+pub const PROTOCOL_VERSION: u32 = 4;
+
+/// The versions of this build.
+fn versions() -> proto::Versions {
+    proto::Versions {
+        protocol: PROTOCOL_VERSION,
+        layout: crate::ring::LAYOUT_VERSION,
+        plan: crate::batch::PLAN_VERSION,
+    }
+}
+
+fn check_versions(theirs: Option<proto::Versions>) -> Result<(), Refusal> {
+    let (ours, theirs) = (versions(), theirs.unwrap_or_default());
+    if ours == theirs {
+        return Ok(());
+    }
+    let text = |v: &proto::Versions| format!("protocol {}, layout {}, plan {}", v.protocol, v.layout, v.plan);
+    Err(Reason::Version.because(format!(
+        "versions differ: the daemon has {}, the trainer {} (use the same mixd on both sides)",
+        text(&ours),
+        text(&theirs)
+    )))
+}
+
+/// A type that crosses the socket as a message.
+pub trait Crosses: Sized + Send + 'static {
+    /// As what.
+    type Message: Message + Default;
+
+    fn into_message(self) -> Self::Message;
+
+    fn from_message(message: Self::Message) -> Result<Self, Refusal>;
+}
+
+/// The codec of the generated service: sends `E`, receives `D`.
+pub struct Codec<E, D>(PhantomData<(E, D)>);
+
+impl<E, D> Default for Codec<E, D> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<E: Crosses, D: Crosses> tonic::codec::Codec for Codec<E, D> {
+    type Encode = E;
+    type Decode = D;
+    type Encoder = Half<E>;
+    type Decoder = Half<D>;
+
+    fn encoder(&mut self) -> Half<E> {
+        Half(PhantomData)
+    }
+
+    fn decoder(&mut self) -> Half<D> {
+        Half(PhantomData)
+    }
+}
+
+/// One direction of a [`Codec`].
+pub struct Half<T>(PhantomData<T>);
+
+impl<T: Crosses> Encoder for Half<T> {
+    type Item = T;
+    type Error = tonic::Status;
+
+    fn encode(&mut self, item: T, to: &mut EncodeBuf<'_>) -> Result<(), tonic::Status> {
+        item.into_message().encode(to).map_err(|error| tonic::Status::internal(error.to_string()))
+    }
+}
+
+impl<T: Crosses> Decoder for Half<T> {
+    type Item = T;
+    type Error = tonic::Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<T>, tonic::Status> {
+        let message = T::Message::decode(from).map_err(|error| Reason::Version.because(error))?;
+        Ok(Some(T::from_message(message)?))
+    }
+}
+
+impl From<Refusal> for tonic::Status {
+    fn from(refusal: Refusal) -> Self {
+        use proto::refusal::Kind;
+        let mut details = proto::Refusal::default();
+        let (kind, code) = match refusal.reason {
+            Reason::Spec => (Kind::Spec, Code::InvalidArgument),
+            Reason::OtherSpec { keys } => {
+                details.keys = keys;
+                (Kind::OtherSpec, Code::FailedPrecondition)
+            }
+            Reason::Passed { next } => {
+                details.next = next.into_field();
+                (Kind::Passed, Code::OutOfRange)
+            }
+            Reason::Behind { next } => {
+                details.next = next.into_field();
+                (Kind::Behind, Code::FailedPrecondition)
+            }
+            Reason::NoRoom { need, free } => {
+                (details.need_bytes, details.free_bytes) = (need, free);
+                (Kind::NoRoom, Code::ResourceExhausted)
+            }
+            Reason::TooManyTrainers => (Kind::TooManyTrainers, Code::ResourceExhausted),
+            Reason::Stopping => (Kind::Stopping, Code::Unavailable),
+            Reason::Device => (Kind::Device, Code::FailedPrecondition),
+            Reason::Version => (Kind::Version, Code::FailedPrecondition),
+            Reason::OtherUser => (Kind::OtherUser, Code::PermissionDenied),
+            Reason::System => (Kind::System, Code::ResourceExhausted),
+            Reason::Other => (Kind::Unspecified, Code::Internal),
+        };
+        details.set_kind(kind);
+        Self::with_details(code, refusal.message, details.encode_to_vec().into())
+    }
+}
+
+impl Refusal {
+    /// The refusal that a status carries, if it does.
+    pub(crate) fn of(status: &tonic::Status) -> Option<Self> {
+        use proto::refusal::Kind;
+        let details = Some(status.details()).filter(|details| !details.is_empty())?;
+        let details = proto::Refusal::decode(details).ok()?;
+        let next = Place::from_field(details.next).ok()?;
+        let reason = match details.kind() {
+            Kind::Unspecified => Reason::Other,
+            Kind::Spec => Reason::Spec,
+            Kind::OtherSpec => Reason::OtherSpec { keys: details.keys },
+            Kind::Passed => Reason::Passed { next },
+            Kind::Behind => Reason::Behind { next },
+            Kind::NoRoom => Reason::NoRoom { need: details.need_bytes, free: details.free_bytes },
+            Kind::TooManyTrainers => Reason::TooManyTrainers,
+            Kind::Stopping => Reason::Stopping,
+            Kind::Device => Reason::Device,
+            Kind::Version => Reason::Version,
+            Kind::OtherUser => Reason::OtherUser,
+            Kind::System => Reason::System,
+        };
+        Some(reason.because(status.message()))
+    }
+}
+
+/// A field of a type, which its message has as an `M`.
+trait Field<M>: Sized {
+    fn into_field(self) -> M;
+
+    fn from_field(field: M) -> Result<Self, Refusal>;
+}
+
+/// A message that is not set stands for what an empty one does.
+impl<T: Crosses> Field<Option<T::Message>> for T {
+    fn into_field(self) -> Option<T::Message> {
+        Some(self.into_message())
+    }
+
+    fn from_field(field: Option<T::Message>) -> Result<Self, Refusal> {
+        T::from_message(field.unwrap_or_default())
+    }
+}
+
+impl<T: Crosses> Field<Option<T::Message>> for Option<T> {
+    fn into_field(self) -> Option<T::Message> {
+        self.map(T::into_message)
+    }
+
+    fn from_field(field: Option<T::Message>) -> Result<Self, Refusal> {
+        field.map(T::from_message).transpose()
+    }
+}
+
+impl<T: Crosses> Field<Vec<T::Message>> for Vec<T> {
+    fn into_field(self) -> Vec<T::Message> {
+        self.into_iter().map(T::into_message).collect()
+    }
+
+    fn from_field(field: Vec<T::Message>) -> Result<Self, Refusal> {
+        field.into_iter().map(T::from_message).collect()
+    }
+}
+
+impl Field<String> for Split {
+    fn into_field(self) -> String {
+        self.to_string()
+    }
+
+    fn from_field(field: String) -> Result<Self, Refusal> {
+        Ok(field.parse()?)
+    }
+}
+
+impl Field<String> for PathBuf {
+    fn into_field(self) -> String {
+        self.display().to_string()
+    }
+
+    fn from_field(field: String) -> Result<Self, Refusal> {
+        Ok(field.into())
+    }
+}
+
+impl Field<Option<String>> for Option<PathBuf> {
+    fn into_field(self) -> Option<String> {
+        self.map(PathBuf::into_field)
+    }
+
+    fn from_field(field: Option<String>) -> Result<Self, Refusal> {
+        field.map(PathBuf::from_field).transpose()
+    }
+}
+
+macro_rules! as_they_are {
+    ($($type:ty),+) => {
+        $(impl Field<$type> for $type {
+            fn into_field(self) -> $type {
+                self
+            }
+
+            fn from_field(field: $type) -> Result<Self, Refusal> {
+                Ok(field)
+            }
+        })+
+    };
+}
+
+as_they_are!(bool, u32, u64, f64, String, Option<String>);
+
+/// Types whose messages have the same fields, and the versions where it says so.
+macro_rules! fields {
+    ($($type:ident { $($field:ident),+ $(; $versions:ident)? })+) => {
+        $(impl Crosses for $type {
+            type Message = proto::$type;
+
+            fn into_message(self) -> proto::$type {
+                let Self { $($field),+ } = self;
+                proto::$type { $($field: $field.into_field(),)+ $($versions: Some($versions()))? }
+            }
+
+            fn from_message(from: proto::$type) -> Result<Self, Refusal> {
+                let proto::$type { $($field,)+ $($versions: _)? } = from;
+                Ok(Self { $($field: Field::from_field($field)?),+ })
+            }
+        })+
+    };
+}
+
+fields! {
+    Attached {
+        feed_id, data_path, cursor_path, slots_path, batches, samples, classes, pid, origin, start, mixer, identity;
+        versions
+    }
+    BadSample { split, sample_id, name, cause }
+    Class { id, name }
+    Feed { feed_id, spec, published, next, batches, ring_bytes, trainers }
+    Former { next, trainers }
+    ListFeedsReply { feeds }
+    Mixed { images, to_device_bytes, from_device_bytes, on_device_bytes }
+    Place { epoch, index }
+    ShutdownReply { pid }
+    Sources { split, samples, kept, decoded, bytes, size }
+    Stage { name, items, busy_s, waiting_in_s, waiting_out_s, threads }
+    Status {
+        pid, version, data, uptime_s, cpu_s, peak_rss_bytes, decode_workers, jpeg_decoder, mixer, train_samples, val_samples,
+        stores, sources, feeds, bad_samples, stages, draining, mixed, recipe
+    }
+    Trainer { pid, read, skipped, waited_s, lag, place, evicted }
+}
+
+impl Crosses for () {
+    type Message = ();
+
+    fn into_message(self) {}
+
+    fn from_message((): ()) -> Result<(), Refusal> {
+        Ok(())
+    }
+}
+
+impl Crosses for AttachRequest {
+    type Message = proto::AttachRequest;
+
+    fn into_message(self) -> proto::AttachRequest {
+        let Self { spec, pid, former, device_uuid } = self;
+        let (spec, former) = (spec.into_field(), former.into_field());
+        proto::AttachRequest { versions: Some(versions()), spec, pid, former, device_uuid }
+    }
+
+    /// Versions first: what another version asks for need not make sense here.
+    fn from_message(from: proto::AttachRequest) -> Result<Self, Refusal> {
+        let proto::AttachRequest { versions, spec, pid, former, device_uuid } = from;
+        check_versions(versions)?;
+        Ok(Self { spec: Field::from_field(spec)?, pid, former: Field::from_field(former)?, device_uuid })
+    }
+}
+
+impl Crosses for WatchRequest {
+    type Message = proto::WatchRequest;
+
+    fn into_message(self) -> proto::WatchRequest {
+        proto::WatchRequest { interval_ms: Some(self.interval.as_millis() as u32) }
+    }
+
+    fn from_message(from: proto::WatchRequest) -> Result<Self, Refusal> {
+        match from.interval_ms.unwrap_or(1_000) {
+            ms @ 100..=60_000 => Ok(Self { interval: Duration::from_millis(ms.into()) }),
+            ms => Err(Reason::Spec.because(format!("interval_ms is {ms}: it must be 100 to 60000"))),
+        }
+    }
+}
+
+impl Crosses for Store {
+    type Message = proto::Store;
+
+    fn into_message(self) -> proto::Store {
+        let Self { split, size: ImageSize { height, width }, view, samples, capacity, decoded, bytes, device_bytes } =
+            self;
+        let split = split.to_string();
+        proto::Store { split, height, width, samples, capacity, decoded, bytes, device_bytes, view }
+    }
+
+    fn from_message(from: proto::Store) -> Result<Self, Refusal> {
+        let proto::Store { split, height, width, samples, capacity, decoded, bytes, device_bytes, view } = from;
+        let (split, size) = (split.parse()?, ImageSize { height, width });
+        Ok(Self { split, size, view, samples, capacity, decoded, bytes, device_bytes })
+    }
+}
+
+impl From<ParseError> for Refusal {
+    fn from(error: ParseError) -> Self {
+        Reason::Spec.because(error)
+    }
+}
+
+fn parse<T: FromStr<Err = ParseError>>(text: Option<&str>) -> Result<Option<T>, ParseError> {
+    text.map(str::parse).transpose()
+}
+
+fn channels(key: &'static str, values: &[f32]) -> Result<Option<[f32; 3]>, Refusal> {
+    match values {
+        [] => Ok(None),
+        &[r, g, b] => Ok(Some([r, g, b])),
+        other => {
+            let found = other.len();
+            let text = format!("bad feed spec: {key} has {found} numbers: it must have one a channel, 3");
+            Err(Reason::Spec.because(text))
+        }
+    }
+}
+
+impl Crosses for FeedSpec {
+    type Message = proto::FeedSpec;
+
+    fn into_message(self) -> proto::FeedSpec {
+        // Without the ..: a field that is forgotten here does not compile.
+        let Self {
+            split,
+            batch_size,
+            image_size: ImageSize { height, width },
+            crop,
+            interpolation,
+            flip,
+            shuffle,
+            seed,
+            last,
+            repeats,
+            mix,
+            smoothing,
+            dtype,
+            layout,
+            mean,
+            std,
+            device,
+            rank,
+            world_size,
+            slots,
+            digest,
+            share,
+            start,
+        } = self;
+        proto::FeedSpec {
+            split: Some(split.to_string()),
+            batch_size: Some(batch_size),
+            height: Some(height),
+            width: Some(width),
+            crop: crop.into_field(),
+            interpolation: Some(interpolation.to_string()),
+            flip: Some(flip),
+            shuffle: Some(shuffle),
+            seed: Some(seed),
+            last: Some(last.to_string()),
+            repeats: Some(repeats),
+            mix: mix.into_field(),
+            smoothing: Some(smoothing),
+            dtype: Some(dtype.to_string()),
+            layout: Some(layout.to_string()),
+            mean: mean.to_vec(),
+            std: std.to_vec(),
+            rank: Some(rank),
+            world_size: Some(world_size),
+            slots: Some(slots),
+            start: start.into_field(),
+            digest: Some(digest),
+            share: share.into_field(),
+            device: Some(device.to_string()),
+        }
+    }
+
+    /// Defaults are filled in; ranges are not checked here.
+    fn from_message(from: proto::FeedSpec) -> Result<Self, Refusal> {
+        // Without the ..: a field that is forgotten here does not compile.
+        let proto::FeedSpec {
+            split,
+            batch_size,
+            height,
+            width,
+            shuffle,
+            seed,
+            last,
+            mix,
+            smoothing,
+            dtype,
+            layout,
+            mean,
+            std,
+            rank,
+            world_size,
+            slots,
+            start,
+            digest,
+            share,
+            device,
+            crop,
+            interpolation,
+            flip,
+            repeats,
+        } = from;
+        let base = FeedSpec::of(parse(split.as_deref())?.unwrap_or(Split::Train));
+        Ok(FeedSpec {
+            split: base.split,
+            batch_size: batch_size.unwrap_or(base.batch_size),
+            image_size: ImageSize {
+                height: height.unwrap_or(base.image_size.height),
+                width: width.unwrap_or(base.image_size.width),
+            },
+            crop: crop.map_or(Ok(base.crop), Crop::from_message)?,
+            interpolation: parse(interpolation.as_deref())?.unwrap_or(base.interpolation),
+            flip: flip.unwrap_or(base.flip),
+            shuffle: shuffle.unwrap_or(base.shuffle),
+            seed: seed.unwrap_or(base.seed),
+            last: parse(last.as_deref())?.unwrap_or(base.last),
+            repeats: repeats.unwrap_or(base.repeats),
+            mix: mix.map_or(Ok(base.mix), Mix::from_message)?,
+            smoothing: smoothing.unwrap_or(base.smoothing),
+            dtype: parse(dtype.as_deref())?.unwrap_or(base.dtype),
+            layout: parse(layout.as_deref())?.unwrap_or(base.layout),
+            mean: channels("mean", &mean)?.unwrap_or(base.mean),
+            std: channels("std", &std)?.unwrap_or(base.std),
+            device: parse(device.as_deref())?.unwrap_or(base.device),
+            rank: rank.unwrap_or(base.rank),
+            world_size: world_size.unwrap_or(base.world_size),
+            slots: slots.unwrap_or(base.slots),
+            digest: digest.unwrap_or(base.digest),
+            share: Field::from_field(share)?,
+            start: start.map_or(Ok(base.start), Start::from_message)?,
+        })
+    }
+}
+
+impl Crosses for Crop {
+    type Message = proto::Crop;
+
+    fn into_message(self) -> proto::Crop {
+        use proto::crop::Kind;
+        let kind = match self {
+            Self::Squash => Kind::Squash(proto::Squash {}),
+            Self::SquashCenter { resize } => Kind::SquashCenter(proto::CenterCrop { resize }),
+            Self::ShortCenter { resize } => Kind::ShortCenter(proto::CenterCrop { resize }),
+            Self::RandomResizedCrop { scale: [scale_min, scale_max], ratio: [ratio_min, ratio_max] } => {
+                Kind::RandomResizedCrop(proto::RandomResizedCrop { scale_min, scale_max, ratio_min, ratio_max })
+            }
+            Self::PadCrop { pad, mode } => Kind::PadCrop(proto::PadCrop { pad, mode: mode.to_string() }),
+        };
+        proto::Crop { kind: Some(kind) }
+    }
+
+    fn from_message(from: proto::Crop) -> Result<Self, Refusal> {
+        use proto::crop::Kind;
+        Ok(match from.kind {
+            None | Some(Kind::Squash(proto::Squash {})) => Self::Squash,
+            Some(Kind::SquashCenter(proto::CenterCrop { resize })) => Self::SquashCenter { resize },
+            Some(Kind::ShortCenter(proto::CenterCrop { resize })) => Self::ShortCenter { resize },
+            Some(Kind::RandomResizedCrop(proto::RandomResizedCrop { scale_min, scale_max, ratio_min, ratio_max })) => {
+                Self::RandomResizedCrop { scale: [scale_min, scale_max], ratio: [ratio_min, ratio_max] }
+            }
+            Some(Kind::PadCrop(proto::PadCrop { pad, mode })) => Self::PadCrop { pad, mode: mode.parse()? },
+        })
+    }
+}
+
+impl Crosses for Mix {
+    type Message = proto::Mix;
+
+    fn into_message(self) -> proto::Mix {
+        let Self { mixup, cutmix, prob, switch, per, fold, pairing } = self;
+        proto::Mix {
+            mixup,
+            cutmix,
+            prob: Some(prob),
+            switch: Some(switch),
+            per: Some(per.to_string()),
+            fold: Some(fold),
+            pairing: Some(pairing.to_string()),
+        }
+    }
+
+    fn from_message(from: proto::Mix) -> Result<Self, Refusal> {
+        let proto::Mix { mixup, cutmix, prob, switch, per, fold, pairing } = from;
+        let base = Self::NONE;
+        Ok(Self {
+            mixup,
+            cutmix,
+            prob: prob.unwrap_or(base.prob),
+            switch: switch.unwrap_or(base.switch),
+            per: parse(per.as_deref())?.unwrap_or(base.per),
+            fold: fold.unwrap_or(base.fold),
+            pairing: parse(pairing.as_deref())?.unwrap_or(base.pairing),
+        })
+    }
+}
+
+impl Crosses for Share {
+    type Message = proto::Share;
+
+    fn into_message(self) -> proto::Share {
+        let Self { name, delivery, max_lag_s } = self;
+        proto::Share { name: name.to_string(), delivery: Some(delivery.to_string()), max_lag_s: Some(max_lag_s) }
+    }
+
+    fn from_message(from: proto::Share) -> Result<Self, Refusal> {
+        let base = Self::new(from.name.parse()?);
+        Ok(Self {
+            delivery: parse(from.delivery.as_deref())?.unwrap_or(base.delivery),
+            max_lag_s: from.max_lag_s.unwrap_or(base.max_lag_s),
+            ..base
+        })
+    }
+}
+
+impl Crosses for Start {
+    type Message = proto::Start;
+
+    fn into_message(self) -> proto::Start {
+        use proto::start::At;
+        let at = match self {
+            Self::Now => At::Now(proto::Now {}),
+            Self::NextEpoch => At::NextEpoch(proto::NextEpoch {}),
+            Self::At(place) => At::Place(place.into_message()),
+        };
+        proto::Start { at: Some(at) }
+    }
+
+    fn from_message(from: proto::Start) -> Result<Self, Refusal> {
+        use proto::start::At;
+        Ok(match from.at {
+            None | Some(At::Now(_)) => Self::Now,
+            Some(At::NextEpoch(_)) => Self::NextEpoch,
+            Some(At::Place(place)) => Self::At(Place::from_message(place)?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{Delivery, MixPer, Pairing, Recipe};
+    use crate::types::{Device, Dtype, Interpolation, Last, Layout, PadMode};
+
+    #[test]
+    fn specs_survive_a_round_trip() {
+        let unusual = FeedSpec {
+            split: Split::Val,
+            batch_size: 7,
+            image_size: ImageSize { height: 33, width: 65 },
+            shuffle: true,
+            seed: u64::MAX,
+            last: Last::Drop,
+            crop: Crop::PadCrop { pad: 4, mode: PadMode::Reflect },
+            interpolation: Interpolation::Bicubic,
+            flip: 0.25,
+            repeats: 3,
+            mix: Mix {
+                mixup: Some(0.1),
+                cutmix: Some(0.7),
+                prob: 0.9,
+                switch: 0.3,
+                per: MixPer::Batch,
+                fold: false,
+                pairing: Pairing::SecondBatch,
+            },
+            smoothing: 0.3,
+            dtype: Dtype::Bf16,
+            layout: Layout::Nhwc,
+            mean: [0.0, 0.1, 0.2],
+            std: [1.0, 2.0, 3.0],
+            device: Device::Cuda(3),
+            rank: 3,
+            world_size: 5,
+            slots: 9,
+            start: Start::At(Place { epoch: 4, index: 2 }),
+            digest: true,
+            share: Some(Share { delivery: Delivery::Latest, max_lag_s: 2.5, ..Share::new("a-1".parse().unwrap()) }),
+        };
+        let other = FeedSpec { mix: Mix::cutmix(0.7), start: Start::NextEpoch, ..unusual };
+        let recipes =
+            Recipe::presets().into_iter().flat_map(|recipe| [recipe.feed(Split::Train), recipe.feed(Split::Val)]);
+        for spec in [unusual, other].into_iter().chain(recipes) {
+            assert_eq!(FeedSpec::from_message(spec.into_message()), Ok(spec));
+        }
+    }
+
+    #[test]
+    fn an_empty_message_is_the_default_feed_of_its_split() {
+        assert_eq!(FeedSpec::from_message(proto::FeedSpec::default()), Ok(FeedSpec::train()));
+        let val = proto::FeedSpec { split: Some("val".to_owned()), ..Default::default() };
+        assert_eq!(FeedSpec::from_message(val), Ok(FeedSpec::val()));
+    }
+
+    #[test]
+    fn refusals_survive_a_round_trip_and_those_of_a_newer_daemon_keep_their_text() {
+        let (next, need, free) = (Place { epoch: 2, index: 7 }, Some(9), Some(0));
+        let reasons = [
+            Reason::Spec,
+            Reason::OtherSpec { keys: vec!["seed".to_owned()] },
+            Reason::Passed { next },
+            Reason::Behind { next },
+            Reason::NoRoom { need, free },
+            Reason::NoRoom { need: None, free: None },
+            Reason::TooManyTrainers,
+            Reason::Stopping,
+            Reason::Device,
+            Reason::Version,
+            Reason::OtherUser,
+            Reason::System,
+        ];
+        for refusal in reasons.map(|reason| reason.because("why")) {
+            assert_eq!(Refusal::of(&refusal.clone().into()), Some(refusal));
+        }
+        let details = proto::Refusal { kind: 99, ..Default::default() }.encode_to_vec();
+        let newer = tonic::Status::with_details(Code::Unknown, "why", details.into());
+        assert_eq!(Refusal::of(&newer), Some(Reason::Other.because("why")));
+        assert_eq!(Refusal::of(&tonic::Status::unknown("the transport's")), None);
+    }
+
+    #[test]
+    fn texts_that_name_nothing_are_refused() {
+        let message = proto::FeedSpec { dtype: Some("f64".to_owned()), ..Default::default() };
+        let error = FeedSpec::from_message(message).unwrap_err();
+        assert_eq!(error, Reason::Spec.because("`f64` is not a dtype (use f32, f16, bf16 or u8)"));
+        let message = proto::FeedSpec { mean: vec![0.5], ..Default::default() };
+        assert_eq!(FeedSpec::from_message(message).unwrap_err().reason, Reason::Spec);
+    }
+}

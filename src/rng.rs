@@ -13,7 +13,7 @@
 use crate::types::{BATCH_BITS, EPOCH_BITS, ROW_BITS};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use rand_distr::{Beta, Distribution};
+use rand_distr::Beta;
 
 /// What a random number is for. The numbers are part of the plan version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,14 +41,43 @@ pub enum Stream {
 /// # Panics
 /// When epoch, batch or row exceed their bits.
 pub fn at(seed: u64, stream: Stream, epoch: u64, batch: u64, row: u64) -> ChaCha8Rng {
-    assert!(epoch >> EPOCH_BITS == 0 && batch >> BATCH_BITS == 0 && row >> ROW_BITS == 0, "place out of range");
-    let mut key = [0; 32];
-    key[..8].copy_from_slice(&seed.to_le_bytes());
-    key[8..].copy_from_slice(b"mixd: plan, version 1\0\0\0");
-    let mut rng = ChaCha8Rng::from_seed(key);
-    rng.set_stream((stream as u64) << EPOCH_BITS | epoch);
-    rng.set_word_pos(u128::from(batch << 40 | row << 16) * 16);
-    rng
+    let mut rows = Rows::new(seed, stream, epoch, batch);
+    rows.at(row);
+    rows.rng
+}
+
+/// The generators for one purpose of all rows of a batch. They differ in their first block only, so that one is moved from row to row: setting
+/// one up costs half of what a row's first words do.
+#[derive(Debug, Clone)]
+pub struct Rows {
+    rng: ChaCha8Rng,
+    batch: u64,
+}
+
+impl Rows {
+    /// Those of a batch.
+    ///
+    /// # Panics
+    /// When epoch or batch exceed their bits.
+    pub fn new(seed: u64, stream: Stream, epoch: u64, batch: u64) -> Self {
+        assert!(epoch >> EPOCH_BITS == 0 && batch >> BATCH_BITS == 0, "place out of range");
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&seed.to_le_bytes());
+        key[8..].copy_from_slice(b"mixd: plan, version 1\0\0\0");
+        let mut rng = ChaCha8Rng::from_seed(key);
+        rng.set_stream((stream as u64) << EPOCH_BITS | epoch);
+        Self { rng, batch }
+    }
+
+    /// The generator of a row, before its first word: what [`at`] returns.
+    ///
+    /// # Panics
+    /// When the row exceeds its bits.
+    pub fn at(&mut self, row: u64) -> &mut ChaCha8Rng {
+        assert!(row >> ROW_BITS == 0, "place out of range");
+        self.rng.set_word_pos(u128::from(self.batch << 40 | row << 16) * 16);
+        &mut self.rng
+    }
 }
 
 /// A uniform number in `0..bound` by multiplication, with rejection (Lemire 2019), from 32-bit words.
@@ -77,17 +106,18 @@ pub fn chance(rng: &mut ChaCha8Rng, prob: f64) -> bool {
     f64::from(rng.next_u32()) >= (1.0 - prob) * 4_294_967_296.0
 }
 
-/// A draw of Beta(α, α), in [0, 1].
+/// Beta(α, α), over [0, 1].
 ///
 /// # Panics
 /// When `alpha` is not a positive, finite number.
-pub fn beta(rng: &mut ChaCha8Rng, alpha: f64) -> f64 {
-    Beta::new(alpha, alpha).expect("α is validated with the feed spec").sample(rng)
+pub fn beta(alpha: f64) -> Beta<f64> {
+    Beta::new(alpha, alpha).expect("α is validated with the feed spec")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand_distr::Distribution;
 
     #[test]
     fn the_mapping_of_plan_version_2_is_pinned() {
@@ -96,7 +126,7 @@ mod tests {
             [words(Stream::Permutation, 0, 0, 0), words(Stream::Shuffle, 1, 2, 0), words(Stream::Lambda, 3, 4, 5)];
         assert_eq!(pinned, PINNED_WORDS);
         assert_eq!(permutation(at(7, Stream::Permutation, 0, 0, 0), 10), PINNED_PERMUTATION);
-        assert_eq!(beta(&mut at(7, Stream::Lambda, 0, 0, 0), 0.4).to_bits(), PINNED_BETA);
+        assert_eq!(beta(0.4).sample(&mut at(7, Stream::Lambda, 0, 0, 0)).to_bits(), PINNED_BETA);
     }
     const PINNED_WORDS: [u64; 3] = [14903477740133753189, 12691110767023999054, 17437460801570986790];
     const PINNED_PERMUTATION: [u32; 10] = [8, 2, 1, 0, 5, 3, 4, 6, 7, 9];
@@ -122,6 +152,16 @@ mod tests {
         }
         let (mut bits, mut rng) = (words(), words());
         assert!((0..1_000).all(|_| chance(&mut rng, 0.5) == (bits.next_u32() >> 31 == 1)));
+    }
+
+    #[test]
+    fn a_generator_moved_to_a_row_is_the_rows_own() {
+        let mut rows = Rows::new(7, Stream::Lambda, 3, 4);
+        for row in [5, 0, 5, (1 << ROW_BITS) - 1] {
+            let moved = rows.at(row);
+            let words = |rng: &mut ChaCha8Rng| [(); 5].map(|()| rng.next_u32());
+            assert_eq!(words(moved), words(&mut at(7, Stream::Lambda, 3, 4, row)));
+        }
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl Requester {
     /// # Errors
     /// When the feed was stopped or the decoders are gone.
     pub fn request(&self, image: ImagePlan, staging: &Arc<Rows>, staged: u32) -> Result<Location, FeedError> {
-        let (location, job) = self.locate(image, staging, staged);
+        let (location, job) = self.locate(&image, staging, staged);
         job.map_or(Ok(()), |job| self.send(job))?;
         Ok(location)
     }
@@ -117,7 +117,7 @@ impl Requester {
     }
 
     /// Where a sample is, or will be once the job is done.
-    fn locate(&self, image: ImagePlan, staging: &Arc<Rows>, staged: u32) -> (Location, Option<Job>) {
+    fn locate(&self, image: &ImagePlan, staging: &Arc<Rows>, staged: u32) -> (Location, Option<Job>) {
         // A bad sample's row in the staging may be taken again.
         if self.entry.sources.as_ref().is_some_and(|sources| sources.is_bad(image.sample)) {
             return (Location::Bad, None);
@@ -134,7 +134,8 @@ impl Requester {
                 (claim.expect("each staging row is asked for once, or again when bad"), Location::Staged(staged), false)
             }
         };
-        let job = Job { image, entry: Arc::clone(&self.entry), claim, stored, stopped: Arc::clone(&self.stopped) };
+        let job =
+            Job { image: *image, entry: Arc::clone(&self.entry), claim, stored, stopped: Arc::clone(&self.stopped) };
         (location, Some(job))
     }
 
@@ -198,21 +199,23 @@ impl Fetcher {
         }
         clock.lap(Doing::WaitingOut);
         locations.clear();
-        let others = if plan.takes_others() { &plan.rows[..] } else { &[] };
-        let images = plan.rows.iter().map(|row| (row.own, -1));
-        let images = images.chain(others.iter().map(|row| (row.partner, row.partner_row)));
-        for (at, (image, row)) in images.enumerate() {
-            // A partner from this batch has been located as its own row's image.
-            if let Ok(row) = usize::try_from(row) {
-                locations.push(locations[row]);
-                continue;
-            }
+        let mut ask = |image: &ImagePlan, at: usize| -> Result<Location, FeedError> {
             let (location, job) = self.requester.locate(image, &staging, at as u32);
-            locations.push(location);
             if let Some(job) = job {
                 clock.lap(Doing::Busy);
                 self.requester.send(job)?;
                 clock.lap(Doing::WaitingOut);
+            }
+            Ok(location)
+        };
+        for (at, row) in plan.rows.iter().enumerate() {
+            locations.push(ask(&row.own, at)?);
+        }
+        if plan.takes_others() {
+            for (at, row) in plan.rows.iter().enumerate() {
+                // A partner from this batch has been located as its own row's image.
+                let located = usize::try_from(row.partner_row).ok().map(|row| locations[row]);
+                locations.push(located.map_or_else(|| ask(&row.partner, plan.len() + at), Ok)?);
             }
         }
         Ok(Pending { plan, locations, staging })

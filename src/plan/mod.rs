@@ -145,7 +145,8 @@ impl Plan {
         // Without the ..: a column that is forgotten here does not compile.
         let OwnedColumns { label_a, label_b, lambda, partner, sample_id, partner_id, crop: crops, cut, flip } = columns;
         fill(label_a, self, |_, row| label(row.own.sample));
-        fill(label_b, self, |_, row| label(row.partner.sample));
+        let of_row = |row: &RowPlan| usize::try_from(row.partner_row).ok().map(|row| label_a[row]);
+        fill(label_b, self, |_, row| of_row(row).unwrap_or_else(|| label(row.partner.sample)));
         fill(lambda, self, |_, row| row.mix.lambda());
         fill(partner, self, |_, row| row.partner_row);
         fill(sample_id, self, |_, row| row.own.sample);

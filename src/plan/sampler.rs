@@ -4,7 +4,7 @@ use super::{CropDraw, ImagePlan, Plan, RowMix, RowPlan, ViewPlan};
 use crate::rng::{self, Stream};
 use crate::spec::{FeedSpec, MixPer, Pairing};
 use crate::types::{BATCH_BITS, Cut, ImageSize, Last, Place, ROW_BITS, SampleId};
-use rand_chacha::ChaCha8Rng;
+use rand_distr::{Beta, Distribution};
 
 /// A feed that would never deliver a batch, or more than can be numbered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -139,12 +139,12 @@ impl Epoch<'_> {
         let pad = rows.clone().filter(|&row| global(row) >= u64::from(*samples)).count() as u32;
         let pick = |order: &[SampleId], row: u64| order[(global(row) % u64::from(*samples)) as usize];
         let len = (rows.end - rows.start) as u32;
-        let views = Views { epoch: self, index };
-        let own = |((row, at), mix): ((u64, u32), RowMix)| {
+        let (mut views, mut mixes) = (Views::new(self, index), Mixes::new(self, index, len));
+        let own = |(row, at): (u64, u32)| {
             let own = ImagePlan { sample: pick(&self.order, row), view: views.own(at) };
-            RowPlan { own, partner: own, partner_row: at as i32, mix }
+            RowPlan { own, partner: own, partner_row: at as i32, mix: mixes.of(at) }
         };
-        let mut plans: Vec<RowPlan> = rows.clone().zip(0..).zip(self.mixes(index, len)).map(own).collect();
+        let mut plans: Vec<RowPlan> = rows.clone().zip(0..).map(own).collect();
         let partner_rows = self.partner_rows(index, len);
         for (at, row) in (0..plans.len()).zip(rows) {
             if plans[at].mix == RowMix::Alone {
@@ -173,9 +173,9 @@ impl Epoch<'_> {
         }
     }
 
-    /// The generator of a row of a batch, which no row of another rank has.
-    fn row(&self, stream: Stream, index: u64, row: u32) -> ChaCha8Rng {
-        rng::at(self.sampler.spec.seed, stream, self.epoch, index, self.global_row(row))
+    /// The generators of a batch's rows, which no row of another rank has.
+    fn generators(&self, stream: Stream, index: u64) -> rng::Rows {
+        rng::Rows::new(self.sampler.spec.seed, stream, self.epoch, index)
     }
 
     /// A row's number over all ranks.
@@ -183,53 +183,80 @@ impl Epoch<'_> {
         let spec = &self.sampler.spec;
         u64::from(row) * u64::from(spec.world_size) + u64::from(spec.rank)
     }
+}
 
-    /// How each row is mixed: a draw a row, a pair of rows, or for all.
-    fn mixes(&self, index: u64, len: u32) -> Vec<RowMix> {
-        let mix = &self.sampler.spec.mix;
-        let draw = |row| self.mix(index, row);
-        match mix.per {
-            _ if !mix.is_on() => vec![RowMix::Alone; len as usize],
-            MixPer::Image => (0..len).map(draw).collect(),
-            MixPer::Pair => (0..len).map(|row| draw(row.min(len - 1 - row))).collect(),
-            MixPer::Batch => vec![draw(0); len as usize],
+/// Draws how the rows of a batch are mixed: a draw a row, a pair of rows, or for all.
+struct Mixes<'a> {
+    epoch: &'a Epoch<'a>,
+    len: u32,
+    choices: rng::Rows,
+    lambdas: rng::Rows,
+    mixup: Option<Beta<f64>>,
+    cutmix: Option<Beta<f64>>,
+    /// The unit that was drawn last, by its first row, and its draw.
+    last: Option<(u32, RowMix)>,
+}
+
+impl<'a> Mixes<'a> {
+    fn new(epoch: &'a Epoch<'a>, index: u64, len: u32) -> Self {
+        let mix = &epoch.sampler.spec.mix;
+        let [choices, lambdas] = [Stream::Mix, Stream::Lambda].map(|stream| epoch.generators(stream, index));
+        let [mixup, cutmix] = [mix.mixup, mix.cutmix].map(|alpha| alpha.map(rng::beta));
+        Self { epoch, len, choices, lambdas, mixup, cutmix, last: None }
+    }
+
+    /// How this row is mixed.
+    fn of(&mut self, row: u32) -> RowMix {
+        let unit = match self.epoch.sampler.spec.mix.per {
+            MixPer::Image => row,
+            MixPer::Pair => row.min(self.len - 1 - row),
+            MixPer::Batch => 0,
+        };
+        if let Some((last, mix)) = self.last
+            && last == unit
+        {
+            return mix;
         }
+        let mix = self.draw(unit);
+        self.last = Some((unit, mix));
+        mix
     }
 
     /// How the unit that begins with this row is mixed.
-    fn mix(&self, index: u64, row: u32) -> RowMix {
-        let mix = &self.sampler.spec.mix;
+    fn draw(&mut self, row: u32) -> RowMix {
+        let mix = &self.epoch.sampler.spec.mix;
+        let row = self.epoch.global_row(row);
         let is_by_chance = mix.prob < 1.0 || mix.mixup.is_some() && mix.cutmix.is_some();
         let [is_mixed, is_cut] = match is_by_chance {
             // Both are drawn, so that a change of one probability leaves the other's outcome as it is.
             true => {
-                let mut choice = self.row(Stream::Mix, index, row);
-                [mix.prob, mix.switch].map(|prob| rng::chance(&mut choice, prob))
+                let choice = self.choices.at(row);
+                [mix.prob, mix.switch].map(|prob| rng::chance(choice, prob))
             }
             false => [true, false],
         };
-        match (mix.mixup, mix.cutmix) {
+        match (self.mixup, self.cutmix) {
             _ if !is_mixed => RowMix::Alone,
-            (Some(alpha), None) => self.mixup(index, row, alpha),
-            (None, Some(alpha)) => self.cutmix(index, row, alpha),
-            (Some(_), Some(alpha)) if is_cut => self.cutmix(index, row, alpha),
-            (Some(alpha), Some(_)) => self.mixup(index, row, alpha),
+            (Some(beta), None) => self.mixup(row, beta),
+            (None, Some(beta)) => self.cutmix(row, beta),
+            (Some(_), Some(beta)) if is_cut => self.cutmix(row, beta),
+            (Some(beta), Some(_)) => self.mixup(row, beta),
             (None, None) => RowMix::Alone,
         }
     }
 
-    fn mixup(&self, index: u64, row: u32, alpha: f64) -> RowMix {
-        let raw = rng::beta(&mut self.row(Stream::Lambda, index, row), alpha);
-        RowMix::Mixup { lambda: (if self.sampler.spec.mix.fold { raw.max(1.0 - raw) } else { raw }) as f32 }
+    fn mixup(&mut self, row: u64, beta: Beta<f64>) -> RowMix {
+        let raw = beta.sample(self.lambdas.at(row));
+        RowMix::Mixup { lambda: (if self.epoch.sampler.spec.mix.fold { raw.max(1.0 - raw) } else { raw }) as f32 }
     }
 
     /// A box of Yun et al. 2019, algorithm 1.
-    fn cutmix(&self, index: u64, row: u32, alpha: f64) -> RowMix {
-        let image_size @ ImageSize { height, width } = self.sampler.spec.image_size;
-        let mut rng = self.row(Stream::Lambda, index, row);
-        let side = (1.0 - rng::beta(&mut rng, alpha)).sqrt();
+    fn cutmix(&mut self, row: u64, beta: Beta<f64>) -> RowMix {
+        let image_size @ ImageSize { height, width } = self.epoch.sampler.spec.image_size;
+        let rng = self.lambdas.at(row);
+        let side = (1.0 - beta.sample(rng)).sqrt();
         let mut span = |extent: u32| {
-            let (half, centre) = ((f64::from(extent) * side) as u32 / 2, rng::below(&mut rng, extent));
+            let (half, centre) = ((f64::from(extent) * side) as u32 / 2, rng::below(rng, extent));
             (centre.saturating_sub(half), (centre + half).min(extent))
         };
         let ((top, bottom), (left, right)) = (span(height), span(width));
@@ -242,28 +269,33 @@ impl Epoch<'_> {
 struct Views<'a> {
     epoch: &'a Epoch<'a>,
     index: u64,
+    coins: rng::Rows,
 }
 
-impl Views<'_> {
+impl<'a> Views<'a> {
+    fn new(epoch: &'a Epoch<'a>, index: u64) -> Self {
+        Self { epoch, index, coins: epoch.generators(Stream::Augmentation, index) }
+    }
+
     /// The view of a row's own image.
-    fn own(&self, row: u32) -> ViewPlan {
+    fn own(&mut self, row: u32) -> ViewPlan {
         self.draw(row, false)
     }
 
     /// The view of a row's image of a second batch.
-    fn second(&self, row: u32) -> ViewPlan {
+    fn second(&mut self, row: u32) -> ViewPlan {
         self.draw(row, true)
     }
 
-    fn draw(&self, row: u32, second: bool) -> ViewPlan {
-        let Self { epoch, index } = *self;
-        let spec = &epoch.sampler.spec;
+    fn draw(&mut self, row: u32, second: bool) -> ViewPlan {
+        let spec = &self.epoch.sampler.spec;
+        let row = self.epoch.global_row(row);
         // Of the row's two coins the second is a second batch's.
         let flip = spec.flip > 0.0 && {
-            let mut rng = epoch.row(Stream::Augmentation, index, row);
-            [(); 2].map(|()| rng::chance(&mut rng, spec.flip))[usize::from(second)]
+            let rng = self.coins.at(row);
+            [(); 2].map(|()| rng::chance(rng, spec.flip))[usize::from(second)]
         };
-        let draw = || CropDraw::at(spec.seed, second, epoch.epoch, index, epoch.global_row(row));
+        let draw = || CropDraw::at(spec.seed, second, self.epoch.epoch, self.index, row);
         ViewPlan { crop: spec.renders().then(draw), flip }
     }
 }
@@ -408,7 +440,8 @@ mod tests {
         for index in 0..20 {
             let plan = epoch.plan(index);
             for (row, cut) in plan.each(|row| row.mix.cut().unwrap()).iter().enumerate() {
-                let raw = rng::beta(&mut epoch.row(Stream::Lambda, index, row as u32), 1.0);
+                let raw =
+                    rng::beta(1.0).sample(epoch.generators(Stream::Lambda, index).at(epoch.global_row(row as u32)));
                 let wanted = 2 * ((f64::from(side) * (1.0 - raw).sqrt()) as u32 / 2);
                 let (height, width) = (cut.bottom - cut.top, cut.right - cut.left);
                 let inside = cut.top > 0 && cut.left > 0 && cut.bottom < side && cut.right < side;

@@ -10,15 +10,15 @@ const BEYOND: usize = 16;
 /// Rows that are resized together, two in a vector.
 pub const ROWS: usize = 8;
 /// Bits of the low part of a split weight.
-const LOW: i32 = 11;
+pub const LOW: u32 = 11;
 
 /// The weights of four neighbouring taps, each split; two taps' 16-bit parts in an element.
 #[derive(Clone, Copy)]
 pub struct Four {
     /// Of the first two taps and of the last two.
-    high: [i32; 2],
+    pub high: [i32; 2],
     /// The same.
-    low: [i32; 2],
+    pub low: [i32; 2],
 }
 
 impl Four {
@@ -35,7 +35,7 @@ impl Four {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn rounded(high: __m256i, low: __m256i) -> __m256i {
-    let sum = _mm256_add_epi32(_mm256_slli_epi32::<LOW>(high), low);
+    let sum = _mm256_add_epi32(_mm256_slli_epi32::<{ LOW as i32 }>(high), low);
     let half = _mm256_set1_epi32(1 << (FRACTION - 1));
     _mm256_srai_epi32::<{ FRACTION as i32 }>(_mm256_add_epi32(sum, half))
 }

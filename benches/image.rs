@@ -1,7 +1,7 @@
 //! Decoding and rendering alone, in one thread: images of the sample data to 128 × 128, random crops to 224 × 224.
 //!
 //! `cargo bench --bench image`. Files are read before; what it leaves out besides: waking, mixing, other processes. Rendering
-//! reads the same few pictures over and over, which stay in the caches.
+//! reads the same few pictures over and over, which stay in the caches; but for `render from memory`, whose sources are larger than those.
 #![allow(missing_docs, reason = "criterion's macros")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -48,6 +48,9 @@ fn resize(criterion: &mut Criterion) {
     }
     group.finish();
 }
+
+/// Sources of 262 KB that no cache holds together.
+const SOURCES: usize = 512;
 
 /// Boxes as random resized crop draws them: scale 0.08 to 1, ratio 3/4 to 4/3, each drawn evenly by a low-discrepancy sequence.
 fn crops(image: ImageSize, count: usize) -> Vec<CropBox> {
@@ -101,5 +104,30 @@ fn render(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decode, resize, render);
+/// Random crops of sources that are read from memory, as a daemon reads them.
+fn render_from_memory(criterion: &mut Criterion) {
+    let (image, size) = (ImageSize { height: 256, width: 341 }, ImageSize::square(224));
+    let values: Vec<u8> = (0..image.values()).map(|at| (at * 31 + at / 97) as u8).collect();
+    let sources: Vec<Vec<u8>> = (0..SOURCES).map(|_| values.clone()).collect();
+    let pictures: Vec<Picture<'_>> = sources.iter().map(|of| Picture::new(image.width, image.height, 3, of)).collect();
+    let (crops, mut out) = (crops(image, 4096), vec![0; size.values()]);
+    let mut group = criterion.benchmark_group("render from memory");
+    group.sample_size(20);
+    group.throughput(Throughput::Elements(1));
+    for level in Level::available() {
+        let mut renderer = Renderer::with_level(ResizeKind::Exact, level);
+        // What follows each other does not lie side by side.
+        let mut pictures = (0..).map(|nth: usize| &pictures[nth * 199 % SOURCES]);
+        let mut crops = crops.iter().cycle();
+        group.bench_function(format!("random crop {level:?}"), |bencher| {
+            bencher.iter(|| {
+                let (picture, crop) = (pictures.next().expect("endless"), crops.next().expect("endless"));
+                renderer.run(picture, &Geometry::resized_crop(*crop, size, Interpolation::Bilinear), size, &mut out);
+            })
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decode, resize, render, render_from_memory);
 criterion_main!(benches);

@@ -1,7 +1,8 @@
 //! The two passes of the exact resize, and deinterleaving, on AVX2.
 #![expect(unsafe_code, reason = "unaligned loads and stores of vectors")]
 
-use super::axis::{Axis, FRACTION};
+use super::axis::Axis;
+use super::weights::{FRACTION, Four, LOW};
 use crate::decode::Picture;
 use std::arch::x86_64::*;
 
@@ -9,33 +10,11 @@ use std::arch::x86_64::*;
 const BEYOND: usize = 16;
 /// Rows that are resized together, two in a vector.
 pub const ROWS: usize = 8;
-/// Bits of the low part of a split weight.
-const LOW: i32 = 11;
-
-/// The weights of four neighbouring taps, each split; two taps' 16-bit parts in an element.
-#[derive(Clone, Copy)]
-pub struct Four {
-    /// Of the first two taps and of the last two.
-    high: [i32; 2],
-    /// The same.
-    low: [i32; 2],
-}
-
-impl Four {
-    /// Splits four weights. The high part has the weight's sign, the low part none.
-    #[inline]
-    pub fn new(weights: &[i32]) -> Self {
-        let pair = |part: fn(i32) -> i32, at: usize| part(weights[at]) & 0xFFFF | part(weights[at + 1]) << 16;
-        let both = |part| [pair(part, 0), pair(part, 2)];
-        Self { high: both(|weight| weight >> LOW), low: both(|weight| weight & ((1 << LOW) - 1)) }
-    }
-}
-
 /// The rounded outputs of split sums. A low sum of thousands of taps may wrap around; the whole sum is below 2³¹ again.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn rounded(high: __m256i, low: __m256i) -> __m256i {
-    let sum = _mm256_add_epi32(_mm256_slli_epi32::<LOW>(high), low);
+    let sum = _mm256_add_epi32(_mm256_slli_epi32::<{ LOW as i32 }>(high), low);
     let half = _mm256_set1_epi32(1 << (FRACTION - 1));
     _mm256_srai_epi32::<{ FRACTION as i32 }>(_mm256_add_epi32(sum, half))
 }

@@ -4,7 +4,7 @@
     expect(unsafe_code, reason = "calls a function compiled for an instruction set that was detected at run time")
 )]
 
-use super::exact::Level;
+use super::level::Level;
 use super::window::Window;
 use crate::decode::Picture;
 
@@ -52,7 +52,7 @@ pub fn copy(picture: &Picture<'_>, origin: (u32, u32), across: &Window, down: &W
 /// From interleaved pixels to planes, in reverse order or not.
 fn deinterleave(row: &[u8], flip: bool, level: Level, planes: [&mut [u8]; 3]) {
     #[cfg(target_arch = "x86_64")]
-    if level == Level::Avx2 && planes[0].len() >= 16 {
+    if level.has_avx2() && planes[0].len() >= 16 {
         // SAFETY: a renderer of this level exists only where the machine has the feature.
         unsafe { super::avx2::deinterleave(row, flip, planes) };
         return;

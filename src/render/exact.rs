@@ -8,37 +8,14 @@
     expect(unsafe_code, reason = "calls functions compiled for an instruction set that was detected at run time")
 )]
 
-#[cfg(target_arch = "x86_64")]
-use super::avx2;
 use super::axis::{Axes, Axis, Key};
+use super::level::Level;
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
 use crate::decode::Picture;
 
-/// Instruction sets that the renderer is written for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Level {
-    /// What every processor of the target has.
-    Baseline,
-    /// AVX2.
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-}
-
-impl Level {
-    /// The levels that this machine has, best last.
-    pub fn available() -> Vec<Self> {
-        let mut levels = vec![Self::Baseline];
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") {
-            levels.push(Self::Avx2);
-        }
-        levels
-    }
-
-    /// The best level that this machine has.
-    pub fn best() -> Self {
-        *Self::available().last().expect("the baseline is always there")
-    }
-}
+/// Rows that any level resizes together.
+const ROWS_MAX: usize = 8;
 
 /// Scratch of the two passes, and the weights of axes that were seen.
 pub struct Exact {
@@ -72,25 +49,34 @@ impl Exact {
         let (across, down) = self.axes.get(across, down);
         let picture = picture.crop(down.start as u32, across.start as u32, down.inputs as u32, across.inputs as u32);
         let narrow_row = across.outputs() * picture.channels;
+        let bytes = narrow_row * down.inputs.next_multiple_of(ROWS_MAX);
+        if self.narrow.len() < bytes {
+            self.narrow.resize(bytes, 0);
+        }
+        let narrow = &mut self.narrow[..bytes];
         #[cfg(target_arch = "x86_64")]
-        if self.level == Level::Avx2 {
-            self.narrow.resize(narrow_row * down.inputs.next_multiple_of(avx2::ROWS), 0);
-            // SAFETY: `new` checked that the machine has the feature.
+        if self.level.has_avx2() {
+            // SAFETY: `new` checked that the machine has the features; blocks are built on their level only.
             unsafe {
-                match picture.channels {
-                    3 if across.outputs() >= 4 => avx2::along_rows(&picture, across, &mut self.narrow, &mut self.tail),
-                    _ => along_rows(&picture, across, &mut self.narrow),
+                if across.blocks.suit(picture.channels) {
+                    if avx512::suits_columns(across.outputs(), down) {
+                        return avx512::resize(&picture, across, down, narrow, out);
+                    }
+                    avx512::along_rows(&picture, across, 0..down.inputs, narrow);
+                } else if picture.channels == 3 && across.outputs() >= 4 {
+                    avx2::along_rows(&picture, across, narrow, &mut self.tail);
+                } else {
+                    along_rows(&picture, across, narrow);
                 }
                 match across.outputs() {
-                    32.. => avx2::along_columns(&self.narrow, across.outputs(), picture.channels, down, out),
-                    _ => along_columns(&self.narrow, across.outputs(), picture.channels, down, out),
+                    32.. => avx2::along_columns(narrow, across.outputs(), picture.channels, down, out),
+                    _ => along_columns(narrow, across.outputs(), picture.channels, down, out),
                 }
             }
             return;
         }
-        self.narrow.resize(narrow_row * down.inputs, 0);
-        along_rows(&picture, across, &mut self.narrow);
-        along_columns(&self.narrow, across.outputs(), picture.channels, down, out);
+        along_rows(&picture, across, narrow);
+        along_columns(narrow, across.outputs(), picture.channels, down, out);
     }
 
     /// Frees scratch above `bytes`.

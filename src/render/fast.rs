@@ -2,7 +2,7 @@
 
 use super::axis::Key;
 use super::copy::copy;
-use super::exact::Level;
+use super::level::Level;
 use crate::decode::Picture;
 use crate::types::Interpolation;
 use fast_image_resize::images::{TypedImage, TypedImageRef};

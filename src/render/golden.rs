@@ -192,7 +192,7 @@ impl Case {
 }
 
 prop_compose! {
-    fn sizes()(height in 1_u32..50, width in 1_u32..80) -> ImageSize {
+    fn sizes()(height in 1_u32..50, width in prop_oneof![2 => 1_u32..80, 1 => 64_u32..260]) -> ImageSize {
         ImageSize { height, width }
     }
 }

@@ -6,6 +6,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod axis;
 mod copy;
 mod exact;
@@ -13,13 +15,15 @@ mod fast;
 mod geometry;
 #[cfg(test)]
 mod golden;
+mod level;
 mod loader;
 #[cfg(test)]
 mod naive;
 mod resize;
+mod weights;
 mod window;
 
-pub use exact::Level;
 pub use geometry::Geometry;
+pub use level::Level;
 pub use loader::{LoadOptions, Loader, SCRATCH_BYTES_MAX, SourceSize};
 pub use resize::{Renderer, ResizeKind};

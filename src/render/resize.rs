@@ -2,9 +2,10 @@
 
 use super::axis::Key;
 use super::copy::copy;
-use super::exact::{Exact, Level};
+use super::exact::Exact;
 use super::fast::Fast;
 use super::geometry::Geometry;
+use super::level::Level;
 use crate::decode::Picture;
 use crate::types::{ImageSize, ParseError, named};
 use std::fmt;

@@ -1,17 +1,14 @@
-//! A feed: its two threads, from plans to slots, and how they stop.
+//! A feed: its ring, its two threads, who joins and leaves it, and how it stops.
 
 use super::device::Slots;
-use super::fetch::{Fetcher, Pending};
-use super::finish::Finisher;
-use super::{BATCHES_AHEAD, FeedError, OpenError, Shared};
-use crate::columns::OwnedColumns;
-use crate::mix::{Notice, Target};
+use super::mix_stage::MixStage;
+use super::plan_stage::PlanStage;
+use super::{BATCHES_AHEAD, OpenError, Shared};
 use crate::plan::Sampler;
-use crate::ring::{self, Pace, ReaderId, RingError, RingHandle, RingWriter, WriterStopped};
+use crate::ring::{self, Pace, ReaderId, RingError, RingHandle};
 use crate::spec::Delivery;
-use crate::stats::{Clock, Doing};
 use crate::types::{Place, Start};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::bounded;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,13 +47,13 @@ impl Feed {
     /// in the ring until [`Feed::release_hold`].
     pub(super) fn start(
         sampler: Sampler,
-        fetcher: Fetcher,
-        finisher: Finisher,
+        plan_stage: PlanStage,
+        mix_stage: MixStage,
         slots: Option<Slots>,
         dir: &Path,
         hold: bool,
     ) -> Result<(Self, Seat), OpenError> {
-        let (spec, shared, stopped) = (*finisher.spec(), finisher.shared(), finisher.stopped());
+        let (spec, shared, stopped) = (*mix_stage.spec(), mix_stage.shared(), mix_stage.stopped());
         let pace = spec.share.map_or(Pace::PRIVATE, |share| Pace {
             delivery: share.delivery,
             max_lag: Duration::from_secs_f64(share.max_lag_s),
@@ -71,7 +68,7 @@ impl Feed {
         let slots = slots.map(serve).transpose()?;
         let hold = hold.then(|| ring.hold(0)).transpose()?;
         let reason = Arc::new(Mutex::new("the feed was closed".to_owned()));
-        let (identity, mixer) = (finisher.identity(), finisher.mixer());
+        let (identity, mixer) = (mix_stage.identity(), mix_stage.mixer());
         let (hold, threads) = (Mutex::new(hold), Vec::new());
         let mut feed = Self { ring, sampler, identity, mixer, slots, shared, stopped, reason, hold, threads };
         // Before the writer runs: without a reader to wait for it would end.
@@ -83,11 +80,11 @@ impl Feed {
         };
         let plans = {
             let sampler = feed.sampler.clone();
-            move || plan(&sampler, fetcher, &batches)
+            move || plan_stage.run(&sampler, &batches)
         };
         let mixes = {
             let reason = Arc::clone(&feed.reason);
-            move || mix(finisher, &planned, writer, &reason)
+            move || mix_stage.run(&planned, writer, &reason)
         };
         feed.threads = vec![spawn("mixd-mix", Box::new(mixes))?, spawn("mixd-plan", Box::new(plans))?];
         Ok((feed, seat))
@@ -189,88 +186,5 @@ impl Drop for Feed {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-    }
-}
-
-fn plan(sampler: &Sampler, mut fetcher: Fetcher, batches: &Sender<Pending>) {
-    let shared = fetcher.shared();
-    let mut clock = Clock::start(&shared.stats.plan);
-    let mut place = sampler.start();
-    let mut epoch = sampler.epoch(place.epoch);
-    loop {
-        if epoch.number() != place.epoch {
-            epoch = sampler.epoch(place.epoch);
-        }
-        // Either fails only when the other side has ended.
-        let Ok(pending) = fetcher.fetch(epoch.plan(place.index), &mut clock) else { return };
-        clock.lap(Doing::Busy);
-        if batches.send(pending).is_err() {
-            return;
-        }
-        clock.count();
-        clock.lap(Doing::WaitingOut);
-        place = place.next(sampler.batches());
-    }
-}
-
-fn mix(mut finisher: Finisher, planned: &Receiver<Pending>, mut writer: RingWriter, reason: &Mutex<String>) {
-    let outcome = fill(&mut finisher, planned, &mut writer);
-    let (reason, failed) = match outcome {
-        Stop::Ring(WriterStopped::Stopped) | Stop::Failed(FeedError::Stopping) => {
-            (reason.lock().unwrap_or_else(PoisonError::into_inner).clone(), false)
-        }
-        Stop::Ring(WriterStopped::Deserted) => ("nobody reads the feed any more".to_owned(), false),
-        Stop::Ring(WriterStopped::Evicted(why) | WriterStopped::NoSpace(why)) => (why, true),
-        Stop::Ring(WriterStopped::Kept) => {
-            let why = "trainers that were evicted keep all of its slots (end them, or open the feed with more slots)";
-            (why.to_owned(), true)
-        }
-        Stop::Failed(error) => {
-            tracing::error!("a feed ends: {error}");
-            (error.to_string(), true)
-        }
-    };
-    writer.end(&reason, failed);
-}
-
-enum Stop {
-    Ring(WriterStopped),
-    Failed(FeedError),
-}
-
-fn fill(finisher: &mut Finisher, planned: &Receiver<Pending>, writer: &mut RingWriter) -> Stop {
-    let shared = finisher.shared();
-    let (mut clock, mut columns) = (Clock::start(&shared.stats.mix), OwnedColumns::default());
-    let (caller, digests) = (writer.caller(), finisher.spec().digest);
-    let call = || caller.call();
-    loop {
-        let Some(mut pending) = finisher.next().or_else(|| planned.recv().ok()) else {
-            return Stop::Failed(FeedError::Stopping);
-        };
-        if let Err(error) = finisher.settle(&mut pending) {
-            return Stop::Failed(error);
-        }
-        clock.lap(Doing::WaitingIn);
-        let mut slot = match writer.next_slot() {
-            Ok(slot) => slot,
-            Err(stopped) => return Stop::Ring(stopped),
-        };
-        clock.lap(Doing::WaitingOut);
-        let len = pending.plan.len();
-        // A digest takes longer than readers to wake.
-        let ahead = if digests { None } else { caller.ahead() };
-        let notice = ahead.map(|(ahead, waiters)| Notice { ahead, waiters, give: &call });
-        let look = &mut || planned.try_recv().ok();
-        let target = slot.on_device().map_or_else(|| Target::Memory(slot.x_mut(len)), Target::Slot);
-        let moved = match finisher.mix(&pending, look, target, &mut columns, notice.as_ref()) {
-            Ok(moved) => moved,
-            Err(error) => return Stop::Failed(error),
-        };
-        let head = finisher.head(&pending.plan, columns.view(), slot.x_mut(len));
-        slot.publish(head, columns.view());
-        finisher.recycle(pending);
-        finisher.shared().stats.count_mixed(len, moved);
-        clock.count();
-        clock.lap(Doing::Busy);
     }
 }

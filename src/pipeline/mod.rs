@@ -9,18 +9,20 @@
 //! are mixed. Its requests claim rows ([`crate::store`]); the mix stage waits for the rows of its batch to settle. What a batch
 //! holds is decided by its plan and the files alone, never by who was faster.
 
-mod decode;
 mod device;
 mod feed;
-mod fetch;
-mod finish;
 mod ledger;
+mod mix_stage;
+mod owned_batch;
+mod plan_stage;
+mod render_stage;
+mod request;
 mod view;
 
 pub use device::resolve;
 pub use feed::{Feed, Seat};
-pub use finish::OwnedBatch;
 pub use ledger::{BadSample, OnBadImage};
+pub use owned_batch::OwnedBatch;
 pub use view::Views;
 
 use crate::cpus::Workers;
@@ -34,8 +36,11 @@ use crate::spec::{Crop, FeedSpec, SpecError};
 use crate::stats::{Clock, Stats};
 use crate::store::{Budget, FileError, Key, SampleStore, Settled, Sources};
 use crate::types::{Device, Interpolation, Place, Split, Start};
-use decode::DecodePool;
 use ledger::Ledger;
+use mix_stage::MixStage;
+use plan_stage::PlanStage;
+use render_stage::DecodePool;
+use request::Requester;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -254,8 +259,8 @@ impl Pipeline {
     /// When the spec cannot be served; nothing is left behind.
     pub fn open(&self, spec: FeedSpec, origin: Place, dir: &Path, hold: bool) -> Result<(Feed, Seat), OpenError> {
         let sampler = self.sampler(&FeedSpec { start: Start::At(origin), ..spec })?;
-        let (fetcher, finisher, slots) = self.stages(spec)?;
-        Feed::start(sampler, fetcher, finisher, slots, dir, hold)
+        let (plan_stage, mix_stage, slots) = self.stages(spec)?;
+        Feed::start(sampler, plan_stage, mix_stage, slots, dir, hold)
     }
 
     /// Makes one batch, in memory of its own.
@@ -265,13 +270,13 @@ impl Pipeline {
     pub fn batch(&self, mut spec: FeedSpec, place: Place) -> Result<OwnedBatch, BatchError> {
         spec.start = Start::At(place);
         let sampler = self.sampler(&spec)?;
-        let (mut fetcher, mut finisher, _) = self.stages(FeedSpec { device: Device::Cpu, ..spec })?;
+        let (mut plan_stage, mut mix_stage, _) = self.stages(FeedSpec { device: Device::Cpu, ..spec })?;
         let plan = sampler.epoch(place.epoch).plan(place.index);
-        let pending = fetcher.fetch(plan, &mut Clock::start(&self.shared.stats.plan))?;
-        Ok(OwnedBatch::finish(&mut finisher, pending)?)
+        let pending = plan_stage.request(plan, &mut Clock::start(&self.shared.stats.plan))?;
+        Ok(OwnedBatch::mix(&mut mix_stage, pending)?)
     }
 
-    fn stages(&self, spec: FeedSpec) -> Result<(fetch::Fetcher, finish::Finisher, Option<device::Slots>), OpenError> {
+    fn stages(&self, spec: FeedSpec) -> Result<(PlanStage, MixStage, Option<device::Slots>), OpenError> {
         let Options { mixer, device, .. } = self.shared.options;
         let entry = self.store(spec.split, Views::of(&spec))?;
         let (mixer, slots) = if spec.device != Device::Cpu || mixer == MixerKind::Cuda {
@@ -281,10 +286,10 @@ impl Pipeline {
             (crate::mix::mixer(mixer, device, spec.format(), rows, Arc::clone(&self.helpers))?, None)
         };
         let (shared, jobs, stopped) = (Arc::clone(&self.shared), self.pool.jobs(), Arc::default());
-        let requester = fetch::Requester { shared, entry, jobs, stopped };
-        let (fetcher, recycler) = fetch::Fetcher::new(requester.clone(), &spec).map_err(OpenError::Memory)?;
-        let finisher = finish::Finisher::new(requester, mixer, spec, recycler);
-        Ok((fetcher, finisher, slots))
+        let requester = Requester { shared, entry, jobs, stopped };
+        let (plan_stage, recycler) = PlanStage::new(requester.clone(), &spec).map_err(OpenError::Memory)?;
+        let mix_stage = MixStage::new(requester, mixer, spec, recycler);
+        Ok((plan_stage, mix_stage, slots))
     }
 
     /// What every decoded pixel of a split depends on but the encoded images.

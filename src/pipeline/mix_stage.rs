@@ -1,20 +1,28 @@
-//! The mix stage's work on one batch: wait for its samples, put substitutes for bad ones, mix.
+//! The mix stage: one thread a feed, which waits for the samples of each batch, puts substitutes for bad ones, and mixes into a slot.
 
-use super::fetch::{Location, Pending, Requester, Scratch};
 use super::ledger::{BadSample, OnBadImage};
+use super::request::{Location, Pending, Requester, Scratch};
 use super::{BATCHES_AT_ONCE, FeedError, Shared};
 use crate::batch::{BatchView, Head};
 use crate::columns::{Columns, OwnedColumns};
 use crate::mix::{Mixer, Moved, Notice, Row, Sample, Target};
 use crate::plan::{ImagePlan, Plan, RowPlan};
+use crate::ring::{RingWriter, WriterStopped};
 use crate::spec::FeedSpec;
-use crossbeam_channel::Sender;
-use std::sync::Arc;
+use crate::stats::{Clock, Doing};
+use crossbeam_channel::{Receiver, Sender};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use xxhash_rust::xxh3::Xxh3;
 
-/// Finishes batches of one feed.
-pub struct Finisher {
+/// Why the stage ends.
+enum Stop {
+    Ring(WriterStopped),
+    Failed(FeedError),
+}
+
+/// Mixes the batches of one feed.
+pub struct MixStage {
     requester: Requester,
     mixer: Box<dyn Mixer>,
     spec: FeedSpec,
@@ -25,8 +33,8 @@ pub struct Finisher {
     finished: Vec<Scratch>,
 }
 
-impl Finisher {
-    /// A finisher for feeds of `spec`.
+impl MixStage {
+    /// The stage of a feed of `spec`.
     pub fn new(requester: Requester, mixer: Box<dyn Mixer>, spec: FeedSpec, recycler: Sender<Scratch>) -> Self {
         Self { requester, mixer, spec, recycler, next: None, finished: Vec::with_capacity(BATCHES_AT_ONCE) }
     }
@@ -62,7 +70,7 @@ impl Finisher {
     ///
     /// # Errors
     /// When the policy for bad images ends the feed, or it was stopped.
-    pub fn settle(&self, pending: &mut Pending) -> Result<(), FeedError> {
+    pub fn wait_for_samples(&self, pending: &mut Pending) -> Result<(), FeedError> {
         let rows = pending.plan.len();
         let mut substituted = false;
         // The last first: it was asked for last, so that once it is there most others are, and this thread is woken once.
@@ -71,7 +79,7 @@ impl Finisher {
             if at >= rows && pending.plan.rows[at - rows].partner_row >= 0 {
                 continue;
             }
-            if let Some(location) = pending.settle(&self.requester, planned, at as u32, pending.locations[at])? {
+            if let Some(location) = pending.wait_for(&self.requester, planned, at as u32, pending.locations[at])? {
                 pending.locations[at] = location;
                 continue;
             }
@@ -119,7 +127,7 @@ impl Finisher {
         for candidate in after.filter(|&id| source.label(split, id) == label) {
             let image = ImagePlan { sample: candidate, ..image };
             let location = self.requester.request(image, &pending.staging, staged)?;
-            if let Some(location) = pending.settle(&self.requester, image, staged, location)? {
+            if let Some(location) = pending.wait_for(&self.requester, image, staged, location)? {
                 return Ok((image, location));
             }
         }
@@ -132,7 +140,7 @@ impl Finisher {
         self.next.take()
     }
 
-    /// Mixes a settled batch to `target` and fills its columns; returns what a device moved. A mixer that has use for the batch after it takes
+    /// Mixes a batch whose samples are there to `target` and fills its columns; returns what a device moved. A mixer that has use for the batch after it takes
     /// that from `look`.
     ///
     /// # Errors
@@ -168,7 +176,7 @@ impl Finisher {
     }
 
     /// The own images' views, flipped: u8 `[B, 3, H, W]`.
-    fn views(&self, pending: &Pending) -> Vec<u8> {
+    pub fn views(&self, pending: &Pending) -> Vec<u8> {
         let mut views = Vec::with_capacity(pending.plan.len() * self.spec.image_size.values());
         for row in rows(&self.requester, pending) {
             let first = views.len();
@@ -190,17 +198,77 @@ impl Finisher {
         }
         plan
     }
+
+    /// Mixes and publishes planned batches until the feed stops, for the `reason` that was given, or fails; ends the ring.
+    pub fn run(mut self, planned: &Receiver<Pending>, mut writer: RingWriter, reason: &Mutex<String>) {
+        let outcome = self.fill(planned, &mut writer);
+        let (reason, failed) = match outcome {
+            Stop::Ring(WriterStopped::Stopped) | Stop::Failed(FeedError::Stopping) => {
+                (reason.lock().unwrap_or_else(PoisonError::into_inner).clone(), false)
+            }
+            Stop::Ring(WriterStopped::Deserted) => ("nobody reads the feed any more".to_owned(), false),
+            Stop::Ring(WriterStopped::Evicted(why) | WriterStopped::NoSpace(why)) => (why, true),
+            Stop::Ring(WriterStopped::Kept) => {
+                let why =
+                    "trainers that were evicted keep all of its slots (end them, or open the feed with more slots)";
+                (why.to_owned(), true)
+            }
+            Stop::Failed(error) => {
+                tracing::error!("a feed ends: {error}");
+                (error.to_string(), true)
+            }
+        };
+        writer.end(&reason, failed);
+    }
+
+    /// Mixes and publishes planned batches until there is no going on.
+    fn fill(&mut self, planned: &Receiver<Pending>, writer: &mut RingWriter) -> Stop {
+        let shared = self.shared();
+        let (mut clock, mut columns) = (Clock::start(&shared.stats.mix), OwnedColumns::default());
+        let (caller, digests) = (writer.caller(), self.spec().digest);
+        let call = || caller.call();
+        loop {
+            let Some(mut pending) = self.next().or_else(|| planned.recv().ok()) else {
+                return Stop::Failed(FeedError::Stopping);
+            };
+            if let Err(error) = self.wait_for_samples(&mut pending) {
+                return Stop::Failed(error);
+            }
+            clock.lap(Doing::WaitingIn);
+            let mut slot = match writer.next_slot() {
+                Ok(slot) => slot,
+                Err(stopped) => return Stop::Ring(stopped),
+            };
+            clock.lap(Doing::WaitingOut);
+            let len = pending.plan.len();
+            // A digest takes longer than readers to wake.
+            let ahead = if digests { None } else { caller.ahead() };
+            let notice = ahead.map(|(ahead, waiters)| Notice { ahead, waiters, give: &call });
+            let look = &mut || planned.try_recv().ok();
+            let target = slot.on_device().map_or_else(|| Target::Memory(slot.x_mut(len)), Target::Slot);
+            let moved = match self.mix(&pending, look, target, &mut columns, notice.as_ref()) {
+                Ok(moved) => moved,
+                Err(error) => return Stop::Failed(error),
+            };
+            let head = self.head(&pending.plan, columns.view(), slot.x_mut(len));
+            slot.publish(head, columns.view());
+            self.recycle(pending);
+            self.shared().stats.count_mixed(len, moved);
+            clock.count();
+            clock.lap(Doing::Busy);
+        }
+    }
 }
 
-/// A settled batch's rows, as the mixer is told them.
+/// The rows of a batch whose samples are there, as the mixer is told them.
 fn rows<'a>(requester: &'a Requester, pending: &'a Pending) -> Vec<Row<'a>> {
     let (plan, rows) = (&pending.plan, pending.plan.len());
     let rendered = requester.entry.views.are_random();
     let sample = |at: usize| {
         let location = pending.locations[at];
-        let (memory, row) = pending.row(&requester.entry, location).expect("settled");
+        let (memory, row) = pending.row(&requester.entry, location).expect("it was waited for");
         let stored = matches!(location, Location::Stored(_)).then_some(row);
-        Sample { bytes: memory.get(row).expect("settled"), stored }
+        Sample { bytes: memory.get(row).expect("it was waited for"), stored }
     };
     let row = |(at, row): (usize, &RowPlan)| {
         let partner = usize::try_from(row.partner_row).unwrap_or(rows + at);
@@ -219,45 +287,7 @@ fn rows<'a>(requester: &'a Requester, pending: &'a Pending) -> Vec<Row<'a>> {
 }
 
 /// A batch whose parts lie here and there.
-fn view<'a>(spec: &FeedSpec, head: Head, columns: Columns<'a>, x: &'a [u8]) -> BatchView<'a> {
+pub fn view<'a>(spec: &FeedSpec, head: Head, columns: Columns<'a>, x: &'a [u8]) -> BatchView<'a> {
     let FeedSpec { dtype, layout, image_size, .. } = *spec;
     BatchView { x, x_on_device: None, dtype, layout, image_size, columns, head }
-}
-
-/// A batch in memory of its own.
-pub struct OwnedBatch {
-    spec: FeedSpec,
-    /// What was made, with substitutes in place.
-    pub plan: Plan,
-    head: Head,
-    columns: OwnedColumns,
-    x: Vec<u128>,
-    x_bytes: usize,
-    /// The own images' views before they were normalised and mixed: u8 `[B, 3, H, W]`.
-    pub views: Vec<u8>,
-    /// The names of the own samples in the source.
-    pub names: Vec<String>,
-}
-
-impl OwnedBatch {
-    /// Finishes a pending batch.
-    pub(super) fn finish(finisher: &mut Finisher, mut pending: Pending) -> Result<Self, FeedError> {
-        finisher.settle(&mut pending)?;
-        let spec = *finisher.spec();
-        let x_bytes = pending.plan.len() * spec.format().image_bytes();
-        let (mut x, mut columns) = (vec![0_u128; x_bytes.div_ceil(16)], OwnedColumns::default());
-        let target = Target::Memory(&mut bytemuck::cast_slice_mut(&mut x)[..x_bytes]);
-        finisher.mix(&pending, &mut || None, target, &mut columns, None)?;
-        let head = finisher.head(&pending.plan, columns.view(), &bytemuck::cast_slice(&x)[..x_bytes]);
-        let views = finisher.views(&pending);
-        let plan = finisher.recycle(pending);
-        let shared = finisher.shared();
-        let names = plan.own().into_iter().map(|id| shared.source.name(spec.split, id)).collect();
-        Ok(Self { spec, plan, head, columns, x, x_bytes, views, names })
-    }
-
-    /// The batch.
-    pub fn view(&self) -> BatchView<'_> {
-        view(&self.spec, self.head, self.columns.view(), &bytemuck::cast_slice(&self.x)[..self.x_bytes])
-    }
 }

@@ -1,14 +1,11 @@
-//! The plan stage's work on one batch: find every sample that it needs, or have it decoded.
+//! Requests for samples: where each sample of a batch is, or that it be decoded.
 
-use super::decode::Job;
-use super::{BATCHES_AHEAD, FeedError, Shared, StoreEntry};
+use super::render_stage::Job;
+use super::{FeedError, Shared, StoreEntry};
 use crate::plan::{ImagePlan, Plan};
-use crate::spec::FeedSpec;
-use crate::stats::{Clock, Doing};
 use crate::store::{Lookup, Rows, State};
 use crate::types::CropBox;
-use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
-use std::io;
+use crossbeam_channel::{SendTimeoutError, Sender};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -73,7 +70,7 @@ impl Pending {
     ///
     /// # Errors
     /// When the feed was stopped.
-    pub fn settle(
+    pub fn wait_for(
         &self,
         requester: &Requester,
         image: ImagePlan,
@@ -117,7 +114,7 @@ impl Requester {
     }
 
     /// Where a sample is, or will be once the job is done.
-    fn locate(&self, image: &ImagePlan, staging: &Arc<Rows>, staged: u32) -> (Location, Option<Job>) {
+    pub fn locate(&self, image: &ImagePlan, staging: &Arc<Rows>, staged: u32) -> (Location, Option<Job>) {
         // A bad sample's row in the staging may be taken again.
         if self.entry.sources.as_ref().is_some_and(|sources| sources.is_bad(image.sample)) {
             return (Location::Bad, None);
@@ -140,7 +137,7 @@ impl Requester {
     }
 
     /// Waits for room in the decoders' queue.
-    fn send(&self, mut job: Job) -> Result<(), FeedError> {
+    pub fn send(&self, mut job: Job) -> Result<(), FeedError> {
         while !self.is_stopped() {
             match self.jobs.send_timeout(job, STOP_INTERVAL) {
                 Ok(()) => return Ok(()),
@@ -154,72 +151,10 @@ impl Requester {
 
 /// Scratch of one batch in flight, used again and again.
 pub struct Scratch {
-    locations: Vec<Location>,
-    staging: Arc<Rows>,
-}
-
-/// Starts batches on their way.
-pub struct Fetcher {
-    requester: Requester,
-    free: Receiver<Scratch>,
-}
-
-impl Fetcher {
-    /// A fetcher for feeds of `spec`, with scratch for [`BATCHES_AHEAD`] batches, and where finished batches give theirs back.
-    ///
-    /// # Errors
-    /// When the memory for staging cannot be mapped.
-    pub fn new(requester: Requester, spec: &FeedSpec) -> io::Result<(Self, Sender<Scratch>)> {
-        let samples = spec.samples_max();
-        let staging_rows = if requester.entry.store.holds_all() { 0 } else { samples };
-        let (recycler, free) = bounded(BATCHES_AHEAD);
-        for _ in 0..BATCHES_AHEAD {
-            let settled = Arc::clone(&requester.shared.settled);
-            let staging = Rows::new(staging_rows, spec.image_size.values(), settled)?;
-            let scratch = Scratch { locations: Vec::with_capacity(samples as usize), staging };
-            recycler.send(scratch).expect("both ends are here");
-        }
-        Ok((Self { requester, free }, recycler))
-    }
-
-    /// What feeds share.
-    pub fn shared(&self) -> Arc<Shared> {
-        Arc::clone(&self.requester.shared)
-    }
-
-    /// Waits for free scratch and requests every sample of `plan`; books on `clock` how long it waited for either.
-    ///
-    /// # Errors
-    /// When the pipeline is going down.
-    pub fn fetch(&mut self, plan: Plan, clock: &mut Clock) -> Result<Pending, FeedError> {
-        clock.lap(Doing::Busy);
-        let Scratch { mut locations, mut staging } = self.free.recv().map_err(|_| FeedError::Stopping)?;
-        if !Rows::reuse(&mut staging, || self.requester.is_stopped()) {
-            return Err(FeedError::Stopping);
-        }
-        clock.lap(Doing::WaitingOut);
-        locations.clear();
-        let mut ask = |image: &ImagePlan, at: usize| -> Result<Location, FeedError> {
-            let (location, job) = self.requester.locate(image, &staging, at as u32);
-            if let Some(job) = job {
-                clock.lap(Doing::Busy);
-                self.requester.send(job)?;
-                clock.lap(Doing::WaitingOut);
-            }
-            Ok(location)
-        };
-        for (at, row) in plan.rows.iter().enumerate() {
-            locations.push(ask(&row.own, at)?);
-        }
-        if plan.takes_others() {
-            for (at, row) in plan.rows.iter().enumerate() {
-                // A partner from this batch has been located as its own row's image.
-                let located = usize::try_from(row.partner_row).ok().map(|row| locations[row]);
-                locations.push(located.map_or_else(|| ask(&row.partner, plan.len() + at), Ok)?);
-            }
-        }
-        Ok(Pending { plan, locations, staging })
-    }
+    /// Room for where samples are.
+    pub locations: Vec<Location>,
+    /// Rows for samples that the store has no room for.
+    pub staging: Arc<Rows>,
 }
 
 impl Pending {

@@ -1,0 +1,92 @@
+//! The plan stage: one thread a feed, which plans batches and requests their samples.
+
+use super::request::{Location, Pending, Requester, Scratch};
+use super::{BATCHES_AHEAD, FeedError};
+use crate::plan::{ImagePlan, Plan, Sampler};
+use crate::spec::FeedSpec;
+use crate::stats::{Clock, Doing};
+use crate::store::Rows;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use std::io;
+use std::sync::Arc;
+
+/// Plans the batches of a feed and requests their samples.
+pub struct PlanStage {
+    requester: Requester,
+    free: Receiver<Scratch>,
+}
+
+impl PlanStage {
+    /// The stage of a feed of `spec`, with scratch for [`BATCHES_AHEAD`] batches, and where finished batches give theirs back.
+    ///
+    /// # Errors
+    /// When the memory for staging cannot be mapped.
+    pub fn new(requester: Requester, spec: &FeedSpec) -> io::Result<(Self, Sender<Scratch>)> {
+        let samples = spec.samples_max();
+        let staging_rows = if requester.entry.store.holds_all() { 0 } else { samples };
+        let (recycler, free) = bounded(BATCHES_AHEAD);
+        for _ in 0..BATCHES_AHEAD {
+            let settled = Arc::clone(&requester.shared.settled);
+            let staging = Rows::new(staging_rows, spec.image_size.values(), settled)?;
+            let scratch = Scratch { locations: Vec::with_capacity(samples as usize), staging };
+            recycler.send(scratch).expect("both ends are here");
+        }
+        Ok((Self { requester, free }, recycler))
+    }
+
+    /// Waits for free scratch and requests every sample of `plan`; books on `clock` how long it waited for either.
+    ///
+    /// # Errors
+    /// When the pipeline is going down.
+    pub fn request(&mut self, plan: Plan, clock: &mut Clock) -> Result<Pending, FeedError> {
+        clock.lap(Doing::Busy);
+        let Scratch { mut locations, mut staging } = self.free.recv().map_err(|_| FeedError::Stopping)?;
+        if !Rows::reuse(&mut staging, || self.requester.is_stopped()) {
+            return Err(FeedError::Stopping);
+        }
+        clock.lap(Doing::WaitingOut);
+        locations.clear();
+        let mut ask = |image: &ImagePlan, at: usize| -> Result<Location, FeedError> {
+            let (location, job) = self.requester.locate(image, &staging, at as u32);
+            if let Some(job) = job {
+                clock.lap(Doing::Busy);
+                self.requester.send(job)?;
+                clock.lap(Doing::WaitingOut);
+            }
+            Ok(location)
+        };
+        for (at, row) in plan.rows.iter().enumerate() {
+            locations.push(ask(&row.own, at)?);
+        }
+        if plan.takes_others() {
+            for (at, row) in plan.rows.iter().enumerate() {
+                // A partner from this batch has been located as its own row's image.
+                let located = usize::try_from(row.partner_row).ok().map(|row| locations[row]);
+                locations.push(located.map_or_else(|| ask(&row.partner, plan.len() + at), Ok)?);
+            }
+        }
+        Ok(Pending { plan, locations, staging })
+    }
+
+    /// Plans and requests one batch after the other, until the mix stage has ended or the pipeline goes down.
+    pub fn run(mut self, sampler: &Sampler, batches: &Sender<Pending>) {
+        let shared = Arc::clone(&self.requester.shared);
+        let mut clock = Clock::start(&shared.stats.plan);
+        let mut place = sampler.start();
+        let mut epoch = sampler.epoch(place.epoch);
+        loop {
+            if epoch.number() != place.epoch {
+                epoch = sampler.epoch(place.epoch);
+            }
+            // Either fails only when the other side has ended.
+            let Ok(pending) = self.request(epoch.plan(place.index), &mut clock) else { return };
+            clock.lap(Doing::Busy);
+            if batches.send(pending).is_err() {
+                return;
+            }
+            clock.count();
+            clock.lap(Doing::WaitingOut);
+            place = place.next(sampler.batches());
+        }
+    }
+}

@@ -1,7 +1,8 @@
 //! Decoding and rendering alone, in one thread: images of the sample data to 128 × 128, random crops to 224 × 224.
 //!
 //! `cargo bench --bench image`. Files are read before; what it leaves out besides: waking, mixing, other processes. Rendering
-//! reads the same few pictures over and over, which stay in the caches; but for `render from memory`, whose sources are larger than those.
+//! reads the same few pictures over and over, which stay in the caches; but for `render from memory`, whose sources are
+//! larger than those.
 #![allow(missing_docs, reason = "criterion's macros")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

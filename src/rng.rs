@@ -46,8 +46,8 @@ pub fn at(seed: u64, stream: Stream, epoch: u64, batch: u64, row: u64) -> ChaCha
     rows.rng
 }
 
-/// The generators for one purpose of all rows of a batch. They differ in their first block only, so that one is moved from row to row: setting
-/// one up costs half of what a row's first words do.
+/// The generators for one purpose of all rows of a batch. They differ in their first block only, so that one is moved
+/// from row to row: setting one up costs half of what a row's first words do.
 #[derive(Debug, Clone)]
 pub struct Rows {
     rng: ChaCha8Rng,

@@ -47,11 +47,17 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use xxhash_rust::xxh3::Xxh3;
 
-/// Batches that a feed has in flight between plan and slot.
+/// The most batches that a feed has in flight between plan and slot.
 pub const BATCHES_AHEAD: usize = 4;
 
 /// Finished batches that make the plan stage go on. Each wake-up costs the mix stage tens of microseconds, many times what a plan does.
 const BATCHES_AT_ONCE: usize = 2;
+
+/// Batches that a feed has in flight whose views are rendered for each use: no more than keep decode threads busy, so
+/// that views are still in the caches when they are mixed.
+fn rendered_ahead(batch_size: u32, workers: usize) -> usize {
+    (1 + (16 * workers).div_ceil(batch_size as usize)).clamp(BATCHES_AT_ONCE, BATCHES_AHEAD)
+}
 
 /// Batches of a feed with `slots` slots that may be made before its trainer has read any: in the ring, on the way, in the
 /// mixer's hands.
@@ -277,17 +283,23 @@ impl Pipeline {
     }
 
     fn stages(&self, spec: FeedSpec) -> Result<(PlanStage, MixStage, Option<device::Slots>), OpenError> {
-        let Options { mixer, device, .. } = self.shared.options;
+        let Options { mixer: kind, device, .. } = self.shared.options;
         let entry = self.store(spec.split, Views::of(&spec))?;
-        let (mixer, slots) = if spec.device != Device::Cpu || mixer == MixerKind::Cuda {
+        let (mixer, slots) = if spec.device != Device::Cpu || kind == MixerKind::Cuda {
             self.cuda_mixer(&spec, &entry)?
         } else {
             let rows = spec.batch_size as usize;
-            (crate::mix::mixer(mixer, device, spec.format(), rows, Arc::clone(&self.helpers))?, None)
+            (crate::mix::mixer(kind, device, spec.format(), rows, Arc::clone(&self.helpers))?, None)
         };
         let (shared, jobs, stopped) = (Arc::clone(&self.shared), self.pool.jobs(), Arc::default());
         let requester = Requester { shared, entry, jobs, stopped };
-        let (plan_stage, recycler) = PlanStage::new(requester.clone(), &spec).map_err(OpenError::Memory)?;
+        // A mixer on a device begins with a batch while the one before is mixed.
+        let on_cpu = spec.device == Device::Cpu && kind == MixerKind::Cpu;
+        let ahead = match requester.entry.views.are_random() && on_cpu {
+            true => rendered_ahead(spec.batch_size, self.workers()),
+            false => BATCHES_AHEAD,
+        };
+        let (plan_stage, recycler) = PlanStage::new(requester.clone(), &spec, ahead).map_err(OpenError::Memory)?;
         let mix_stage = MixStage::new(requester, mixer, spec, recycler);
         Ok((plan_stage, mix_stage, slots))
     }

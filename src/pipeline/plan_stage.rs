@@ -1,7 +1,7 @@
 //! The plan stage: one thread a feed, which plans batches and requests their samples.
 
+use super::FeedError;
 use super::request::{Location, Pending, Requester, Scratch};
-use super::{BATCHES_AHEAD, FeedError};
 use crate::plan::{ImagePlan, Plan, Sampler};
 use crate::spec::FeedSpec;
 use crate::stats::{Clock, Doing};
@@ -17,15 +17,15 @@ pub struct PlanStage {
 }
 
 impl PlanStage {
-    /// The stage of a feed of `spec`, with scratch for [`BATCHES_AHEAD`] batches, and where finished batches give theirs back.
+    /// The stage of a feed of `spec`, with scratch for `ahead` batches, and where finished batches give theirs back.
     ///
     /// # Errors
     /// When the memory for staging cannot be mapped.
-    pub fn new(requester: Requester, spec: &FeedSpec) -> io::Result<(Self, Sender<Scratch>)> {
+    pub fn new(requester: Requester, spec: &FeedSpec, ahead: usize) -> io::Result<(Self, Sender<Scratch>)> {
         let samples = spec.samples_max();
         let staging_rows = if requester.entry.store.holds_all() { 0 } else { samples };
-        let (recycler, free) = bounded(BATCHES_AHEAD);
-        for _ in 0..BATCHES_AHEAD {
+        let (recycler, free) = bounded(ahead);
+        for _ in 0..ahead {
             let settled = Arc::clone(&requester.shared.settled);
             let staging = Rows::new(staging_rows, spec.image_size.values(), settled)?;
             let scratch = Scratch { locations: Vec::with_capacity(samples as usize), staging };

@@ -64,7 +64,8 @@ fn some_rows<const PAIRS: usize>(values: &[u8], stride: usize, axis: &Axis, narr
     let starts = (0..outputs - 3).step_by(4).chain((!outputs.is_multiple_of(4)).then_some(outputs - 4));
     for at in starts {
         if at % 16 == 0 {
-            // What the next rows are made of: about a line of each, wherever it lies; asking for memory that is not there does nothing.
+            // What the next rows are made of: about a line of each, wherever it lies; asking for memory that is not
+            // there does nothing.
             let next = values.as_ptr().wrapping_add(ROWS * stride + axis.first[at] as usize * 3);
             (0..ROWS).for_each(|row| _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(row * stride).cast()));
         }

@@ -1,5 +1,5 @@
-//! The two passes of the exact resize with AVX-512: 16 sums at a time, whose inputs a permutation of bytes (VBMI) picks from a row as it
-//! lies, interleaved, and whose products are added as they are made (VNNI).
+//! The two passes of the exact resize with AVX-512: 16 sums at a time, whose inputs a permutation of bytes (VBMI) picks
+//! from a row as it lies, interleaved, and whose products are added as they are made (VNNI).
 #![expect(unsafe_code, reason = "unaligned and masked loads and stores of vectors")]
 
 use super::axis::Axis;
@@ -8,7 +8,8 @@ use crate::decode::Picture;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// Rows of the first pass after which the second makes what it can of them, while they are in the first-level cache. Whole groups.
+/// Rows of the first pass after which the second makes what it can of them, while they are in the first-level cache.
+/// Whole groups.
 const CHUNK: usize = 2 * ROWS;
 /// Rows between what the first pass reads and what it asks for from memory.
 const AHEAD: usize = 8;
@@ -41,8 +42,8 @@ pub fn resize(picture: &Picture<'_>, across: &Axis, down: &Axis, narrow: &mut [u
     }
 }
 
-/// The first pass over some rows of an axis that [suits](Blocks::suit). `narrow` has room for whole groups of [`ROWS`] rows from the first
-/// row of the picture on; a group that is not full is filled with the last row.
+/// The first pass over some rows of an axis that [suits](Blocks::suit). `narrow` has room for whole groups of [`ROWS`]
+/// rows from the first row of the picture on; a group that is not full is filled with the last row.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 pub fn along_rows(picture: &Picture<'_>, axis: &Axis, rows: Range<usize>, narrow: &mut [u8]) {
     let far = axis.blocks.span * picture.channels > 64;
@@ -70,7 +71,8 @@ fn low_bits(bytes: usize) -> u64 {
     u64::MAX.checked_shl(bytes as u32).map_or(u64::MAX, |above| !above)
 }
 
-/// The first pass of pictures of `CHANNELS` channels by `PAIRS` pairs of taps; `FAR`: where a block's inputs may lie in two vectors.
+/// The first pass of pictures of `CHANNELS` channels by `PAIRS` pairs of taps; `FAR`: where a block's inputs may lie in
+/// two vectors.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 fn some_rows<const CHANNELS: usize, const PAIRS: usize, const FAR: bool>(
     picture: &Picture<'_>,

@@ -52,7 +52,8 @@ pub struct Axis {
     pub blocks: Blocks,
 }
 
-/// Scratch in which the weights of an axis are computed, a tap at a time for all outputs: by loops that compilers turn into vector instructions.
+/// Scratch in which the weights of an axis are computed, a tap at a time for all outputs: by loops that compilers turn
+/// into vector instructions.
 #[derive(Default)]
 struct Scratch {
     /// For each output its place among the inputs, the first input around it, and how many there are.
@@ -66,7 +67,8 @@ struct Scratch {
 }
 
 impl Scratch {
-    /// Computes the rounded weights of all inputs within `radius` of each output, and says of how many inputs at the most.
+    /// Computes the rounded weights of all inputs within `radius` of each output, and says of how many inputs at the
+    /// most.
     #[inline(always)]
     fn round(&mut self, key: &Key, scale: f64, radius: f64, reach: f64, filter: impl Fn(f64) -> f64) -> usize {
         let Self { centers, begins, counts, exact, sums, rounded } = self;

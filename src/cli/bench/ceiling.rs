@@ -6,8 +6,9 @@ use super::measured::{DeviceMeasured, Measured};
 use crate::cli::options::PipelineArgs;
 use crate::cpus::Cpus;
 use crate::decode::Picture;
+use crate::mix::{CpuMixer, Helpers, Mixer, Row, Target};
 use crate::pipeline::Views;
-use crate::plan::{CropDraw, ViewPlan};
+use crate::plan::{CropDraw, RowPlan, Sampler, ViewPlan};
 use crate::render::{Loader, Renderer};
 use crate::ring::now_ns;
 use crate::source::Source;
@@ -15,6 +16,7 @@ use crate::spec::FeedSpec;
 #[cfg(feature = "cuda")]
 use crate::types::Device;
 use crate::types::{ImageSize, Split};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,8 @@ use std::time::{Duration, Instant};
 const TIME: Duration = Duration::from_millis(800);
 /// Bytes of decoded images that random views are rendered from: more than caches hold.
 const SOURCE_BYTES: usize = 256 << 20;
+/// Where slots begin: at a multiple of so many bytes.
+const ALIGNMENT: usize = 64;
 /// Between two wake-ups: longer than a waiter stays awake, about as long as a batch takes.
 const WAKE_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -82,6 +86,7 @@ impl<'a> Ceiling<'a> {
         Ok(Measured {
             decode: self.decode(Instant::now() + TIME),
             render: self.render(Instant::now() + TIME),
+            render_and_mix: self.render_and_mix(Instant::now() + TIME)?,
             write: self.write(Instant::now() + TIME / 4),
             device: self.device()?,
             wake_us: wake(Instant::now() + TIME / 4),
@@ -157,6 +162,55 @@ impl<'a> Ceiling<'a> {
             }
         });
         Some(done.into_inner() as f64 / start.elapsed().as_secs_f64())
+    }
+
+    /// The same, and the mix of each batch of them: on every thread batches of its own, in memory of its own.
+    fn render_and_mix(&self, until: Instant) -> anyhow::Result<Option<f64>> {
+        let Some(sources) = &self.sources else { return Ok(None) };
+        let (views, size, format) = (Views::of(&self.spec), self.spec.image_size, self.spec.format());
+        let sampler = Sampler::new(self.spec, self.source.len(self.spec.split))?;
+        let epoch = sampler.epoch(0);
+        let (done, start) = (AtomicU64::new(0), Instant::now());
+        let work = || -> anyhow::Result<()> {
+            // Fails only where the daemon's start has failed.
+            let _ = self.pipeline.cpus.as_ref().map(Cpus::pin);
+            let mut loader = Loader::new(self.pipeline.load());
+            let mut mixer = CpuMixer::new(format, Arc::new(Helpers::start(0)?));
+            let rows_max = self.spec.batch_size as usize;
+            let mut staging = vec![0; rows_max * size.values()];
+            let mut slot = vec![0; rows_max * format.image_bytes() + ALIGNMENT];
+            let aligned = slot.as_ptr().align_offset(ALIGNMENT);
+            while Instant::now() < until {
+                let nth = self.next.fetch_add(1, Ordering::Relaxed);
+                let plan = epoch.plan(nth % sampler.batches());
+                for (row, out) in plan.rows.iter().zip(staging.chunks_exact_mut(size.values())) {
+                    let (image, channels, values) = &sources[row.own.sample as usize % sources.len()];
+                    let picture = Picture::new(image.width, image.height, *channels, values);
+                    loader.render(&picture, &views.random(&row.own.view, *image), size, out)?;
+                }
+                let sample = |row: usize| &staging[row * size.values()..][..size.values()];
+                let row = |(at, row): (usize, &RowPlan)| Row {
+                    partner_row: row.partner_row,
+                    cut: row.mix.cut(),
+                    // A partner from elsewhere costs the rendering of it, too, which is left out.
+                    ..Row::new(
+                        sample(at),
+                        sample(usize::try_from(row.partner_row).unwrap_or(at)),
+                        row.mix.pixel_weight(),
+                    )
+                };
+                let rows: Vec<Row<'_>> = plan.rows.iter().enumerate().map(row).collect();
+                let target = &mut slot[aligned..][..rows.len() * format.image_bytes()];
+                mixer.mix(&rows, Target::Memory(target), None, None)?;
+                done.fetch_add(rows.len() as u64, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..self.workers).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().try_for_each(|thread| thread.join().expect("no panic in it"))
+        })?;
+        Ok(Some(done.into_inner() as f64 / start.elapsed().as_secs_f64()))
     }
 
     /// A random view.

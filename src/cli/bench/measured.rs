@@ -6,6 +6,8 @@ pub struct Measured {
     pub decode: f64,
     /// Images a second: rendering random views of decoded images with nothing else, on as many threads.
     pub render: Option<f64>,
+    /// Images a second: rendering as many and mixing them, a batch of its own on each thread.
+    pub render_and_mix: Option<f64>,
     /// Images a second: writing finished images to the slots of a ring.
     pub write: f64,
     /// Of the CUDA device that mixes.

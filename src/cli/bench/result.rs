@@ -102,7 +102,7 @@ impl Rounds<'_> {
         Some(match &at.device {
             _ if !warm && renders => ("decode + render", at.decode),
             _ if !warm => ("decode + resize", at.decode),
-            _ if renders => ("render", at.render.unwrap_or_default()),
+            _ if renders => ("render + mix", at.render_and_mix.unwrap_or_default()),
             Some(device) if !on_device => ("pinned copy from the device", device.copy_back / image_bytes),
             Some(device) if resident => ("device memory copy", device.copy / (sample_bytes + image_bytes)),
             Some(device) => ("pinned copy to the device", device.host_copy / sample_bytes),
@@ -119,6 +119,7 @@ impl Rounds<'_> {
             "kind": kind,
             "decode_images_per_s": self.median(&|round| Some(round.ceiling.as_ref()?.decode)),
             "render_images_per_s": self.median(&|round| round.ceiling.as_ref()?.render),
+            "render_and_mix_images_per_s": self.median(&|round| round.ceiling.as_ref()?.render_and_mix),
             "memory_write_images_per_s": self.median(&|round| Some(round.ceiling.as_ref()?.write)),
             "wake_us_p50": wake_us_p50,
             "wake_us_p99": wake_us_p99,

@@ -25,11 +25,11 @@ export LIBTORCH := $(CURDIR)/.libtorch/$(if $(filter 1,$(MIXD_LIBTORCH_CUDA)),cu
 export MIXD_LIBTORCH_CUDA
 endif
 
-.PHONY: help program build python demo test test-rust test-python check-replay check-bench check-gpu lint bench compare gpu-pack gpu-check libtorch clean-libtorch tools
+.PHONY: help program build python demo test test-rust test-python check-replay check-bench check-gpu lint bench compare compare-training gpu-pack gpu-check libtorch clean-libtorch tools
 .NOTPARALLEL:
 
 help: ## Print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # mixd itself links no torch, so that it starts at once; it becomes mixd-torch for what needs torch.
 build: libtorch program ## Build target/release/mixd, and mixd-torch beside it
@@ -117,6 +117,10 @@ bench: build .python ## Measure mixd on DATA beside the machine's ceilings, and 
 compare: ROUNDS  ?= 3
 compare: build ## Measure mixd beside torch's DataLoader, DALI and loops over memory, on DATA (installs them into .compare: 5 GB)
 	python3 scripts/compare.py --mixd $(MIXD) --data "$(DATA)" --rounds $(ROUNDS) --seconds $(SECONDS) --out benches/results
+
+compare-training: python .venv/torch/ready ## Train on DATA fed by mixd, and by torchvision with torch's DataLoader: losses, accuracies, times of three seeds
+	.venv/torch/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(TARGET)/wheels/mixd-*.whl
+	.venv/torch/bin/python scripts/compare_training.py --data "$(DATA)" --out benches/results
 
 gpu-check: gpu-pack ## Check and measure mixd on this machine's CUDA device (python3 with PyTorch; under 8 minutes)
 	python3 scripts/gpu-check.py --pack .gpu-check --out benches/results

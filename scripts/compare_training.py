@@ -92,7 +92,7 @@ LOADERS: dict[str, Callable] = {"mixd": mixd_loader, "torch": torch_loader}
 
 
 def network(classes: int):
-    """The lesson's network: src/train/model.rs."""
+    """The lesson's network: src/lesson/train/model.rs."""
     from torch import nn
 
     blocks = []

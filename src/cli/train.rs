@@ -25,6 +25,9 @@ pub struct Train {
     /// ε of label smoothing, in [0, 1).
     #[arg(long, env = "MIXD_SMOOTHING", default_value_t = 0.0)]
     smoothing: f64,
+    /// Validate and save the mean of the network over the ends of the last so many epochs (stochastic weight averaging).
+    #[arg(long, env = "MIXD_AVERAGE", value_name = "EPOCHS", default_value_t = 0)]
+    average: u64,
     #[command(flatten)]
     feed: FeedOptions,
     #[command(flatten)]
@@ -48,6 +51,6 @@ pub struct Train {
     load: Option<PathBuf>,
     /// Go on where the training that was saved in this file stood, with its options.
     #[arg(long, env = "MIXD_RESUME", value_name = "F.safetensors",
-        conflicts_with_all = ["FeedOptions", "lr", "smoothing", "load", "start", "share"])]
+        conflicts_with_all = ["FeedOptions", "lr", "smoothing", "average", "load", "start", "share"])]
     resume: Option<PathBuf>,
 }

@@ -56,8 +56,13 @@ impl Train {
         let feeds = [&spec, &valid];
         let [mut train, mut valid] = [attach(feeds[0])?, attach(feeds[1])?];
         let saved = resumed.as_ref().map(|state| state.options.clone());
-        let saved =
-            saved.unwrap_or(Options { epochs: 1, lr: self.lr, smoothing: self.smoothing, ..Options::default() });
+        let saved = saved.unwrap_or(Options {
+            epochs: 1,
+            lr: self.lr,
+            smoothing: self.smoothing,
+            average: self.average,
+            ..Options::default()
+        });
         let options = Options {
             epochs: self.epochs.unwrap_or(saved.epochs),
             seed: spec.seed,
@@ -96,7 +101,8 @@ impl Train {
         drop(progress);
         // Trainers leave before their daemon is told to end.
         drop((train, valid, own));
-        crate::cli::print(|out| write!(out, "{}", train::table(&results)))
+        let conclusion = train::conclusion(&results, options.classes);
+        crate::cli::print(|out| write!(out, "{}{conclusion}", train::table(&results)))
     }
 }
 

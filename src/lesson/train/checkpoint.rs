@@ -1,6 +1,8 @@
 //! Checkpoints: the network's variables as safetensors, under the names of docs/spec/batches.md#network; how far training is, as JSON in the metadata.
+//! Once weights are averaged, the network is the mean; the weights that training goes on from are `training.` and their names.
 
-use super::trainer::{EpochResult, Options, Running};
+use super::options::Options;
+use super::results::{EpochResult, Running};
 use crate::spec::FeedSpec;
 use crate::types::Place;
 use safetensors::SafeTensors;
@@ -13,6 +15,9 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 /// Key of the metadata.
 const KEY: &str = "mixd.train";
+
+/// Prefix of the weights that training goes on from, where the network of the file is a mean.
+pub const TRAINING: &str = "training.";
 
 /// How far a training is, beside its network. The optimiser, plain SGD, has no state but its learning rate, which is in the options.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -33,6 +38,9 @@ pub struct State {
     pub running: Running,
     /// The results of the epochs that are done.
     pub results: Vec<EpochResult>,
+    /// Ends of epochs that the network is the mean over; 0 where it is not averaged.
+    #[serde(default)]
+    pub averaged: u64,
 }
 
 /// Why a checkpoint could not be written or used.
@@ -89,10 +97,16 @@ fn read(tensor: &Tensor) -> (Vec<usize>, Vec<f32>) {
     (tensor.size().into_iter().map(|side| side as usize).collect(), values)
 }
 
-/// Writes every variable and the state; the file is there whole or not at all.
-pub fn save(variables: &VarStore, state: &State, path: &Path) -> Result<(), CheckpointError> {
+/// Writes every variable, those of the mean where there is one, and the state; the file is there whole or not at all.
+pub fn save(variables: &VarStore, mean: Option<&VarStore>, state: &State, path: &Path) -> Result<(), CheckpointError> {
     let failed = |cause: String| CheckpointError::Write { path: path.to_owned(), cause };
-    let variables: Vec<_> = variables.variables().into_iter().map(|(name, tensor)| (name, read(&tensor))).collect();
+    let under = |prefix: &str, variables: &VarStore| -> Vec<_> {
+        variables.variables().into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), read(&tensor))).collect()
+    };
+    let variables = match mean {
+        Some(mean) => [under("", mean), under(TRAINING, variables)].concat(),
+        None => under("", variables),
+    };
     let state = serde_json::to_string(state).map_err(|error| failed(error.to_string()))?;
     let (partial, metadata) = (partial(path), HashMap::from([(KEY.to_owned(), state)]));
     let views = variables.iter().map(|(name, (shape, values))| {
@@ -117,8 +131,8 @@ pub fn state(path: &Path) -> Result<State, CheckpointError> {
     serde_json::from_str(text).map_err(|error| foreign(format!("how far its training is cannot be read: {error}")))
 }
 
-/// Reads every variable; nothing changes unless all of them fit.
-pub fn load(variables: &VarStore, path: &Path) -> Result<(), CheckpointError> {
+/// Reads every variable, which stands under its name after `prefix`; nothing changes unless all of them fit.
+pub fn load(variables: &VarStore, prefix: &str, path: &Path) -> Result<(), CheckpointError> {
     let foreign = |found: String| CheckpointError::Foreign { path: path.to_owned(), found };
     let mut read: std::collections::HashMap<String, Tensor> = Tensor::read_safetensors(path)
         .map_err(|error| CheckpointError::Read { path: path.to_owned(), cause: error.to_string() })?
@@ -126,6 +140,7 @@ pub fn load(variables: &VarStore, path: &Path) -> Result<(), CheckpointError> {
         .collect();
     let mut pairs = Vec::new();
     for (name, ours) in variables.variables() {
+        let name = format!("{prefix}{name}");
         let theirs = read.remove(&name).ok_or_else(|| foreign(format!("it has no `{name}`")))?;
         if theirs.size() != ours.size() {
             return Err(foreign(format!("`{name}` has the shape {:?}, not {:?}", theirs.size(), ours.size())));
@@ -158,6 +173,7 @@ mod tests {
             place,
             running,
             results: Vec::new(),
+            averaged: 2,
         }
     }
 
@@ -177,10 +193,16 @@ mod tests {
         let logits = |cnn: &Cnn| no_grad(|| cnn.forward(&x, false));
         assert_ne!(logits(&a), logits(&b));
         check(&path).unwrap();
-        save(&saved, &far(), &path).unwrap();
-        load(&other, &path).unwrap();
+        save(&saved, None, &far(), &path).unwrap();
+        load(&other, "", &path).unwrap();
         assert_eq!(serde_json::to_string(&state(&path).unwrap()).unwrap(), serde_json::to_string(&far()).unwrap());
         assert_eq!(logits(&a), logits(&b));
+        // Of a mean and what it is the mean of, each under its own name.
+        let ((mean, c), (raw, d)) = (make(3), make(4));
+        save(&saved, Some(&mean), &far(), &path).unwrap();
+        load(&other, "", &path).unwrap();
+        load(&raw, TRAINING, &path).unwrap();
+        assert_eq!((logits(&b), logits(&d)), (logits(&c), logits(&a)));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(matches!(check(&dir.path().join("none/model.safetensors")), Err(CheckpointError::Write { .. })));
     }
@@ -195,11 +217,11 @@ mod tests {
             let _cnn = Cnn::new(&variables, classes);
             variables
         };
-        save(&make(3), &far(), &path).unwrap();
-        let error = load(&make(10), &path).unwrap_err();
+        save(&make(3), None, &far(), &path).unwrap();
+        let error = load(&make(10), "", &path).unwrap_err();
         assert!(matches!(&error, CheckpointError::Foreign { .. }) && error.to_string().contains("head."), "{error}");
         std::fs::write(&path, "rubbish").unwrap();
-        assert!(matches!(load(&make(10), &path), Err(CheckpointError::Read { .. })));
+        assert!(matches!(load(&make(10), "", &path), Err(CheckpointError::Read { .. })));
         assert!(matches!(state(&path), Err(CheckpointError::Read { .. })));
         Tensor::write_safetensors(&[("x", Tensor::from(1.0))], &path).unwrap();
         assert!(matches!(state(&path), Err(CheckpointError::Foreign { .. })));

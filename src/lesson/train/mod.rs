@@ -24,20 +24,25 @@
 //! # }
 //! ```
 
+mod average;
 mod checkpoint;
 mod loss;
 mod memory;
 mod model;
+mod options;
 mod report;
+mod results;
 mod tensors;
 mod trainer;
 
 pub use checkpoint::{CheckpointError, State, state};
 pub use loss::{CrossEntropy, LabelSmoothing, Loss, MixedLoss, Reduction};
 pub use model::Cnn;
-pub use report::{JsonLog, Progress, table};
+pub use options::Options;
+pub use report::{JsonLog, Progress, conclusion, table};
+pub use results::{EpochResult, Event, Running};
 pub use tensors::BatchTensors;
-pub use trainer::{Batches, EpochResult, Event, Options, Running, TrainError, run};
+pub use trainer::{Batches, TrainError, run};
 
 /// Held by tests that draw from torch's generator, of which a process has one.
 #[cfg(test)]

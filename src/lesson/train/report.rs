@@ -99,6 +99,12 @@ pub fn table(results: &[EpochResult]) -> String {
     out
 }
 
+/// The last validation's result, beside what guessing gives.
+pub fn conclusion(results: &[EpochResult], classes: usize) -> String {
+    let Some(EpochResult { valid_acc, .. }) = results.last() else { return String::new() };
+    format!("validation accuracy {valid_acc:.2} of {classes} classes (chance {:.2})\n", 1.0 / classes as f64)
+}
+
 /// A file of JSON lines: the options, then every step and every epoch, each line as soon as it happens.
 pub struct JsonLog(File);
 

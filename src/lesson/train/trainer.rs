@@ -1,53 +1,21 @@
 //! The loop: epochs of training over mixed batches, each followed by validation over unmixed ones.
 
+use super::average::Average;
 use super::checkpoint::{self, CheckpointError, State};
+use super::options::Options;
+use super::results::{EpochResult, Event, Running};
 use super::{BatchTensors, Cnn, CrossEntropy, LabelSmoothing, Loss, MixedLoss, Reduction};
 use crate::batch::BatchView;
-#[cfg(test)]
-use crate::batch::Head;
-#[cfg(test)]
-use crate::columns::Columns;
 use crate::mix::{MixError, torch_device};
 use crate::spec::FeedSpec;
-use crate::types::{Device, Place};
-use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
-use std::path::PathBuf;
+use crate::types::Place;
+use std::path::Path;
 use std::time::Instant;
 use tch::nn::VarStore;
 use tch::{Kind, Tensor, no_grad};
 
 /// ε of the smoothed loss that validation reports when training itself does not smooth.
 const REPORTED_SMOOTHING: f64 = 0.1;
-
-/// Losses that the mean of the last ones is taken over.
-const LAST_LOSSES: usize = 30;
-
-/// How to train.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Options {
-    /// Epochs, at least 1.
-    pub epochs: u64,
-    /// Learning rate of plain SGD: `p ← p − lr·∂/∂p`.
-    pub lr: f64,
-    /// ε of label smoothing, in [0, 1).
-    pub smoothing: f64,
-    /// Seed of the initial weights.
-    pub seed: u64,
-    /// Where to train.
-    #[serde(skip)]
-    pub device: Device,
-    /// Torch's threads; its own choice where not given.
-    pub threads: Option<i32>,
-    /// A checkpoint whose network to start from.
-    pub load: Option<PathBuf>,
-    /// Where to write the checkpoint, after each epoch.
-    pub save: Option<PathBuf>,
-    /// Batches of an epoch after which to write it, too.
-    pub save_every: Option<u64>,
-    /// Classes.
-    pub classes: usize,
-}
 
 /// Where batches come from.
 pub trait Batches {
@@ -116,85 +84,194 @@ pub enum TrainError {
     Log(#[from] std::io::Error),
 }
 
-/// What came of one epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct EpochResult {
-    /// From 0, as in plans and batches.
-    pub epoch: u64,
-    /// The mixed, smoothed loss, mean over images.
-    pub train_loss: f64,
-    /// Share of mixed images whose own label was predicted.
-    pub train_acc: f64,
-    /// Mean of the last 30 batches' losses.
-    pub last30_loss: f64,
-    /// Plain cross-entropy on validation images.
-    pub valid_ce: f64,
-    /// Smoothed loss on validation images.
-    pub valid_ls: f64,
-    /// Share of validation images predicted right.
-    pub valid_acc: f64,
-    /// Seconds of training.
-    pub train_s: f64,
-    /// Seconds of validation.
-    pub valid_s: f64,
-    /// Training images a second.
-    pub images_per_s: f64,
-}
-
-/// What happens while training.
-#[derive(Debug, Clone, Copy)]
-pub enum Event {
-    /// A training batch is done.
-    Step {
-        /// From 0.
-        epoch: u64,
-        /// From 0.
-        index: u64,
-        /// Batches in the epoch.
-        batches: u64,
-        /// The batch's loss.
-        loss: f64,
-        /// Mean over the epoch's images so far.
-        running_loss: f64,
-        /// Share over the epoch's images so far.
-        running_acc: f64,
-    },
-    /// Validation begins.
-    Validating,
-    /// An epoch is done.
-    Epoch(EpochResult),
-}
-
-/// Sums over the images of an epoch so far.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Running {
-    /// Images.
-    pub images: f64,
-    /// Of their losses.
-    pub loss: f64,
-    /// Images whose own label was predicted.
-    pub right: f64,
-    /// Losses of the last batches, the newest last.
-    pub last_losses: VecDeque<f64>,
-}
-
-impl Running {
-    fn add(&mut self, images: f64, loss: f64, right: f64) {
-        self.images += images;
-        self.loss += loss * images;
-        self.right += right;
-        if self.last_losses.len() == LAST_LOSSES {
-            self.last_losses.pop_front();
-        }
-        self.last_losses.push_back(loss);
-    }
-}
-
 fn right(logits: &Tensor, labels: &Tensor) -> f64 {
     logits.argmax(1, false).eq_tensor(labels).sum(Kind::Float).double_value(&[])
 }
 
-/// Trains on batches of the first of `feeds`, validating on those of the second, from where `resumed` stood or from the beginning, and returns the result of each epoch.
+/// A training in progress.
+struct Training<'a> {
+    options: &'a Options,
+    /// What it trains on, and what it validates on.
+    feeds: [FeedSpec; 2],
+    /// [`Batches::identity`] of the training batches.
+    identity: u64,
+    device: tch::Device,
+    criterion: MixedLoss<LabelSmoothing>,
+    /// The smoothed loss that validation reports.
+    smoothed: LabelSmoothing,
+    variables: VarStore,
+    cnn: Cnn,
+    average: Option<Average>,
+    first_epoch: u64,
+    /// Of the epoch so far.
+    running: Running,
+    results: Vec<EpochResult>,
+}
+
+impl<'a> Training<'a> {
+    /// At its beginning, or where `resumed` stood; `place` is that of its next batch.
+    fn new(
+        options: &'a Options,
+        feeds: [&FeedSpec; 2],
+        resumed: Option<State>,
+        (place, identity): (Place, u64),
+    ) -> Result<Self, TrainError> {
+        let smoothing = |epsilon| LabelSmoothing::new(epsilon).ok_or(TrainError::Smoothing(epsilon));
+        let criterion = MixedLoss(smoothing(options.smoothing)?);
+        let smoothed = smoothing(if options.smoothing > 0.0 { options.smoothing } else { REPORTED_SMOOTHING })?;
+        let device = torch_device(options.device)?;
+        if let Some(threads) = options.threads {
+            tch::set_num_threads(threads);
+        }
+        super::memory::keep();
+        tch::manual_seed(options.seed as i64);
+        let variables = VarStore::new(device);
+        let cnn = Cnn::new(&variables, options.classes as i64);
+        let average = (options.average > 0).then(|| Average::new(device, options.classes as i64));
+        options.save.as_deref().map_or(Ok(()), checkpoint::check)?;
+        let (first_epoch, averaged, running, results) = match resumed {
+            Some(State { first_epoch, averaged, running, results, .. }) => (first_epoch, averaged, running, results),
+            None => (place.epoch, 0, Running::default(), Vec::new()),
+        };
+        let feeds = feeds.map(|feed| *feed);
+        let mut training = Self {
+            options,
+            feeds,
+            identity,
+            device,
+            criterion,
+            smoothed,
+            variables,
+            cnn,
+            average,
+            first_epoch,
+            running,
+            results,
+        };
+        if let Some(path) = &options.load {
+            training.load(path, averaged, place.epoch)?;
+        }
+        Ok(training)
+    }
+
+    /// Reads a checkpoint, whose network is the mean over `averaged` epochs, to go on with the epoch `next`.
+    fn load(&mut self, path: &Path, averaged: u64, next: u64) -> Result<(), CheckpointError> {
+        checkpoint::load(&self.variables, if averaged > 0 { checkpoint::TRAINING } else { "" }, path)?;
+        // With more epochs than before, the mean may be over earlier ones: it then starts anew.
+        let is_still_wanted = averaged > 0 && next >= self.averaged_from() + averaged;
+        if let Some(average) = self.average.as_mut().filter(|_| is_still_wanted) {
+            checkpoint::load(&average.variables, "", path)?;
+            average.epochs = averaged;
+        }
+        Ok(())
+    }
+
+    /// The epoch that is not trained any more.
+    fn end(&self) -> u64 {
+        self.first_epoch + self.options.epochs
+    }
+
+    /// The first epoch whose end the mean is taken over.
+    fn averaged_from(&self) -> u64 {
+        self.end() - self.options.average.min(self.options.epochs)
+    }
+
+    /// The mean of the network, once there is one.
+    fn mean(&self) -> Option<&Average> {
+        self.average.as_ref().filter(|average| average.epochs > 0)
+    }
+
+    /// Trains on the rest of an epoch, and returns which it was: of a feed that skips batches, that of those that come.
+    fn train_epoch(
+        &mut self,
+        train: &mut dyn Batches,
+        observe: &mut dyn FnMut(&Event) -> std::io::Result<()>,
+    ) -> Result<u64, TrainError> {
+        let (batches, mut epoch) = (train.batches(), train.place().epoch);
+        train.epoch(&mut |view| {
+            let loss = self.step(view)?;
+            let index = view.head.index;
+            epoch = view.head.epoch;
+            let (running_loss, running_acc) = (self.running.mean_loss(), self.running.accuracy());
+            observe(&Event::Step { epoch, index, batches, loss, running_loss, running_acc })?;
+            let next = index + 1;
+            if next < batches && self.options.save_every.is_some_and(|every| next.is_multiple_of(every)) {
+                self.save(Place { epoch, index: next })?;
+            }
+            Ok(())
+        })?;
+        let averaged_from = self.averaged_from();
+        if let Some(average) = self.average.as_mut().filter(|_| epoch >= averaged_from) {
+            average.add(&self.variables);
+        }
+        Ok(epoch)
+    }
+
+    /// Forward, backward and one step of SGD on a batch; returns its loss.
+    fn step(&mut self, view: &BatchView<'_>) -> Result<f64, TrainError> {
+        let (epoch, index) = (view.head.epoch, view.head.index);
+        if view.len() == 1 {
+            return Err(TrainError::OneImage { epoch, index });
+        }
+        let batch = BatchTensors::new(view, self.device).ok_or(TrainError::RawPixels)?;
+        let logits = self.cnn.forward(&batch.x, true);
+        let loss = self.criterion.forward(&logits, &batch, Reduction::Mean);
+        loss.backward();
+        no_grad(|| {
+            for mut parameter in self.variables.trainable_variables() {
+                let mut gradient = parameter.grad();
+                let _ = parameter.f_sub_(&(&gradient * self.options.lr)).expect("shapes agree");
+                let _ = gradient.zero_();
+            }
+        });
+        let loss = loss.double_value(&[]);
+        if !loss.is_finite() {
+            return Err(TrainError::NotFinite { epoch, index, loss });
+        }
+        self.running.add(view.len() as f64, loss, right(&logits, &batch.label_a));
+        Ok(loss)
+    }
+
+    /// Validates the network, or its mean; returns sums of the cross-entropy, and the mean of the smoothed loss.
+    fn validate(&self, valid: &mut dyn Batches) -> Result<(Running, f64), TrainError> {
+        let cnn = self.mean().map_or(&self.cnn, |average| &average.cnn);
+        let (mut validated, mut smoothed) = (Running::default(), 0.0);
+        valid.epoch(&mut |view| {
+            no_grad(|| {
+                let batch = BatchTensors::new(view, self.device).ok_or(TrainError::RawPixels)?;
+                let logits = cnn.forward(&batch.x, false);
+                let sum = |loss: &dyn Loss| loss.per_image(&logits, &batch.label_a).sum(Kind::Double).double_value(&[]);
+                let images = view.len() as f64;
+                validated.add(images, sum(&CrossEntropy) / images, right(&logits, &batch.label_a));
+                smoothed += sum(&self.smoothed);
+                Ok(())
+            })
+        })?;
+        let smoothed = smoothed / validated.images;
+        Ok((validated, smoothed))
+    }
+
+    /// Writes the checkpoint, if one is wanted, whose next batch is `place`.
+    fn save(&self, place: Place) -> Result<(), CheckpointError> {
+        let Some(path) = &self.options.save else { return Ok(()) };
+        let [feed, valid] = self.feeds;
+        let state = State {
+            options: self.options.clone(),
+            feed,
+            valid,
+            identity: self.identity,
+            first_epoch: self.first_epoch,
+            place,
+            running: self.running.clone(),
+            results: self.results.clone(),
+            averaged: self.mean().map_or(0, |average| average.epochs),
+        };
+        checkpoint::save(&self.variables, self.mean().map(|average| &average.variables), &state, path)
+    }
+}
+
+/// Trains on batches of the first of `feeds`, validating on those of the second, from where `resumed` stood or from the
+/// beginning, and returns the result of each epoch.
 ///
 /// # Errors
 /// When the batches stop coming, the device is not there, or a file cannot be read or written.
@@ -206,109 +283,43 @@ pub fn run(
     valid: &mut dyn Batches,
     observe: &mut dyn FnMut(&Event) -> std::io::Result<()>,
 ) -> Result<Vec<EpochResult>, TrainError> {
-    let smoothing = |epsilon| LabelSmoothing::new(epsilon).ok_or(TrainError::Smoothing(epsilon));
-    let criterion = MixedLoss(smoothing(options.smoothing)?);
-    let smoothed = smoothing(if options.smoothing > 0.0 { options.smoothing } else { REPORTED_SMOOTHING })?;
-    let device = torch_device(options.device)?;
-    if let Some(threads) = options.threads {
-        tch::set_num_threads(threads);
-    }
-    super::memory::keep();
-    tch::manual_seed(options.seed as i64);
-    let variables = VarStore::new(device);
-    let cnn = Cnn::new(&variables, options.classes as i64);
-    if let Some(path) = &options.load {
-        checkpoint::load(&variables, path)?;
-    }
-    options.save.as_deref().map_or(Ok(()), checkpoint::check)?;
-    let (batches, train_identity) = (train.batches(), train.identity());
-    let (first_epoch, mut resumed_running, mut results) = match resumed {
-        Some(State { first_epoch, running, results, .. }) => (first_epoch, Some(running), results),
-        None => (train.place().epoch, None, Vec::new()),
-    };
-    let save = |place, running: &Running, results: &[EpochResult]| match &options.save {
-        Some(path) => {
-            let (running, results) = (running.clone(), results.to_vec());
-            let (options, [feed, valid], identity) = (options.clone(), feeds.map(|feed| *feed), train_identity);
-            let state = State { options, feed, valid, identity, first_epoch, place, running, results };
-            checkpoint::save(&variables, &state, path)
-        }
-        None => Ok(()),
-    };
-    while train.place().epoch < first_epoch + options.epochs {
-        let (mut running, start) = (resumed_running.take().unwrap_or_default(), Instant::now());
-        // Of a feed that skips batches, the epoch of those that come.
-        let (before, mut epoch) = (running.images, train.place().epoch);
-        train.epoch(&mut |view| {
-            if view.len() == 1 {
-                return Err(TrainError::OneImage { epoch: view.head.epoch, index: view.head.index });
-            }
-            let batch = BatchTensors::new(view, device).ok_or(TrainError::RawPixels)?;
-            let logits = cnn.forward(&batch.x, true);
-            let loss = criterion.forward(&logits, &batch, Reduction::Mean);
-            loss.backward();
-            no_grad(|| {
-                for mut parameter in variables.trainable_variables() {
-                    let mut gradient = parameter.grad();
-                    let _ = parameter.f_sub_(&(&gradient * options.lr)).expect("shapes agree");
-                    let _ = gradient.zero_();
-                }
-            });
-            let (images, loss) = (view.len() as f64, loss.double_value(&[]));
-            if !loss.is_finite() {
-                return Err(TrainError::NotFinite { epoch: view.head.epoch, index: view.head.index, loss });
-            }
-            running.add(images, loss, right(&logits, &batch.label_a));
-            epoch = view.head.epoch;
-            let (running_loss, running_acc) = (running.loss / running.images, running.right / running.images);
-            observe(&Event::Step { epoch, index: view.head.index, batches, loss, running_loss, running_acc })?;
-            let next = view.head.index + 1;
-            if next < batches && options.save_every.is_some_and(|every| next.is_multiple_of(every)) {
-                save(Place { epoch, index: next }, &running, &results)?;
-            }
-            Ok(())
-        })?;
+    let mut training = Training::new(options, feeds, resumed, (train.place(), train.identity()))?;
+    while train.place().epoch < training.end() {
+        let (before, start) = (training.running.images, Instant::now());
+        let epoch = training.train_epoch(train, observe)?;
         let train_s = start.elapsed().as_secs_f64();
         observe(&Event::Validating)?;
-        let (mut validated, mut smoothed_loss, start) = (Running::default(), 0.0, Instant::now());
-        valid.epoch(&mut |view| {
-            no_grad(|| {
-                let batch = BatchTensors::new(view, device).ok_or(TrainError::RawPixels)?;
-                let logits = cnn.forward(&batch.x, false);
-                let sum = |loss: &dyn Loss| loss.per_image(&logits, &batch.label_a).sum(Kind::Double).double_value(&[]);
-                let images = view.len() as f64;
-                validated.add(images, sum(&CrossEntropy) / images, right(&logits, &batch.label_a));
-                smoothed_loss += sum(&smoothed);
-                Ok(())
-            })
-        })?;
-        if !(validated.loss + smoothed_loss).is_finite() {
+        let start = Instant::now();
+        let (validated, valid_ls) = training.validate(valid)?;
+        if !(validated.loss + valid_ls).is_finite() {
             return Err(TrainError::Diverged { epoch });
         }
-        let last = &running.last_losses;
+        let running = std::mem::take(&mut training.running);
         let result = EpochResult {
             epoch,
-            train_loss: running.loss / running.images,
-            train_acc: running.right / running.images,
-            last30_loss: last.iter().sum::<f64>() / last.len() as f64,
-            valid_ce: validated.loss / validated.images,
-            valid_ls: smoothed_loss / validated.images,
-            valid_acc: validated.right / validated.images,
+            train_loss: running.mean_loss(),
+            train_acc: running.accuracy(),
+            last30_loss: running.last_losses.iter().sum::<f64>() / running.last_losses.len() as f64,
+            valid_ce: validated.mean_loss(),
+            valid_ls,
+            valid_acc: validated.accuracy(),
             train_s,
             valid_s: start.elapsed().as_secs_f64(),
             images_per_s: (running.images - before) / train_s,
         };
         observe(&Event::Epoch(result))?;
-        results.push(result);
-        save(Place { epoch: epoch + 1, index: 0 }, &Running::default(), &results)?;
+        training.results.push(result);
+        training.save(Place { epoch: epoch + 1, index: 0 })?;
     }
-    Ok(results)
+    Ok(training.results)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Dtype, ImageSize, Layout};
+    use crate::batch::Head;
+    use crate::columns::Columns;
+    use crate::types::{Device, Dtype, ImageSize, Layout};
 
     /// Noise images of 32 × 32, the same each epoch.
     struct Noise {
@@ -403,34 +414,33 @@ mod tests {
         run_with(&options(seed), batch_size, dtype, None)
     }
 
+    /// Runs until the step of this number, from 1, whose observer fails: it is done, and not saved.
+    fn interrupt(options: &Options, mut steps: u64) {
+        let _random = super::super::torch_random();
+        let source = || Noise { batch_size: 6, batches: 3, dtype: Dtype::F32, place: Place::default() };
+        let feeds = [&FeedSpec::train(), &FeedSpec::val()];
+        let interrupted = run(options, feeds, None, &mut source(), &mut source(), &mut |event| {
+            steps -= u64::from(matches!(event, Event::Step { .. }));
+            if steps == 0 { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+        });
+        assert!(matches!(interrupted, Err(TrainError::Log(_))));
+    }
+
+    fn untimed(results: &[EpochResult]) -> Vec<EpochResult> {
+        results.iter().map(|r| EpochResult { train_s: 0.0, valid_s: 0.0, images_per_s: 0.0, ..*r }).collect()
+    }
+
     #[test]
     fn a_run_that_is_resumed_anywhere_equals_one_that_was_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors");
         let (results, losses) = train(6, Dtype::F32, 1).unwrap();
-        let untimed = |results: &[EpochResult]| -> Vec<EpochResult> {
-            results.iter().map(|r| EpochResult { train_s: 0.0, valid_s: 0.0, images_per_s: 0.0, ..*r }).collect()
-        };
         // The last file that a run of one epoch writes is that of its end; one that stops half-way leaves that of batch 2.
         for (epochs, half_way) in [(1, false), (1, true), (2, true)] {
             let saving = Options { epochs, save: Some(path.clone()), save_every: Some(2), ..options(1) };
             let done = if half_way {
-                let _random = super::super::torch_random();
-                let source = || Noise { batch_size: 6, batches: 3, dtype: Dtype::F32, place: Place::default() };
                 // The step after the one that is saved.
-                let mut steps = 3 * (epochs - 1) + 3;
-                let stopped = run(
-                    &saving,
-                    [&FeedSpec::train(), &FeedSpec::val()],
-                    None,
-                    &mut source(),
-                    &mut source(),
-                    &mut |event| {
-                        steps -= u64::from(matches!(event, Event::Step { .. }));
-                        if steps == 0 { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
-                    },
-                );
-                assert!(matches!(stopped, Err(TrainError::Log(_))));
+                interrupt(&saving, 3 * (epochs - 1) + 3);
                 3 * (epochs - 1) + 2
             } else {
                 run_with(&saving, 6, Dtype::F32, None).unwrap();
@@ -442,6 +452,55 @@ mod tests {
             let (again, rest) = run_with(&resumed, 6, Dtype::F32, Some(state)).unwrap();
             assert_eq!(rest, losses[done as usize..]);
             assert_eq!(untimed(&again), untimed(&results));
+        }
+    }
+
+    #[test]
+    fn averaging_changes_what_is_validated_from_the_second_end_on_and_never_the_training() {
+        let (plain, losses) = train(6, Dtype::F32, 1).unwrap();
+        let (averaged, same) = run_with(&Options { average: 2, ..options(1) }, 6, Dtype::F32, None).unwrap();
+        assert_eq!(same, losses);
+        // The mean of one epoch's end is that end.
+        assert_eq!(untimed(&averaged)[0], untimed(&plain)[0]);
+        assert_ne!(averaged[1].valid_ce, plain[1].valid_ce);
+        let (last, _) = run_with(&Options { average: 1, ..options(1) }, 6, Dtype::F32, None).unwrap();
+        assert_eq!(untimed(&last), untimed(&plain));
+    }
+
+    #[test]
+    fn an_averaged_run_that_is_interrupted_anywhere_and_resumed_equals_one_that_was_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let averaged = Options { average: 2, epochs: 3, ..options(1) };
+        let (results, losses) = run_with(&averaged, 6, Dtype::F32, None).unwrap();
+        let resume = |more: u64| {
+            let state = checkpoint::state(&path).unwrap();
+            let options =
+                Options { load: Some(path.clone()), epochs: state.options.epochs + more, ..state.options.clone() };
+            run_with(&options, 6, Dtype::F32, Some(state)).unwrap()
+        };
+        for done in 1..9 {
+            interrupt(&Options { save: Some(path.clone()), save_every: Some(1), ..averaged.clone() }, done + 1);
+            let state = checkpoint::state(&path).unwrap();
+            assert_eq!(
+                (state.place, state.averaged),
+                (Place { epoch: done / 3, index: done % 3 }, (done / 3).max(1) - 1)
+            );
+            let (again, rest) = resume(0);
+            assert_eq!(rest, losses[done as usize..], "from step {done}");
+            assert_eq!(untimed(&again), untimed(&results), "from step {done}");
+        }
+        // With more epochs, those are averaged that a training with as many from the beginning averages.
+        let longer = Options { epochs: 5, ..averaged };
+        let expected = untimed(&run_with(&longer, 6, Dtype::F32, None).unwrap().0);
+        for done in [2, 7, 9] {
+            let saving = Options { save: Some(path.clone()), save_every: Some(1), epochs: 3, ..longer.clone() };
+            if done < 9 {
+                interrupt(&saving, done + 1);
+            } else {
+                run_with(&saving, 6, Dtype::F32, None).unwrap();
+            }
+            assert_eq!(untimed(&resume(2).0)[3..], expected[3..], "from step {done}");
         }
     }
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from measure import bench, folder, head, report, run
 
 HOME = Path(".compare")
-REQUIREMENTS = ["torch==2.11.0", "torchvision==0.26.0", "pillow==13.0.0", "numpy==2.4.6", "nvidia-dali-cuda130==2.4.0"]
+REQUIREMENTS = ["torch==2.11.0", "torchvision==0.26.0", "pillow==13.0.0", "numpy==2.4.6", "nvidia-dali-cuda130==2.4.0",
+                "nvidia-nvimgcodec-cu13[all]==0.9.0.20"]
 # glibc keeps memory instead of giving it back and clearing it anew: half of the torch contenders' time otherwise.
 ALLOCATOR = {"MALLOC_TOP_PAD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
 RECIPES = ["recipe-dataloader-torchvision", "recipe-dataloader-pil", "recipe-dali-cpu"]

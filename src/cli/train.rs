@@ -26,6 +26,9 @@ pub struct Train {
     #[arg(long, env = "MIXD_SMOOTHING", default_value_t = 0.0)]
     smoothing: f64,
     /// Validate and save the mean of the network over the ends of the last so many epochs (stochastic weight averaging).
+    ///
+    /// Batch norm's running statistics are averaged with the weights. Resumed with more --epochs, the mean starts anew where it
+    /// began before the last so many.
     #[arg(long, env = "MIXD_AVERAGE", value_name = "EPOCHS", default_value_t = 0)]
     average: u64,
     #[command(flatten)]

@@ -130,6 +130,7 @@ fn refusal(error: &AttachError) -> Refusal {
             OpenError::Passed { next, .. } => Reason::Passed { next: *next },
             #[cfg(feature = "cuda")]
             OpenError::Mix(MixError::Cuda(CudaError::OutOfMemory { need, free })) => room(need, free),
+            OpenError::Mix(error) if error.is_out_of_memory() => Reason::NoRoom { need: None, free: None },
             OpenError::Mix(_) => Reason::Device,
             OpenError::Memory(_) => Reason::NoRoom { need: None, free: None },
             OpenError::Ring(RingError::NoSpace { need, free, .. }) => room(need, free),

@@ -65,6 +65,12 @@ impl CudaError {
         matches!(self, Self::Call { code: sys::CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED, .. })
     }
 
+    /// Whether memory does not suffice, the device's or main memory that was to be pinned.
+    pub fn is_out_of_memory(&self) -> bool {
+        let code = sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+        matches!(self, Self::OutOfMemory { .. }) || matches!(self, Self::Call { code: found, .. } if *found == code)
+    }
+
     /// Says how much was needed and is free, where that was it.
     fn out_of_memory(self, context: &Context, need: usize) -> Self {
         match self {

@@ -150,6 +150,19 @@ pub enum MixError {
     Torch(String),
 }
 
+impl MixError {
+    /// Whether memory does not suffice, the device's or main memory.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(error) => error.is_out_of_memory(),
+            // Torch has no code for it: "CUDA out of memory. Tried to allocate …", "CUDA error: out of memory".
+            Self::Torch(text) => text.contains("out of memory"),
+            _ => false,
+        }
+    }
+}
+
 /// Fills batches. Implementations keep their scratch between calls, and allocate nothing in the steady state where
 /// their substrate lets them.
 pub trait Mixer: Send {

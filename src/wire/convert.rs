@@ -18,7 +18,7 @@ mod proto {
 }
 
 /// Version of `control.proto`.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// The versions of this build.
 fn versions() -> proto::Versions {
@@ -46,6 +46,10 @@ fn check_versions(theirs: Option<proto::Versions>) -> Result<(), Refusal> {
 pub trait Crosses: Sized + Send + 'static {
     /// As what.
     type Message: Message + Default;
+
+    /// Whether a client sends it. What cannot be read in a request is the client's fault; an answer that cannot be read
+    /// comes from a daemon of another version.
+    const IS_REQUEST: bool = false;
 
     fn into_message(self) -> Self::Message;
 
@@ -94,8 +98,17 @@ impl<T: Crosses> Decoder for Half<T> {
 
     fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<T>, tonic::Status> {
         let message = T::Message::decode(from).map_err(|error| Reason::Version.because(error))?;
-        Ok(Some(T::from_message(message)?))
+        Ok(Some(received(message)?))
     }
+}
+
+/// What a message of the other side says.
+fn received<T: Crosses>(message: T::Message) -> Result<T, Refusal> {
+    T::from_message(message).map_err(|refusal| match T::IS_REQUEST {
+        true => refusal,
+        false => Reason::Version
+            .because(format!("the daemon's answer cannot be read: {refusal} (use the same mixd on both sides)")),
+    })
 }
 
 impl From<Refusal> for tonic::Status {
@@ -286,6 +299,8 @@ fields! {
 impl Crosses for () {
     type Message = ();
 
+    const IS_REQUEST: bool = true;
+
     fn into_message(self) {}
 
     fn from_message((): ()) -> Result<(), Refusal> {
@@ -295,6 +310,8 @@ impl Crosses for () {
 
 impl Crosses for AttachRequest {
     type Message = proto::AttachRequest;
+
+    const IS_REQUEST: bool = true;
 
     fn into_message(self) -> proto::AttachRequest {
         let Self { spec, pid, former, device_uuid } = self;
@@ -312,6 +329,8 @@ impl Crosses for AttachRequest {
 
 impl Crosses for WatchRequest {
     type Message = proto::WatchRequest;
+
+    const IS_REQUEST: bool = true;
 
     fn into_message(self) -> proto::WatchRequest {
         proto::WatchRequest { interval_ms: Some(self.interval.as_millis() as u32) }
@@ -503,7 +522,13 @@ impl Crosses for Crop {
     fn from_message(from: proto::Crop) -> Result<Self, Refusal> {
         use proto::crop::Kind;
         Ok(match from.kind {
-            None | Some(Kind::Squash(proto::Squash {})) => Self::Squash,
+            // One that a later version adds.
+            None => {
+                let text =
+                    "bad feed spec: crop is of no kind that this version knows (use the same mixd on both sides)";
+                return Err(Reason::Spec.because(text));
+            }
+            Some(Kind::Squash(proto::Squash {})) => Self::Squash,
             Some(Kind::SquashCenter(proto::CenterCrop { resize })) => Self::SquashCenter { resize },
             Some(Kind::ShortCenter(proto::CenterCrop { resize })) => Self::ShortCenter { resize },
             Some(Kind::RandomResizedCrop(proto::RandomResizedCrop { scale_min, scale_max, ratio_min, ratio_max })) => {
@@ -675,5 +700,15 @@ mod tests {
         assert_eq!(error, Reason::Spec.because("`f64` is not a dtype (use f32, f16, bf16 or u8)"));
         let message = proto::FeedSpec { mean: vec![0.5], ..Default::default() };
         assert_eq!(FeedSpec::from_message(message).unwrap_err().reason, Reason::Spec);
+        let message = proto::FeedSpec { crop: Some(proto::Crop { kind: None }), ..Default::default() };
+        assert_eq!(FeedSpec::from_message(message).unwrap_err().reason, Reason::Spec);
+    }
+
+    #[test]
+    fn answers_that_cannot_be_read_are_of_another_version_and_requests_are_the_client_s_fault() {
+        let store = proto::Store { split: "fold_3".to_owned(), ..Default::default() };
+        assert_eq!(received::<Store>(store).unwrap_err().reason, Reason::Version);
+        let watch = proto::WatchRequest { interval_ms: Some(1) };
+        assert_eq!(received::<WatchRequest>(watch).unwrap_err().reason, Reason::Spec);
     }
 }

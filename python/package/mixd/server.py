@@ -123,7 +123,7 @@ class Server:
             "split": split,
             "recipe": _recipe(recipe),
             "batch_size": batch_size,
-            "size": "x".join(map(str, size)) if isinstance(size, tuple | list) else size,
+            "size": _joined(size, "x"),
             "crop": None if crop is None else str(crop),
             "interpolation": interpolation,
             "flip": {True: 0.5, False: 0.0}[flip] if isinstance(flip, bool) else flip,
@@ -154,7 +154,7 @@ class Server:
             "share": share,
             "delivery": delivery,
             "max_lag": max_lag,
-            "start": ",".join(map(str, start)) if isinstance(start, tuple | list) else start,
+            "start": _joined(start, ","),
             "device": _device(device),
         }
         spec = Spec(_json(options), _json(extra), self._recipe)
@@ -363,12 +363,18 @@ def _dtype(dtype: object) -> str:
     return _DTYPES.get(name, name)
 
 
+def _joined(value: Any, separator: str) -> Any:
+    """A sequence of numbers, numpy's and torch's too, as one text; anything else as it is."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return separator.join(map(str, value)) if isinstance(value, tuple | list) else value
+
+
 def _json(options: dict[str, Any]) -> str:
     """Options as JSON; numbers of numpy and torch are plain ones."""
 
     def plain(value: Any) -> Any:
-        if hasattr(value, "item"):
-            return value.item()
+        if hasattr(value, "tolist"):
+            return value.tolist()
         raise SpecError(f"{value!r} is a {type(value).__name__}, which no option of a feed takes")
 
     for name, value in options.items():

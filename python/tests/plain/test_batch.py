@@ -85,7 +85,8 @@ def test_every_column_of_a_replay_is_a_field_of_the_batch(daemon: Daemon, tmp_pa
 @pytest.mark.parametrize(("dtype", "name"), [("f32", "float32"), ("f16", "float16"), ("u8", "uint8")])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_images_are_read_where_the_daemon_wrote_them(daemon: Daemon, tmp_path: Path, dtype: str, name: str, layout: Any) -> None:
-    feed = daemon.connect().feed("train", batch_size=8, size=(20, 30), dtype=dtype, layout=layout, start=(2, 1))
+    size: Any = numpy.array([20, 30])
+    feed = daemon.connect().feed("train", batch_size=8, size=size, dtype=dtype, layout=layout, start=(2, 1))
     x = feed.next_batch().x
     array = x.numpy()
     assert (x.dtype, array.dtype.name, array.shape) == (name, name, x.shape)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mixd
+import numpy
 import pytest
 from mixd.server import _program
 
@@ -33,6 +34,8 @@ def refused(server: mixd.Server, **options: Any) -> mixd.MixdError:
         {"recipe": 3},
         {"reconnect": -1.0},
         {"delivery": "latest"},
+        {"batch_size": numpy.arange(3)},
+        {"size": numpy.arange(3)},
         # What the daemon alone knows: how many batches there are.
         {"start": (0, 900)},
     ],

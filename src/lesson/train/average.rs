@@ -1,4 +1,5 @@
-//! The mean of the network over the last epochs: stochastic weight averaging (Izmailov et al. 2018).
+//! The mean of the network over the last epochs: stochastic weight averaging (Izmailov et al. 2018), but for batch norm's
+//! running statistics, which are averaged as well, where the paper takes them anew from the data.
 
 use super::Cnn;
 use tch::nn::VarStore;

@@ -157,11 +157,17 @@ impl<'a> Training<'a> {
     /// Reads a checkpoint, whose network is the mean over `averaged` epochs, to go on with the epoch `next`.
     fn load(&mut self, path: &Path, averaged: u64, next: u64) -> Result<(), CheckpointError> {
         checkpoint::load(&self.variables, if averaged > 0 { checkpoint::TRAINING } else { "" }, path)?;
-        // With more epochs than before, the mean may be over earlier ones: it then starts anew.
+        // With more epochs than before, the mean is wanted over later ones, and cannot be taken apart.
         let is_still_wanted = averaged > 0 && next >= self.averaged_from() + averaged;
         if let Some(average) = self.average.as_mut().filter(|_| is_still_wanted) {
             checkpoint::load(&average.variables, "", path)?;
             average.epochs = averaged;
+        } else if averaged > 0 && self.average.is_some() {
+            tracing::warn!(
+                "the mean of the network starts anew: the one in {} is over epochs before the last {} of this training",
+                path.display(),
+                self.options.average
+            );
         }
         Ok(())
     }
@@ -490,7 +496,7 @@ mod tests {
             assert_eq!(rest, losses[done as usize..], "from step {done}");
             assert_eq!(untimed(&again), untimed(&results), "from step {done}");
         }
-        // With more epochs, those are averaged that a training with as many from the beginning averages.
+        // With more epochs, so many that none of the file's mean is wanted, as from the beginning.
         let longer = Options { epochs: 5, ..averaged };
         let expected = untimed(&run_with(&longer, 6, Dtype::F32, None).unwrap().0);
         for done in [2, 7, 9] {

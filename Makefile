@@ -1,4 +1,4 @@
-# mixd: `make` alone prints the targets. Variables: DATA, EPOCHS, ARGS, and
+# mixd: `make` alone prints the targets. Variables: DATA, EPOCHS, ARGS, SECONDS, ROUNDS, and
 #   LIBTORCH or LIBTORCH_USE_PYTORCH   your own libtorch 2.11.0 (absolute path): nothing is fetched then
 #   MIXD_LIBTORCH_CUDA=1               fetch libtorch with all its CUDA libraries (4.5 GB)
 

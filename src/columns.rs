@@ -113,7 +113,8 @@ columns! {
     sample_id: u32,
     /// Each row's partner's sample.
     partner_id: u32,
-    /// Top, left, height and width of each own image's crop, in pixels of the decoded image; zeros where views do not depend on chance.
+    /// Top, left, height and width of each own image's crop, in pixels of its source (by default the decoded image); zeros where
+    /// views do not depend on chance.
     crop: [i32; 4],
     /// Top, left, height and width of CutMix's box; zeros where a row has none.
     cut: [i32; 4],

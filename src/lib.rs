@@ -1,8 +1,8 @@
 //! Batches of images from the `mixd` daemon, which decodes and augments them once per machine and publishes them in shared memory.
 //!
-//! A trainer links three modules: [`client`] attaches to a feed, [`spec`] says what the feed delivers, [`batch`] is what arrives, with its
-//! [`columns`]. Without the default feature `daemon` the crate has no more than these. The other modules are the daemon's own: they are
-//! public for its program, tests and benchmarks, and may change with any version.
+//! A trainer uses [`client`], which attaches to a feed, [`spec`], which says what the feed delivers, [`batch`] with its [`columns`], which
+//! is what arrives, and [`types`] and [`status`]. Without the default feature `daemon` the crate ends with [`client`]. The modules that the
+//! documentation does not list are public for mixd's program, tests and benchmarks, and may change with any version.
 //!
 //! A module imports only modules that are declared above it (`tests/layers.rs` checks this), so the order below is also the order to read in.
 

@@ -107,8 +107,8 @@ impl Batch {
         self.column("partner_id")
     }
 
-    /// Top, left, height and width of each image's random crop, in pixels of the decoded image, int32, `[B, 4]`; zeros where the crop is
-    /// not random.
+    /// Top, left, height and width of each image's random crop, in pixels of its source (the decoded image, unless the daemon has
+    /// `--source`), int32, `[B, 4]`; zeros where the crop is not random.
     #[getter]
     fn crop(&self) -> PyResult<Array> {
         self.column("crop")

@@ -1,4 +1,4 @@
-//! The command line: one file a command.
+//! The command line: one file a command, folders for `bench` and `train`.
 
 mod bench;
 mod config_file;

@@ -8,7 +8,7 @@ use crate::types::EPOCH_BITS;
 use clap::Args;
 use serde_json::json;
 
-/// Print which samples, partners and λ make each batch of an epoch.
+/// Print which samples, crops, partners and λ make each batch of an epoch.
 #[derive(Debug, Args)]
 pub struct Plan {
     #[command(flatten)]

@@ -1,12 +1,12 @@
 //! The pipeline: from a source and a feed spec to batches in a ring, over bounded channels.
 //!
 //! ```text
-//! plan (1 thread a feed) ── samples to decode ──► decode (N threads a daemon) ──► sample store, staging rows
-//!   └──────────────── pending batches ──────────► mix (1 thread a feed) ─────────► slot
+//! plan (1 thread a feed) ── samples, views ──► decode, render (N threads a daemon) ──► sample store, staging rows
+//!   └─────────────── pending batches ────────► mix (1 thread a feed) ───────────────► slot
 //! ```
 //!
-//! The plan stage runs ahead of the mix stage by [`BATCHES_AHEAD`] batches, so that samples are decoded while earlier batches
-//! are mixed. Its requests claim rows ([`crate::store`]); the mix stage waits for the rows of its batch to settle. What a batch
+//! The plan stage runs ahead of the mix stage by two to [`BATCHES_AHEAD`] batches, so that samples are decoded and views
+//! rendered while earlier batches are mixed. Its requests claim rows ([`crate::store`]); the mix stage waits for the rows of its batch to settle. What a batch
 //! holds is decided by its plan and the files alone, never by who was faster.
 
 mod device;

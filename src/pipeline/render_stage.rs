@@ -1,4 +1,4 @@
-//! The decode stage: threads that turn encoded samples into rows of samples.
+//! The decode and render stage: threads that turn encoded samples, or stored sources, into rows.
 
 use super::ledger::BadSample;
 use super::{Shared, StoreEntry};

@@ -1,4 +1,4 @@
-//! The relative paths of an image folder's samples, packed: about 30 bytes per sample of ImageNet.
+//! The relative paths of an image folder's samples, packed: about 28 bytes per sample of ImageNet.
 //!
 //! Each split keeps the file names end to end in one arena, a `u32` end offset and a `u32` folder number per sample, and each folder's path
 //! once. Samples keep the order in which they are pushed, which must be that of the bytes of the whole relative path.

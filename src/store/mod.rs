@@ -1,6 +1,6 @@
 //! The sample store: every decoded sample that fits a budget, decoded once, whoever asks.
 //!
-//! A store serves one split at one image size. Samples get a row of its memory on first request, while there are rows; they
+//! A store serves one split's views of one kind: one size, one crop that does not depend on chance, one filter. Samples get a row of its memory on first request, while there are rows; they
 //! are never evicted: an epoch reads each sample once, so whatever stays is as good as anything else, and what is in it
 //! never changes. Samples without a row are decoded anew each time, into rows that the caller brings.
 
@@ -40,7 +40,7 @@ pub enum Lookup {
     Bad,
 }
 
-/// The decoded samples of one split at one size.
+/// The finished views of one split: one size, crop and filter.
 pub struct SampleStore {
     rows: Arc<Rows>,
     /// For each sample its row, [`UNASSIGNED`] or [`BAD`].

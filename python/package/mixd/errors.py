@@ -52,7 +52,7 @@ class NoRoomError(RefusedError):
 
 
 class DaemonGoneError(MixdError):
-    """The daemon has died, and none goes on in its place in time."""
+    """The daemon has died, and no other goes on: none came in time, or the one that did makes other batches or is at an earlier place."""
 
 
 class EvictedError(MixdError):

@@ -47,7 +47,7 @@ class Crop:
         return cls("pad_crop", pad=pad, mode=mode)
 
     def __str__(self) -> str:
-        """Gives the text that `Server.feed` and `mixd serve` take, such as "short_center:256"."""
+        """Gives the text that `Server.feed` and the option `--crop` take, such as "short_center:256"."""
         scale = (0.08, 1.0) if self.ratio and not self.scale else self.scale or ()
         values = [value for value in (self.resize, *scale, *(self.ratio or ()), self.pad, self.mode) if value is not None]
         return f"{self.kind}:{','.join(map(str, values))}" if values else self.kind

@@ -190,7 +190,7 @@ def connect(socket: str | os.PathLike[str] | None = None, *, reconnect: float = 
 
 
 def serve(data: str | os.PathLike[str], **options: object) -> Server:
-    """Starts a daemon on an image folder or its .tgz, and returns when it serves. It ends with this process, however that ends.
+    """Starts a daemon on an image folder or its .tgz or .tar, and returns when it serves. It ends with this process, however that ends.
 
     `options` are those of `mixd serve`, with _ for -, such as `workers=4`, `cache="2G"`, `cache_file=path`. Under torchrun all ranks of a
     machine get one daemon: the first starts it, and it ends with the last of them; they call this equally often, in the same order. Raises

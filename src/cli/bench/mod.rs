@@ -66,8 +66,8 @@ pub struct Bench {
     /// What trainers read: the header and an element of every image, or all bytes.
     #[arg(long, env = "MIXD_TOUCH", default_value = "element")]
     touch: Touch,
-    /// Measure the machine's ceilings before each round: decode + resize with nothing else, writing finished batches to memory,
-    /// waking a thread.
+    /// Measure the machine's ceilings before each round: decoding and rendering with nothing else, rendering with the mix,
+    /// writing finished batches to memory, waking a thread.
     #[arg(long, env = "MIXD_CEILING")]
     ceiling: bool,
     /// With --device cuda: have batches copied back into main memory, where trainers read them, in place of leaving them on the device.

@@ -259,7 +259,7 @@ impl JoinArgs {
 /// Which daemon.
 #[derive(Debug, Args)]
 pub struct SocketArgs {
-    /// The daemon's socket [default: $XDG_RUNTIME_DIR/mixd/mixd.sock, else mixd-<uid>/mixd.sock in the temporary folder].
+    /// The daemon's socket [default: $XDG_RUNTIME_DIR/mixd/mixd.sock, else `mixd-<uid>/mixd.sock` in the temporary folder].
     #[arg(long, env = "MIXD_SOCKET")]
     pub socket: Option<PathBuf>,
 }

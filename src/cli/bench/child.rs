@@ -5,9 +5,15 @@ use super::report::{Report, Touch};
 use crate::cli::own_daemon::OwnDaemon;
 use crate::spec::{FeedOptions, ShareName};
 use anyhow::Context;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::{BufRead, BufReader, Lines, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+/// How long a signal that has ended a trainer may take to end this process, and its daemon before.
+const OWN_SIGNAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A trainer; it is killed when this is dropped.
 pub struct Trainer {
@@ -23,8 +29,15 @@ impl Trainer {
 
     /// What it says next.
     pub fn report(&mut self) -> anyhow::Result<Report> {
-        let line = self.lines.next().context("a trainer ended early (its own message is above)")??;
-        Ok(serde_json::from_str(&line)?)
+        let Some(line) = self.lines.next() else {
+            let status = self.child.wait()?;
+            // A terminal's Ctrl-C ends trainers and this process, in any order: this process is to end by it, too.
+            if status.signal().is_some_and(|signal| [SIGHUP, SIGINT, SIGTERM].contains(&signal)) {
+                std::thread::park_timeout(OWN_SIGNAL_TIMEOUT);
+            }
+            anyhow::bail!("a trainer ended early ({status}; its own message is above)");
+        };
+        Ok(serde_json::from_str(&line?)?)
     }
 }
 

@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// Signals that end this process once its daemon has ended.
+pub const ENDING: [i32; 3] = [SIGHUP, SIGINT, SIGTERM];
+
 /// A running `mixd serve` that belongs to this process. It ends when this is dropped, or when this process dies: its standard
 /// input is a pipe that only this process holds. A signal that ends this process waits until the daemon has ended.
 pub struct OwnDaemon {
@@ -46,7 +49,7 @@ impl OwnDaemon {
         let mut child = command.spawn().context("cannot start the daemon")?;
         let stdout = child.stdout.take().expect("piped");
         let child = Arc::new(Mutex::new(child));
-        let (mut signals, ended) = (Signals::new([SIGHUP, SIGINT, SIGTERM])?, Arc::clone(&child));
+        let (mut signals, ended) = (Signals::new(ENDING)?, Arc::clone(&child));
         std::thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
                 // Held to the end: the main thread, which loses its feeds now, waits for it before it reports that.

@@ -2,10 +2,9 @@
 
 use super::Bench;
 use super::report::{Report, Touch};
-use crate::cli::own_daemon::OwnDaemon;
+use crate::cli::own_daemon::{ENDING, OwnDaemon};
 use crate::spec::{FeedOptions, ShareName};
 use anyhow::Context;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -32,7 +31,7 @@ impl Trainer {
         let Some(line) = self.lines.next() else {
             let status = self.child.wait()?;
             // A terminal's Ctrl-C ends trainers and this process, in any order: this process is to end by it, too.
-            if status.signal().is_some_and(|signal| [SIGHUP, SIGINT, SIGTERM].contains(&signal)) {
+            if status.signal().is_some_and(|signal| ENDING.contains(&signal)) {
                 std::thread::park_timeout(OWN_SIGNAL_TIMEOUT);
             }
             anyhow::bail!("a trainer ended early ({status}; its own message is above)");

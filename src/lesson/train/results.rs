@@ -79,6 +79,7 @@ impl Running {
         }
         self.last_losses.push_back(loss);
     }
+
     /// Mean loss over the images.
     pub fn mean_loss(&self) -> f64 {
         self.loss / self.images

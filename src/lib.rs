@@ -13,6 +13,7 @@
 
 // The vocabulary: sizes, element types, what a batch is, what a feed is asked to deliver.
 pub mod types;
+pub mod operation;
 #[doc(hidden)]
 pub mod format;
 pub mod columns;

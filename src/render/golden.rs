@@ -3,6 +3,7 @@
 use super::*;
 use crate::decode::Picture;
 use crate::fixtures;
+use crate::operation::{Operation, Warping};
 use crate::types::{CropBox, ImageSize, Interpolation, PadMode};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -25,6 +26,11 @@ impl Image {
     fn of_planes(size: ImageSize, planes: &[u8]) -> Self {
         let pixel = |at: usize| [0, 1, 2].map(|channel| planes[channel * size.pixels() + at]);
         Self { size, values: (0..size.pixels()).flat_map(pixel).collect() }
+    }
+
+    fn planes(&self) -> Vec<u8> {
+        let plane = |channel| self.values.iter().skip(channel).step_by(3).copied();
+        (0..3).flat_map(plane).collect()
     }
 
     fn upside_down(self) -> Self {
@@ -59,6 +65,15 @@ impl By {
             }
         }
     }
+
+    fn apply(self, (operation, warping): &(Operation, Warping), image: &Image) -> Image {
+        let mut planes = image.planes();
+        match self {
+            Self::Naive => planes = ops::naive::apply(&[*operation], warping, image.size, &planes),
+            Self::Level(level) => Operator::new(level).run(&[*operation], warping, image.size, &mut planes),
+        }
+        Image::of_planes(image.size, &planes)
+    }
 }
 
 /// A case's number by name.
@@ -66,12 +81,12 @@ fn number(args: &Value, name: &str) -> u32 {
     args[name].as_u64().unwrap_or_else(|| panic!("{name} in {args}")) as u32
 }
 
-/// A case's geometry; `None` for kinds that are not about geometry.
-fn geometry(case: &Value, image: ImageSize, out: ImageSize) -> Option<Geometry> {
+/// A case's geometry.
+fn geometry(case: &Value, image: ImageSize, out: ImageSize) -> Geometry {
     let args = &case["args"];
     let of = |name| number(args, name);
     let interpolation = || args["interpolation"].as_str().unwrap().parse::<Interpolation>().unwrap();
-    Some(match case["kind"].as_str().unwrap() {
+    match case["kind"].as_str().unwrap() {
         "resized_crop" => {
             let crop =
                 CropBox { top: of("top") as i32, left: of("left") as i32, height: of("height"), width: of("width") };
@@ -83,14 +98,59 @@ fn geometry(case: &Value, image: ImageSize, out: ImageSize) -> Option<Geometry> 
             let mode: PadMode = args["mode"].as_str().unwrap().parse().unwrap();
             Geometry::pad_crop(image, of("pad"), mode, of("top"), of("left"), out)
         }
-        "op" if args["op"] == "hflip" => Geometry::squash(image, out, Interpolation::Bilinear).flipped(true),
-        "op" if args["op"] == "vflip" => Geometry::squash(image, out, Interpolation::Bilinear),
-        _ => return None,
-    })
+        "op" => Geometry::squash(image, out, Interpolation::Bilinear).flipped(args["op"] == "hflip"),
+        "chain" => {
+            let crop =
+                CropBox { top: of("top") as i32, left: of("left") as i32, height: of("height"), width: of("width") };
+            Geometry::resized_crop(crop, out, interpolation()).flipped(args["flip"] == true)
+        }
+        other => panic!("a case of kind {other}"),
+    }
+}
+
+/// An operation, and how it warps; `None` for flips, which are part of the geometry.
+fn operation(args: &Value) -> Option<(Operation, Warping)> {
+    let of = || args["arg"].as_f64().unwrap_or_else(|| panic!("no argument: {args}"));
+    let operation = match args["op"].as_str().unwrap() {
+        "grayscale" => Operation::Grayscale,
+        "invert" => Operation::Invert,
+        "autocontrast" => Operation::AutoContrast,
+        "equalize" => Operation::Equalize,
+        "brightness" => Operation::Brightness(of()),
+        "contrast" => Operation::Contrast(of()),
+        "saturation" => Operation::Saturation(of()),
+        "sharpness" => Operation::Sharpness(of()),
+        "hue" => Operation::Hue(of()),
+        "posterize" => Operation::Posterize(of() as u8),
+        "solarize" => Operation::Solarize(of()),
+        "solarize_add" => Operation::SolarizeAdd(of() as u8),
+        "gaussian_blur" => Operation::GaussianBlur(of()),
+        "rotate" => Operation::Rotate(of()),
+        "shear_x" => Operation::ShearX(of()),
+        "shear_y" => Operation::ShearY(of()),
+        "translate_x" => Operation::TranslateX(of()),
+        "translate_y" => Operation::TranslateY(of()),
+        "hflip" | "vflip" => return None,
+        other => panic!("{other}"),
+    };
+    let warping = args["interpolation"].as_str().map(|name| Warping {
+        filter: name.parse().unwrap(),
+        fill: [0, 1, 2].map(|channel| args["fill"][channel].as_u64().unwrap() as u8),
+    });
+    Some((operation, warping.unwrap_or_default()))
+}
+
+/// The operations of a case, in turn.
+fn operations(case: &Value) -> Vec<(Operation, Warping)> {
+    match case["kind"].as_str().unwrap() {
+        "op" => operation(&case["args"]).into_iter().collect(),
+        "chain" => case["args"]["ops"].as_array().unwrap().iter().filter_map(operation).collect(),
+        _ => Vec::new(),
+    }
 }
 
 #[test]
-fn geometries_are_pillows() {
+fn views_are_pillows() {
     for reference in fixtures::roots() {
         let read = |name: &str| std::fs::read(reference.join(name)).unwrap();
         let (pixels, inputs) = (read("pixels.safetensors"), read("recipes/recipes.safetensors"));
@@ -119,13 +179,13 @@ fn geometries_are_pillows() {
             let size = ImageSize { height: number(case, "height"), width: number(case, "width") };
             for &by in &by_all {
                 let image = input(case["input"].as_str().unwrap(), by);
-                let Some(geometry) = geometry(case, image.size, size) else { break };
+                let geometry = geometry(case, image.size, size);
                 let vflip = case["args"]["op"] == "vflip";
                 let out = Image::of_planes(size, &by.render(&image.picture(), &geometry, size));
                 let out = if vflip { out.upside_down() } else { out };
+                let out = operations(case).iter().fold(out, |image, operation| by.apply(operation, &image));
                 assert_eq!(out.sha256(), case["sha256"].as_str().unwrap(), "{by:?}: {case}");
-                let kind = case["args"]["op"].as_str().or(case["kind"].as_str()).unwrap().to_owned();
-                *checked.entry(kind).or_insert(0) += 1;
+                *checked.entry(case["kind"].as_str().unwrap().to_owned()).or_insert(0) += 1;
             }
         }
         let expected = [
@@ -133,8 +193,8 @@ fn geometries_are_pillows() {
             ("short_center", 48),
             ("squash_center", 48),
             ("pad_crop", 16),
-            ("hflip", 8),
-            ("vflip", 8),
+            ("op", 656),
+            ("chain", 60),
         ];
         let expected = expected.map(|(kind, count)| (kind.to_owned(), count * by_all.len())).into();
         assert_eq!(checked, expected);

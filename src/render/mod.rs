@@ -19,6 +19,7 @@ mod level;
 mod loader;
 #[cfg(test)]
 mod naive;
+mod ops;
 mod resize;
 mod weights;
 mod window;
@@ -26,4 +27,5 @@ mod window;
 pub use geometry::Geometry;
 pub use level::Level;
 pub use loader::{LoadOptions, Loader, SCRATCH_BYTES_MAX, SourceSize};
+pub use ops::Operator;
 pub use resize::{Renderer, ResizeKind};

@@ -1,0 +1,141 @@
+//! Operations on the three channels of each pixel, and the sharpening of each channel.
+#![expect(unsafe_code, reason = "calls functions compiled for instruction sets that were detected at run time")]
+
+use super::each_level::each_level;
+use crate::render::level::Level;
+use crate::types::ImageSize;
+
+/// Pillow's L of a pixel: ITU-R 601-2 luma in 16-bit fixed point.
+#[inline(always)]
+fn luma(r: u8, g: u8, b: u8) -> u8 {
+    ((19_595 * u32::from(r) + 38_470 * u32::from(g) + 7_471 * u32::from(b) + 32_768) >> 16) as u8
+}
+
+/// `d + f·(c − d)`, clipped and truncated (Pillow's `Image.blend`).
+#[inline(always)]
+pub fn blend(d: u8, c: u8, f: f32) -> u8 {
+    let from = f32::from(d);
+    (from + f * (f32::from(c) - from)) as u8
+}
+
+/// The three planes of an image.
+#[inline(always)]
+fn channels(planes: &mut [u8]) -> [&mut [u8]; 3] {
+    let pixels = planes.len() / 3;
+    let (red, rest) = planes.split_at_mut(pixels);
+    let (green, blue) = rest.split_at_mut(pixels);
+    [red, green, &mut blue[..pixels]]
+}
+
+/// Mean of the luma, rounded (half up).
+pub fn mean_luma(level: Level, planes: &[u8]) -> u8 {
+    let pixels = planes.len() / 3;
+    (sum_of_luma(level, planes) as f64 / pixels as f64 + 0.5) as u8
+}
+
+each_level! {
+    /// Sum of the luma of all pixels.
+    fn sum_of_luma(planes: &[u8]) -> u64 {
+        let pixels = planes.len() / 3;
+        let (red, rest) = planes.split_at(pixels);
+        let (green, blue) = rest.split_at(pixels);
+        let mut sum = 0;
+        // Blocks whose sum fits 32 bits.
+        for ((red, green), blue) in red.chunks(1 << 16).zip(green.chunks(1 << 16)).zip(blue.chunks(1 << 16)) {
+            let lumas = red.iter().zip(green).zip(blue).map(|((&r, &g), &b)| u32::from(luma(r, g, b)));
+            sum += u64::from(lumas.sum::<u32>());
+        }
+        sum
+    }
+
+    /// The luma in all three channels.
+    pub fn grayscale(planes: &mut [u8]) {
+        let [red, green, blue] = channels(planes);
+        for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
+            let luma = luma(*r, *g, *b);
+            (*r, *g, *b) = (luma, luma, luma);
+        }
+    }
+
+    /// Blends each pixel with its luma.
+    pub fn saturate(planes: &mut [u8], factor: f32) {
+        let [red, green, blue] = channels(planes);
+        for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
+            let luma = luma(*r, *g, *b);
+            (*r, *g, *b) = (blend(luma, *r, factor), blend(luma, *g, factor), blend(luma, *b, factor));
+        }
+    }
+
+    /// Turns the hue by `shift` 256ths of a full turn.
+    pub fn turn_hue(planes: &mut [u8], shift: i32) {
+        let [red, green, blue] = channels(planes);
+        for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
+            let [h, s, v] = to_hsv(*r, *g, *b);
+            [*r, *g, *b] = to_rgb((h + shift) & 255, s, v);
+        }
+    }
+
+    /// Blends `before`, u8 `[3, H, W]`, with its 3×3 smoothed self into `after`.
+    pub fn sharpen(before: &[u8], size: ImageSize, factor: f32, after: &mut [u8]) {
+        let (width, height) = (size.width as usize, size.height as usize);
+        if width < 3 || height < 3 {
+            return after.copy_from_slice(before);
+        }
+        let (side, centre) = (1.0_f32 / 13.0, 5.0_f32 / 13.0);
+        for (before, after) in before.chunks_exact(width * height).zip(after.chunks_exact_mut(width * height)) {
+            for y in 1..height - 1 {
+                let row = |y: usize| &before[y * width..][..width];
+                let (above, here, below) = (row(y - 1), row(y), row(y + 1));
+                let out = &mut after[y * width..][1..width - 1];
+                for (x, out) in out.iter_mut().enumerate() {
+                    let term = |row: &[u8], middle: f32| {
+                        f32::from(row[x]) * side + f32::from(row[x + 1]) * middle + f32::from(row[x + 2]) * side
+                    };
+                    // From the lower row to the upper, as Pillow adds.
+                    let smooth = 0.5 + term(below, side) + term(here, centre) + term(above, side);
+                    *out = blend(smooth as u8, here[x + 1], factor);
+                }
+            }
+        }
+    }
+}
+
+/// Hue and saturation of 0..=255, and value.
+#[inline(always)]
+fn to_hsv(r: u8, g: u8, b: u8) -> [i32; 3] {
+    let (r, g, b) = (i32::from(r), i32::from(g), i32::from(b));
+    let (max, min) = (r.max(g).max(b), r.min(g).min(b));
+    let range = (max - min) as f32;
+    let [rc, gc, bc] = [r, g, b].map(|value| f64::from((max - value) as f32 / range));
+    // Pillow computes in f64 and keeps f32.
+    let sixths = if r == max {
+        bc - gc
+    } else if g == max {
+        2.0 + rc - bc
+    } else {
+        4.0 + gc - rc
+    };
+    let turn = f64::from(sixths as f32) / 6.0 + 1.0;
+    let turn = (if turn >= 1.0 { turn - 1.0 } else { turn }) as f32;
+    let (h, s) = ((f64::from(turn) * 255.0) as i32, (range / max as f32 * 255.0) as i32);
+    if max == min { [0, 0, max] } else { [h, s, max] }
+}
+
+/// The colour of a hue, a saturation and a value of 0..=255.
+#[inline(always)]
+fn to_rgb(h: i32, s: i32, v: i32) -> [u8; 3] {
+    let sixths = h as f32 * 6.0 / 255.0;
+    let sector = sixths as i32;
+    let (f, fs, value) = (sixths - sector as f32, s as f32 / 255.0, v as f32);
+    let [p, q, t] = [1.0 - fs, 1.0 - fs * f, 1.0 - fs * (1.0 - f)].map(|part| (value * part).round() as i32);
+    let (r, g, b) = match sector {
+        1 => (q, v, p),
+        2 => (p, v, t),
+        3 => (p, q, v),
+        4 => (t, p, v),
+        5 => (v, p, q),
+        // 6 is a full turn.
+        _ => (v, t, p),
+    };
+    [r as u8, g as u8, b as u8]
+}

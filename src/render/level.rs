@@ -8,7 +8,7 @@ pub enum Level {
     /// AVX2.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512 with VBMI and VNNI: from Ice Lake and Zen 4 on.
+    /// AVX-512 with DQ, VL, VBMI and VNNI: from Ice Lake and Zen 4 on.
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
@@ -21,6 +21,8 @@ impl Level {
         if is_x86_feature_detected!("avx2") {
             levels.push(Self::Avx2);
             if is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vbmi")
                 && is_x86_feature_detected!("avx512vnni")
             {

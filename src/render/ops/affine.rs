@@ -14,6 +14,34 @@ pub struct Affine {
     pub f: f64,
 }
 
+/// A place between pixels: the pixel left of it and above, and the distance from there.
+#[derive(Debug, Clone, Copy)]
+pub struct At {
+    pub x: i32,
+    pub y: i32,
+    pub dx: f64,
+    pub dy: f64,
+}
+
+impl Affine {
+    /// Whether every pixel moves by the same whole pixels: then all filters give what the nearest pixel does.
+    pub fn moves_by_pixels(&self) -> bool {
+        let Self { a, b, c, d, e, f } = *self;
+        (a, b, d, e) == (1.0, 0.0, 0.0, 1.0) && c.fract() == 0.0 && f.fract() == 0.0
+    }
+
+    /// Where output pixel (x, y) comes from; `None` outside the image.
+    pub fn place(&self, width: usize, height: usize, x: usize, y: usize) -> Option<At> {
+        let Self { a, b, c, d, e, f } = *self;
+        let (x, y) = (x as f64 + 0.5, y as f64 + 0.5);
+        let (x, y) = (a * x + b * y + c, d * x + e * y + f);
+        let is_inside = x >= 0.0 && x < width as f64 && y >= 0.0 && y < height as f64;
+        let (x, y) = (x - 0.5, y - 0.5);
+        let (left, top) = (x.floor(), y.floor());
+        is_inside.then_some(At { x: left as i32, y: top as i32, dx: x - left, dy: y - top })
+    }
+}
+
 /// Where the pixels of a warp come from.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Placement {

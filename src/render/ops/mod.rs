@@ -9,6 +9,7 @@ mod color;
 mod each_level;
 #[cfg(test)]
 pub mod naive;
+mod sampled;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -25,15 +26,23 @@ use table::{Histograms, Tables};
 /// Applies operations; one thread's scratch, reused from view to view.
 pub struct Operator {
     level: Level,
-    scratch: Vec<u8>,
+    /// A view before it is sharpened.
+    before: Vec<u8>,
     blur: blur::Scratch,
+    warp: warp::Scratch,
     tables: Tables,
 }
 
 impl Operator {
     /// An operator without scratch as yet.
     pub fn new(level: Level) -> Self {
-        Self { level, scratch: Vec::new(), blur: blur::Scratch::default(), tables: Tables::IDENTITY }
+        Self {
+            level,
+            before: Vec::new(),
+            blur: blur::Scratch::default(),
+            warp: warp::Scratch::default(),
+            tables: Tables::IDENTITY,
+        }
     }
 
     /// Applies `operations` in turn to `planes`, u8 `[3, H, W]`. Allocates nothing once its scratch is large enough.
@@ -93,8 +102,9 @@ impl Operator {
                 Operation::Sharpness(f) => {
                     self.flush(planes, &mut histograms);
                     histograms = None;
-                    let before = copied(&mut self.scratch, planes);
-                    color::sharpen(self.level, before, size, factor(f), planes);
+                    self.before.clear();
+                    self.before.extend_from_slice(planes);
+                    color::sharpen(self.level, &self.before, size, factor(f), planes);
                 }
                 Operation::GaussianBlur(sigma) => {
                     self.flush(planes, &mut histograms);
@@ -112,8 +122,7 @@ impl Operator {
                     }
                     self.flush(planes, &mut histograms);
                     histograms = None;
-                    let before = copied(&mut self.scratch, planes);
-                    warp::warp(self.level, before, &placement, warping, size, planes);
+                    warp::warp(self.level, &placement, warping, size, planes, &mut self.warp);
                 }
             }
         }
@@ -130,16 +139,10 @@ impl Operator {
 
     /// Frees scratch above `bytes`.
     pub fn shrink_to(&mut self, bytes: usize) {
-        if self.scratch.capacity() > bytes {
-            self.scratch = Vec::new();
+        if self.before.capacity() > bytes {
+            self.before = Vec::new();
         }
         self.blur.shrink_to(bytes);
+        self.warp.shrink_to(bytes);
     }
-}
-
-/// A copy of `planes` in scratch, with room for loads of 4 bytes that begin at the last value.
-fn copied<'a>(scratch: &'a mut Vec<u8>, planes: &[u8]) -> &'a [u8] {
-    scratch.clear();
-    scratch.extend_from_slice(planes);
-    scratch
 }

@@ -172,7 +172,8 @@ named!(
 );
 
 /// How warps are computed: their filter, and the colour outside the image.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Warping {
     /// The filter.
     pub filter: WarpFilter,

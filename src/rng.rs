@@ -34,6 +34,16 @@ pub enum Stream {
     SecondCrop = 5,
     /// Whether a row is mixed, and whether it is cut.
     Mix = 6,
+    /// The operations of a row's policy.
+    Policy = 7,
+    /// Whether colors are jittered, in which order, and how far.
+    ColorJitter = 8,
+    /// Whether an image becomes gray.
+    Grayscale = 9,
+    /// Whether an image is blurred, and how far.
+    Blur = 10,
+    /// Whether an image is solarized.
+    Solarize = 11,
 }
 
 /// The generator for one purpose at one place.
@@ -132,7 +142,7 @@ mod tests {
     const PINNED_PERMUTATION: [u32; 10] = [8, 2, 1, 0, 5, 3, 4, 6, 7, 9];
     const PINNED_BETA: u64 = 4605896218636578881;
 
-    const STREAMS: [Stream; 7] = [
+    const STREAMS: [Stream; 12] = [
         Stream::Permutation,
         Stream::Shuffle,
         Stream::Lambda,
@@ -140,6 +150,11 @@ mod tests {
         Stream::Crop,
         Stream::SecondCrop,
         Stream::Mix,
+        Stream::Policy,
+        Stream::ColorJitter,
+        Stream::Grayscale,
+        Stream::Blur,
+        Stream::Solarize,
     ];
 
     #[test]

@@ -1,9 +1,11 @@
 //! Plans: what makes each batch, as data. A plan is a pure function of the feed spec and the number of samples; it is printed by
 //! `mixd plan`, carried to the threads that decode, render and mix, and reaches the trainer as the batch's columns.
 
+mod operations;
 mod sampler;
 mod view;
 
+pub use operations::operations;
 pub use sampler::{Epoch, Sampler, SamplerError};
 pub use view::{CropDraw, ViewPlan};
 

@@ -1,11 +1,13 @@
 //! What a feed is asked to be: the feed spec, its defaults and its limits.
 
+mod augment;
 mod mix;
 mod options;
 mod recipe;
 mod share;
 mod view;
 
+pub use augment::{Augment, Blur, ColorJitter, Policy, Solarize, TimmRand};
 pub use mix::{Mix, MixPer, Pairing};
 pub use options::{FeedOptions, OptionsError, RecipeChoice};
 pub use recipe::{Recipe, RecipeError, TrainView, ValView};

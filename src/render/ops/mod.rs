@@ -82,8 +82,7 @@ impl Operator {
                     let mean = color::mean_luma(self.level, planes);
                     self.tables.then(|value| color::blend(mean, value, factor(f)));
                 }
-                Operation::Saturation(f) if f == 1.0 => {}
-                Operation::Sharpness(f) if f == 1.0 => {}
+                Operation::Saturation(1.0) | Operation::Sharpness(1.0) => {}
                 Operation::Grayscale => {
                     self.flush(planes, &mut histograms);
                     histograms = None;

@@ -123,7 +123,10 @@ impl<const TAPS: usize> Block<TAPS> {
         let first = _mm_add_epi32(_mm_mullo_epi32(y0, _mm_set1_epi32(image.width as i32)), x0);
         let first = _mm_andnot_si128(outside, first);
         // SAFETY: vectors and arrays of the same size, of which all bits are valid.
-        let (first, dx, dy) = unsafe { (std::mem::transmute(first), std::mem::transmute(dx), std::mem::transmute(dy)) };
+        let first = unsafe { std::mem::transmute::<__m128i, [u32; LANES]>(first) };
+        // SAFETY: as above.
+        let array = |distances| unsafe { std::mem::transmute::<__m256d, [f64; LANES]>(distances) };
+        let (dx, dy) = (array(dx), array(dy));
         Self { inside, within, first, dx, dy }
     }
 }

@@ -142,6 +142,10 @@ fn nearest(image: &Image<'_>, affine: &Affine, after: &mut [u8]) {
     let pixels = width * height;
     for y in 0..height {
         let (x_row, y_row) = (x_first + a1 * y as i32, y_first + a4 * y as i32);
+        if (a0, a3) == (1 << 16, 0) {
+            slide(image, x_row >> 16, y_row >> 16, y, after);
+            continue;
+        }
         for first in (0..width).step_by(BLOCK) {
             let count = BLOCK.min(width - first);
             // Where they are in a plane; outside is beyond it.
@@ -160,6 +164,27 @@ fn nearest(image: &Image<'_>, affine: &Affine, after: &mut [u8]) {
                 }
             }
         }
+    }
+}
+
+/// Fills row `y` with a row of the image from column `left` on.
+fn slide(image: &Image<'_>, left: i32, row: i32, y: usize, after: &mut [u8]) {
+    let Image { planes, width, height, fill } = *image;
+    // The outputs that show the image; none of a row outside.
+    let first = usize::try_from(-left).unwrap_or(0).min(width);
+    let end = usize::try_from(width as i32 - left).unwrap_or(0).clamp(first, width);
+    let row = usize::try_from(row).ok().filter(|&row| row < height);
+    for (channel, fill) in fill.into_iter().enumerate() {
+        let plane = channel * width * height;
+        let out = &mut after[plane + y * width..][..width];
+        let Some(row) = row.filter(|_| first < end) else {
+            out.fill(fill);
+            continue;
+        };
+        let from = (first as i32 + left) as usize;
+        out[..first].fill(fill);
+        out[first..end].copy_from_slice(&planes[plane + row * width + from..][..end - first]);
+        out[end..].fill(fill);
     }
 }
 

@@ -1,7 +1,6 @@
 //! Each operation alone on 224 × 224 views of the sample data, in one thread, at the best level of the machine.
 //!
-//! `cargo bench --bench operations`; `scripts/compare_operations.py` runs it, and Pillow on the same views beside it. Views are copied back
-//! before each pass, which takes about 3 µs that count.
+//! `cargo bench --bench operations`. Views are copied back before each pass, which takes about 4 µs that count.
 #![allow(missing_docs, reason = "criterion's macros")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

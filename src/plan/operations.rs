@@ -1,5 +1,6 @@
 //! The operations that a row draws: its policy's, and those of the stages of color after it (docs/spec/recipes.md#policies).
 
+use super::view::uniform;
 use crate::operation::{Operation, Operations};
 use crate::rng::{self, Stream};
 use crate::spec::{Augment, Blur, ColorJitter, Policy, Solarize, TimmRand};
@@ -50,7 +51,7 @@ impl Dice {
     }
 
     fn between(&mut self, [low, high]: [f64; 2]) -> f64 {
-        low + (high - low) * f64::from(self.0.next_u32()) / 4_294_967_296.0
+        low + (high - low) * uniform(self.0.next_u32())
     }
 
     /// The value, or as often its negative.
@@ -63,17 +64,20 @@ impl Dice {
             Policy::None => {}
             Policy::RandAugment { layers, magnitude } => {
                 for _ in 0..layers {
-                    drawn.push(self.of_fourteen(&RAND_AUGMENT, f64::from(magnitude) / 30.0, size));
+                    let kind = FOURTEEN[self.below(14)];
+                    drawn.push(self.of_torchvision(kind, &RAND_AUGMENT, f64::from(magnitude) / 30.0, size));
                 }
             }
             Policy::TrivialAugmentWide => {
-                let magnitude = self.below(31);
-                drawn.push(self.of_fourteen(&WIDE, magnitude as f64 / 30.0, size));
+                let magnitude = self.below(31) as f64 / 30.0;
+                let kind = FOURTEEN[self.below(14)];
+                drawn.push(self.of_torchvision(kind, &WIDE, magnitude, size));
             }
             Policy::AutoAugment => {
                 for (kind, prob, bin) in AUTO_AUGMENT[self.below(AUTO_AUGMENT.len())] {
                     // Both are drawn, so that the second operation does not depend on the first.
-                    let (happens, operation) = (self.chance(prob), self.auto(kind, f64::from(bin) / 9.0));
+                    let happens = self.chance(prob);
+                    let operation = self.of_torchvision(kind, &RAND_AUGMENT, f64::from(bin) / 9.0, size);
                     if happens {
                         drawn.push(operation);
                     }
@@ -96,43 +100,27 @@ impl Dice {
         }
     }
 
-    /// One of the operations that RandAugment and TrivialAugmentWide share, at a magnitude in [0, 1].
-    fn of_fourteen(&mut self, space: &Space, magnitude: f64, size: ImageSize) -> Operation {
+    /// An operation of torchvision's policies, at a magnitude in [0, 1].
+    fn of_torchvision(&mut self, kind: Kind, space: &Space, magnitude: f64, size: ImageSize) -> Operation {
         let Space { shear, translate, rotate, factor, bits } = *space;
         // Whole pixels, toward 0.
         let pixels = |side: u32| (translate.of(side) * magnitude).trunc();
-        match self.below(14) {
-            0 => Operation::Identity,
-            1 => Operation::ShearX(self.signed(shear * magnitude)),
-            2 => Operation::ShearY(self.signed(shear * magnitude)),
-            3 => Operation::TranslateX(self.signed(pixels(size.width))),
-            4 => Operation::TranslateY(self.signed(pixels(size.height))),
-            5 => Operation::Rotate(self.signed(rotate * magnitude)),
-            6 => Operation::Brightness(1.0 + self.signed(factor * magnitude)),
-            7 => Operation::Saturation(1.0 + self.signed(factor * magnitude)),
-            8 => Operation::Contrast(1.0 + self.signed(factor * magnitude)),
-            9 => Operation::Sharpness(1.0 + self.signed(factor * magnitude)),
-            10 => Operation::Posterize((8.0 - (magnitude * bits).round_ties_even()) as u8),
-            11 => Operation::Solarize(255.0 * (1.0 - magnitude)),
-            12 => Operation::AutoContrast,
-            _ => Operation::Equalize,
-        }
-    }
-
-    /// One of AutoAugment's operations, at a magnitude in [0, 1].
-    fn auto(&mut self, kind: Kind, magnitude: f64) -> Operation {
-        let Space { shear, rotate, factor, bits, .. } = RAND_AUGMENT;
         match kind {
-            Kind::Posterize => Operation::Posterize((8.0 - (magnitude * bits).round_ties_even()) as u8),
+            Kind::Identity => Operation::Identity,
+            Kind::ShearX => Operation::ShearX(self.signed(shear * magnitude)),
+            Kind::ShearY => Operation::ShearY(self.signed(shear * magnitude)),
+            Kind::TranslateX => Operation::TranslateX(self.signed(pixels(size.width))),
+            Kind::TranslateY => Operation::TranslateY(self.signed(pixels(size.height))),
             Kind::Rotate => Operation::Rotate(self.signed(rotate * magnitude)),
+            Kind::Brightness => Operation::Brightness(1.0 + self.signed(factor * magnitude)),
+            Kind::Color => Operation::Saturation(1.0 + self.signed(factor * magnitude)),
+            Kind::Contrast => Operation::Contrast(1.0 + self.signed(factor * magnitude)),
+            Kind::Sharpness => Operation::Sharpness(1.0 + self.signed(factor * magnitude)),
+            Kind::Posterize => Operation::Posterize((8.0 - (magnitude * bits).round_ties_even()) as u8),
             Kind::Solarize => Operation::Solarize(255.0 * (1.0 - magnitude)),
             Kind::AutoContrast => Operation::AutoContrast,
             Kind::Equalize => Operation::Equalize,
             Kind::Invert => Operation::Invert,
-            Kind::Color => Operation::Saturation(1.0 + self.signed(factor * magnitude)),
-            Kind::Contrast => Operation::Contrast(1.0 + self.signed(factor * magnitude)),
-            Kind::Sharpness => Operation::Sharpness(1.0 + self.signed(factor * magnitude)),
-            Kind::ShearX => Operation::ShearX(self.signed(shear * magnitude)),
         }
     }
 
@@ -225,20 +213,43 @@ const RAND_AUGMENT: Space =
     Space { shear: 0.3, translate: Translate::Share(150.0 / 331.0), rotate: 30.0, factor: 0.9, bits: 4.0 };
 const WIDE: Space = Space { shear: 0.99, translate: Translate::Pixels(32.0), rotate: 135.0, factor: 0.99, bits: 6.0 };
 
-/// The operations of AutoAugment's ImageNet policy.
+/// The operations of torchvision's policies.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
-    Posterize,
+    Identity,
+    ShearX,
+    ShearY,
+    TranslateX,
+    TranslateY,
     Rotate,
+    Brightness,
+    Color,
+    Contrast,
+    Sharpness,
+    Posterize,
     Solarize,
     AutoContrast,
     Equalize,
     Invert,
-    Color,
-    Contrast,
-    Sharpness,
-    ShearX,
 }
+
+/// Those that RandAugment and TrivialAugmentWide share.
+const FOURTEEN: [Kind; 14] = [
+    Kind::Identity,
+    Kind::ShearX,
+    Kind::ShearY,
+    Kind::TranslateX,
+    Kind::TranslateY,
+    Kind::Rotate,
+    Kind::Brightness,
+    Kind::Color,
+    Kind::Contrast,
+    Kind::Sharpness,
+    Kind::Posterize,
+    Kind::Solarize,
+    Kind::AutoContrast,
+    Kind::Equalize,
+];
 
 /// AutoAugment's pairs: operation, probability, magnitude in ninths (Cubuk et al. 2018, as torchvision has them).
 const AUTO_AUGMENT: [[(Kind, f64, u8); 2]; 25] = {

@@ -38,7 +38,7 @@ struct Words {
 }
 
 /// A uniform number in [0, 1) of 32 random bits.
-fn uniform(bits: u32) -> f64 {
+pub(super) fn uniform(bits: u32) -> f64 {
     f64::from(bits) / 4_294_967_296.0
 }
 

@@ -83,49 +83,33 @@ impl Operator {
                     self.tables.then(|value| color::blend(mean, value, factor(f)));
                 }
                 Operation::Saturation(1.0) | Operation::Sharpness(1.0) => {}
-                Operation::Grayscale => {
+                _ => {
                     self.flush(planes, &mut histograms);
                     histograms = None;
-                    color::grayscale(self.level, planes);
-                }
-                Operation::Saturation(f) => {
-                    self.flush(planes, &mut histograms);
-                    histograms = None;
-                    color::saturate(self.level, planes, factor(f));
-                }
-                Operation::Hue(f) => {
-                    self.flush(planes, &mut histograms);
-                    histograms = None;
-                    color::turn_hue(self.level, planes, (f * 255.0).trunc() as i32);
-                }
-                Operation::Sharpness(f) => {
-                    self.flush(planes, &mut histograms);
-                    histograms = None;
-                    self.before.clear();
-                    self.before.extend_from_slice(planes);
-                    color::sharpen(self.level, &self.before, size, factor(f), planes);
-                }
-                Operation::GaussianBlur(sigma) => {
-                    self.flush(planes, &mut histograms);
-                    histograms = None;
-                    blur::gaussian(self.level, sigma, size, planes, &mut self.blur);
-                }
-                Operation::Rotate(_)
-                | Operation::ShearX(_)
-                | Operation::ShearY(_)
-                | Operation::TranslateX(_)
-                | Operation::TranslateY(_) => {
-                    let placement = Placement::of(operation, size);
-                    if placement == Placement::Same {
-                        continue;
-                    }
-                    self.flush(planes, &mut histograms);
-                    histograms = None;
-                    warp::warp(self.level, &placement, warping, size, planes, &mut self.warp);
+                    self.pass(operation, warping, size, planes);
                 }
             }
         }
         self.flush(planes, &mut histograms);
+    }
+
+    /// Applies an operation that is no table.
+    fn pass(&mut self, operation: Operation, warping: &Warping, size: ImageSize, planes: &mut [u8]) {
+        match operation {
+            Operation::Grayscale => color::grayscale(self.level, planes),
+            Operation::Saturation(f) => color::saturate(self.level, planes, f as f32),
+            Operation::Hue(f) => color::turn_hue(self.level, planes, (f * 255.0).trunc() as i32),
+            Operation::Sharpness(f) => {
+                self.before.clear();
+                self.before.extend_from_slice(planes);
+                color::sharpen(self.level, &self.before, size, f as f32, planes);
+            }
+            Operation::GaussianBlur(sigma) => blur::gaussian(self.level, sigma, size, planes, &mut self.blur),
+            warped => {
+                let placement = Placement::of(warped, size);
+                warp::warp(self.level, &placement, warping, size, planes, &mut self.warp);
+            }
+        }
     }
 
     /// Applies what the tables have gathered.

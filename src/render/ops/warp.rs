@@ -42,6 +42,9 @@ pub fn warp(
     planes: &mut [u8],
     scratch: &mut Scratch,
 ) {
+    if *placement == Placement::Same {
+        return;
+    }
     let (width, height) = (size.width as usize, size.height as usize);
     scratch.planes.clear();
     scratch.planes.extend_from_slice(planes);

@@ -67,3 +67,19 @@ pub fn gpu() -> std::sync::Arc<crate::cuda::Gpu> {
     };
     Arc::clone(GPU.get_or_init(open))
 }
+
+/// Kolmogorov–Smirnov: `values` follow the law whose quantiles at `draw.q` stand under `name`.
+pub fn assert_law(tensors: &safetensors::SafeTensors<'_>, name: &str, values: &[f64]) {
+    let numbers = |name: &str| -> Vec<f64> {
+        let data = tensors.tensor(name).unwrap().data();
+        data.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap())).collect()
+    };
+    let (q, quantiles, n) = (numbers("draw.q"), numbers(name), values.len() as f64);
+    assert!(!quantiles.is_empty() && q.len() == quantiles.len());
+    let worst = q.iter().zip(&quantiles).fold(0.0_f64, |worst, (&q, &quantile)| {
+        let below = values.iter().filter(|&&value| value < quantile - 1e-9).count() as f64 / n;
+        let up_to = values.iter().filter(|&&value| value <= quantile + 1e-9).count() as f64 / n;
+        worst.max(below - q).max(q - up_to)
+    });
+    assert!(worst <= 1.95 / n.sqrt() + 0.003, "{name}: D = {worst}");
+}

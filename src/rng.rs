@@ -44,6 +44,8 @@ pub enum Stream {
     Blur = 10,
     /// Whether an image is solarized.
     Solarize = 11,
+    /// Whether boxes of an image are erased, the noise in them, and where they are.
+    Erase = 12,
 }
 
 /// The generator for one purpose at one place.
@@ -88,6 +90,11 @@ impl Rows {
         self.rng.set_word_pos(u128::from(self.batch << 40 | row << 16) * 16);
         &mut self.rng
     }
+}
+
+/// Moves the generator of a row, before its first word, to the upper half of the row's blocks.
+pub fn skip_half_a_row(rng: &mut ChaCha8Rng) {
+    rng.set_word_pos(rng.get_word_pos() + (1 << 15) * 16);
 }
 
 /// A uniform number in `0..bound` by multiplication, with rejection (Lemire 2019), from 32-bit words.

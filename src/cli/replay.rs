@@ -87,7 +87,7 @@ fn write(batch: &OwnedBatch, spec: &FeedSpec, source: &dyn Source, out: &Path) -
         for (row, crop) in batch.plan.rows.iter().zip(view.crop) {
             // Of random views it is known from rendering them.
             let cut = match *crop {
-                _ if !spec.renders() => headers.crop(spec, &row.own)?,
+                _ if !spec.crop.is_random() => headers.crop(spec, &row.own)?,
                 [top, left, height, width] => CropBox { top, left, height: height as u32, width: width as u32 },
             };
             crops.push([cut.top, cut.left, cut.height as i32, cut.width as i32]);

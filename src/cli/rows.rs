@@ -1,23 +1,24 @@
 //! The views of a batch as JSON, which `plan --json` prints and `replay` writes (docs/spec/recipes.md).
 
 use crate::decode::Decoder;
+use crate::operation::Operations;
 use crate::pipeline::Views;
 use crate::plan::ImagePlan;
 use crate::source::Source;
-use crate::spec::{Crop, FeedSpec};
+use crate::spec::{Crop, EraseMode, FeedSpec};
 use crate::types::{CropBox, ImageSize, SampleId};
 use anyhow::Context;
 use serde_json::{Value, json};
 
 /// Whether a feed's views are more than squashed images, so that its plans and replays name them.
 pub fn has_views(spec: &FeedSpec) -> bool {
-    spec.crop != Crop::Squash
+    spec.crop != Crop::Squash || spec.draws_views()
 }
 
-/// A view as an object: its crop as drawn or, where the box is known, in pixels of the decoded image; its flip; its operations and erased
-/// boxes, of which no recipe has any yet.
+/// A view as an object: its crop as drawn or, where the box is known, in pixels of the decoded image; its flip, its operations and its erased
+/// boxes, with the bits that noise in them is made of.
 pub fn view(spec: &FeedSpec, image: &ImagePlan, cut: Option<CropBox>) -> Value {
-    let crop = match (cut, image.view.crop, spec.crop) {
+    let crop = match (cut, image.view.draws.filter(|_| spec.crop.is_random()), spec.crop) {
         (Some(CropBox { top, left, height, width }), ..) => json!([top, left, height, width]),
         (None, Some(draw), Crop::RandomResizedCrop { scale, ratio }) => {
             let attempts: Vec<_> = draw.attempts(scale, ratio).map(|(area, ratio)| json!([area, ratio])).collect();
@@ -26,7 +27,16 @@ pub fn view(spec: &FeedSpec, image: &ImagePlan, cut: Option<CropBox>) -> Value {
         (None, Some(draw), _) => json!({ "place": draw.place() }),
         (None, None, crop) => json!(crop),
     };
-    json!({ "crop": crop, "flip": image.view.flip, "ops": [], "erase": [] })
+    let size = spec.image_size;
+    let operations = image.view.draws.map_or(Operations::NONE, |draws| draws.operations(&spec.augment, size));
+    let erasure = image.view.draws.and_then(|draws| draws.erasure(&spec.erase, size));
+    let boxes = erasure.iter().flat_map(|erasure| erasure.boxes());
+    let erased: Vec<_> = boxes.map(|cut| [cut.top, cut.left, cut.bottom - cut.top, cut.right - cut.left]).collect();
+    let mut view = json!({ "crop": crop, "flip": image.view.flip, "ops": operations[..], "erase": erased });
+    if let Some(erasure) = erasure.filter(|erasure| erasure.mode != EraseMode::Const) {
+        view["noise"] = json!(erasure.key);
+    }
+    view
 }
 
 /// Sizes of decoded images, from their headers.

@@ -320,7 +320,7 @@ impl Daemon {
 }
 
 fn store(entry: &StoreEntry) -> status::Store {
-    let StoreEntry { split, views: Views { crop, interpolation, size }, store, .. } = entry;
+    let StoreEntry { split, views: Views { crop, interpolation, size, augment: _ }, store, .. } = entry;
     status::Store {
         split: *split,
         size: *size,

@@ -20,6 +20,9 @@ const AHEAD: usize = 4;
 /// them. Where samples begin anywhere a thread has a quarter of the bytes under way, so that there are four times as many blocks.
 const FETCH_BLOCKS: u32 = 32;
 
+/// Pixels that a thread looks at for erased boxes: most of them lie in none.
+const ERASE_PIXELS: usize = 8;
+
 /// The most lines that a grid may have; few in tests, whose images are small.
 const GRID_LINES: usize = if cfg!(test) { 2 } else { 65_535 };
 
@@ -34,6 +37,7 @@ pub type Kind = (Dtype, Layout);
 #[derive(Debug)]
 pub struct Kernels {
     mix: Kernel,
+    erase: Kernel,
     fetch: Kernel,
 }
 
@@ -66,6 +70,40 @@ impl KernelRow {
     pub const PARTNER_FLIP: u32 = 4;
 }
 
+/// The erased boxes of an image, as `erase` reads them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct KernelBoxes {
+    /// Top, bottom, left and right of each.
+    pub boxes: [[u16; 4]; 8],
+    /// How many there are.
+    pub len: u32,
+    /// 0 for constants, 1 for a number a channel of a box, 2 for one a value.
+    pub mode: u32,
+    /// Random bits.
+    pub key: u32,
+}
+
+/// What is erased in a row's image, as `erase` reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct KernelPatch {
+    /// Which row.
+    pub row: u32,
+    /// Weight of the own image.
+    pub weight: f32,
+    /// The partner's share of C.
+    pub without_own: [f32; 3],
+    /// The own image's share of C.
+    pub without_partner: [f32; 3],
+    /// Of the own image before the mix.
+    pub own: KernelBoxes,
+    /// Of the partner.
+    pub partner: KernelBoxes,
+    /// Of the mixed image.
+    pub whole: KernelBoxes,
+}
+
 /// A sample's way to the device, as `fetch` reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -88,6 +126,17 @@ struct Batch {
     of_line: u64,
 }
 
+/// The parameter of `erase`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Patches {
+    batch: Batch,
+    list: u64,
+    noise: u64,
+    constant: [f32; 3],
+    _end: u32,
+}
+
 /// The parameter of `fetch`.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -97,7 +146,7 @@ struct Copies {
     bytes: u32,
 }
 
-const _: () = assert!(size_of::<KernelRow>() == 64 && size_of::<KernelCopy>() == 16);
+const _: () = assert!(size_of::<KernelRow>() == 64 && size_of::<KernelCopy>() == 16 && size_of::<KernelPatch>() == 260);
 
 impl Gpu {
     /// The kernels of a kind of batch.
@@ -110,8 +159,8 @@ impl Gpu {
             return Ok(Arc::clone(kernels));
         }
         let image = compile(kind, self.capability)?;
-        let [mix, fetch] = Kernel::load(&self.context, &image, [c"mix", c"fetch"])?;
-        let kernels = Arc::new(Kernels { mix, fetch });
+        let [mix, erase, fetch] = Kernel::load(&self.context, &image, [c"mix", c"erase", c"fetch"])?;
+        let kernels = Arc::new(Kernels { mix, erase, fetch });
         known.push((kind, Arc::clone(&kernels)));
         Ok(kernels)
     }
@@ -190,6 +239,30 @@ impl Kernels {
         let batch = Batch { rows, out, height: size.height, width: size.width, of_line };
         // SAFETY: as this function.
         unsafe { stream.launch(&self.mix, (len as u32, lines), BLOCK, batch) }
+    }
+
+    /// Queues the erasing of boxes in mixed images at `out`: `len` patches of `rows`, listed on the device at `list`, with the table of noise at
+    /// `noise`, f32 `[3, 4096]`.
+    ///
+    /// # Safety
+    /// As [`Kernels::mix`].
+    #[expect(clippy::too_many_arguments, reason = "addresses, and how much is there")]
+    pub unsafe fn erase(
+        &self,
+        stream: &Stream,
+        format: &crate::format::Format,
+        (rows, list): (u64, u64),
+        out: u64,
+        len: usize,
+        noise: u64,
+        constant: [f32; 3],
+    ) -> Result<(), CudaError> {
+        let size = format.image_size;
+        let lines = size.pixels().div_ceil(BLOCK as usize * ERASE_PIXELS).min(GRID_LINES) as u32;
+        let batch = Batch { rows, out, height: size.height, width: size.width, of_line: 0 };
+        let patches = Patches { batch, list, noise, constant, _end: 0 };
+        // SAFETY: as this function.
+        unsafe { stream.launch(&self.erase, (len as u32, lines), BLOCK, patches) }
     }
 
     /// Queues copies of `bytes` bytes each from pinned main memory, listed on the device at `list`.

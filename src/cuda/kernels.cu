@@ -237,6 +237,83 @@ extern "C" __launch_bounds__(BLOCK, BLOCKS) __global__ void mix(Batch batch) {
   else planes<ELEMENT, false>(batch, row, out);
 }
 
+// The erased boxes of an image.
+struct Boxes {
+  u16 top_bottom_left_right[8][4];
+  u32 len, mode, key;
+};
+enum { CONST = 0, RAND = 1, PIXEL = 2 };
+
+// What is erased in a row's image, 260 bytes (src/mix/cuda.rs writes it).
+struct Patch {
+  u32 row;
+  float weight;                                // of the own image
+  float without_own[3], without_partner[3];    // C's share of the partner's and of the own image
+  Boxes own, partner, whole;                   // of each image before the mix; of the mixed one
+};
+struct Patches {
+  Batch batch;
+  u64 list;  // Patch [N]
+  u64 noise; // float [3, 4096]
+  float constant[3];
+};
+
+// The last box that covers a pixel; -1 where none does.
+HERE int box_at(const Boxes &boxes, u32 y, u32 x) {
+  for (int nth = (int)boxes.len - 1; nth >= 0; nth--) {
+    const u16 *box = boxes.top_bottom_left_right[nth];
+    if (y >= box[0] && y < box[1] && x >= box[2] && x < box[3]) return nth;
+  }
+  return -1;
+}
+
+// What stands in a box: a number of the table, by a hash of the key and the value's index (src/mix/erase.rs).
+HERE float fill(const Patches &patches, const Boxes &boxes, int nth, u32 channel, u32 index) {
+  if (boxes.mode == CONST) return factor(patches.constant, channel);
+  u32 hash = (boxes.mode == RAND ? 3 * nth + channel : index) * 0x9E3779B1u ^ boxes.key;
+  hash = (hash ^ hash >> 16) * 0x85EBCA6Bu;
+  hash = (hash ^ hash >> 13) * 0xC2B2AE35u;
+  hash ^= hash >> 16;
+  return read<float>(patches.noise + (channel * 4096 + (hash >> 20)) * 4);
+}
+
+template <class E> HERE void store_one(u64 to, float value) {
+  float values[E::COUNT] = {value};
+  const u32 word = E::pack(values).x;
+  if (E::BYTES == 4) *at<u32>(to) = word;
+  if (E::BYTES == 2) *at<u16>(to) = word;
+  if (E::BYTES == 1) *at<u8>(to) = word;
+}
+
+// Once the images are made: the values in erased boxes, an image's boxes on each column of the grid. An erased image's term is weight · z in place
+// of A · u, and its share of C is left out; all else is `mixed`.
+extern "C" __global__ void erase(Patches patches) {
+  const Patch &patch = *at<const Patch>(patches.list + blockIdx.x * sizeof(Patch));
+  const Row row = *at<const Row>(patches.batch.rows + patch.row * sizeof(Row));
+  const u32 height = patches.batch.height, width = patches.batch.width, pixels = height * width;
+  const u64 out = patches.batch.out + patch.row * (3ull * ELEMENT::BYTES) * pixels;
+  for (u32 pixel = blockIdx.y * blockDim.x + threadIdx.x; pixel < pixels; pixel += gridDim.y * blockDim.x) {
+    const u32 y = pixel / width, x = pixel - y * width, flipped = pixel - x + width - 1 - x;
+    const bool shows_partner = row.flags & CUT && in_box(row, y, x), mixes = !(row.flags & CUT) && patch.weight != 1.0f;
+    const Boxes &own = shows_partner ? patch.partner : patch.own;
+    const int in_own = box_at(own, y, x), in_partner = mixes ? box_at(patch.partner, y, x) : -1, in_whole = box_at(patch.whole, y, x);
+    if (in_own < 0 && in_partner < 0 && in_whole < 0) continue;
+    const u64 partner_pixel = row.partner + (row.flags & PARTNER_FLIP ? flipped : pixel);
+    const u64 own_pixel = shows_partner ? partner_pixel : row.own + (row.flags & FLIP ? flipped : pixel);
+    for (u32 channel = 0; channel < 3; channel++) {
+      const u32 plane = channel * pixels, index = plane + pixel;
+      float a, b = 0, c = in_own < 0 ? in_partner < 0 ? factor(row.offset, channel) : factor(patch.without_partner, channel)
+                                     : in_partner < 0 ? factor(patch.without_own, channel) : 0;
+      if (in_own < 0) a = times(factor(row.own_factor, channel), TWO_23 + read<u8>(own_pixel + plane));
+      else a = __fmul_rn(patch.weight, fill(patches, own, in_own, channel, index));
+      if (in_partner >= 0) b = __fmul_rn(__fadd_rn(1.0f, -patch.weight), fill(patches, patch.partner, in_partner, channel, index));
+      else if (mixes) b = times(factor(row.partner_factor, channel), TWO_23 + read<u8>(partner_pixel + plane));
+      const float value = in_whole < 0 ? __fadd_rn(__fadd_rn(a, b), c) : fill(patches, patch.whole, in_whole, channel, index);
+      store_one<ELEMENT>(out + (PIXELS ? 3 * pixel + channel : index) * (u64)ELEMENT::BYTES, value);
+    }
+  }
+}
+
 // A sample's way to the device.
 struct Copy {
   u64 from; // in pinned main memory

@@ -10,7 +10,7 @@ mod slot_memory;
 mod slots;
 
 pub use driver::{Context, DeviceMemory, Event, Pin, PinnedMemory, SharedMemory, Stream};
-pub use kernel::{KernelCopy, KernelRow, Kernels};
+pub use kernel::{KernelBoxes, KernelCopy, KernelPatch, KernelRow, Kernels};
 pub use slot_memory::SlotMemory;
 pub use slots::{ReaderSlots, SlotServer, WriterSlots, slot_stride};
 

@@ -6,12 +6,15 @@
 //! factors in the same order (`cuda/kernels.cu`).
 #![expect(unsafe_code, reason = "queues work that reads and writes memory later")]
 
-use super::cpu::Factors;
+use super::cpu::{Factors, erases};
+use super::erase::Fills;
 use super::{MixError, Mixer, Moved, Next, Notice, Row, Sample, Target};
 use crate::cuda::{
-    CudaError, DeviceMemory, Event, Gpu, KernelCopy, KernelRow, Kernels, PinnedMemory, SlotMemory, Stream, WriterSlots,
+    CudaError, DeviceMemory, Event, Gpu, KernelBoxes, KernelCopy, KernelPatch, KernelRow, Kernels, PinnedMemory,
+    SlotMemory, Stream, WriterSlots,
 };
 use crate::format::Format;
+use crate::plan::Erasure;
 use crate::store::{Residency, Resident, sample_stride};
 use bytemuck::cast_slice_mut;
 use std::sync::Arc;
@@ -34,6 +37,10 @@ pub struct CudaMixer {
     stream: Stream,
     done: Event,
     output: Output,
+    /// Of each channel, what stands in boxes that are erased with constants.
+    constant: [f32; 3],
+    /// What stands in others, f32 `[3, 4096]`.
+    noise: DeviceMemory,
 }
 
 /// Where batches go.
@@ -59,7 +66,7 @@ pub struct Sizes {
 struct Transfer {
     /// Its commands are on the device.
     commands_copied: Event,
-    /// What the kernels are told: rows, then copies; in main memory and on the device.
+    /// What the kernels are told: rows, copies, then patches; in main memory and on the device.
     commands: PinnedMemory,
     commands_on_device: DeviceMemory,
     /// Room on the device for as many samples as a batch may need that do not stay there.
@@ -71,6 +78,7 @@ struct Transfer {
     samples_copied: Event,
     rows: Vec<KernelRow>,
     copies: Vec<KernelCopy>,
+    patches: Vec<KernelPatch>,
     /// Where each row's own sample is on the device.
     own: Vec<u64>,
     /// Rows of the store that will be there.
@@ -86,7 +94,8 @@ struct Transfer {
 impl Transfer {
     fn new(gpu: &Gpu, sample_bytes: usize, sizes: Sizes) -> Result<Self, CudaError> {
         let context = gpu.context();
-        let commands_bytes = sizes.rows * size_of::<KernelRow>() + sizes.samples * size_of::<KernelCopy>();
+        let commands_bytes =
+            sizes.rows * (size_of::<KernelRow>() + size_of::<KernelPatch>()) + sizes.samples * size_of::<KernelCopy>();
         Ok(Self {
             commands_copied: Event::new(context)?,
             commands: PinnedMemory::new(context, commands_bytes)?,
@@ -97,6 +106,7 @@ impl Transfer {
             samples_copied: Event::new(context)?,
             rows: Vec::with_capacity(sizes.rows),
             copies: Vec::new(),
+            patches: Vec::new(),
             own: Vec::with_capacity(sizes.rows),
             fresh: Vec::new(),
             staged: 0,
@@ -107,9 +117,10 @@ impl Transfer {
 
     /// Begins another batch.
     fn clear(&mut self) {
-        let Self { rows, copies, own, fresh, staged, bounced, read, .. } = self;
+        let Self { rows, copies, patches, own, fresh, staged, bounced, read, .. } = self;
         rows.clear();
         copies.clear();
+        patches.clear();
         own.clear();
         fresh.clear();
         (*staged, *bounced, *read) = (0, 0, 0);
@@ -191,14 +202,27 @@ impl Transfer {
                 cut: [cut.top, cut.bottom, cut.left, cut.right].map(|side| side as u16),
                 flags: flags.iter().filter(|(set, _)| *set).map(|(_, flag)| flag).sum(),
             });
+            if erases(row) {
+                let offsets = [0, 1, 2].map(|channel| factors[channel].offsets(format, row.weight, channel));
+                self.patches.push(KernelPatch {
+                    row: at as u32,
+                    weight: row.weight,
+                    without_own: offsets.map(|offsets| offsets[1]),
+                    without_partner: offsets.map(|offsets| offsets[2]),
+                    own: boxes(row.own.erasure),
+                    partner: boxes(row.partner.erasure),
+                    whole: boxes(row.erasure),
+                });
+            }
         }
         Ok(())
     }
 
-    /// Bytes of the rows and of all commands.
-    fn commands_bytes(&self) -> (usize, usize) {
-        let rows = size_of_val(&self.rows[..]);
-        (rows, rows + size_of_val(&self.copies[..]))
+    /// Where the copies, the patches and nothing more begin among the commands.
+    fn commands_bytes(&self) -> [usize; 3] {
+        let copies = size_of_val(&self.rows[..]);
+        let patches = copies + size_of_val(&self.copies[..]);
+        [copies, patches, patches + size_of_val(&self.patches[..])]
     }
 
     /// Queues what was listed.
@@ -208,10 +232,11 @@ impl Transfer {
         kernels: &Kernels,
         sample_bytes: usize,
     ) -> Result<(), CudaError> {
-        let (rows_bytes, bytes) = self.commands_bytes();
+        let [copies, patches, bytes] = self.commands_bytes();
         let memory = &mut self.commands.bytes_mut()[..bytes];
-        cast_slice_mut(&mut memory[..rows_bytes]).copy_from_slice(&self.rows);
-        cast_slice_mut(&mut memory[rows_bytes..]).copy_from_slice(&self.copies);
+        cast_slice_mut(&mut memory[..copies]).copy_from_slice(&self.rows);
+        cast_slice_mut(&mut memory[copies..patches]).copy_from_slice(&self.copies);
+        cast_slice_mut(&mut memory[patches..]).copy_from_slice(&self.patches);
         let on_device = self.commands_on_device.address();
         // SAFETY: everything named stays until the mixer, which waits for both streams, goes, and unchanged until the batch is mixed: what lies in
         // main memory are these commands, the bounce memory, and pinned rows of the store, which the resident store keeps and nobody rewrites.
@@ -223,9 +248,20 @@ impl Transfer {
         self.commands_copied.record(command_stream)?;
         copy_stream.wait_for(&self.commands_copied)?;
         // SAFETY: as above.
-        unsafe { kernels.fetch(copy_stream, on_device + rows_bytes as u64, self.copies.len(), sample_bytes) }?;
+        unsafe { kernels.fetch(copy_stream, on_device + copies as u64, self.copies.len(), sample_bytes) }?;
         self.samples_copied.record(copy_stream)
     }
+}
+
+/// An image's erased boxes as kernels read them.
+fn boxes(erasure: Option<&Erasure>) -> KernelBoxes {
+    let Some(erasure) = erasure else { return KernelBoxes::default() };
+    let mut boxes = [[0; 4]; 8];
+    for (to, cut) in boxes.iter_mut().zip(erasure.boxes()) {
+        // At most 8192.
+        *to = [cut.top, cut.bottom, cut.left, cut.right].map(|side| side as u16);
+    }
+    KernelBoxes { boxes, len: erasure.boxes().len() as u32, mode: erasure.mode as u32, key: erasure.key }
 }
 
 impl CudaMixer {
@@ -249,17 +285,25 @@ impl CudaMixer {
             }
         };
         let transfer = || Transfer::new(gpu, format.image_size.values(), sizes);
+        let fills = Fills::new(&format);
+        let table: Vec<f32> = fills.noise.iter().flat_map(|channel| channel.iter().copied()).collect();
+        let (command_stream, noise) = (Stream::new(context)?, DeviceMemory::new(context, size_of_val(&table[..]))?);
+        // SAFETY: the table lives until the copy is done, below.
+        unsafe { command_stream.upload(table.as_ptr().cast(), noise.address(), size_of_val(&table[..])) }?;
+        command_stream.synchronize()?;
         Ok(Self {
             format,
             kernels: gpu.kernels((format.dtype, format.layout))?,
             resident,
-            command_stream: Stream::new(context)?,
+            command_stream,
             copy_stream: Stream::new(context)?,
             transfers: [transfer()?, transfer()?],
             is_sent: false,
             stream: Stream::new(context)?,
             done: Event::new(context)?,
             output,
+            constant: fills.constant,
+            noise,
             gpu: Arc::clone(gpu),
         })
     }
@@ -283,16 +327,23 @@ impl CudaMixer {
     /// # Safety
     /// The target stays, and nobody else reads or writes it, until the stream has come so far.
     unsafe fn queue(&mut self, target: Target<'_>) -> Result<(), CudaError> {
-        let Self { format, stream, kernels, transfers: [transfer, _], .. } = self;
+        let Self { format, stream, kernels, transfers: [transfer, _], noise, constant, .. } = self;
         let out = match (&self.output, &target) {
             (Output::Slots(slots), Target::Slot(slot)) => slots.address(*slot),
             (Output::Slots(_), Target::Memory(_)) => panic!("this mixer fills slots on the device"),
             (Output::Memory { made, .. }, _) => made.address(),
         };
         stream.wait_for(&transfer.samples_copied)?;
+        let rows = transfer.commands_on_device.address();
         // SAFETY: the commands and what they name are there, once the stream has waited, and stay until the next batch but one is sent; the
         // target as this function.
-        unsafe { kernels.mix(stream, format, transfer.commands_on_device.address(), out, transfer.rows.len()) }?;
+        unsafe { kernels.mix(stream, format, rows, out, transfer.rows.len()) }?;
+        if !transfer.patches.is_empty() {
+            let list = rows + transfer.commands_bytes()[1] as u64;
+            let (len, noise) = (transfer.patches.len(), noise.address());
+            // SAFETY: as above.
+            unsafe { kernels.erase(stream, format, (rows, list), out, len, noise, *constant) }?;
+        }
         if let (Output::Memory { slots, .. }, Target::Memory(memory)) = (&mut self.output, target) {
             let whole_bytes = transfer.sizes.rows * format.image_bytes();
             // SAFETY: as this function.
@@ -355,7 +406,7 @@ impl Mixer for CudaMixer {
         }
         let sample_bytes = self.format.image_size.values();
         let moved = Moved {
-            to_device: transfer.commands_bytes().1 + transfer.copies.len() * sample_bytes,
+            to_device: transfer.commands_bytes()[2] + transfer.copies.len() * sample_bytes,
             from_device: if matches!(self.output, Output::Memory { .. }) { made } else { 0 },
             on_device: transfer.read * sample_bytes + made,
         };

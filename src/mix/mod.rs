@@ -3,18 +3,21 @@
 //! One convention for all of them (docs/spec/batches.md#mixing): every sample is normalised, `x = (u/255 − mean)/std`, and then mixed,
 //! `x̃ = λ·x_own + (1−λ)·x_partner`, in f32. f16 and bf16 are that result rounded to nearest even. u8 is
 //! `λ·u_own + (1−λ)·u_partner` rounded to nearest even, without normalisation. Samples are flipped before anything else, and
-//! CutMix's box shows the partner in place of a mix: `x̃ = x_partner` inside, `x_own` outside. `naive.rs` computes just that, slowly; the
+//! CutMix's box shows the partner in place of a mix: `x̃ = x_partner` inside, `x_own` outside. Erased boxes replace normalised values, of the
+//! images before they are mixed or of the mixed one. `naive.rs` computes just that, slowly; the
 //! other implementations are checked against it.
 
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod erase;
 #[cfg(test)]
 mod naive;
 #[cfg(feature = "torch")]
 mod torch;
 
 use crate::format::Format;
+use crate::plan::Erasure;
 use crate::types::{Cut, Device, ParseError, named};
 use std::fmt;
 use std::str::FromStr;
@@ -47,6 +50,8 @@ pub struct Sample<'a> {
     pub bytes: &'a [u8],
     /// Its row of the feed's store; `None` where it lies elsewhere.
     pub stored: Option<u32>,
+    /// What is erased of it before it is mixed, in the view as it is shown, after its flip.
+    pub erasure: Option<&'a Erasure>,
 }
 
 /// One row of a batch to be mixed.
@@ -66,13 +71,15 @@ pub struct Row<'a> {
     pub flip: bool,
     /// Whether the partner is; of a row of this batch, as its own row says.
     pub partner_flip: bool,
+    /// What is erased of the mixed image.
+    pub erasure: Option<&'a Erasure>,
 }
 
 impl<'a> Row<'a> {
     /// A row that mixes `own` with a sample from elsewhere.
     pub fn new(own: &'a [u8], partner: &'a [u8], weight: f32) -> Self {
-        let [own, partner] = [own, partner].map(|bytes| Sample { bytes, stored: None });
-        Self { own, partner, weight, partner_row: -1, cut: None, flip: false, partner_flip: false }
+        let [own, partner] = [own, partner].map(|bytes| Sample { bytes, stored: None, erasure: None });
+        Self { own, partner, weight, partner_row: -1, cut: None, flip: false, partner_flip: false, erasure: None }
     }
 }
 
@@ -220,6 +227,7 @@ pub fn mixer(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::EraseMode;
     use crate::types::{Dtype, ImageSize, Layout};
     use proptest::prelude::*;
     use safetensors::SafeTensors;
@@ -234,10 +242,13 @@ mod tests {
         pub samples: Vec<Vec<u8>>,
         /// For each row λ, and its partner: a row, or -1 for a sample from elsewhere.
         pub plan: Vec<(f32, i32)>,
-        /// A box for each row, of a feed that cuts.
-        pub cuts: Vec<Cut>,
+        /// The boxes of rows that are cut, of a feed that cuts.
+        pub cuts: Vec<Option<Cut>>,
         /// Whether each sample is flipped, of a feed that flips.
         pub flips: Vec<bool>,
+        /// What is erased of each sample, or of each mixed image, of a feed that erases.
+        pub erasures: Vec<Option<Erasure>>,
+        pub erases_mixed: bool,
     }
 
     impl Case {
@@ -246,10 +257,17 @@ mod tests {
             let row = |(at, &(lambda, partner_row)): (usize, &(f32, i32))| {
                 let partner = usize::try_from(partner_row).unwrap_or(len + at);
                 let flip = |at: usize| self.flips.get(at).copied().unwrap_or(false);
-                let (cut, flip, partner_flip) = (self.cuts.get(at).copied(), flip(at), flip(partner));
+                let (cut, flip, partner_flip) = (self.cuts.get(at).copied().flatten(), flip(at), flip(partner));
                 let weight = if cut.is_some() { 1.0 } else { lambda };
                 let row = Row::new(&self.samples[at], &self.samples[partner], weight);
-                Row { partner_row, cut, flip, partner_flip, ..row }
+                let erasure = |at: usize, mixed| {
+                    self.erasures.get(at).and_then(Option::as_ref).filter(|_| self.erases_mixed == mixed)
+                };
+                let (own, partner) = (
+                    Sample { erasure: erasure(at, false), ..row.own },
+                    Sample { erasure: erasure(partner, false), ..row.partner },
+                );
+                Row { own, partner, partner_row, cut, flip, partner_flip, erasure: erasure(at, true), ..row }
             };
             self.plan.iter().enumerate().map(row).collect()
         }
@@ -283,12 +301,12 @@ mod tests {
 
     /// Random batches of every type, order and pairing.
     pub fn case() -> impl Strategy<Value = Case> {
-        let kinds = (prop::sample::select(Dtype::ALL), prop::sample::select(Layout::ALL), any::<[bool; 3]>());
+        let kinds = (prop::sample::select(Dtype::ALL), prop::sample::select(Layout::ALL), any::<[bool; 5]>());
         let sizes = (1_u32..40, 1_u32..80, 1_usize..9);
         // About the values that the tolerances of docs/spec/golden.md were measured with.
         let (mean, std) = (prop::array::uniform3(0.4_f32..0.5), prop::array::uniform3(0.3_f32..0.5));
         (kinds, sizes, mean, std, any::<u64>()).prop_map(
-            |((dtype, layout, [elsewhere, cut, flip]), (height, width, len), mean, std, seed)| {
+            |((dtype, layout, [elsewhere, cut, flip, erase, erases_mixed]), (height, width, len), mean, std, seed)| {
                 let format =
                     Format { image_size: ImageSize { height, width }, dtype, layout, mean, std, device: Device::Cpu };
                 let mut state = seed | 1;
@@ -312,13 +330,24 @@ mod tests {
                     let (a, b) = (random() % (extent + 1), random() % (extent + 1));
                     (a.min(b), a.max(b))
                 };
-                let mut cuts: Vec<Cut> = Vec::new();
-                for _ in 0..if cut { len } else { 0 } {
+                let mut a_box = || {
                     let ((top, bottom), (left, right)) = (span(height), span(width));
-                    cuts.push(Cut { top, bottom, left, right });
-                }
-                let flips = (0..if flip { 2 * len } else { 0 }).map(|_| random() % 2 == 0).collect();
-                Case { format, samples, plan, cuts, flips }
+                    Cut { top, bottom, left, right }
+                };
+                let boxes: Vec<[Cut; 4]> = (0..2 * len).map(|_| [(); 4].map(|()| a_box())).collect();
+                // Of 0..4.
+                let mut some = |count: usize| (0..count).map(|_| random() % 4).collect::<Vec<u32>>();
+                // Rows that are cut stand beside others that are mixed up.
+                let cuts = if cut { some(len) } else { Vec::new() };
+                let cuts = cuts.into_iter().zip(&boxes).map(|(nth, boxes)| (nth > 0).then_some(boxes[0])).collect();
+                let flips = if flip { some(2 * len) } else { Vec::new() }.into_iter().map(|nth| nth > 1).collect();
+                let erasures = if erase { some(2 * len) } else { Vec::new() };
+                let erasures = erasures.into_iter().zip(&boxes).map(|(nth, boxes)| {
+                    let modes = [EraseMode::Const, EraseMode::Rand, EraseMode::Pixel];
+                    (nth > 0).then(|| Erasure::new(&boxes[1..=nth as usize], modes[nth as usize - 1], seed as u32))
+                });
+                let erasures = erasures.collect();
+                Case { format, samples, plan, cuts, flips, erasures, erases_mixed }
             },
         )
     }
@@ -397,9 +426,16 @@ mod tests {
             let plan = lambda.into_iter().zip(shuffle.into_iter().map(|row| row as i32)).collect();
             for (dtype, golden) in [(Dtype::F32, "f32"), (Dtype::F16, "f16"), (Dtype::Bf16, "bf16")] {
                 let spec = crate::spec::FeedSpec { image_size, dtype, ..crate::spec::FeedSpec::train() };
-                let (cuts, flips) = Default::default();
-                let case =
-                    Case { format: spec.format(), samples: samples.clone(), plan: Vec::clone(&plan), cuts, flips };
+                let (cuts, flips, erasures, erases_mixed) = Default::default();
+                let case = Case {
+                    format: spec.format(),
+                    samples: samples.clone(),
+                    plan: Vec::clone(&plan),
+                    cuts,
+                    flips,
+                    erasures,
+                    erases_mixed,
+                };
                 let expected = naive::mix(&case.format, &case.rows());
                 match tensors.tensor(&format!("{name}.mixed_{golden}")) {
                     Ok(stored) => assert_eq!(expected, stored.data(), "{name} {dtype}"),
@@ -437,7 +473,15 @@ mod tests {
         let shuffle = numbers(&tensors, &format!("{name}.shuffle"), i64::from_le_bytes);
         let lambda = numbers(&tensors, &format!("{name}.lam"), f32::from_le_bytes);
         let plan = lambda.into_iter().zip(shuffle.into_iter().map(|row| row as i32)).collect();
-        let case = Case { format, samples, plan, cuts: Vec::new(), flips: Vec::new() };
+        let case = Case {
+            format,
+            samples,
+            plan,
+            cuts: Vec::new(),
+            flips: Vec::new(),
+            erasures: Vec::new(),
+            erases_mixed: false,
+        };
         let oracle = naive::mix(&format, &case.rows());
         assert_eq!(golden["sha256_f32_le"], hash(&oracle));
         for mut mixer in mixers(format, case.plan.len()) {

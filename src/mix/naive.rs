@@ -1,13 +1,17 @@
 //! The oracle: docs/spec/batches.md#mixing, one value at a time, every operation rounded by itself.
 
 use super::Row;
+use super::erase::{Fills, bits};
 use crate::format::Format;
+use crate::plan::Erasure;
+use crate::spec::EraseMode;
 use crate::types::{Dtype, Layout};
 
 /// The finished images of `rows`, as the bytes that a mixer should write.
 pub fn mix(format: &Format, rows: &[Row<'_>]) -> Vec<u8> {
     let (pixels, width) = (format.image_size.pixels(), format.image_size.width as usize);
     let mut out = vec![0; rows.len() * format.image_bytes()];
+    let fills = Fills::new(format);
     for (row, image) in rows.iter().zip(out.chunks_exact_mut(format.image_bytes())) {
         for channel in 0..3 {
             let norm = |u: u8| (f32::from(u) / 255.0 - format.mean[channel]) / format.std[channel];
@@ -20,18 +24,37 @@ pub fn mix(format: &Format, rows: &[Row<'_>]) -> Vec<u8> {
                 let inside = row.cut.is_some_and(|cut| {
                     (cut.top..cut.bottom).contains(&(y as u32)) && (cut.left..cut.right).contains(&(x as u32))
                 });
-                let own = if inside { partner } else { own };
-                let mix = |a: f32, b: f32| row.weight * a + (1.0 - row.weight) * b;
+                // What stands in the last box of an erasure that covers the pixel.
+                let fill = |erasure: Option<&Erasure>| {
+                    let erasure = erasure?;
+                    let covers = |cut: &crate::types::Cut| {
+                        (cut.top..cut.bottom).contains(&(y as u32)) && (cut.left..cut.right).contains(&(x as u32))
+                    };
+                    let nth = erasure.boxes().iter().rposition(covers)?;
+                    let noise =
+                        |index: usize| fills.noise[channel][bits(erasure.key, index as u32) as usize / (1 << 20)];
+                    Some(match erasure.mode {
+                        EraseMode::Const => fills.constant[channel],
+                        EraseMode::Rand => noise(3 * nth + channel),
+                        EraseMode::Pixel => noise(channel * pixels + pixel),
+                    })
+                };
+                let (own_fill, partner_fill) = (fill(row.own.erasure), fill(row.partner.erasure));
+                let (own, own_fill) = if inside { (partner, partner_fill) } else { (own, own_fill) };
+                let mix = |of: &dyn Fn(u8) -> f32| {
+                    let (a, b) = (own_fill.unwrap_or(of(own)), partner_fill.unwrap_or(of(partner)));
+                    fill(row.erasure).unwrap_or(row.weight * a + (1.0 - row.weight) * b)
+                };
                 let at = match format.layout {
                     Layout::Nchw => channel * pixels + pixel,
                     Layout::Nhwc => pixel * 3 + channel,
                 } * format.dtype.bytes();
-                let normed = mix(norm(own), norm(partner));
+                let normed = mix(&norm);
                 match format.dtype {
                     Dtype::F32 => image[at..at + 4].copy_from_slice(&normed.to_ne_bytes()),
                     Dtype::F16 => image[at..at + 2].copy_from_slice(&half::f16::from_f32(normed).to_ne_bytes()),
                     Dtype::Bf16 => image[at..at + 2].copy_from_slice(&half::bf16::from_f32(normed).to_ne_bytes()),
-                    Dtype::U8 => image[at] = mix(f32::from(own), f32::from(partner)).round_ties_even() as u8,
+                    Dtype::U8 => image[at] = mix(&f32::from).round_ties_even() as u8,
                 }
             }
         }

@@ -5,10 +5,12 @@
 #![expect(unsafe_code, reason = "torch tensors over memory that torch does not own")]
 
 use super::cpu::{Level, compose};
+use super::erase::{Fills, overlap};
 use super::{MixError, Mixer, Moved, Next, Notice, Row, Target};
 use crate::cuda::{CudaError, Event, Gpu, SlotMemory, Stream};
 use crate::format::Format;
-use crate::types::{Device, Dtype, Layout};
+use crate::plan::Erasure;
+use crate::types::{Cut, Device, Dtype, ImageSize, Layout};
 use std::sync::{Arc, OnceLock};
 use tch::{Kind, TchError, Tensor, no_grad};
 
@@ -33,6 +35,7 @@ pub struct TorchMixer {
     std: Tensor,
     /// 255 on the device: dividing by a number instead would multiply by its rounded reciprocal on CUDA.
     full: Tensor,
+    fills: Fills,
 }
 
 /// What copies to a CUDA device and back.
@@ -108,7 +111,8 @@ impl TorchMixer {
         };
         let constant = |values: &[f32]| Tensor::f_from_slice(values)?.f_view([1, -1, 1, 1])?.f_to_device(place);
         let (mean, std, full) = (constant(&format.mean)?, constant(&format.std)?, constant(&[255.0])?);
-        Ok(Self { format, device: place, lane, staging, mean, std, full })
+        let fills = Fills::new(&format);
+        Ok(Self { format, device: place, lane, staging, mean, std, full, fills })
     }
 
     /// Writes images into consecutive rows of the staging memory, from row `first` on, and sends them on their way to the device; `write`
@@ -163,7 +167,9 @@ impl TorchMixer {
     /// The mixed images, and the bytes of what they were made of.
     fn mixed(&mut self, rows: &[Row<'_>]) -> Result<(Tensor, usize), MixError> {
         let len = rows.len() as i64;
-        let within = rows.iter().all(|row| row.partner_row >= 0);
+        // A row that shows a box of its partner is no partner for others as it is staged.
+        let is_cut = rows.iter().any(|row| row.cut.is_some()) && rows.iter().any(|row| row.weight != 1.0);
+        let within = rows.iter().all(|row| row.partner_row >= 0) && !is_cut;
         let (level, size) = (Level::best(), self.format.image_size);
         let samples = if within { rows.len() } else { 2 * rows.len() };
         // Flipped as own images, and so as partners of other rows; a box is cut where nothing else is mixed.
@@ -172,6 +178,21 @@ impl TorchMixer {
             self.stage(rows.len(), rows, |row, channel, plane| compose::partner(level, row, size, channel, 0, plane))?;
         }
         let values = self.values(&self.staged(samples as i64)?)?;
+        let whole = Cut { top: 0, bottom: size.height, left: 0, right: size.width };
+        for (at, row) in rows.iter().enumerate() {
+            let mut erased = Erased::default();
+            erased.cover(&self.fills, size, row.own.erasure, whole);
+            if let Some(cut) = row.cut {
+                erased.uncover(size, cut);
+                erased.cover(&self.fills, size, row.partner.erasure, cut);
+            }
+            erased.apply(size, self.device, &values, at)?;
+            if !within {
+                let mut erased = Erased::default();
+                erased.cover(&self.fills, size, row.partner.erasure, whole);
+                erased.apply(size, self.device, &values, rows.len() + at)?;
+            }
+        }
         let own = values.f_narrow(0, 0, len)?;
         let partner_rows: Vec<i64> = rows.iter().filter(|_| within).map(|row| row.partner_row.into()).collect();
         let partner = if within {
@@ -185,6 +206,11 @@ impl TorchMixer {
             Tensor::f_from_slice(values)?.f_view([-1, 1, 1, 1])?.f_to_device(self.device)
         };
         let mixed = own.f_mul(&weight(&lambda)?)?.f_add(&partner.f_mul(&weight(&rest)?)?)?;
+        for (at, row) in rows.iter().enumerate() {
+            let mut erased = Erased::default();
+            erased.cover(&self.fills, size, row.erasure, whole);
+            erased.apply(size, self.device, &mixed, at)?;
+        }
         let mixed = match self.format.dtype {
             Dtype::U8 => mixed.f_round()?,
             _ => mixed,
@@ -196,6 +222,57 @@ impl TorchMixer {
         };
         let lists = size_of_val(&lambda[..]) + size_of_val(&rest[..]) + size_of_val(&partner_rows[..]);
         Ok((mixed, samples * size.values() + lists))
+    }
+}
+
+/// Where an image is erased, and what stands there; empty where nothing is.
+#[derive(Default)]
+struct Erased {
+    /// `[H, W]`.
+    mask: Vec<bool>,
+    /// `[3, H, W]`.
+    fill: Vec<f32>,
+}
+
+impl Erased {
+    /// Adds the parts of an erasure's boxes that lie in `within`.
+    fn cover(&mut self, fills: &Fills, size: ImageSize, erasure: Option<&Erasure>, within: Cut) {
+        let Some(erasure) = erasure else { return };
+        self.mask.resize(size.pixels(), false);
+        self.fill.resize(size.values(), 0.0);
+        let (width, columns) = (size.width as usize, within.left as usize..within.right as usize);
+        for (nth, cut) in erasure.boxes().iter().enumerate() {
+            for y in within.top as usize..within.bottom as usize {
+                let span = overlap(cut, y, &columns);
+                let line = y * width + span.start;
+                self.mask[line..][..span.len()].fill(true);
+                for channel in 0..3 {
+                    let index = channel * size.pixels() + line;
+                    fills.write(erasure, nth, channel, index, &mut self.fill[index..][..span.len()]);
+                }
+            }
+        }
+    }
+
+    /// Leaves nothing erased in a box.
+    fn uncover(&mut self, size: ImageSize, cut: Cut) {
+        let lines = self.mask.chunks_exact_mut(size.width as usize);
+        for line in lines.take(cut.bottom as usize).skip(cut.top as usize) {
+            line[cut.left as usize..cut.right as usize].fill(false);
+        }
+    }
+
+    /// Erases image `at` of `images`, f32 `[N, 3, H, W]`.
+    fn apply(&self, size: ImageSize, device: tch::Device, images: &Tensor, at: usize) -> Result<(), TchError> {
+        if self.mask.is_empty() {
+            return Ok(());
+        }
+        let (height, width) = (i64::from(size.height), i64::from(size.width));
+        let mask = Tensor::f_from_slice(&self.mask)?.f_view([1, height, width])?.f_to_device(device)?;
+        let fill = Tensor::f_from_slice(&self.fill)?.f_view([3, height, width])?.f_to_device(device)?;
+        let mut image = images.f_get(at as i64)?;
+        let erased = fill.f_where_self(&mask, &image)?;
+        image.f_copy_(&erased)
     }
 }
 

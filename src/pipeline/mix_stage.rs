@@ -8,7 +8,7 @@ use crate::columns::{Columns, OwnedColumns};
 use crate::mix::{Mixer, Moved, Notice, Row, Sample, Target};
 use crate::plan::{ImagePlan, Plan, RowPlan};
 use crate::ring::{RingWriter, WriterStopped};
-use crate::spec::FeedSpec;
+use crate::spec::{EraseWhen, FeedSpec};
 use crate::stats::{Clock, Doing};
 use crossbeam_channel::{Receiver, Sender};
 use std::sync::atomic::AtomicBool;
@@ -154,12 +154,13 @@ impl MixStage {
         notice: Option<&Notice<'_>>,
     ) -> Result<Moved, FeedError> {
         let (plan, Self { requester, mixer, next, spec, .. }) = (&pending.plan, &mut *self);
-        let own = if mixer.has_sent() { Vec::new() } else { rows(requester, pending) };
+        let when = spec.erase.when;
+        let own = if mixer.has_sent() { Vec::new() } else { rows(requester, pending, when) };
         let mut tell = |take: &mut dyn FnMut(&[Row<'_>])| {
             *next = look();
             // One whose samples are not there, or bad, waits for its turn.
             if let Some(next) = next.as_ref().filter(|next| next.is_there(requester)) {
-                take(&rows(requester, next));
+                take(&rows(requester, next, when));
             }
         };
         let moved = mixer.mix(&own, target, notice, Some(&mut tell))?;
@@ -178,7 +179,7 @@ impl MixStage {
     /// The own images' views, flipped: u8 `[B, 3, H, W]`.
     pub fn views(&self, pending: &Pending) -> Vec<u8> {
         let mut views = Vec::with_capacity(pending.plan.len() * self.spec.image_size.values());
-        for row in rows(&self.requester, pending) {
+        for row in rows(&self.requester, pending, self.spec.erase.when) {
             let first = views.len();
             views.extend_from_slice(row.own.bytes);
             if row.flip {
@@ -261,14 +262,16 @@ impl MixStage {
 }
 
 /// The rows of a batch whose samples are there, as the mixer is told them.
-fn rows<'a>(requester: &'a Requester, pending: &'a Pending) -> Vec<Row<'a>> {
+fn rows<'a>(requester: &'a Requester, pending: &'a Pending, when: EraseWhen) -> Vec<Row<'a>> {
     let (plan, rows) = (&pending.plan, pending.plan.len());
     let rendered = requester.entry.views.are_random();
+    let erasure = |at: usize| pending.erasures.get(at).and_then(Option::as_ref);
     let sample = |at: usize| {
         let location = pending.locations[at];
         let (memory, row) = pending.row(&requester.entry, location).expect("it was waited for");
         let stored = matches!(location, Location::Stored(_)).then_some(row);
-        Sample { bytes: memory.get(row).expect("it was waited for"), stored }
+        let erasure = erasure(at).filter(|_| when == EraseWhen::BeforeMix);
+        Sample { bytes: memory.get(row).expect("it was waited for"), stored, erasure }
     };
     let row = |(at, row): (usize, &RowPlan)| {
         let partner = usize::try_from(row.partner_row).unwrap_or(rows + at);
@@ -281,6 +284,7 @@ fn rows<'a>(requester: &'a Requester, pending: &'a Pending) -> Vec<Row<'a>> {
             // A rendered view has its flip.
             flip: row.own.view.flip && !rendered,
             partner_flip: row.partner.view.flip && !rendered,
+            erasure: erasure(at).filter(|_| when == EraseWhen::AfterMix),
         }
     };
     plan.rows.iter().enumerate().map(row).collect()

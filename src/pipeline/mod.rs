@@ -314,7 +314,7 @@ impl Pipeline {
     fn pixels_key(&self, split: Split, views: &Views) -> u64 {
         let mut hash = Xxh3::new();
         hash.update(format!("{} {}", self.pixel_settings(split), views.size).as_bytes());
-        let Views { crop, interpolation, .. } = views;
+        let Views { crop, interpolation, size: _, augment: _ } = views;
         // The lesson's key is what it was before there were recipes.
         if (*crop, *interpolation) != (Crop::Squash, Interpolation::Bilinear) {
             hash.update(format!(" {crop} {interpolation}").as_bytes());
@@ -375,7 +375,7 @@ impl Pipeline {
         let sources = views.are_random().then(|| self.sources(split)).transpose()?;
         let room = if views.are_random() { 0 } else { budget.left() };
         let (row_bytes, settled) = (views.size.values(), Arc::clone(&self.shared.settled));
-        let Views { crop, interpolation, size } = views;
+        let Views { crop, interpolation, size, augment: _ } = views;
         let ending = match (crop, interpolation) {
             (Crop::Squash, Interpolation::Bilinear) => format!("{split}-{size}"),
             _ => format!("{split}-{size}-{crop}-{interpolation}"),

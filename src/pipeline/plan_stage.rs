@@ -3,9 +3,10 @@
 use super::FeedError;
 use super::request::{Location, Pending, Requester, Scratch};
 use crate::plan::{ImagePlan, Plan, Sampler};
-use crate::spec::FeedSpec;
+use crate::spec::{Erase, FeedSpec};
 use crate::stats::{Clock, Doing};
 use crate::store::Rows;
+use crate::types::ImageSize;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io;
 use std::sync::Arc;
@@ -13,6 +14,8 @@ use std::sync::Arc;
 /// Plans the batches of a feed and requests their samples.
 pub struct PlanStage {
     requester: Requester,
+    erase: Erase,
+    image_size: ImageSize,
     free: Receiver<Scratch>,
 }
 
@@ -28,10 +31,11 @@ impl PlanStage {
         for _ in 0..ahead {
             let settled = Arc::clone(&requester.shared.settled);
             let staging = Rows::new(staging_rows, spec.image_size.values(), settled)?;
-            let scratch = Scratch { locations: Vec::with_capacity(samples as usize), staging };
+            let scratch = Scratch { locations: Vec::with_capacity(samples as usize), erasures: Vec::new(), staging };
             recycler.send(scratch).expect("both ends are here");
         }
-        Ok((Self { requester, free }, recycler))
+        let FeedSpec { erase, image_size, .. } = *spec;
+        Ok((Self { requester, erase, image_size, free }, recycler))
     }
 
     /// Waits for free scratch and requests every sample of `plan`; books on `clock` how long it waited for either.
@@ -40,7 +44,7 @@ impl PlanStage {
     /// When the pipeline is going down.
     pub fn request(&mut self, plan: Plan, clock: &mut Clock) -> Result<Pending, FeedError> {
         clock.lap(Doing::Busy);
-        let Scratch { mut locations, mut staging } = self.free.recv().map_err(|_| FeedError::Stopping)?;
+        let Scratch { mut locations, mut erasures, mut staging } = self.free.recv().map_err(|_| FeedError::Stopping)?;
         if !Rows::reuse(&mut staging, || self.requester.is_stopped()) {
             return Err(FeedError::Stopping);
         }
@@ -65,7 +69,20 @@ impl PlanStage {
                 locations.push(located.map_or_else(|| ask(&row.partner, plan.len() + at), Ok)?);
             }
         }
-        Ok(Pending { plan, locations, staging })
+        erasures.clear();
+        if self.erase.prob > 0.0 {
+            let draw =
+                |image: &ImagePlan| image.view.draws.and_then(|draws| draws.erasure(&self.erase, self.image_size));
+            erasures.extend(plan.rows.iter().map(|row| draw(&row.own)));
+            if plan.takes_others() {
+                let of_row: Vec<_> = plan.partner_rows();
+                for (row, partner) in plan.rows.iter().zip(of_row) {
+                    let known = usize::try_from(partner).ok().map(|partner| erasures[partner]);
+                    erasures.push(known.unwrap_or_else(|| draw(&row.partner)));
+                }
+            }
+        }
+        Ok(Pending { plan, locations, erasures, staging })
     }
 
     /// Plans and requests one batch after the other, until the mix stage has ended or the pipeline goes down.

@@ -204,8 +204,8 @@ impl Worker<'_> {
             Ok(picture) => {
                 sources.note_size(sample, picture.size());
                 self.rendering.skip();
-                let geometry = views.random(&image.view, picture.size());
-                let rendered = self.loader.render(&picture, &geometry, views.size, claim.bytes());
+                let steps = views.random(&image.view, picture.size());
+                let rendered = self.loader.render(&picture, &steps, views.size, claim.bytes());
                 self.rendering.count();
                 self.rendering.lap(Doing::Busy);
                 self.decoding.skip();
@@ -239,7 +239,7 @@ impl Worker<'_> {
         let read = self.read(split, sample, is_wanted)?;
         let Self { loader, bytes, decoding, rendering, .. } = self;
         let rendered = read.map_err(|error| error.to_string()).and_then(|stamp| {
-            let rendered = loader.source(bytes, |picture, renderer| {
+            let rendered = loader.source(bytes, |picture, maker| {
                 // Before anybody learns of it: who has its samples finds them counted.
                 decoding.count();
                 sources.note_size(sample, picture.size());
@@ -248,8 +248,8 @@ impl Worker<'_> {
                 }
                 decoding.lap(Doing::Busy);
                 rendering.skip();
-                let geometry = views.random(&image.view, picture.size());
-                renderer.run(picture, &geometry, views.size, claim.bytes());
+                let steps = views.random(&image.view, picture.size());
+                maker.run(picture, &steps, views.size, claim.bytes());
                 rendering.count();
                 rendering.lap(Doing::Busy);
                 decoding.skip();

@@ -2,7 +2,7 @@
 
 use super::render_stage::Job;
 use super::{FeedError, Shared, StoreEntry};
-use crate::plan::{ImagePlan, Plan};
+use crate::plan::{Erasure, ImagePlan, Plan};
 use crate::store::{Lookup, Rows, State};
 use crate::types::CropBox;
 use crossbeam_channel::{SendTimeoutError, Sender};
@@ -43,6 +43,8 @@ pub struct Pending {
     pub plan: Plan,
     /// Where the rows' own images are and, when any partner comes from elsewhere, after them the rows' partners.
     pub locations: Vec<Location>,
+    /// What is erased of them, in the same order; empty where the feed erases nothing.
+    pub erasures: Vec<Option<Erasure>>,
     /// Rows for samples that the store has no room for.
     pub staging: Arc<Rows>,
 }
@@ -153,6 +155,8 @@ impl Requester {
 pub struct Scratch {
     /// Room for where samples are.
     pub locations: Vec<Location>,
+    /// Room for what is erased.
+    pub erasures: Vec<Option<Erasure>>,
     /// Rows for samples that the store has no room for.
     pub staging: Arc<Rows>,
 }
@@ -160,6 +164,7 @@ pub struct Scratch {
 impl Pending {
     /// Takes the batch apart once it is finished.
     pub fn into_scratch(self) -> (Plan, Scratch) {
-        (self.plan, Scratch { locations: self.locations, staging: self.staging })
+        let Self { plan, locations, erasures, staging } = self;
+        (plan, Scratch { locations, erasures, staging })
     }
 }

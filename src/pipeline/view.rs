@@ -1,8 +1,9 @@
-//! From what a feed asks and a plan draws to the geometry of a view, once an image's size is known.
+//! From what a feed asks and a plan draws to the steps that make a view, once an image's size is known.
 
+use crate::operation::Operations;
 use crate::plan::ViewPlan;
-use crate::render::Geometry;
-use crate::spec::{Crop, FeedSpec};
+use crate::render::{Geometry, ViewSteps};
+use crate::spec::{Augment, Crop, FeedSpec};
 use crate::types::{CropBox, ImageSize, Interpolation};
 
 /// How the images of a feed become views.
@@ -14,18 +15,20 @@ pub struct Views {
     pub interpolation: Interpolation,
     /// Height and width of a view.
     pub size: ImageSize,
+    /// What is done to a view after crop and flip.
+    pub augment: Augment,
 }
 
 impl Views {
     /// Those that a spec asks for.
     pub fn of(spec: &FeedSpec) -> Self {
-        let FeedSpec { crop, interpolation, image_size: size, .. } = *spec;
-        Self { crop, interpolation, size }
+        let FeedSpec { crop, interpolation, image_size: size, augment, .. } = *spec;
+        Self { crop, interpolation, size, augment }
     }
 
     /// Whether each use of an image has a view of its own. Others are stored finished; flips of these are the mixer's.
     pub fn are_random(&self) -> bool {
-        self.crop.is_random()
+        self.crop.is_random() || self.augment.is_on()
     }
 
     /// The fewest pixels of each side from which a view that is stored finished can be made.
@@ -39,9 +42,9 @@ impl Views {
     /// The view of an image of this size that is the same for every use, without its flip.
     ///
     /// # Panics
-    /// When views are random.
+    /// When the crop is random.
     pub fn fixed(&self, image: ImageSize) -> Geometry {
-        let Self { crop, interpolation, size } = *self;
+        let Self { crop, interpolation, size, augment: _ } = *self;
         match crop {
             Crop::Squash => Geometry::squash(image, size, interpolation),
             Crop::SquashCenter { resize } => {
@@ -52,30 +55,32 @@ impl Views {
         }
     }
 
-    /// The view that a plan draws of an image of this size, with its flip.
+    /// The view that a plan draws of an image of this size.
     ///
     /// # Panics
     /// When views are random and the plan has no draws.
-    pub fn random(&self, view: &ViewPlan, image: ImageSize) -> Geometry {
-        let Self { crop, interpolation, size } = *self;
+    pub fn random(&self, view: &ViewPlan, image: ImageSize) -> ViewSteps {
+        let Self { crop, interpolation, size, ref augment } = *self;
         let cut = self.crop_box(view, image);
         let geometry = match crop {
             Crop::PadCrop { pad, mode } => {
                 let place = |at: i32| (at + pad as i32).max(0) as u32;
                 Geometry::pad_crop(image, pad, mode, place(cut.top), place(cut.left), size)
             }
-            _ => Geometry::resized_crop(cut, size, interpolation),
+            Crop::RandomResizedCrop { .. } => Geometry::resized_crop(cut, size, interpolation),
+            Crop::Squash | Crop::SquashCenter { .. } | Crop::ShortCenter { .. } => self.fixed(image),
         };
-        geometry.flipped(view.flip)
+        let operations = view.draws.map_or(Operations::NONE, |draws| draws.operations(augment, size));
+        ViewSteps { geometry: geometry.flipped(view.flip), operations, warping: augment.warping }
     }
 
     /// The box of an image of this size that a view shows: what a random crop draws, all of the image otherwise.
     ///
     /// # Panics
-    /// When views are random and the plan has no draws.
+    /// When the crop is random and the plan has no draws.
     pub fn crop_box(&self, view: &ViewPlan, image: ImageSize) -> CropBox {
-        if self.are_random() {
-            view.crop.expect("random views have draws").resolve(self.crop, image, self.size)
+        if self.crop.is_random() {
+            view.draws.expect("random views have draws").resolve(self.crop, image, self.size)
         } else {
             CropBox { top: 0, left: 0, height: image.height, width: image.width }
         }

@@ -1,13 +1,14 @@
 //! Plans: what makes each batch, as data. A plan is a pure function of the feed spec and the number of samples; it is printed by
 //! `mixd plan`, carried to the threads that decode, render and mix, and reaches the trainer as the batch's columns.
 
+mod erasure;
 mod operations;
 mod sampler;
 mod view;
 
-pub use operations::operations;
+pub use erasure::Erasure;
 pub use sampler::{Epoch, Sampler, SamplerError};
-pub use view::{CropDraw, ViewPlan};
+pub use view::{Draws, ViewPlan};
 
 use crate::batch::Head;
 use crate::columns::OwnedColumns;
@@ -138,7 +139,7 @@ impl Plan {
     /// Place, and which columns a digest covers: all of them where views are rendered for each use.
     pub fn head(&self) -> Head {
         let Self { place: Place { epoch, index }, batches, pad, ref rows } = *self;
-        let digest_version = if rows.iter().any(|row| row.own.view.crop.is_some()) { 2 } else { 1 };
+        let digest_version = if rows.iter().any(|row| row.own.view.draws.is_some()) { 2 } else { 1 };
         Head { epoch, index, batches, pad, digest_version, digest: 0 }
     }
 

@@ -10,7 +10,7 @@ use rand_chacha::rand_core::Rng;
 use rand_distr::{Distribution, StandardNormal};
 
 /// The operations of a view of this size, in the order in which they are applied; `generator` gives the row's generator of a stream.
-pub fn operations(augment: &Augment, size: ImageSize, generator: impl Fn(Stream) -> ChaCha8Rng) -> Operations {
+pub(super) fn operations(augment: &Augment, size: ImageSize, generator: impl Fn(Stream) -> ChaCha8Rng) -> Operations {
     let Augment { policy, jitter, grayscale, blur, solarize, warping: _ } = *augment;
     let mut drawn = Operations::NONE;
     let dice = |stream| Dice(generator(stream));

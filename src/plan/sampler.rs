@@ -1,6 +1,6 @@
 //! Which samples, partners, views and weights make each batch, as a pure function of the feed spec and the number of samples.
 
-use super::{CropDraw, ImagePlan, Plan, RowMix, RowPlan, ViewPlan};
+use super::{Draws, ImagePlan, Plan, RowMix, RowPlan, ViewPlan};
 use crate::rng::{self, Stream};
 use crate::spec::{FeedSpec, MixPer, Pairing};
 use crate::types::{BATCH_BITS, Cut, ImageSize, Last, Place, ROW_BITS, SampleId};
@@ -295,8 +295,8 @@ impl<'a> Views<'a> {
             let rng = self.coins.at(row);
             [(); 2].map(|()| rng::chance(rng, spec.flip))[usize::from(second)]
         };
-        let draw = || CropDraw::at(spec.seed, second, self.epoch.epoch, self.index, row);
-        ViewPlan { crop: spec.renders().then(draw), flip }
+        let draws = || Draws::at(spec.seed, second, self.epoch.epoch, self.index, row);
+        ViewPlan { draws: spec.draws_views().then(draws), flip }
     }
 }
 
@@ -555,15 +555,15 @@ mod tests {
         let second = Mix { pairing: Pairing::SecondBatch, ..Mix::mixup(0.4) };
         let [first, other] = plans(FeedSpec { mix: second, ..feed });
         let mut crops: Vec<_> =
-            [&first, &other].into_iter().flat_map(|plan| plan.each(|row| row.own.view.crop.unwrap())).collect();
-        crops.extend(first.each(|row| row.partner.view.crop.unwrap()));
+            [&first, &other].into_iter().flat_map(|plan| plan.each(|row| row.own.view.draws.unwrap())).collect();
+        crops.extend(first.each(|row| row.partner.view.draws.unwrap()));
         for (at, crop) in crops.iter().enumerate() {
             assert!(!crops[..at].contains(crop), "row {at}");
         }
         let [whole, _] = plans(FeedSpec { crop: crate::spec::Crop::Squash, mix: second, ..feed });
         assert_eq!((whole.own(), whole.lambdas()), (first.own(), first.lambdas()));
         assert_eq!(whole.each(|row| row.own.view.flip), first.each(|row| row.own.view.flip));
-        assert!(whole.rows.iter().all(|row| row.own.view.crop.is_none()));
+        assert!(whole.rows.iter().all(|row| row.own.view.draws.is_none()));
     }
 
     #[test]

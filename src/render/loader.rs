@@ -1,6 +1,6 @@
 //! From encoded bytes to a u8 `[3, H, W]` row: decode and render with one thread's scratch.
 
-use super::{Geometry, Renderer, ResizeKind};
+use super::{Geometry, ResizeKind, ViewMaker, ViewSteps};
 use crate::decode::{DecodeKind, Decoder, ImageError, Picture};
 use crate::types::{ImageSize, Interpolation, ParseError};
 use std::fmt;
@@ -69,7 +69,7 @@ impl FromStr for SourceSize {
 pub struct Loader {
     options: LoadOptions,
     decoder: Decoder,
-    renderer: Renderer,
+    maker: ViewMaker,
     /// A bounded source, as planes and interleaved.
     planes: Vec<u8>,
     interleaved: Vec<u8>,
@@ -81,8 +81,8 @@ pub const SCRATCH_BYTES_MAX: usize = 64 << 20;
 impl Loader {
     /// A loader without scratch as yet.
     pub fn new(options: LoadOptions) -> Self {
-        let (decoder, renderer) = (Decoder::default(), Renderer::new(options.resize));
-        Self { options, decoder, renderer, planes: Vec::new(), interleaved: Vec::new() }
+        let (decoder, maker) = (Decoder::default(), ViewMaker::new(options.resize));
+        Self { options, decoder, maker, planes: Vec::new(), interleaved: Vec::new() }
     }
 
     /// Decodes an encoded image and renders it to `out`, u8 `[3, H, W]`, as `geometry` says of the decoded image's size. Scaled decoding keeps
@@ -105,34 +105,39 @@ impl Loader {
         let at_least = (self.options.decode == DecodeKind::Scaled).then_some(at_least);
         self.guarded(|loader| {
             let picture = loader.decoder.decode(file, at_least)?;
-            loader.renderer.run(&picture, &geometry(picture.size()), size, out);
+            loader.maker.renderer.run(&picture, &geometry(picture.size()), size, out);
             Ok(())
         })
     }
 
-    /// Decodes what random views are rendered from, bounded as the options say, and hands it to `use_it` with the renderer.
+    /// Decodes what random views are rendered from, bounded as the options say, and hands it to `use_it` with what makes views of it.
     ///
     /// # Errors
     /// When the image cannot be decoded.
     pub fn source<T>(
         &mut self,
         file: &[u8],
-        use_it: impl FnOnce(&Picture<'_>, &mut Renderer) -> T,
+        use_it: impl FnOnce(&Picture<'_>, &mut ViewMaker) -> T,
     ) -> Result<T, ImageError> {
         let LoadOptions { decode, sources, .. } = self.options;
         let at_least = match sources {
             SourceSize::Short(short) if decode == DecodeKind::Scaled => Some(ImageSize::square(short)),
             _ => None,
         };
-        self.guarded(|Self { decoder, renderer, planes, interleaved, .. }| {
+        self.guarded(|Self { decoder, maker, planes, interleaved, .. }| {
             let picture = decoder.decode(file, at_least)?;
-            let Some(size) = sources.bounded(picture.size()) else { return Ok(use_it(&picture, renderer)) };
+            let Some(size) = sources.bounded(picture.size()) else { return Ok(use_it(&picture, maker)) };
             let (values, pixels) = (size.values(), size.pixels());
             planes.resize(values, 0);
-            renderer.run(&picture, &Geometry::squash(picture.size(), size, Interpolation::Bilinear), size, planes);
+            maker.renderer.run(
+                &picture,
+                &Geometry::squash(picture.size(), size, Interpolation::Bilinear),
+                size,
+                planes,
+            );
             let channels = picture.channels;
             if channels == 1 {
-                return Ok(use_it(&Picture::new(size.width, size.height, 1, &planes[..pixels]), renderer));
+                return Ok(use_it(&Picture::new(size.width, size.height, 1, &planes[..pixels]), maker));
             }
             interleaved.resize(values, 0);
             let (red, rest) = planes.split_at(pixels);
@@ -140,23 +145,23 @@ impl Loader {
             for (((pixel, r), g), b) in interleaved.chunks_exact_mut(3).zip(red).zip(green).zip(blue) {
                 (pixel[0], pixel[1], pixel[2]) = (*r, *g, *b);
             }
-            Ok(use_it(&Picture::new(size.width, size.height, 3, interleaved), renderer))
+            Ok(use_it(&Picture::new(size.width, size.height, 3, interleaved), maker))
         })
     }
 
-    /// Renders a decoded image to `out`, u8 `[3, H, W]`.
+    /// Makes a view of a decoded image in `out`, u8 `[3, H, W]`.
     ///
     /// # Errors
-    /// When the renderer panics: `out` has another length than `size.values()`, say, or the geometry's source lies beyond the picture.
+    /// When that panics: `out` has another length than `size.values()`, say, or the geometry's source lies beyond the picture.
     pub fn render(
         &mut self,
         picture: &Picture<'_>,
-        geometry: &Geometry,
+        steps: &ViewSteps,
         size: ImageSize,
         out: &mut [u8],
     ) -> Result<(), ImageError> {
         self.guarded(|loader| {
-            loader.renderer.run(picture, geometry, size, out);
+            loader.maker.run(picture, steps, size, out);
             Ok(())
         })
     }
@@ -165,7 +170,7 @@ impl Loader {
     fn guarded<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, ImageError>) -> Result<T, ImageError> {
         let outcome = catch_unwind(AssertUnwindSafe(|| work(self)));
         self.decoder.shrink_to(SCRATCH_BYTES_MAX);
-        self.renderer.shrink_to(SCRATCH_BYTES_MAX);
+        self.maker.shrink_to(SCRATCH_BYTES_MAX);
         for scratch in [&mut self.planes, &mut self.interleaved] {
             if scratch.capacity() > SCRATCH_BYTES_MAX {
                 *scratch = Vec::new();
@@ -181,7 +186,7 @@ impl Loader {
 
 #[cfg(test)]
 mod tests {
-    use super::super::naive;
+    use super::super::{Renderer, naive};
     use super::*;
     use crate::decode::JPEG_DECODER;
     use crate::decode::tests::difference;

@@ -24,6 +24,47 @@ pub struct Augment {
     pub warping: Warping,
 }
 
+impl Augment {
+    /// Whether any stage may change a view.
+    pub fn is_on(&self) -> bool {
+        let Self { policy, jitter, grayscale, blur, solarize, warping: _ } = self;
+        *policy != Policy::None || jitter.is_on() || *grayscale > 0.0 || blur.prob > 0.0 || solarize.prob > 0.0
+    }
+
+    /// The first value out of range, with its key and what it may be.
+    pub(super) fn check(&self) -> Result<(), (&'static str, String, String)> {
+        let Self { policy: _, jitter, grayscale, blur, solarize, warping: _ } = *self;
+        let Blur { prob, sigma } = blur;
+        let ColorJitter { brightness, contrast, saturation, hue, prob: jitter_prob } = jitter;
+        let is_probability = |value: f64| (0.0..=1.0).contains(&value);
+        let extents = [brightness, contrast, saturation];
+        if !extents.iter().all(|extent| (0.0..=100.0).contains(extent)) || !(0.0..=0.5).contains(&hue) {
+            let allowed = "brightness, contrast and saturation of 0 to 100 and a hue of 0 to 0.5";
+            return Err(("color_jitter", jitter.to_string(), allowed.to_owned()));
+        }
+        for (key, value) in
+            [("color_jitter", jitter_prob), ("grayscale", grayscale), ("blur", prob), ("solarize", solarize.prob)]
+        {
+            if !is_probability(value) {
+                return Err((key, value.to_string(), "a probability, in [0, 1]".to_owned()));
+            }
+        }
+        if !(sigma[0] > 0.0 && sigma[0] <= sigma[1] && sigma[1] <= Blur::SIGMA_MAX) {
+            let allowed = format!("a blur with 0 < least sigma <= largest sigma <= {}", Blur::SIGMA_MAX);
+            return Err(("blur", blur.to_string(), allowed));
+        }
+        if !(0.0..=256.0).contains(&solarize.threshold) {
+            return Err(("solarize", solarize.to_string(), "a threshold of 0 to 256".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// Numbers between commas.
+fn numbers(text: &str) -> Option<Vec<f64>> {
+    text.split(',').map(|number| number.trim().parse().ok()).collect()
+}
+
 /// How far each factor of color may be from 1, and the hue from 0 (torchvision's `ColorJitter`).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -54,6 +95,34 @@ impl ColorJitter {
     }
 }
 
+impl fmt::Display for ColorJitter {
+    /// `BRIGHTNESS,CONTRAST,SATURATION,HUE,PROB`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { brightness, contrast, saturation, hue, prob } = self;
+        write!(f, "{brightness},{contrast},{saturation},{hue},{prob}")
+    }
+}
+
+impl FromStr for ColorJitter {
+    type Err = ParseError;
+
+    /// Reads a jitter as it is displayed. Hue and probability may be left out; one number is that of brightness, contrast and saturation.
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let jitter = |brightness, contrast, saturation, hue, prob| Self { brightness, contrast, saturation, hue, prob };
+        match numbers(text).as_deref() {
+            Some(&[all]) => Ok(jitter(all, all, all, 0.0, 1.0)),
+            Some(&[b, c, s]) => Ok(jitter(b, c, s, 0.0, 1.0)),
+            Some(&[b, c, s, h]) => Ok(jitter(b, c, s, h, 1.0)),
+            Some(&[b, c, s, h, prob]) => Ok(jitter(b, c, s, h, prob)),
+            _ => Err(ParseError {
+                what: "color jitter",
+                found: text.to_owned(),
+                expected: "one number, or BRIGHTNESS,CONTRAST,SATURATION[,HUE[,PROB]], such as 0.4,0.4,0.2,0.1,0.8",
+            }),
+        }
+    }
+}
+
 /// Gaussian blur by chance.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -70,6 +139,35 @@ impl Default for Blur {
     }
 }
 
+impl Blur {
+    /// The largest standard deviation, in pixels.
+    pub const SIGMA_MAX: f64 = 100.0;
+}
+
+impl fmt::Display for Blur {
+    /// `PROB,SIGMA_MIN,SIGMA_MAX`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{},{}", self.prob, self.sigma[0], self.sigma[1])
+    }
+}
+
+impl FromStr for Blur {
+    type Err = ParseError;
+
+    /// Reads a blur as it is displayed; its bounds may be left out.
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        match numbers(text).as_deref() {
+            Some(&[prob]) => Ok(Self { prob, ..Self::default() }),
+            Some(&[prob, low, high]) => Ok(Self { prob, sigma: [low, high] }),
+            _ => Err(ParseError {
+                what: "blur",
+                found: text.to_owned(),
+                expected: "PROB or PROB,SIGMA_MIN,SIGMA_MAX, such as 0.5,0.1,2",
+            }),
+        }
+    }
+}
+
 /// Solarization by chance.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -83,6 +181,30 @@ pub struct Solarize {
 impl Default for Solarize {
     fn default() -> Self {
         Self { prob: 0.0, threshold: 128.0 }
+    }
+}
+
+impl fmt::Display for Solarize {
+    /// `PROB,THRESHOLD`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{}", self.prob, self.threshold)
+    }
+}
+
+impl FromStr for Solarize {
+    type Err = ParseError;
+
+    /// Reads a solarization as it is displayed; its threshold may be left out.
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        match numbers(text).as_deref() {
+            Some(&[prob]) => Ok(Self { prob, ..Self::default() }),
+            Some(&[prob, threshold]) => Ok(Self { prob, threshold }),
+            _ => Err(ParseError {
+                what: "solarization",
+                found: text.to_owned(),
+                expected: "PROB or PROB,THRESHOLD, such as 0.2,128",
+            }),
+        }
     }
 }
 
@@ -221,6 +343,22 @@ impl From<Policy> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stages_of_color_survive_as_text() {
+        let jitter = ColorJitter { brightness: 0.4, contrast: 0.3, saturation: 0.2, hue: 0.1, prob: 0.8 };
+        assert_eq!("0.4,0.3,0.2,0.1,0.8".parse(), Ok(jitter));
+        assert_eq!(jitter.to_string().parse(), Ok(jitter));
+        let all = ColorJitter { brightness: 0.3, contrast: 0.3, saturation: 0.3, ..ColorJitter::default() };
+        assert_eq!("0.3".parse(), Ok(all));
+        assert_eq!("0.5".parse(), Ok(Blur { prob: 0.5, ..Blur::default() }));
+        let blur = Blur { prob: 1.0, sigma: [0.2, 3.0] };
+        assert_eq!(blur.to_string().parse(), Ok(blur));
+        let solarize = Solarize { prob: 0.2, threshold: 100.0 };
+        assert_eq!(solarize.to_string().parse(), Ok(solarize));
+        assert!("0.4,0.4".parse::<ColorJitter>().is_err() && "".parse::<Blur>().is_err());
+        assert!("0.1,0.2,0.3".parse::<Solarize>().is_err());
+    }
 
     #[test]
     fn policies_survive_as_text() {

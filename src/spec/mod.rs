@@ -1,13 +1,16 @@
 //! What a feed is asked to be: the feed spec, its defaults and its limits.
 
 mod augment;
+mod erase;
 mod mix;
 mod options;
+mod presets;
 mod recipe;
 mod share;
 mod view;
 
 pub use augment::{Augment, Blur, ColorJitter, Policy, Solarize, TimmRand};
+pub use erase::{Erase, EraseMode, EraseWhen};
 pub use mix::{Mix, MixPer, Pairing};
 pub use options::{FeedOptions, OptionsError, RecipeChoice};
 pub use recipe::{Recipe, RecipeError, TrainView, ValView};
@@ -44,6 +47,10 @@ pub struct FeedSpec {
     pub interpolation: Interpolation,
     /// Probability that an image is flipped horizontally, in [0, 1], drawn anew for every use of it.
     pub flip: f64,
+    /// What is done to views after that: a policy's operations, and stages of color.
+    pub augment: Augment,
+    /// Which boxes of a view are erased.
+    pub erase: Erase,
     /// Whether each epoch has an order of its own; otherwise samples come in the order of the index.
     pub shuffle: bool,
     /// Seed of all randomness.
@@ -111,6 +118,8 @@ impl FeedSpec {
             crop: Crop::Squash,
             interpolation: Interpolation::Bilinear,
             flip: 0.0,
+            augment: Augment::default(),
+            erase: Erase::default(),
             shuffle: true,
             seed: 0,
             last: Last::Keep,
@@ -143,7 +152,12 @@ impl FeedSpec {
 
     /// Whether each use of an image has a view of its own, rendered for it.
     pub fn renders(&self) -> bool {
-        self.crop.is_random()
+        self.crop.is_random() || self.augment.is_on()
+    }
+
+    /// Whether anything but a flip is drawn for each use of an image.
+    pub fn draws_views(&self) -> bool {
+        self.renders() || self.erase.prob > 0.0
     }
 
     /// What the mixer needs to know.
@@ -171,8 +185,15 @@ impl FeedSpec {
                     .to_owned(),
             )
         };
-        let crop = self.crop.check();
-        let checks: [(bool, &'static str, String, String); 19] = [
+        let refused = |key, checked: Result<(), (String, String)>| match checked {
+            Ok(()) => (true, key, String::new(), String::new()),
+            Err((found, allowed)) => (false, key, found, allowed),
+        };
+        let augment = match self.augment.check() {
+            Ok(()) => (true, "augment", String::new(), String::new()),
+            Err((key, found, allowed)) => (false, key, found, allowed),
+        };
+        let checks: [(bool, &'static str, String, String); 21] = [
             range("batch_size", self.batch_size, 1, BATCH_SIZE_MAX),
             (
                 side.contains(&self.image_size.height) && side.contains(&self.image_size.width),
@@ -180,13 +201,10 @@ impl FeedSpec {
                 self.image_size.to_string(),
                 format!("1 to {} pixels a side", ImageSize::SIDE_MAX),
             ),
-            (
-                crop.is_ok(),
-                "crop",
-                crop.as_ref().err().map_or(String::new(), |(found, _)| found.clone()),
-                crop.as_ref().err().map_or(String::new(), |(_, allowed)| allowed.clone()),
-            ),
+            refused("crop", self.crop.check()),
             probability("flip", self.flip),
+            augment,
+            refused("erase", self.erase.check()),
             range("repeats", self.repeats, 1, REPEATS_MAX),
             range("world_size", self.world_size, 1, WORLD_SIZE_MAX),
             range("rank", self.rank, 0, self.world_size.saturating_sub(1)),
@@ -312,6 +330,16 @@ mod tests {
             ("repeats", FeedSpec { repeats: 0, ..train }),
             ("crop", FeedSpec { crop: Crop::ShortCenter { resize: 0 }, ..train }),
             ("crop", FeedSpec { crop: Crop::RandomResizedCrop { scale: [0.5, 0.4], ratio: [1.0, 1.0] }, ..train }),
+            ("erase", FeedSpec { erase: Erase::torchvision(1.5), ..train }),
+            ("erase", FeedSpec { erase: Erase { count: 9, ..Erase::default() }, ..train }),
+            ("grayscale", FeedSpec { augment: Augment { grayscale: -0.1, ..Augment::default() }, ..train }),
+            (
+                "blur",
+                FeedSpec {
+                    augment: Augment { blur: Blur { prob: 0.5, sigma: [2.0, 1.0] }, ..Augment::default() },
+                    ..train
+                },
+            ),
             (
                 "delivery",
                 FeedSpec {

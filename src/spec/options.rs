@@ -1,7 +1,11 @@
 //! A feed's options as users give them: command line, variables, `mixd.toml` and Python all fill this one struct. What is left out has
 //! the recipe's value, and where the recipe has none the split's default.
 
-use super::{Crop, FeedSpec, Mix, MixPer, Pairing, Recipe, RecipeError, SpecError};
+use super::{
+    Augment, Blur, ColorJitter, Crop, Erase, FeedSpec, Mix, MixPer, Pairing, Policy, Recipe, RecipeError, Solarize,
+    SpecError,
+};
+use crate::operation::{WarpFilter, Warping};
 use crate::types::{Dtype, ImageSize, Interpolation, Last, Layout, Split};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
@@ -111,6 +115,37 @@ pub struct FeedOptions {
     /// Flip images horizontally, each with this probability (0.5 where none is given), anew for each use [default: the recipe's].
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_FLIP", value_name = "PROB", num_args = 0..=1, require_equals = true, default_missing_value = "0.5", value_parser = flip))]
     pub flip: Option<f64>,
+    /// Operations drawn for each view: none, rand-augment, rand-augment:2,9, trivial-augment-wide, auto-augment, 3-augment, or a string of
+    /// timm's such as rand-m9-mstd0.5-inc1 [default: the recipe's].
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_POLICY"))]
+    pub policy: Option<Policy>,
+    /// Change brightness, contrast, saturation and hue in a random order: one number for the first three, or
+    /// BRIGHTNESS,CONTRAST,SATURATION[,HUE[,PROB]] [default: the recipe's].
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_COLOR_JITTER", value_name = "EXTENTS"))]
+    #[serde(with = "text")]
+    pub color_jitter: Option<ColorJitter>,
+    /// Probability that an image becomes gray [default: the recipe's].
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_GRAYSCALE", value_name = "PROB"))]
+    pub grayscale: Option<f64>,
+    /// Blur images: PROB[,SIGMA_MIN,SIGMA_MAX], sigma in pixels [default: the recipe's].
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_BLUR", value_name = "PROB"))]
+    #[serde(with = "text")]
+    pub blur: Option<Blur>,
+    /// Solarize images: PROB[,THRESHOLD] [default: the recipe's].
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_SOLARIZE", value_name = "PROB"))]
+    #[serde(with = "text")]
+    pub solarize: Option<Solarize>,
+    /// Filter of the policy's rotations, shears and translations: nearest, bilinear or bicubic [default: the recipe's].
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_WARP", value_name = "FILTER"))]
+    pub warp: Option<WarpFilter>,
+    /// Red, green and blue of what these show beyond the image, 0 to 255 [default: the recipe's].
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_FILL", value_name = "R,G,B", value_delimiter = ','))]
+    pub fill: Option<Vec<u8>>,
+    /// Erase boxes: PROB[,MODE[,BOXES[,WHEN[,AREA_MIN,AREA_MAX[,RATIO_MIN,RATIO_MAX]]]]], MODE const (0), rand or pixel (normal noise for each
+    /// channel, or value), WHEN before-mix or after-mix [default: the recipe's].
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_ERASE", value_name = "PROB"))]
+    #[serde(with = "text")]
+    pub erase: Option<Erase>,
     /// A new order each epoch: true or false [default: true for train].
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_SHUFFLE"))]
     pub shuffle: Option<bool>,
@@ -264,6 +299,14 @@ impl FeedOptions {
             crop,
             interpolation,
             flip,
+            policy,
+            color_jitter,
+            grayscale,
+            blur,
+            solarize,
+            warp,
+            fill,
+            erase,
             shuffle,
             seed,
             last,
@@ -296,6 +339,23 @@ impl FeedOptions {
                 allowed: "three numbers, one a channel, such as 0.47,0.48,0.45".to_owned(),
             }),
         };
+        let fill = match fill.as_deref() {
+            None => base.augment.warping.fill,
+            Some(&[r, g, b]) => [r, g, b],
+            Some(other) => {
+                let (found, allowed) =
+                    (format!("{} numbers", other.len()), "three numbers, one a channel, such as 124,116,104");
+                return Err(SpecError { key: "fill", found, allowed: allowed.to_owned() }.into());
+            }
+        };
+        let augment = Augment {
+            policy: policy.unwrap_or(base.augment.policy),
+            jitter: color_jitter.unwrap_or(base.augment.jitter),
+            grayscale: grayscale.unwrap_or(base.augment.grayscale),
+            blur: blur.unwrap_or(base.augment.blur),
+            solarize: solarize.unwrap_or(base.augment.solarize),
+            warping: Warping { filter: warp.unwrap_or(base.augment.warping.filter), fill },
+        };
         let image_size = size.unwrap_or(base.image_size);
         let spec = FeedSpec {
             batch_size: batch_size.unwrap_or(base.batch_size),
@@ -303,6 +363,8 @@ impl FeedOptions {
             crop: crop.unwrap_or(base.crop.scaled(base.image_size, image_size)),
             interpolation: interpolation.unwrap_or(base.interpolation),
             flip: flip.unwrap_or(base.flip),
+            augment,
+            erase: erase.unwrap_or(base.erase),
             shuffle: shuffle.unwrap_or(base.shuffle),
             seed: seed.unwrap_or(base.seed),
             last: last.unwrap_or(base.last),
@@ -414,6 +476,14 @@ mod tests {
             "--crop=pad_crop:4,reflect",
             "--interpolation=bicubic",
             "--flip",
+            "--policy=rand-m9-mstd0.5-inc1",
+            "--color-jitter=0.4,0.4,0.2,0.1,0.8",
+            "--grayscale=0.2",
+            "--blur=0.5,0.1,2",
+            "--solarize=0.2",
+            "--warp=bicubic",
+            "--fill=124,116,104",
+            "--erase=0.25,pixel",
             "--shuffle=false",
             "--seed=9",
             "--last=drop",

@@ -1,6 +1,6 @@
 //! Recipes: named sets of defaults for feeds, from which training and validation views follow (docs/spec/recipes.md).
 
-use super::{Crop, FeedSpec, Mix};
+use super::{Augment, Crop, Erase, FeedSpec, Mix, presets};
 use crate::types::{ImageSize, Interpolation, ParseError, Split};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -49,6 +49,12 @@ pub struct TrainView {
     pub repeats: u32,
     /// What part of the image.
     pub crop: Crop,
+    /// What is done to views after crop and flip.
+    #[serde(default)]
+    pub augment: Augment,
+    /// Which boxes of a view are erased.
+    #[serde(default)]
+    pub erase: Erase,
     /// How images are mixed.
     #[serde(default = "unmixed")]
     pub mix: Mix,
@@ -126,7 +132,7 @@ pub enum RecipeError {
 }
 
 /// Names of the presets, for messages.
-const NAMES: &str = "lesson, imagenette or torchvision-v1, or a file that ends in .toml";
+const NAMES: &str = "lesson, imagenette, torchvision-v1, torchvision-v2, a1, a2, a3, deit, deit3, convnext or swin, or a file that ends in .toml";
 
 impl Recipe {
     /// The fast.ai lesson's, and the default: squashed to 128×128, mixed up with α = 0.4, folded.
@@ -137,23 +143,27 @@ impl Recipe {
             about: "fast.ai's lesson on mixup (the default)".to_owned(),
             mean: [0.47, 0.48, 0.45],
             std: [0.29, 0.28, 0.30],
-            train: TrainView { size, interpolation, flip: 0.0, repeats: 1, crop, mix: Mix::mixup(0.4) },
+            train: TrainView {
+                size,
+                interpolation,
+                flip: 0.0,
+                repeats: 1,
+                crop,
+                augment: Augment::default(),
+                erase: Erase::default(),
+                mix: Mix::mixup(0.4),
+            },
             val: ValView { size, interpolation, crop },
         }
     }
 
     /// Every preset.
     pub fn presets() -> Vec<Self> {
-        let unfolded = Mix { fold: false, ..Mix::NONE };
-        let train = |side, scale: [f64; 2]| TrainView {
-            size: ImageSize::square(side),
-            interpolation: Interpolation::Bilinear,
-            flip: 0.5,
-            repeats: 1,
-            crop: Crop::RandomResizedCrop { scale, ratio: [0.75, 4.0 / 3.0] },
-            mix: unfolded,
-        };
+        let [torchvision_v2, a1, a3, deit, deit3] = presets::trains();
+        let rrc = |side, scale| presets::random_resized(side, Interpolation::Bilinear, scale);
         let val = |side, crop| ValView { size: ImageSize::square(side), interpolation: Interpolation::Bilinear, crop };
+        let short = |resize| val(224, Crop::ShortCenter { resize });
+        let bicubic = |resize| ValView { interpolation: Interpolation::Bicubic, ..short(resize) };
         let imagenet = |name: &str, about: &str, train, val| Self {
             name: name.to_owned(),
             about: about.to_owned(),
@@ -162,20 +172,40 @@ impl Recipe {
             train,
             val,
         };
+        let a2 = TrainView { mix: Mix { mixup: Some(0.1), ..a1.mix }, ..a1 };
+        let convnext = TrainView { repeats: 1, ..deit };
         vec![
             Self::lesson(),
             imagenet(
                 "imagenette",
                 "fastai's Imagenette benchmark (examples/train_imagenette.py)",
-                train(128, [0.35, 1.0]),
+                rrc(128, [0.35, 1.0]),
                 val(128, Crop::SquashCenter { resize: 152 }),
             ),
             imagenet(
                 "torchvision-v1",
                 "torchvision's references/classification, IMAGENET1K_V1 weights",
-                train(224, [0.08, 1.0]),
-                val(224, Crop::ShortCenter { resize: 256 }),
+                rrc(224, [0.08, 1.0]),
+                short(256),
             ),
+            imagenet(
+                "torchvision-v2",
+                "torchvision's references/classification, IMAGENET1K_V2 weights (ε 0.1)",
+                torchvision_v2,
+                short(232),
+            ),
+            imagenet(
+                "a1",
+                "timm's ResNet strikes back, A1 (Wightman et al. 2021, table 2; binary cross-entropy, ε 0.1)",
+                a1,
+                bicubic(235),
+            ),
+            imagenet("a2", "the same, A2 (binary cross-entropy)", a2, bicubic(235)),
+            imagenet("a3", "the same, A3, at 160 pixels (binary cross-entropy)", a3, bicubic(235)),
+            imagenet("deit", "DeiT (main.py; ε 0.1)", deit, bicubic(256)),
+            imagenet("deit3", "DeiT III (augment.py; binary cross-entropy)", deit3, bicubic(224)),
+            imagenet("convnext", "ConvNeXt (main.py; ε 0.1)", convnext, bicubic(256)),
+            imagenet("swin", "Swin Transformer (config.py; ε 0.1)", convnext, bicubic(256)),
         ]
     }
 
@@ -213,8 +243,9 @@ impl Recipe {
         let base = FeedSpec { mean: self.mean, std: self.std, ..FeedSpec::of(split) };
         match split {
             Split::Train => {
-                let TrainView { size, interpolation, flip, repeats, crop, mix } = self.train;
-                FeedSpec { image_size: size, crop, interpolation, flip, repeats, mix, ..base }
+                let TrainView { size: image_size, interpolation, flip, repeats, crop, augment, erase, mix } =
+                    self.train;
+                FeedSpec { image_size, crop, interpolation, flip, augment, erase, repeats, mix, ..base }
             }
             Split::Val => {
                 let ValView { size, interpolation, crop } = self.val;

@@ -1,7 +1,8 @@
 //! Between the messages of the control plane and the types of the domain; the only file that sees both.
 
 use super::{AttachRequest, Attached, Former, ListFeedsReply, Reason, Refusal, ShutdownReply, WatchRequest};
-use crate::spec::{Crop, FeedSpec, Mix, Share};
+use crate::operation::Warping;
+use crate::spec::{Augment, Blur, ColorJitter, Crop, Erase, FeedSpec, Mix, Share, Solarize};
 use crate::status::{BadSample, Feed, Mixed, Sources, Stage, Status, Store, Trainer};
 use crate::types::{Class, ImageSize, ParseError, Place, Split, Start};
 use prost::Message;
@@ -18,7 +19,7 @@ mod proto {
 }
 
 /// Version of `control.proto`.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 
 /// The versions of this build.
 fn versions() -> proto::Versions {
@@ -395,6 +396,8 @@ impl Crosses for FeedSpec {
             crop,
             interpolation,
             flip,
+            augment,
+            erase,
             shuffle,
             seed,
             last,
@@ -421,6 +424,8 @@ impl Crosses for FeedSpec {
             crop: crop.into_field(),
             interpolation: Some(interpolation.to_string()),
             flip: Some(flip),
+            augment: augment.into_field(),
+            erase: erase.into_field(),
             shuffle: Some(shuffle),
             seed: Some(seed),
             last: Some(last.to_string()),
@@ -469,6 +474,8 @@ impl Crosses for FeedSpec {
             interpolation,
             flip,
             repeats,
+            augment,
+            erase,
         } = from;
         let base = FeedSpec::of(parse(split.as_deref())?.unwrap_or(Split::Train));
         Ok(FeedSpec {
@@ -481,6 +488,8 @@ impl Crosses for FeedSpec {
             crop: crop.map_or(Ok(base.crop), Crop::from_message)?,
             interpolation: parse(interpolation.as_deref())?.unwrap_or(base.interpolation),
             flip: flip.unwrap_or(base.flip),
+            augment: augment.map_or(Ok(base.augment), Augment::from_message)?,
+            erase: erase.map_or(Ok(base.erase), Erase::from_message)?,
             shuffle: shuffle.unwrap_or(base.shuffle),
             seed: seed.unwrap_or(base.seed),
             last: parse(last.as_deref())?.unwrap_or(base.last),
@@ -536,6 +545,65 @@ impl Crosses for Crop {
             }
             Some(Kind::PadCrop(proto::PadCrop { pad, mode })) => Self::PadCrop { pad, mode: mode.parse()? },
         })
+    }
+}
+
+impl Crosses for Augment {
+    type Message = proto::Augment;
+
+    fn into_message(self) -> proto::Augment {
+        let Self { policy, jitter, grayscale, blur, solarize, warping: Warping { filter, fill } } = self;
+        let ColorJitter { brightness, contrast, saturation, hue, prob } = jitter;
+        let Blur { prob: blur_prob, sigma: [sigma_min, sigma_max] } = blur;
+        let Solarize { prob: solarize_prob, threshold } = solarize;
+        proto::Augment {
+            policy: policy.to_string(),
+            jitter: Some(proto::ColorJitter { brightness, contrast, saturation, hue, prob }),
+            grayscale,
+            blur: Some(proto::Blur { prob: blur_prob, sigma_min, sigma_max }),
+            solarize: Some(proto::Solarize { prob: solarize_prob, threshold }),
+            warp: filter.to_string(),
+            fill: fill.to_vec(),
+        }
+    }
+
+    fn from_message(from: proto::Augment) -> Result<Self, Refusal> {
+        let proto::Augment { policy, jitter, grayscale, blur, solarize, warp, fill } = from;
+        let off = Self::default();
+        let [r, g, b] = fill[..] else {
+            let text = format!("bad feed spec: fill has {} bytes: it must have one a channel, 3", fill.len());
+            return Err(Reason::Spec.because(text));
+        };
+        Ok(Self {
+            policy: policy.parse()?,
+            jitter: jitter.map_or(off.jitter, |jitter| {
+                let proto::ColorJitter { brightness, contrast, saturation, hue, prob } = jitter;
+                ColorJitter { brightness, contrast, saturation, hue, prob }
+            }),
+            grayscale,
+            blur: blur.map_or(off.blur, |proto::Blur { prob, sigma_min, sigma_max }| Blur {
+                prob,
+                sigma: [sigma_min, sigma_max],
+            }),
+            solarize: solarize.map_or(off.solarize, |proto::Solarize { prob, threshold }| Solarize { prob, threshold }),
+            warping: Warping { filter: warp.parse()?, fill: [r, g, b] },
+        })
+    }
+}
+
+impl Crosses for Erase {
+    type Message = proto::Erase;
+
+    fn into_message(self) -> proto::Erase {
+        let Self { prob, mode, count, area: [area_min, area_max], ratio: [ratio_min, ratio_max], when } = self;
+        let (mode, when) = (mode.to_string(), when.to_string());
+        proto::Erase { prob, mode, count, area_min, area_max, ratio_min, ratio_max, when }
+    }
+
+    fn from_message(from: proto::Erase) -> Result<Self, Refusal> {
+        let proto::Erase { prob, mode, count, area_min, area_max, ratio_min, ratio_max, when } = from;
+        let (area, ratio) = ([area_min, area_max], [ratio_min, ratio_max]);
+        Ok(Self { prob, mode: mode.parse()?, count, area, ratio, when: when.parse()? })
     }
 }
 
@@ -614,7 +682,8 @@ impl Crosses for Start {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Delivery, MixPer, Pairing, Recipe};
+    use crate::operation::WarpFilter;
+    use crate::spec::{Delivery, EraseMode, EraseWhen, MixPer, Pairing, Recipe};
     use crate::types::{Device, Dtype, Interpolation, Last, Layout, PadMode};
 
     #[test]
@@ -629,6 +698,22 @@ mod tests {
             crop: Crop::PadCrop { pad: 4, mode: PadMode::Reflect },
             interpolation: Interpolation::Bicubic,
             flip: 0.25,
+            augment: Augment {
+                policy: "rand-m7-mstd0.3-n3-p0.4-inc0".parse().unwrap(),
+                jitter: ColorJitter { brightness: 0.1, contrast: 0.2, saturation: 0.3, hue: 0.4, prob: 0.5 },
+                grayscale: 0.6,
+                blur: Blur { prob: 0.7, sigma: [0.8, 0.9] },
+                solarize: Solarize { prob: 0.1, threshold: 99.5 },
+                warping: Warping { filter: WarpFilter::Bicubic, fill: [1, 2, 3] },
+            },
+            erase: Erase {
+                prob: 0.2,
+                mode: EraseMode::Rand,
+                count: 4,
+                area: [0.1, 0.2],
+                ratio: [0.5, 2.0],
+                when: EraseWhen::AfterMix,
+            },
             repeats: 3,
             mix: Mix {
                 mixup: Some(0.1),

@@ -58,6 +58,7 @@ static inline unsigned half_bits(float value) {
 }
 // Compiled without contraction: each is rounded once.
 static inline float __fadd_rn(float a, float b) { return a + b; }
+static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 extern "C" void on_cpu_launch(void (*kernel)(const void *), const void *parameters, dim3 grid, dim3 block,

@@ -26,7 +26,7 @@ from .errors import (
     SpecError,
 )
 from .feed import Epoch, Feed, Place
-from .recipe import Crop, Mix, Recipe, TrainView, ValView
+from .recipe import Augment, Blur, ColorJitter, Crop, Erase, Mix, Recipe, Solarize, TrainView, ValView, Warping
 from .server import Server, connect, serve
 
 # The names of version 0.1's first drafts.
@@ -42,12 +42,16 @@ def __getattr__(name: str) -> object:
 
 __all__ = [
     "Array",
+    "Augment",
     "Batch",
+    "Blur",
+    "ColorJitter",
     "CorruptCursorError",
     "Crop",
     "DaemonGone",
     "DaemonGoneError",
     "Epoch",
+    "Erase",
     "Evicted",
     "EvictedError",
     "Feed",
@@ -62,10 +66,12 @@ __all__ = [
     "Recipe",
     "RefusedError",
     "Server",
+    "Solarize",
     "SpecError",
     "SpecRefused",
     "TrainView",
     "ValView",
+    "Warping",
     "connect",
     "serve",
 ]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Crop", "Mix", "Recipe", "TrainView", "ValView"]
+__all__ = ["Augment", "Blur", "ColorJitter", "Crop", "Erase", "Mix", "Recipe", "Solarize", "TrainView", "ValView", "Warping"]
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -54,6 +54,92 @@ class Crop:
 
 
 @dataclass(frozen=True)
+class ColorJitter:
+    """torchvision's ColorJitter, with probability `prob`: factors in [max(0, 1 - b), 1 + b], a hue in [-h, h] turns (h at most 0.5)."""
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    prob: float = 1.0
+
+    def __str__(self) -> str:
+        """Gives the text that the option `--color-jitter` takes."""
+        return ",".join(map(str, (self.brightness, self.contrast, self.saturation, self.hue, self.prob)))
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Pillow's GaussianBlur with probability `prob`; `sigma` bounds the standard deviation in pixels."""
+
+    prob: float = 0.0
+    sigma: tuple[float, float] = (0.1, 2.0)
+
+    def __str__(self) -> str:
+        """Gives the text that the option `--blur` takes."""
+        return ",".join(map(str, (self.prob, *self.sigma)))
+
+
+@dataclass(frozen=True)
+class Solarize:
+    """Inverts values at `threshold` (0 to 256) and above, with probability `prob`."""
+
+    prob: float = 0.0
+    threshold: float = 128.0
+
+    def __str__(self) -> str:
+        """Gives the text that the option `--solarize` takes."""
+        return f"{self.prob},{self.threshold}"
+
+
+@dataclass(frozen=True)
+class Warping:
+    """How a policy's rotations, shears and translations sample; `fill` is red, green and blue beyond the image, 0 to 255."""
+
+    filter: Literal["nearest", "bilinear", "bicubic"] = "nearest"
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to training views after crop and flip, in this order.
+
+    policy: "none", "rand-augment", "rand-augment:LAYERS,MAGNITUDE", "trivial-augment-wide", "auto-augment", "3-augment", or a string of timm's
+        such as "rand-m9-mstd0.5-inc1".
+    grayscale: probability of an image in gray.
+    """
+
+    policy: str = "none"
+    jitter: ColorJitter = field(default_factory=ColorJitter)
+    grayscale: float = 0.0
+    blur: Blur = field(default_factory=Blur)
+    solarize: Solarize = field(default_factory=Solarize)
+    warping: Warping = field(default_factory=Warping)
+
+
+@dataclass(frozen=True)
+class Erase:
+    """Random erasing of normalized values, with probability `prob` a view.
+
+    mode: "const" (0), "rand" (a number of N(0, 1) for each channel of a box) or "pixel" (one for each value).
+    count: the most boxes of a view, 1 to 8.
+    area, ratio: least and largest share of the area (divided by the number of boxes) and aspect ratio, height over width.
+    when: "before-mix" (an image and its partner have boxes of their own) or "after-mix".
+    """
+
+    prob: float = 0.0
+    mode: Literal["const", "rand", "pixel"] = "const"
+    count: int = 1
+    area: tuple[float, float] = (0.02, 0.33)
+    ratio: tuple[float, float] = (0.3, 3.3)
+    when: Literal["before-mix", "after-mix"] = "before-mix"
+
+    def __str__(self) -> str:
+        """Gives the text that the option `--erase` takes."""
+        return ",".join(map(str, (self.prob, self.mode, self.count, self.when, *self.area, *self.ratio)))
+
+
+@dataclass(frozen=True)
 class Mix:
     """How a batch is mixed; `mixup` and `cutmix` are the α of Beta(α, α), or None."""
 
@@ -80,6 +166,8 @@ class TrainView:
     interpolation: Interpolation = "bilinear"
     flip: float = 0.5
     repeats: int = 1
+    augment: Augment = field(default_factory=Augment)
+    erase: Erase = field(default_factory=Erase)
     mix: Mix = field(default_factory=Mix)
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from ._native import Spec, daemon, default_socket
 from .errors import NoDaemonError, SpecError
 from .feed import Feed
-from .recipe import Crop, Recipe
+from .recipe import Blur, ColorJitter, Crop, Erase, Recipe, Solarize
 
 __all__ = ["Server", "connect", "serve"]
 
@@ -51,6 +51,14 @@ class Server:
         crop: str | Crop | None = None,
         interpolation: Literal["bilinear", "bicubic"] | None = None,
         flip: bool | float | None = None,
+        policy: str | None = None,
+        color_jitter: str | float | Sequence[float] | ColorJitter | None = None,
+        grayscale: float | None = None,
+        blur: float | Sequence[float] | Blur | None = None,
+        solarize: float | Sequence[float] | Solarize | None = None,
+        warp: Literal["nearest", "bilinear", "bicubic"] | None = None,
+        fill: Sequence[int] | None = None,
+        erase: str | float | Erase | None = None,
         mixup: float | Literal["default"] | None = "default",
         cutmix: float | Literal["default"] | None = "default",
         mix_prob: float | None = None,
@@ -88,6 +96,16 @@ class Server:
             "random_resized_crop:0.35,1", "pad_crop:4", "pad_crop:4,reflect", or a `mixd.Crop`; the recipe's.
         interpolation: filter of the resize; the recipe's.
         flip: probability of a horizontal flip; True is 0.5; the recipe's.
+        policy: operations drawn for each view: "none", "rand-augment", "rand-augment:2,9", "trivial-augment-wide", "auto-augment", "3-augment", or
+            a string of timm's such as "rand-m9-mstd0.5-inc1"; the recipe's.
+        color_jitter: extents of brightness, contrast and saturation, then of hue, then the probability of all of it; one number is that of the first
+            three; or a `mixd.ColorJitter`; the recipe's.
+        grayscale: probability of an image in gray; the recipe's.
+        blur: probability, or that and two bounds of the standard deviation in pixels, or a `mixd.Blur`; the recipe's.
+        solarize: probability, or that and the threshold, or a `mixd.Solarize`; the recipe's.
+        warp, fill: filter of the policy's rotations, shears and translations, and red, green and blue of what these show beyond the image, 0 to
+            255; the recipe's.
+        erase: probability of an erased box (0 in normalized values), or "0.25,pixel" (normal noise), or a `mixd.Erase`; the recipe's.
         mixup: α of Beta(α, α), or None for no mixup; the recipe's (the lesson's 0.4, unless `cutmix` is given).
         cutmix: CutMix's α, or None; the recipe's. Given with mixup, one of them by chance.
         mix_prob: probability that anything is mixed; 1.
@@ -127,6 +145,14 @@ class Server:
             "crop": None if crop is None else str(crop),
             "interpolation": interpolation,
             "flip": {True: 0.5, False: 0.0}[flip] if isinstance(flip, bool) else flip,
+            "policy": policy,
+            "color_jitter": _text(color_jitter),
+            "grayscale": grayscale,
+            "blur": _text(blur),
+            "solarize": _text(solarize),
+            "warp": warp,
+            "fill": None if fill is None else list(fill),
+            "erase": _text(erase),
             "shuffle": shuffle,
             "seed": seed,
             "last": last,
@@ -367,6 +393,11 @@ def _joined(value: Any, separator: str) -> Any:
     """A sequence of numbers, numpy's and torch's too, as one text; anything else as it is."""
     value = value.tolist() if hasattr(value, "tolist") else value
     return separator.join(map(str, value)) if isinstance(value, tuple | list) else value
+
+
+def _text(value: Any) -> str | None:
+    """A number, a sequence of numbers or a stage of a recipe as the text that its option takes."""
+    return None if value is None else str(_joined(value, ","))
 
 
 def _json(options: dict[str, Any]) -> str:

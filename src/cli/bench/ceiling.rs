@@ -8,8 +8,8 @@ use crate::cpus::Cpus;
 use crate::decode::Picture;
 use crate::mix::{CpuMixer, Helpers, Mixer, Row, Target};
 use crate::pipeline::Views;
-use crate::plan::{CropDraw, RowPlan, Sampler, ViewPlan};
-use crate::render::{Loader, Renderer};
+use crate::plan::{Draws, RowPlan, Sampler, ViewPlan};
+use crate::render::{Loader, ViewMaker};
 use crate::ring::now_ns;
 use crate::source::Source;
 use crate::spec::FeedSpec;
@@ -117,8 +117,8 @@ impl<'a> Ceiling<'a> {
                 let read = self.source.read(self.spec.split, sample as u32, &mut bytes);
                 let made = if views.are_random() {
                     let view = self.view(sample);
-                    let make = |picture: &Picture<'_>, renderer: &mut Renderer| {
-                        renderer.run(picture, &views.random(&view, picture.size()), size, &mut out);
+                    let make = |picture: &Picture<'_>, maker: &mut ViewMaker| {
+                        maker.run(picture, &views.random(&view, picture.size()), size, &mut out);
                     };
                     read.is_ok() && loader.source(&bytes, make).is_ok()
                 } else {
@@ -215,8 +215,8 @@ impl<'a> Ceiling<'a> {
 
     /// A random view.
     fn view(&self, nth: u64) -> ViewPlan {
-        let draw = CropDraw::at(self.spec.seed, false, nth >> 20, 0, nth & 0xF_FFFF);
-        ViewPlan { crop: Some(draw), flip: self.spec.flip > 0.0 && nth.is_multiple_of(2) }
+        let draws = Draws::at(self.spec.seed, false, nth >> 20, 0, nth & 0xF_FFFF);
+        ViewPlan { draws: Some(draws), flip: self.spec.flip > 0.0 && nth.is_multiple_of(2) }
     }
 
     /// On as many threads as mix a batch: each writes its part of every slot.
@@ -254,7 +254,7 @@ fn decoded(source: &dyn Source, split: Split, pipeline: &PipelineArgs) -> Vec<(I
     let mut decode = |sample| {
         source.read(split, sample, &mut bytes).ok()?;
         let keep =
-            |picture: &Picture<'_>, _: &mut Renderer| (picture.size(), picture.channels, picture.values.to_vec());
+            |picture: &Picture<'_>, _: &mut ViewMaker| (picture.size(), picture.channels, picture.values.to_vec());
         loader.source(&bytes, keep).ok()
     };
     let images = (0..source.len(split)).map_while(|sample| {

@@ -15,11 +15,15 @@ pub mod compose;
 mod helpers;
 mod level;
 mod lines;
+mod patch;
 mod stores;
 
 pub use helpers::Helpers;
 pub use level::Level;
+#[cfg(feature = "cuda")]
+pub use patch::erases;
 
+use super::erase::Fills;
 use super::{MixError, Mixer, Moved, Next, Notice, Row, Target};
 use crate::format::Format;
 use crate::types::{Dtype, Layout};
@@ -41,6 +45,7 @@ const AHEAD: usize = 1024;
 pub struct CpuMixer {
     format: Format,
     level: Level,
+    fills: Fills,
     stores: Stores,
     /// Bytes of a batch below which a thread is not worth its start.
     part_bytes: usize,
@@ -58,6 +63,7 @@ impl CpuMixer {
         Self {
             format,
             level: Level::best(),
+            fills: Fills::new(&format),
             stores: Stores::default(),
             part_bytes: PART_BYTES,
             cpus: crate::cpus::online(),
@@ -88,7 +94,7 @@ impl Mixer for CpuMixer {
         _: Option<&mut Next<'_>>,
     ) -> Result<Moved, MixError> {
         let out = target.memory();
-        let Self { format, level, ref mut stores, part_bytes, cpus, ref helpers } = *self;
+        let Self { format, level, ref fills, ref mut stores, part_bytes, cpus, ref helpers } = *self;
         assert_eq!(out.len(), rows.len() * format.image_bytes());
         let (stream, start) = (stores.past_caches(), Instant::now());
         // Ever smaller parts: no thread waits longer than for a row of another, and rows that share a sample mostly stay together.
@@ -120,7 +126,7 @@ impl Mixer for CpuMixer {
                     if left.fetch_sub(1, Ordering::Relaxed) == rows_ahead {
                         notice.iter().for_each(|notice| (notice.give)());
                     }
-                    mix_row(level, &format, row, stream, &mut scratch, image);
+                    mix_row(level, &format, fills, row, stream, &mut scratch, image);
                 }
             }
             // Streamed bytes must be seen before the batch is published, which a Release store does not see to.
@@ -164,18 +170,27 @@ impl Default for Scratch {
 }
 
 /// Mixes one row into its image.
-fn mix_row(level: Level, format: &Format, row: &Row<'_>, stream: bool, scratch: &mut Scratch, image: &mut [u8]) {
+fn mix_row(
+    level: Level,
+    format: &Format,
+    fills: &Fills,
+    row: &Row<'_>,
+    stream: bool,
+    scratch: &mut Scratch,
+    image: &mut [u8],
+) {
     match format.dtype {
-        Dtype::F32 => mix_row_as::<f32>(level, format, row, stream, scratch, cast_slice_mut(image)),
-        Dtype::F16 => mix_row_as::<F16>(level, format, row, stream, scratch, cast_slice_mut(image)),
-        Dtype::Bf16 => mix_row_as::<Bf16>(level, format, row, stream, scratch, cast_slice_mut(image)),
-        Dtype::U8 => mix_row_as::<u8>(level, format, row, stream, scratch, image),
+        Dtype::F32 => mix_row_as::<f32>(level, format, fills, row, stream, scratch, cast_slice_mut(image)),
+        Dtype::F16 => mix_row_as::<F16>(level, format, fills, row, stream, scratch, cast_slice_mut(image)),
+        Dtype::Bf16 => mix_row_as::<Bf16>(level, format, fills, row, stream, scratch, cast_slice_mut(image)),
+        Dtype::U8 => mix_row_as::<u8>(level, format, fills, row, stream, scratch, image),
     }
 }
 
 fn mix_row_as<E: Element>(
     level: Level,
     format: &Format,
+    fills: &Fills,
     row: &Row<'_>,
     stream: bool,
     scratch: &mut Scratch,
@@ -215,6 +230,9 @@ fn mix_row_as<E: Element>(
         if format.layout == Layout::Nhwc {
             interleave(level, planes.each_ref().map(|plane| &plane[..len]), stream, &mut image[3 * first..][..3 * len]);
         }
+    }
+    if patch::erases(row) {
+        patch::erase(fills, format, row, image);
     }
 }
 
@@ -269,6 +287,11 @@ pub(super) struct Factors<'a> {
     table: Option<&'a [u8; 256]>,
 }
 
+/// A factor in f32. Smaller ones could give denormal numbers, which not all instructions know; they would change no value by 1e-27.
+fn factor(exact: f64) -> f32 {
+    if exact.abs() < 1e-30 { 0.0 } else { exact as f32 }
+}
+
 impl<'a> Factors<'a> {
     pub(super) fn new(format: &Format, lambda: f32, channel: usize, table: Option<&'a [u8; 256]>) -> Self {
         if format.dtype == Dtype::U8 {
@@ -276,14 +299,21 @@ impl<'a> Factors<'a> {
         }
         let (mean, std) = (f64::from(format.mean[channel]), f64::from(format.std[channel]));
         let (scale, lambda) = (1.0 / (255.0 * std), f64::from(lambda));
-        // Smaller ones could give denormal numbers, which not all instructions know; they would change no value by 1e-27.
-        let factor = |exact: f64| if exact.abs() < 1e-30 { 0.0 } else { exact as f32 };
         Self {
             own: factor(lambda * scale),
             partner: factor((1.0 - lambda) * scale),
             offset: factor(-mean / std),
             table,
         }
+    }
+
+    /// C where nothing is erased; C's share of the partner's, of the own image, and of neither, where the other or both are erased.
+    pub(super) fn offsets(&self, format: &Format, lambda: f32, channel: usize) -> [f32; 4] {
+        if format.dtype == Dtype::U8 {
+            return [0.0; 4];
+        }
+        let (exact, lambda) = (-f64::from(format.mean[channel]) / f64::from(format.std[channel]), f64::from(lambda));
+        [self.offset, factor((1.0 - lambda) * exact), factor(lambda * exact), 0.0]
     }
 }
 
@@ -365,10 +395,11 @@ mod tests {
     proptest! {
         #[test]
         fn every_instruction_set_gives_the_same_bits(case in case()) {
+            let fills = Fills::new(&case.format);
             let mix = |level, stream| {
                 let mut out = case.out();
                 for (row, image) in case.rows().iter().zip(out.chunks_exact_mut(case.format.image_bytes())) {
-                    mix_row(level, &case.format, row, stream, &mut Scratch::default(), image);
+                    mix_row(level, &case.format, &fills, row, stream, &mut Scratch::default(), image);
                 }
                 out.to_vec()
             };
@@ -389,7 +420,8 @@ mod tests {
             let (own, partner) = (pairs(|at| at), pairs(|at| at >> 8));
             let mix = |level| {
                 let mut image = vec![0; format.image_bytes()];
-                mix_row(level, &format, &Row::new(&own, &partner, lambda), false, &mut Scratch::default(), &mut image);
+                let (row, fills) = (Row::new(&own, &partner, lambda), Fills::new(&format));
+                mix_row(level, &format, &fills, &row, false, &mut Scratch::default(), &mut image);
                 image
             };
             let baseline = mix(Level::Baseline);
@@ -430,12 +462,12 @@ mod tests {
         #[test]
         fn a_partner_of_weight_0_need_not_be_read(case in case()) {
             let Case { format, .. } = case;
-            let sample = &case.samples[0];
+            let (sample, fills) = (&case.samples[0], Fills::new(&case.format));
             let mix = |partner| {
                 let mut out = vec![0_u64; format.image_bytes().div_ceil(8)];
                 let image = &mut bytemuck::cast_slice_mut(&mut out)[..format.image_bytes()];
                 let row = Row::new(sample, partner, 1.0);
-                mix_row(Level::Baseline, &format, &row, false, &mut Scratch::default(), image);
+                mix_row(Level::Baseline, &format, &fills, &row, false, &mut Scratch::default(), image);
                 image.to_vec()
             };
             prop_assert_eq!(mix(&[]), mix(sample));

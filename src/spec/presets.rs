@@ -1,0 +1,65 @@
+//! Training views of the presets (docs/spec/recipes.md#presets).
+
+use super::{Augment, ColorJitter, Crop, Erase, EraseMode, Mix, MixPer, Pairing, Policy, TimmRand, TrainView};
+use crate::operation::{WarpFilter, Warping};
+use crate::types::{ImageSize, Interpolation};
+
+/// ImageNet's mean in bytes, rounded: what timm's warps show beyond the image.
+const IMAGENET_FILL: [u8; 3] = [124, 116, 104];
+
+/// A random resized crop and flips, not mixed.
+pub fn random_resized(side: u32, interpolation: Interpolation, scale: [f64; 2]) -> TrainView {
+    TrainView {
+        size: ImageSize::square(side),
+        interpolation,
+        flip: 0.5,
+        repeats: 1,
+        crop: Crop::RandomResizedCrop { scale, ratio: [0.75, 4.0 / 3.0] },
+        augment: Augment::default(),
+        erase: Erase::default(),
+        mix: Mix { fold: false, ..Mix::NONE },
+    }
+}
+
+/// Those of `torchvision-v2`, `a1`, `a3`, `deit` and `deit3`.
+pub fn trains() -> [TrainView; 5] {
+    let both = |mixup, pairing| Mix {
+        mixup: Some(mixup),
+        cutmix: Some(1.0),
+        per: MixPer::Batch,
+        fold: false,
+        pairing,
+        ..Mix::NONE
+    };
+    let torchvision_v2 = TrainView {
+        repeats: 4,
+        augment: Augment {
+            policy: Policy::TrivialAugmentWide,
+            warping: Warping { filter: WarpFilter::Bilinear, fill: [0; 3] },
+            ..Augment::default()
+        },
+        erase: Erase::torchvision(0.1),
+        mix: both(0.2, Pairing::Roll),
+        ..random_resized(176, Interpolation::Bilinear, [0.08, 1.0])
+    };
+    let warping = Warping { filter: WarpFilter::Bicubic, fill: IMAGENET_FILL };
+    let timm = |side, magnitude, mixup| TrainView {
+        augment: Augment {
+            policy: Policy::Timm(TimmRand { magnitude, std: 0.5, layers: 2, prob: 0.5, increasing: true }),
+            warping,
+            ..Augment::default()
+        },
+        mix: both(mixup, Pairing::Reverse),
+        ..random_resized(side, Interpolation::Bicubic, [0.08, 1.0])
+    };
+    let a1 = TrainView { repeats: 3, ..timm(224, 7.0, 0.2) };
+    let a3 = timm(160, 6.0, 0.1);
+    let deit = TrainView { repeats: 3, erase: Erase::timm(0.25, EraseMode::Pixel), ..timm(224, 9.0, 0.8) };
+    let jitter = ColorJitter { brightness: 0.3, contrast: 0.3, saturation: 0.3, ..ColorJitter::default() };
+    let deit3 = TrainView {
+        augment: Augment { policy: Policy::ThreeAugment, jitter, ..Augment::default() },
+        erase: Erase::default(),
+        ..deit
+    };
+    [torchvision_v2, a1, a3, deit, deit3]
+}

@@ -92,9 +92,9 @@ impl Rows {
     }
 }
 
-/// Moves the generator of a row, before its first word, to the upper half of the row's blocks.
-pub fn skip_half_a_row(rng: &mut ChaCha8Rng) {
-    rng.set_word_pos(rng.get_word_pos() + (1 << 15) * 16);
+/// Moves the generator of a row, before its first word, by so many blocks.
+pub fn skip_blocks(rng: &mut ChaCha8Rng, blocks: u32) {
+    rng.set_word_pos(rng.get_word_pos() + u128::from(blocks) * 16);
 }
 
 /// A uniform number in `0..bound` by multiplication, with rejection (Lemire 2019), from 32-bit words.

@@ -11,7 +11,7 @@ use rand_distr::{Distribution, StandardNormal};
 
 /// The operations of a view of this size, in the order in which they are applied; `generator` gives the row's generator of a stream.
 pub(super) fn operations(augment: &Augment, size: ImageSize, generator: impl Fn(Stream) -> ChaCha8Rng) -> Operations {
-    let Augment { policy, jitter, grayscale, blur, solarize, warping: _ } = *augment;
+    let Augment { policy, jitter, grayscale, blur, solarize, warping: _, later: _ } = *augment;
     let mut drawn = Operations::NONE;
     let dice = |stream| Dice(generator(stream));
     if policy != Policy::None {

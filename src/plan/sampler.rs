@@ -1,5 +1,6 @@
 //! Which samples, partners, views and weights make each batch, as a pure function of the feed spec and the number of samples.
 
+use super::view::first_block;
 use super::{Draws, ImagePlan, Plan, RowMix, RowPlan, ViewPlan};
 use crate::rng::{self, Stream};
 use crate::spec::{FeedSpec, MixPer, Pairing};
@@ -61,15 +62,17 @@ impl Sampler {
     /// When an epoch would have no batch, or more than can be numbered, or `spec.start` lies beyond it.
     pub fn new(spec: FeedSpec, samples: u32) -> Result<Self, SamplerError> {
         let (n, world, batch) = (u64::from(samples), u64::from(spec.world_size), u64::from(spec.batch_size));
-        let rows = match spec.repeats {
-            1 => n.div_ceil(world),
+        // Samples of a rank; each has `views` rows.
+        let dealt = match (spec.repeats, spec.last) {
+            (1, Last::Keep) => n.div_ceil(world),
+            (1, Last::Drop) => n / world,
             // An epoch of repeats is no longer than one without (docs/spec/recipes.md, Repeats).
             _ => (if n < REPEATS_OF { n } else { n / REPEATS_OF * REPEATS_OF }) / world,
         };
+        let rows = dealt * u64::from(spec.views);
         let (rows_per_epoch, batches) = match spec.last {
             Last::Keep => (rows, rows.div_ceil(batch)),
-            Last::Drop if spec.repeats > 1 => (rows / batch * batch, rows / batch),
-            Last::Drop => (n / world / batch * batch, n / world / batch),
+            Last::Drop => (rows / batch * batch, rows / batch),
         };
         let start = spec.start.of_a_new_feed();
         if batches == 0 {
@@ -134,8 +137,8 @@ impl Epoch<'_> {
         let (world, rank) = (u64::from(spec.world_size), u64::from(spec.rank));
         let first = index * u64::from(spec.batch_size);
         let rows = first..(first + u64::from(spec.batch_size)).min(*rows_per_epoch);
-        // Row r of the epoch goes to rank r mod world_size; past the end, the head of the order comes again.
-        let global = |row: u64| (row * world + rank) / u64::from(spec.repeats);
+        // Of the epoch's samples the r-th goes to rank r mod world_size; past the end, the head of the order comes again.
+        let global = |row: u64| (row / u64::from(spec.views) * world + rank) / u64::from(spec.repeats);
         let pad = rows.clone().filter(|&row| global(row) >= u64::from(*samples)).count() as u32;
         let pick = |order: &[SampleId], row: u64| order[(global(row) % u64::from(*samples)) as usize];
         let len = (rows.end - rows.start) as u32;
@@ -289,13 +292,15 @@ impl<'a> Views<'a> {
 
     fn draw(&mut self, row: u32, second: bool) -> ViewPlan {
         let spec = &self.epoch.sampler.spec;
-        let row = self.epoch.global_row(row);
+        // Batches begin with a sample's first view.
+        let (nth, row) = (row % spec.views, self.epoch.global_row(row));
         // Of the row's two coins the second is a second batch's.
         let flip = spec.flip > 0.0 && {
             let rng = self.coins.at(row);
+            rng::skip_blocks(rng, first_block(spec.views));
             [(); 2].map(|()| rng::chance(rng, spec.flip))[usize::from(second)]
         };
-        let draws = || Draws::at(spec.seed, second, self.epoch.epoch, self.index, row);
+        let draws = || Draws::at(spec.seed, second, self.epoch.epoch, self.index, row).of_view(nth, spec.views);
         ViewPlan { draws: spec.draws_views().then(draws), flip }
     }
 }
@@ -564,6 +569,37 @@ mod tests {
         assert_eq!((whole.own(), whole.lambdas()), (first.own(), first.lambdas()));
         assert_eq!(whole.each(|row| row.own.view.flip), first.each(|row| row.own.view.flip));
         assert!(whole.rows.iter().all(|row| row.own.view.draws.is_none()));
+    }
+
+    #[test]
+    fn views_of_a_sample_come_in_a_row_and_share_no_draw_with_another_feed_s() {
+        let crop = crate::spec::Crop::RandomResizedCrop { scale: [0.1, 1.0], ratio: [0.5, 2.0] };
+        let rows = |views, rank, world| {
+            let spec = FeedSpec { views, crop, flip: 0.5, mix: Mix::NONE, ..spec(8 * views, Last::Keep, rank, world) };
+            let sampler = Sampler::new(spec, 21).unwrap();
+            let epoch = sampler.epoch(3);
+            (0..sampler.batches()).flat_map(|index| epoch.plan(index).rows).collect::<Vec<_>>()
+        };
+        let samples = |rows: &[RowPlan]| rows.iter().map(|row| row.own.sample).collect::<Vec<_>>();
+        let [one, two, eight] = [1, 2, 8].map(|views| rows(views, 0, 1));
+        for (rows, views) in [(&two, 2), (&eight, 8)] {
+            let expected: Vec<SampleId> =
+                samples(&one).into_iter().flat_map(|sample| std::iter::repeat_n(sample, views)).collect();
+            assert_eq!(samples(rows), expected);
+        }
+        let mut drawn: Vec<u64> = [&one, &two, &eight]
+            .into_iter()
+            .flatten()
+            .map(|row| row.own.view.draws.unwrap().attempts([0.1, 1.0], [0.5, 2.0]).next().unwrap().0.to_bits())
+            .collect();
+        let all = drawn.len();
+        drawn.sort_unstable();
+        drawn.dedup();
+        assert_eq!((drawn.len(), all), (all, 21 * 11));
+        // All views of a sample go to one rank.
+        let ranks = [rows(2, 0, 2), rows(2, 1, 2)].map(|rows| samples(&rows));
+        let dealt = ranks[0].chunks(2).zip(ranks[1].chunks(2)).flat_map(|(zero, one)| [zero[0], one[0]]);
+        assert_eq!(dealt.take(21).collect::<Vec<_>>(), samples(&one));
     }
 
     #[test]

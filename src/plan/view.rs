@@ -31,6 +31,19 @@ pub struct Draws {
     row: u32,
     /// Whether it is of an image of a second batch.
     second: bool,
+    /// Which of its sample's views it is, and how many these are.
+    view: u8,
+    views: u8,
+}
+
+/// Blocks of a row that the draws of feeds with one more view of each sample begin later: more than any view takes of a stream.
+const BLOCKS_OF_VIEWS: u32 = 1 << 7;
+/// Blocks of a row after which those of a second batch's image begin, in streams after the crop's.
+const BLOCKS_OF_SECOND: u32 = 1 << 15;
+
+/// Where a row's blocks begin in a feed with `views` views of each sample: so that feeds of one seed and different views share no draw.
+pub(super) fn first_block(views: u32) -> u32 {
+    (views - 1) * BLOCKS_OF_VIEWS
 }
 
 /// Random bits of a crop, 32 for each number, in the order in which they are drawn; always as many, whatever comes of them.
@@ -65,25 +78,32 @@ impl Draws {
     /// When batch or row exceed their bits ([`rng::at`]).
     pub fn at(seed: u64, second: bool, epoch: u64, batch: u64, row: u64) -> Self {
         assert!(batch >> BATCH_BITS == 0 && row >> ROW_BITS == 0, "place out of range");
-        Self { seed, epoch, batch: batch as u32, row: row as u32, second }
+        Self { seed, epoch, batch: batch as u32, row: row as u32, second, view: 0, views: 1 }
+    }
+
+    /// The same of view `view` of a sample's `views`.
+    pub(super) fn of_view(self, view: u32, views: u32) -> Self {
+        Self { view: view as u8, views: views as u8, ..self }
     }
 
     fn at_stream(&self, stream: Stream) -> ChaCha8Rng {
-        rng::at(self.seed, stream, self.epoch, self.batch.into(), self.row.into())
+        let mut rng = rng::at(self.seed, stream, self.epoch, self.batch.into(), self.row.into());
+        rng::skip_blocks(&mut rng, first_block(self.views.into()));
+        rng
     }
 
     /// The generator of a stage after the crop; images of a second batch have the upper half of their row's blocks.
     fn generator(&self, stream: Stream) -> ChaCha8Rng {
         let mut rng = self.at_stream(stream);
         if self.second {
-            rng::skip_half_a_row(&mut rng);
+            rng::skip_blocks(&mut rng, BLOCKS_OF_SECOND);
         }
         rng
     }
 
     /// The operations on a view of this size.
     pub fn operations(&self, augment: &Augment, size: ImageSize) -> Operations {
-        operations(augment, size, |stream| self.generator(stream))
+        operations(&augment.of_view(self.view.into()), size, |stream| self.generator(stream))
     }
 
     /// What is erased of a view of this size; `None` where nothing is.

@@ -22,18 +22,47 @@ pub struct Augment {
     pub solarize: Solarize,
     /// How the policy's warps sample.
     pub warping: Warping,
+    /// Other blur and solarization of a sample's views after the first (DINO).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub later: Option<LaterViews>,
+}
+
+/// What differs in a sample's views after the first.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LaterViews {
+    /// Their blur.
+    pub blur: Blur,
+    /// Their solarization.
+    pub solarize: Solarize,
 }
 
 impl Augment {
+    /// What is done to view `view` of a sample, from 0.
+    pub fn of_view(&self, view: u32) -> Self {
+        match self.later {
+            Some(LaterViews { blur, solarize }) if view > 0 => Self { blur, solarize, ..*self },
+            _ => *self,
+        }
+    }
+
     /// Whether any stage may change a view.
     pub fn is_on(&self) -> bool {
-        let Self { policy, jitter, grayscale, blur, solarize, warping: _ } = self;
-        *policy != Policy::None || jitter.is_on() || *grayscale > 0.0 || blur.prob > 0.0 || solarize.prob > 0.0
+        let Self { policy, jitter, grayscale, .. } = self;
+        let by_chance = |Self { blur, solarize, .. }: Self| blur.prob > 0.0 || solarize.prob > 0.0;
+        *policy != Policy::None
+            || jitter.is_on()
+            || *grayscale > 0.0
+            || [0, 1].into_iter().any(|view| by_chance(self.of_view(view)))
     }
 
     /// The first value out of range, with its key and what it may be.
     pub(super) fn check(&self) -> Result<(), (&'static str, String, String)> {
-        let Self { policy: _, jitter, grayscale, blur, solarize, warping: _ } = *self;
+        [0, 1].into_iter().try_for_each(|view| self.of_view(view).check_view())
+    }
+
+    fn check_view(&self) -> Result<(), (&'static str, String, String)> {
+        let Self { policy: _, jitter, grayscale, blur, solarize, warping: _, later: _ } = *self;
         let Blur { prob, sigma } = blur;
         let ColorJitter { brightness, contrast, saturation, hue, prob: jitter_prob } = jitter;
         let is_probability = |value: f64| (0.0..=1.0).contains(&value);

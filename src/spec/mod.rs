@@ -9,7 +9,7 @@ mod recipe;
 mod share;
 mod view;
 
-pub use augment::{Augment, Blur, ColorJitter, Policy, Solarize, TimmRand};
+pub use augment::{Augment, Blur, ColorJitter, LaterViews, Policy, Solarize, TimmRand};
 pub use erase::{Erase, EraseMode, EraseWhen};
 pub use mix::{Mix, MixPer, Pairing};
 pub use options::{FeedOptions, OptionsError, RecipeChoice};
@@ -29,6 +29,8 @@ pub const SLOTS_MAX: u32 = 1_024;
 pub const WORLD_SIZE_MAX: u32 = 256;
 /// The most times that a sample may come in a row.
 pub const REPEATS_MAX: u32 = 64;
+/// The most views that a sample may have in a row.
+pub const VIEWS_MAX: u32 = 64;
 /// Bound of `std`: what a byte is multiplied by, times 2²³, is to be finite in f32.
 pub const STD_MIN: f32 = 1e-30;
 
@@ -59,6 +61,8 @@ pub struct FeedSpec {
     pub last: Last,
     /// How often each sample comes in a row, 1 to [`REPEATS_MAX`]; above 1 an epoch is cut to its usual length (docs/spec/recipes.md, Repeats).
     pub repeats: u32,
+    /// Views of each sample, one row after the other, 1 to [`VIEWS_MAX`]; a batch has whole samples.
+    pub views: u32,
     /// How images are mixed.
     pub mix: Mix,
     /// ε of the trainer's label smoothing, in [0, 1); carried, not used by the daemon.
@@ -124,6 +128,7 @@ impl FeedSpec {
             seed: 0,
             last: Last::Keep,
             repeats: 1,
+            views: 1,
             mix: Mix::mixup(0.4),
             smoothing: 0.0,
             dtype: Dtype::F32,
@@ -193,7 +198,7 @@ impl FeedSpec {
             Ok(()) => (true, "augment", String::new(), String::new()),
             Err((key, found, allowed)) => (false, key, found, allowed),
         };
-        let checks: [(bool, &'static str, String, String); 21] = [
+        let checks: [(bool, &'static str, String, String); 23] = [
             range("batch_size", self.batch_size, 1, BATCH_SIZE_MAX),
             (
                 side.contains(&self.image_size.height) && side.contains(&self.image_size.width),
@@ -206,6 +211,13 @@ impl FeedSpec {
             augment,
             refused("erase", self.erase.check()),
             range("repeats", self.repeats, 1, REPEATS_MAX),
+            range("views", self.views, 1, VIEWS_MAX),
+            (
+                self.batch_size.is_multiple_of(self.views.max(1)),
+                "batch_size",
+                format!("{} rows of {} views a sample", self.batch_size, self.views),
+                "a multiple of the views".to_owned(),
+            ),
             range("world_size", self.world_size, 1, WORLD_SIZE_MAX),
             range("rank", self.rank, 0, self.world_size.saturating_sub(1)),
             range("slots", self.slots, 2, SLOTS_MAX),
@@ -328,6 +340,9 @@ mod tests {
             ("mix_switch", FeedSpec { mix: Mix { switch: f64::NAN, ..Mix::NONE }, ..train }),
             ("flip", FeedSpec { flip: -0.1, ..train }),
             ("repeats", FeedSpec { repeats: 0, ..train }),
+            ("views", FeedSpec { views: 65, ..train }),
+            ("views", FeedSpec { views: 0, ..train }),
+            ("batch_size", FeedSpec { views: 3, ..train }),
             ("crop", FeedSpec { crop: Crop::ShortCenter { resize: 0 }, ..train }),
             ("crop", FeedSpec { crop: Crop::RandomResizedCrop { scale: [0.5, 0.4], ratio: [1.0, 1.0] }, ..train }),
             ("erase", FeedSpec { erase: Erase::torchvision(1.5), ..train }),

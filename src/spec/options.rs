@@ -158,6 +158,9 @@ pub struct FeedOptions {
     /// How often each sample comes in a row, in epochs that are cut to their usual length [default: the recipe's].
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_REPEATS"))]
     pub repeats: Option<u32>,
+    /// Views of each sample, one row after the other; the rows of a batch are a multiple of it [default: the recipe's].
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_VIEWS_PER_SAMPLE", value_name = "COUNT"))]
+    pub views_per_sample: Option<u32>,
     /// Mixup's α [default: the recipe's; without a recipe 0.4 for train, and none with --cutmix].
     #[cfg_attr(
         feature = "daemon",
@@ -311,6 +314,7 @@ impl FeedOptions {
             seed,
             last,
             repeats,
+            views_per_sample,
             mixup: _,
             cutmix: _,
             no_mixup: _,
@@ -355,6 +359,8 @@ impl FeedOptions {
             blur: blur.unwrap_or(base.augment.blur),
             solarize: solarize.unwrap_or(base.augment.solarize),
             warping: Warping { filter: warp.unwrap_or(base.augment.warping.filter), fill },
+            // What is asked for is asked for of all views.
+            later: base.augment.later.filter(|_| blur.is_none() && solarize.is_none()),
         };
         let image_size = size.unwrap_or(base.image_size);
         let spec = FeedSpec {
@@ -369,6 +375,7 @@ impl FeedOptions {
             seed: seed.unwrap_or(base.seed),
             last: last.unwrap_or(base.last),
             repeats: repeats.unwrap_or(base.repeats),
+            views: views_per_sample.unwrap_or(base.views),
             mix: self.mix(base.mix, recipe.name == Recipe::lesson().name),
             digest: *digest,
             dtype: dtype.unwrap_or(base.dtype),
@@ -488,6 +495,7 @@ mod tests {
             "--seed=9",
             "--last=drop",
             "--repeats=3",
+            "--views-per-sample=2",
             "--alpha=0.2",
             "--cutmix=1",
             "--mix-prob=0.9",

@@ -1,6 +1,9 @@
 //! Training views of the presets (docs/spec/recipes.md#presets).
 
-use super::{Augment, ColorJitter, Crop, Erase, EraseMode, Mix, MixPer, Pairing, Policy, TimmRand, TrainView};
+use super::{
+    Augment, Blur, ColorJitter, Crop, Erase, EraseMode, LaterViews, Mix, MixPer, Pairing, Policy, Solarize, TimmRand,
+    TrainView,
+};
 use crate::operation::{WarpFilter, Warping};
 use crate::types::{ImageSize, Interpolation};
 
@@ -14,6 +17,7 @@ pub fn random_resized(side: u32, interpolation: Interpolation, scale: [f64; 2]) 
         interpolation,
         flip: 0.5,
         repeats: 1,
+        views: 1,
         crop: Crop::RandomResizedCrop { scale, ratio: [0.75, 4.0 / 3.0] },
         augment: Augment::default(),
         erase: Erase::default(),
@@ -62,4 +66,38 @@ pub fn trains() -> [TrainView; 5] {
         ..deit
     };
     [torchvision_v2, a1, a3, deit, deit3]
+}
+
+/// Those of `dino`, `dino-local` and `simclr`.
+pub fn views() -> [TrainView; 3] {
+    let color = |strength: [f64; 4], blur| Augment {
+        jitter: ColorJitter {
+            brightness: strength[0],
+            contrast: strength[1],
+            saturation: strength[2],
+            hue: strength[3],
+            prob: 0.8,
+        },
+        grayscale: 0.2,
+        blur: Blur { prob: blur, ..Blur::default() },
+        ..Augment::default()
+    };
+    let dino = |side, scale, blur| TrainView {
+        augment: color([0.4, 0.4, 0.2, 0.1], blur),
+        ..random_resized(side, Interpolation::Bicubic, scale)
+    };
+    let later = LaterViews {
+        blur: Blur { prob: 0.1, ..Blur::default() },
+        solarize: Solarize { prob: 0.2, ..Solarize::default() },
+    };
+    let global = dino(224, [0.4, 1.0], 1.0);
+    [
+        TrainView { views: 2, augment: Augment { later: Some(later), ..global.augment }, ..global },
+        TrainView { views: 8, ..dino(96, [0.05, 0.4], 0.5) },
+        TrainView {
+            views: 2,
+            augment: color([0.8, 0.8, 0.8, 0.2], 0.5),
+            ..random_resized(224, Interpolation::Bicubic, [0.08, 1.0])
+        },
+    ]
 }

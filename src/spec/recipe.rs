@@ -47,6 +47,9 @@ pub struct TrainView {
     /// How often each sample comes in a row of an epoch that is cut to its usual length (repeated augmentation).
     #[serde(default = "once")]
     pub repeats: u32,
+    /// Views of each sample, one row after the other.
+    #[serde(default = "once")]
+    pub views: u32,
     /// What part of the image.
     pub crop: Crop,
     /// What is done to views after crop and flip.
@@ -132,7 +135,7 @@ pub enum RecipeError {
 }
 
 /// Names of the presets, for messages.
-const NAMES: &str = "lesson, imagenette, torchvision-v1, torchvision-v2, a1, a2, a3, deit, deit3, convnext or swin, or a file that ends in .toml";
+const NAMES: &str = "lesson, imagenette, torchvision-v1, torchvision-v2, a1, a2, a3, deit, deit3, convnext, swin, dino, dino-local or simclr, or a file that ends in .toml";
 
 impl Recipe {
     /// The fast.ai lesson's, and the default: squashed to 128×128, mixed up with α = 0.4, folded.
@@ -148,6 +151,7 @@ impl Recipe {
                 interpolation,
                 flip: 0.0,
                 repeats: 1,
+                views: 1,
                 crop,
                 augment: Augment::default(),
                 erase: Erase::default(),
@@ -160,6 +164,7 @@ impl Recipe {
     /// Every preset.
     pub fn presets() -> Vec<Self> {
         let [torchvision_v2, a1, a3, deit, deit3] = presets::trains();
+        let [dino, dino_local, simclr] = presets::views();
         let rrc = |side, scale| presets::random_resized(side, Interpolation::Bilinear, scale);
         let val = |side, crop| ValView { size: ImageSize::square(side), interpolation: Interpolation::Bilinear, crop };
         let short = |resize| val(224, Crop::ShortCenter { resize });
@@ -206,6 +211,14 @@ impl Recipe {
             imagenet("deit3", "DeiT III (augment.py; binary cross-entropy)", deit3, bicubic(224)),
             imagenet("convnext", "ConvNeXt (main.py; ε 0.1)", convnext, bicubic(256)),
             imagenet("swin", "Swin Transformer (config.py; ε 0.1)", convnext, bicubic(256)),
+            imagenet("dino", "DINO's two global views (main_dino.py)", dino, bicubic(256)),
+            imagenet(
+                "dino-local",
+                "DINO's eight local views, beside a feed of the global ones",
+                dino_local,
+                bicubic(256),
+            ),
+            imagenet("simclr", "SimCLR's two views, but resized with antialiasing, and in bytes", simclr, bicubic(256)),
         ]
     }
 
@@ -243,9 +256,9 @@ impl Recipe {
         let base = FeedSpec { mean: self.mean, std: self.std, ..FeedSpec::of(split) };
         match split {
             Split::Train => {
-                let TrainView { size: image_size, interpolation, flip, repeats, crop, augment, erase, mix } =
+                let TrainView { size: image_size, interpolation, flip, repeats, views, crop, augment, erase, mix } =
                     self.train;
-                FeedSpec { image_size, crop, interpolation, flip, augment, erase, repeats, mix, ..base }
+                FeedSpec { image_size, crop, interpolation, flip, augment, erase, repeats, views, mix, ..base }
             }
             Split::Val => {
                 let ValView { size, interpolation, crop } = self.val;

@@ -2,7 +2,7 @@
 
 use super::{AttachRequest, Attached, Former, ListFeedsReply, Reason, Refusal, ShutdownReply, WatchRequest};
 use crate::operation::Warping;
-use crate::spec::{Augment, Blur, ColorJitter, Crop, Erase, FeedSpec, Mix, Share, Solarize};
+use crate::spec::{Augment, Blur, ColorJitter, Crop, Erase, FeedSpec, LaterViews, Mix, Share, Solarize};
 use crate::status::{BadSample, Feed, Mixed, Sources, Stage, Status, Store, Trainer};
 use crate::types::{Class, ImageSize, ParseError, Place, Split, Start};
 use prost::Message;
@@ -284,10 +284,12 @@ fields! {
     Class { id, name }
     Feed { feed_id, spec, published, next, batches, ring_bytes, trainers }
     Former { next, trainers }
+    LaterViews { blur, solarize }
     ListFeedsReply { feeds }
     Mixed { images, to_device_bytes, from_device_bytes, on_device_bytes }
     Place { epoch, index }
     ShutdownReply { pid }
+    Solarize { prob, threshold }
     Sources { split, samples, kept, decoded, bytes, size }
     Stage { name, items, busy_s, waiting_in_s, waiting_out_s, threads }
     Status {
@@ -402,6 +404,7 @@ impl Crosses for FeedSpec {
             seed,
             last,
             repeats,
+            views,
             mix,
             smoothing,
             dtype,
@@ -430,6 +433,7 @@ impl Crosses for FeedSpec {
             seed: Some(seed),
             last: Some(last.to_string()),
             repeats: Some(repeats),
+            views: Some(views),
             mix: mix.into_field(),
             smoothing: Some(smoothing),
             dtype: Some(dtype.to_string()),
@@ -476,6 +480,7 @@ impl Crosses for FeedSpec {
             repeats,
             augment,
             erase,
+            views,
         } = from;
         let base = FeedSpec::of(parse(split.as_deref())?.unwrap_or(Split::Train));
         Ok(FeedSpec {
@@ -494,6 +499,7 @@ impl Crosses for FeedSpec {
             seed: seed.unwrap_or(base.seed),
             last: parse(last.as_deref())?.unwrap_or(base.last),
             repeats: repeats.unwrap_or(base.repeats),
+            views: views.unwrap_or(base.views),
             mix: mix.map_or(Ok(base.mix), Mix::from_message)?,
             smoothing: smoothing.unwrap_or(base.smoothing),
             dtype: parse(dtype.as_deref())?.unwrap_or(base.dtype),
@@ -552,23 +558,22 @@ impl Crosses for Augment {
     type Message = proto::Augment;
 
     fn into_message(self) -> proto::Augment {
-        let Self { policy, jitter, grayscale, blur, solarize, warping: Warping { filter, fill } } = self;
+        let Self { policy, jitter, grayscale, blur, solarize, warping: Warping { filter, fill }, later } = self;
         let ColorJitter { brightness, contrast, saturation, hue, prob } = jitter;
-        let Blur { prob: blur_prob, sigma: [sigma_min, sigma_max] } = blur;
-        let Solarize { prob: solarize_prob, threshold } = solarize;
         proto::Augment {
             policy: policy.to_string(),
             jitter: Some(proto::ColorJitter { brightness, contrast, saturation, hue, prob }),
             grayscale,
-            blur: Some(proto::Blur { prob: blur_prob, sigma_min, sigma_max }),
-            solarize: Some(proto::Solarize { prob: solarize_prob, threshold }),
+            blur: blur.into_field(),
+            solarize: solarize.into_field(),
             warp: filter.to_string(),
             fill: fill.to_vec(),
+            later: later.into_field(),
         }
     }
 
     fn from_message(from: proto::Augment) -> Result<Self, Refusal> {
-        let proto::Augment { policy, jitter, grayscale, blur, solarize, warp, fill } = from;
+        let proto::Augment { policy, jitter, grayscale, blur, solarize, warp, fill, later } = from;
         let off = Self::default();
         let [r, g, b] = fill[..] else {
             let text = format!("bad feed spec: fill has {} bytes: it must have one a channel, 3", fill.len());
@@ -581,13 +586,25 @@ impl Crosses for Augment {
                 ColorJitter { brightness, contrast, saturation, hue, prob }
             }),
             grayscale,
-            blur: blur.map_or(off.blur, |proto::Blur { prob, sigma_min, sigma_max }| Blur {
-                prob,
-                sigma: [sigma_min, sigma_max],
-            }),
-            solarize: solarize.map_or(off.solarize, |proto::Solarize { prob, threshold }| Solarize { prob, threshold }),
+            blur: blur.map_or(Ok(off.blur), Blur::from_message)?,
+            solarize: solarize.map_or(Ok(off.solarize), Solarize::from_message)?,
             warping: Warping { filter: warp.parse()?, fill: [r, g, b] },
+            later: Field::from_field(later)?,
         })
+    }
+}
+
+impl Crosses for Blur {
+    type Message = proto::Blur;
+
+    fn into_message(self) -> proto::Blur {
+        let Self { prob, sigma: [sigma_min, sigma_max] } = self;
+        proto::Blur { prob, sigma_min, sigma_max }
+    }
+
+    fn from_message(from: proto::Blur) -> Result<Self, Refusal> {
+        let proto::Blur { prob, sigma_min, sigma_max } = from;
+        Ok(Self { prob, sigma: [sigma_min, sigma_max] })
     }
 }
 
@@ -705,6 +722,7 @@ mod tests {
                 blur: Blur { prob: 0.7, sigma: [0.8, 0.9] },
                 solarize: Solarize { prob: 0.1, threshold: 99.5 },
                 warping: Warping { filter: WarpFilter::Bicubic, fill: [1, 2, 3] },
+                later: Some(LaterViews { blur: Blur { prob: 0.15, sigma: [0.3, 0.4] }, ..LaterViews::default() }),
             },
             erase: Erase {
                 prob: 0.2,
@@ -715,6 +733,7 @@ mod tests {
                 when: EraseWhen::AfterMix,
             },
             repeats: 3,
+            views: 7,
             mix: Mix {
                 mixup: Some(0.1),
                 cutmix: Some(0.7),

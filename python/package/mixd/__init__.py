@@ -26,7 +26,7 @@ from .errors import (
     SpecError,
 )
 from .feed import Epoch, Feed, Place
-from .recipe import Augment, Blur, ColorJitter, Crop, Erase, Mix, Recipe, Solarize, TrainView, ValView, Warping
+from .recipe import Augment, Blur, ColorJitter, Crop, Erase, LaterViews, Mix, Recipe, Solarize, TrainView, ValView, Warping
 from .server import Server, connect, serve
 
 # The names of version 0.1's first drafts.
@@ -57,6 +57,7 @@ __all__ = [
     "Feed",
     "FeedEnded",
     "FeedEndedError",
+    "LaterViews",
     "Mix",
     "MixdError",
     "NoDaemon",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Augment", "Blur", "ColorJitter", "Crop", "Erase", "Mix", "Recipe", "Solarize", "TrainView", "ValView", "Warping"]
+__all__ = ["Augment", "Blur", "ColorJitter", "Crop", "Erase", "LaterViews", "Mix", "Recipe", "Solarize", "TrainView", "ValView", "Warping"]
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -101,6 +101,14 @@ class Warping:
 
 
 @dataclass(frozen=True)
+class LaterViews:
+    """Blur and solarization of a sample's views after the first, where they differ (DINO)."""
+
+    blur: Blur = field(default_factory=Blur)
+    solarize: Solarize = field(default_factory=Solarize)
+
+
+@dataclass(frozen=True)
 class Augment:
     """What is done to training views after crop and flip, in this order.
 
@@ -115,6 +123,7 @@ class Augment:
     blur: Blur = field(default_factory=Blur)
     solarize: Solarize = field(default_factory=Solarize)
     warping: Warping = field(default_factory=Warping)
+    later: LaterViews | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +168,7 @@ class TrainView:
     size: pixels of a side, or height and width.
     flip: probability of a horizontal flip.
     repeats: how often each sample comes in a row, in epochs of the usual length.
+    views: of each sample, one row after the other.
     """
 
     size: int | tuple[int, int] = 224
@@ -166,6 +176,7 @@ class TrainView:
     interpolation: Interpolation = "bilinear"
     flip: float = 0.5
     repeats: int = 1
+    views: int = 1
     augment: Augment = field(default_factory=Augment)
     erase: Erase = field(default_factory=Erase)
     mix: Mix = field(default_factory=Mix)
@@ -198,6 +209,8 @@ class Recipe:
             if not isinstance(view["size"], int):
                 view["size"] = "x".join(map(str, view["size"]))
             view["crop"] = {key: value for key, value in view["crop"].items() if value is not None}
+        if recipe["train"]["augment"]["later"] is None:
+            del recipe["train"]["augment"]["later"]
         mix = recipe["train"]["mix"]
         for alpha in ("mixup", "cutmix"):
             mix[alpha] = "none" if mix[alpha] is None else mix[alpha]

@@ -67,6 +67,7 @@ class Server:
         fold: bool | None = None,
         pairing: Literal["shuffle", "second-batch", "reverse", "roll"] | None = None,
         repeats: int | None = None,
+        views: int | None = None,
         shuffle: bool | None = None,
         seed: int = 0,
         last: Literal["keep", "drop"] = "keep",
@@ -114,6 +115,7 @@ class Server:
         fold: whether mixup's λ is max(λ, 1 - λ); true in the lesson, else false.
         pairing: partners from a shuffle of the batch, a second batch, the batch in reverse, or a roll by one row; shuffle.
         repeats: how often each sample comes in a row, in epochs of the usual length; 1.
+        views: of each sample, one row after the other; `batch_size`, which counts rows, is a multiple of it; 1.
         shuffle: a new order each epoch; true of train, false of val.
         seed: of all randomness.
         last: whether rows that do not fill the last batch are kept.
@@ -157,6 +159,7 @@ class Server:
             "seed": seed,
             "last": last,
             "repeats": repeats,
+            "views_per_sample": views,
             "mixup": None if mixup == "default" else mixup,
             "cutmix": None if cutmix == "default" else cutmix,
             "no_mixup": mixup is None,

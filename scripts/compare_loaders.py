@@ -2,8 +2,9 @@
 """One contender of `make compare`, in a process of its own: prints one line of JSON.
 
 Everyone does the same work: images of train/ in a new order each epoch, batches of 64, 128x128 bilinear with antialiasing, f32 NCHW,
-normalised, mixed with a shuffle of the batch and a lambda per image from Beta(0.4, 0.4) folded. Those whose name begins with `recipe` make random
-resized crops of 224x224 (area 0.08 to 1, aspect ratio 3/4 to 4/3) and flips instead, normalised with ImageNet's mean and std, unmixed. The consumer reads one element of each image.
+normalised, mixed with a shuffle of the batch and a lambda per image from Beta(0.4, 0.4) folded. Those whose name begins with `recipe`, `torchvision-v2`
+or `deit` follow that recipe (RECIPES) instead. Where a library lacks an operation or a filter of it, the contender takes the library's nearest.
+The consumer reads one element of each image.
 """
 
 import argparse
@@ -13,10 +14,39 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from math import log
 from pathlib import Path
+from typing import NamedTuple
 
 BATCH, SIDE, WORKERS = 64, 128, 2
 MEAN, STD = (0.47, 0.48, 0.45), (0.29, 0.28, 0.30)
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Recipe(NamedTuple):
+    """A random resized crop (area 0.08 to 1, aspect ratio 3/4 to 4/3) and a flip, normalised with ImageNet's mean and std; then what is not 0."""
+
+    side: int
+    filter: str = "bilinear"
+    policy: str = ""
+    fill: tuple[int, int, int] = (0, 0, 0)
+    erase: float = 0
+    # Erased boxes: 0 or normal noise, their share of the area, their aspect ratio.
+    noise: bool = False
+    area: tuple[float, float] = (0.02, 0.33)
+    ratio: tuple[float, float] = (0.3, 3.3)
+    # Mixup's alpha, one lambda a batch; every other batch has CutMix with alpha 1 instead.
+    mixup: float = 0
+
+
+RECIPES = {
+    "recipe": Recipe(224),
+    "torchvision-v2": Recipe(176, policy="trivial-augment-wide", erase=0.1, mixup=0.2),
+    "deit": Recipe(224, "bicubic", "rand-m9-mstd0.5-inc1", (124, 116, 104), 0.25, True, (0.02, 1 / 3), (0.3, 1 / 0.3), 0.8),
+}
 
 
 def files(data: Path) -> tuple[list[str], list[int]]:
@@ -50,40 +80,72 @@ def mix_of():
     return mix
 
 
+def decoder_of(name: str) -> Callable:
+    """Decodes a file: to a PIL image, or to a u8 tensor [3, H, W]."""
+    if name == "pil":
+        from PIL import Image
+
+        return lambda path: Image.open(path).convert("RGB")
+    if name == "torchcodec":
+        from torchcodec.decoders import decode_jpeg
+
+        return lambda path: decode_jpeg(path, mode="RGB")
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+    return lambda path: decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
+
+
+class Images:
+    """A map-style dataset of the training images."""
+
+    def __init__(self, data: Path, decoder: str, transform: Callable) -> None:
+        self.paths, self.labels = files(data)
+        self.classes = len(set(self.labels))
+        self.decode, self.transform = decoder_of(decoder), transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, at: int) -> tuple:
+        return self.transform(self.decode(self.paths[at])), self.labels[at]
+
+
+def loaded(images: Images, collate: Callable | None = None) -> Iterator:
+    """Batches of torch's DataLoader, whose sampler goes on with the next epoch so that workers do not idle at the end of one."""
+    import torch
+
+    # More threads take the workers' cores.
+    torch.set_num_threads(1)
+    sampler = torch.utils.data.RandomSampler(images, num_samples=len(images) * 1_000_000)
+    return iter(torch.utils.data.DataLoader(images, BATCH, sampler=sampler, num_workers=WORKERS, prefetch_factor=4, collate_fn=collate))
+
+
 def dataloader(data: Path, decoder: str) -> Iterator:
     """torch's DataLoader: decoding and resizing in workers, mixing in the consumer, where it is fastest."""
     import numpy
     import torch
     from PIL import Image
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file
     from torchvision.transforms.v2 import functional
 
-    # More threads take the workers' cores.
-    torch.set_num_threads(1)
-    paths, labels = files(data)
+    def pil(image):
+        return torch.from_numpy(numpy.array(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))).permute(2, 0, 1)
 
-    class Images(torch.utils.data.Dataset):
-        """The training images as u8."""
-
-        def __len__(self) -> int:
-            return len(paths)
-
-        def __getitem__(self, at: int):
-            if decoder == "pil":
-                image = Image.open(paths[at]).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-                return torch.from_numpy(numpy.array(image)).permute(2, 0, 1), labels[at]
-            image = decode_jpeg(read_file(paths[at]), mode=ImageReadMode.RGB)
-            return functional.resize(image, [SIDE, SIDE], antialias=True), labels[at]
-
-    loader = torch.utils.data.DataLoader(Images(), BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True, prefetch_factor=4)
+    resize = pil if decoder == "pil" else partial(functional.resize, size=[SIDE, SIDE], antialias=True)
     mix = mix_of()
+    return (mix(*batch) for batch in loaded(Images(data, decoder, resize)))
+
+
+def run(pipeline) -> Iterator:
+    """Batches of a DALI pipeline."""
+    import numpy
+
+    pipeline.build()
     while True:
-        yield from (mix(*batch)[0] for batch in loader)
+        yield tuple(numpy.from_dlpack(output.as_tensor()) for output in pipeline.run())
 
 
 def dali(data: Path) -> Iterator:
     """NVIDIA DALI on the CPU, with mixing in its pipeline."""
-    import numpy
     from nvidia.dali import fn, math, pipeline_def, types
 
     @pipeline_def(batch_size=BATCH, num_threads=WORKERS, device_id=None)
@@ -98,78 +160,143 @@ def dali(data: Path) -> Iterator:
         partner = fn.permute_batch(values, indices=shuffle)
         return weight * values + (1 - weight) * partner, labels, fn.permute_batch(labels, indices=shuffle), weight
 
-    pipeline = mixed()
-    pipeline.build()
-    while True:
-        yield numpy.from_dlpack(pipeline.run()[0].as_tensor())
+    return run(mixed())
 
 
-IMAGENET_MEAN, IMAGENET_STD, RECIPE_SIDE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
-
-
-def recipe_dataloader(data: Path, decoder: str) -> Iterator:
-    """torch's DataLoader with torchvision's transforms as its references have them: on PIL images, or on u8 tensors."""
+def recipe_dataloader(data: Path, recipe: Recipe, decoder: str) -> Iterator:
+    """torch's DataLoader with torchvision's transforms as its references have them, on PIL images or on u8 tensors; mixing where it collates."""
     import torch
-    from PIL import Image
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file
-    from torchvision.transforms import v2
+    from torchvision.transforms import InterpolationMode, v2
+
+    warp = {
+        "interpolation": InterpolationMode(recipe.filter if decoder == "pil" else "bilinear"),
+        "fill": list(recipe.fill),
+    }
+    # 27 of 30 is timm's magnitude 9; torchvision knows neither a probability nor a spread of it.
+    layer = lambda: v2.RandomApply([v2.RandAugment(1, 27, **warp)], p=0.5)
+    policies = {"": [], "trivial-augment-wide": [v2.TrivialAugmentWide(**warp)], "rand-m9-mstd0.5-inc1": [layer(), layer()]}
+    erase = v2.RandomErasing(recipe.erase, recipe.area, recipe.ratio, "random" if recipe.noise else 0, inplace=True)
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(recipe.side, interpolation=InterpolationMode(recipe.filter), antialias=True),
+            v2.RandomHorizontalFlip(),
+            *policies[recipe.policy],
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD, inplace=True),
+            *([erase] if recipe.erase else []),
+        ]
+    )
+    images = Images(data, decoder, transform)
+    if not recipe.mixup:
+        return loaded(images)
+    mixes = (v2.MixUp(alpha=recipe.mixup, num_classes=images.classes), v2.CutMix(alpha=1.0, num_classes=images.classes))
+    mix = v2.RandomChoice(mixes)
+    return loaded(images, lambda batch: mix(*torch.utils.data.default_collate(batch)))
+
+
+def timm(data: Path, recipe: Recipe) -> Iterator:
+    """timm's loader without its prefetcher, which is for GPUs; mixing where it collates."""
+    import torch
+    from timm.data import ImageDataset, Mixup, create_loader
 
     torch.set_num_threads(1)
-    paths, labels = files(data)
-    augment = [v2.RandomResizedCrop(RECIPE_SIDE, antialias=True), v2.RandomHorizontalFlip()]
-    to_float = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-    transform = v2.Compose([*augment, *to_float])
-
-    class Images(torch.utils.data.Dataset):
-        """The training images, transformed."""
-
-        def __len__(self) -> int:
-            return len(paths)
-
-        def __getitem__(self, at: int):
-            if decoder == "pil":
-                return transform(Image.open(paths[at]).convert("RGB")), labels[at]
-            return transform(decode_jpeg(read_file(paths[at]), mode=ImageReadMode.RGB)), labels[at]
-
-    loader = torch.utils.data.DataLoader(Images(), BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True, prefetch_factor=4)
+    images = ImageDataset(str(data / "train"))
+    mix = Mixup(recipe.mixup, 1.0, num_classes=len(images.reader.class_to_idx))
+    loader = create_loader(
+        images,
+        recipe.side,
+        BATCH,
+        is_training=True,
+        interpolation=recipe.filter,
+        auto_augment=recipe.policy,
+        re_prob=recipe.erase,
+        re_mode="pixel" if recipe.noise else "const",
+        num_workers=WORKERS,
+        collate_fn=lambda batch: mix(*torch.utils.data.default_collate(batch)),
+        device=torch.device("cpu"),
+        use_prefetcher=False,
+        use_multi_epochs_loader=True,
+    )
     while True:
-        yield from (images for images, _ in loader)
+        yield from loader
 
 
-def recipe_dali(data: Path) -> Iterator:
-    """NVIDIA DALI on the CPU, decoding only the crop."""
-    import numpy
+def recipe_dali(data: Path, recipe: Recipe) -> Iterator:
+    """NVIDIA DALI on the CPU, decoding only the crop; its policies, and boxes and mixes made of its operators."""
     from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali.auto_aug import augmentations, rand_augment, trivial_augment
 
-    @pipeline_def(batch_size=BATCH, num_threads=WORKERS, device_id=None)
-    def cropped():
+    from nvidia.dali.math import exp, sqrt
+    from nvidia.dali.math import max as maximum
+    from nvidia.dali.math import min as minimum
+
+    side, classes = recipe.side, len(set(files(data)[1]))
+    uniform = lambda low, high: fn.random.uniform(range=[low, high])
+    # One draw for the whole batch: that of its first image.
+    shared = lambda draws: fn.permute_batch(draws, indices=[0] * BATCH)
+    reverse = lambda images: fn.permute_batch(images, indices=list(range(BATCH))[::-1])
+    pixels = lambda *shares: fn.cast(fn.stack(*shares) * side, dtype=types.INT32)
+    part = lambda images, corner, size: fn.slice(images, start=corner, shape=size, axes=[1, 2])
+    erase = lambda images, corner, size: fn.erase(images, anchor=corner * 1.0, shape=size * 1.0, axes=[1, 2])
+
+    def paste(images, corner, size, box):
+        around = fn.slice(box, start=-corner, shape=[side, side], axes=[1, 2], out_of_bounds_policy="pad")
+        return erase(images, corner, size) + around
+
+    def policy(images):
+        warp = {"interp_type": types.INTERP_LINEAR, "fill_value": round(sum(recipe.fill) / 3)}
+        if not recipe.policy:
+            return images
+        if recipe.policy == "trivial-augment-wide":
+            return trivial_augment.trivial_augment_wide(images, **warp)
+        # timm's 15 operations at its magnitude 9, and as many identities for its probability of a half.
+        suite = [*rand_augment.get_rand_augment_suite(), augmentations.invert, augmentations.solarize_add]
+        return rand_augment.apply_rand_augment([*suite, *[augmentations.identity] * 14], images, n=2, m=27, **warp)
+
+    @pipeline_def(batch_size=BATCH, num_threads=WORKERS, device_id=None, enable_conditionals=True)
+    def augmented():
         encoded, labels = fn.readers.file(file_root=str(data / "train"), random_shuffle=True, initial_fill=4096)
-        area, aspect = [0.08, 1.0], [3 / 4, 4 / 3]
         images = fn.decoders.image_random_crop(
-            encoded, device="cpu", output_type=types.RGB, random_area=area, random_aspect_ratio=aspect, num_attempts=10
+            encoded, device="cpu", output_type=types.RGB, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3], num_attempts=10
         )
-        images = fn.resize(images, size=(RECIPE_SIDE, RECIPE_SIDE), interp_type=types.INTERP_TRIANGULAR, antialias=True)
-        scale = lambda values: [255 * value for value in values]
-        mean, std = scale(IMAGENET_MEAN), scale(IMAGENET_STD)
+        kernel = {"bilinear": types.INTERP_TRIANGULAR, "bicubic": types.INTERP_CUBIC}[recipe.filter]
+        images = policy(fn.resize(images, size=(side, side), interp_type=kernel, antialias=True))
+        mean, std = ([255 * value for value in values] for values in (IMAGENET_MEAN, IMAGENET_STD))
         mirror = fn.random.coin_flip()
-        return fn.crop_mirror_normalize(images, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std, mirror=mirror), labels
+        values = fn.crop_mirror_normalize(images, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std, mirror=mirror)
+        if recipe.erase:
+            if fn.random.coin_flip(probability=recipe.erase, dtype=types.BOOL):
+                area, ratio = uniform(*recipe.area), exp(uniform(log(recipe.ratio[0]), log(recipe.ratio[1])))
+                height, width = minimum(sqrt(area * ratio), 1), minimum(sqrt(area / ratio), 1)
+                corner, size = pixels(uniform(0, 1) * (1 - height), uniform(0, 1) * (1 - width)), pixels(height, width)
+                values = paste(values, corner, size, fn.random.normal(part(values, corner, size))) if recipe.noise else erase(values, corner, size)
+        if not recipe.mixup:
+            return values, labels
+        targets = fn.one_hot(labels, num_classes=classes)
+        partner, weight = reverse(values), shared(fn.random.beta(alpha=recipe.mixup, beta=recipe.mixup))
+        y, x, half = shared(uniform(0, 1)), shared(uniform(0, 1)), sqrt(shared(uniform(0, 1))) / 2
+        if shared(fn.random.coin_flip(dtype=types.BOOL)):
+            corner = pixels(maximum(y - half, 0), maximum(x - half, 0))
+            size = pixels(minimum(y + half, 1), minimum(x + half, 1)) - corner
+            weight = 1 - size[0] * size[1] / float(side * side)
+            values = paste(values, corner, size, part(partner, corner, size))
+        else:
+            values = weight * values + (1 - weight) * partner
+        return values, weight * targets + (1 - weight) * reverse(targets)
 
-    pipeline = cropped()
-    pipeline.build()
-    while True:
-        yield numpy.from_dlpack(pipeline.run()[0].as_tensor())
+    return run(augmented())
 
 
 def decoded(data: Path):
     """All training images in memory, as u8 [N, 3, H, W], and their classes."""
     import torch
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file
     from torchvision.transforms.v2 import functional
 
-    paths, labels = files(data)
+    (paths, labels), decode = files(data), decoder_of("torchvision")
     images = torch.empty((len(paths), 3, SIDE, SIDE), dtype=torch.uint8)
     for at, path in enumerate(paths):
-        images[at] = functional.resize(decode_jpeg(read_file(path), mode=ImageReadMode.RGB), [SIDE, SIDE], antialias=True)
+        images[at] = functional.resize(decode(path), [SIDE, SIDE], antialias=True)
     return images, torch.tensor(labels)
 
 
@@ -184,7 +311,7 @@ def orders(count: int) -> Iterator:
 def ram_torch(data: Path) -> Iterator:
     """Everything decoded in memory, mixed with torch's operations."""
     (images, labels), mix = decoded(data), mix_of()
-    return (mix(images.index_select(0, rows), labels[rows])[0] for rows in orders(len(images)))
+    return (mix(images.index_select(0, rows), labels[rows]) for rows in orders(len(images)))
 
 
 def ram_compiled(data: Path) -> Iterator:
@@ -201,20 +328,22 @@ def ram_compiled(data: Path) -> Iterator:
     for rows in orders(len(images)):
         raw, shuffle, own = beta.sample((len(rows),)), torch.randperm(len(rows)), images.index_select(0, rows)
         weight = torch.maximum(raw, 1 - raw).view(-1, 1, 1, 1)
-        _ = labels[rows], labels[rows[shuffle]]
-        yield fused(own, own.index_select(0, shuffle), weight)
+        yield fused(own, own.index_select(0, shuffle), weight), labels[rows], labels[rows[shuffle]], weight
 
 
+DECODERS = ["torchvision", "torchcodec", "pil"]
+# Each yields tuples: a batch's images, then its labels as the contender has them.
 CONTENDERS: dict[str, Callable[[Path], Iterator]] = {
-    "dataloader-torchvision": lambda data: dataloader(data, "torchvision"),
-    "dataloader-pil": lambda data: dataloader(data, "pil"),
+    **{f"dataloader-{decoder}": partial(dataloader, decoder=decoder) for decoder in DECODERS},
     "dali-cpu": dali,
-    "recipe-dataloader-torchvision": lambda data: recipe_dataloader(data, "torchvision"),
-    "recipe-dataloader-pil": lambda data: recipe_dataloader(data, "pil"),
-    "recipe-dali-cpu": recipe_dali,
     "ram-torch": ram_torch,
     "ram-compiled": ram_compiled,
 }
+for name, recipe in RECIPES.items():
+    CONTENDERS |= {f"{name}-dataloader-{decoder}": partial(recipe_dataloader, recipe=recipe, decoder=decoder) for decoder in DECODERS}
+    CONTENDERS[f"{name}-dali-cpu"] = partial(recipe_dali, recipe=recipe)
+    if recipe.policy.startswith("rand-"):
+        CONTENDERS[f"{name}-timm"] = partial(timm, recipe=recipe)
 
 
 def processes() -> list[int]:
@@ -248,18 +377,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     options = parser.parse_args()
     batches = CONTENDERS[options.name](options.data)
-    first_batch_s = next(batches) is not None and age()
+    first, first_batch_s = next(batches)[0], age()
     # More than an epoch of what is in memory: a last batch of another length is compiled anew.
-    for batch in itertools.islice(batches, 200 if options.name.startswith("ram") else 20):
+    for batch, *_ in itertools.islice(batches, 200 if options.name.startswith("ram") else 20):
         batch[:, 0, 0, 0].sum()
     images, start, cpu = 0, time.monotonic(), cpu_seconds()
     while time.monotonic() - start < options.seconds:
-        batch = next(batches)
+        batch, *_ = next(batches)
         batch[:, 0, 0, 0].sum()
         images += len(batch)
     seconds, cpu = time.monotonic() - start, cpu_seconds() - cpu
     figures = {
         "name": options.name,
+        "batch": f"{first.dtype} {list(first.shape)}",
         "images_per_s": images / seconds,
         "cpu_ms_per_image": 1000 * cpu / images,
         "memory_mb": memory_mb(),

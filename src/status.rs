@@ -1,7 +1,7 @@
 //! What a daemon is doing, as data: its feeds and their trainers, what it keeps, what its stages have done.
 
 use crate::spec::FeedSpec;
-use crate::types::{ImageSize, Place, SampleId, Split};
+use crate::types::{Class, ImageSize, Place, SampleId, Split};
 use std::fmt;
 
 /// What a daemon is doing.
@@ -45,6 +45,8 @@ pub struct Status {
     pub mixed: Mixed,
     /// Recipe of feeds that name none, as TOML; the default recipe where not set.
     pub recipe: Option<String>,
+    /// Classes in the order of their labels.
+    pub classes: Vec<Class>,
 }
 
 /// The finished views of one split.

@@ -8,7 +8,7 @@ use dlpark::metadata::Dynamic;
 use dlpark::{DlpackFlags, Managed, ManagedTensorBase, python::ExportAbi, python::ExportRequest};
 use mixd::batch::BatchView;
 use mixd::client::ANY_STREAM;
-use pyo3::exceptions::{PyBufferError, PyModuleNotFoundError, PyTypeError};
+use pyo3::exceptions::{PyAttributeError, PyBufferError, PyModuleNotFoundError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 use pyo3::{Borrowed, ffi, intern};
@@ -164,6 +164,15 @@ impl Array {
 
 #[pymethods]
 impl Array {
+    /// Says where torch's methods are.
+    fn __getattr__(&self, name: &str) -> PyResult<()> {
+        let text = format!(
+            "a mixd.Array has no attribute {name:?}: it is memory without operations (make a tensor of it with .torch(), or .to(device), or an \
+             array with .numpy())"
+        );
+        Err(PyAttributeError::new_err(text))
+    }
+
     /// Sizes of the axes.
     #[getter]
     fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {

@@ -125,11 +125,12 @@ pub fn forget() {
     mixd::ring::forget();
 }
 
-/// The process id of the daemon behind a socket, and the recipe, as TOML, of feeds that name none, if it has one.
+/// The process id of the daemon behind a socket; the recipe, as TOML, of feeds that name none, if it has one; each class by its folder and its name.
 #[pyfunction]
-pub fn daemon(py: Python<'_>, socket: PathBuf) -> PyResult<(u32, Option<String>)> {
+pub fn daemon(py: Python<'_>, socket: PathBuf) -> PyResult<(u32, Option<String>, Vec<(String, String)>)> {
     let status = uninterrupted(py, |interrupted| client::status_unless(&socket, interrupted))?;
-    Ok((status.pid, status.recipe))
+    let classes = status.classes.into_iter().map(|class| (class.id, class.name)).collect();
+    Ok((status.pid, status.recipe, classes))
 }
 
 /// Waits without the interpreter, but for signals, whose exception it raises.

@@ -2,11 +2,12 @@
 
 use super::options::{DataArgs, PipelineArgs};
 use crate::batch::BatchView;
-use crate::pipeline::{OwnedBatch, Pipeline};
-use crate::render::Loader;
+use crate::operation::Operations;
+use crate::pipeline::{OwnedBatch, Pipeline, Views};
+use crate::render::{Loader, ViewSteps};
 use crate::source::Source;
-use crate::spec::{FeedOptions, FeedSpec};
-use crate::types::{CropBox, ImageSize, Place};
+use crate::spec::{EraseWhen, FeedOptions, FeedSpec, Mix};
+use crate::types::{ImageSize, Place};
 use crate::view;
 use ::image::{Rgb, RgbImage};
 use anyhow::Context;
@@ -28,7 +29,7 @@ pub struct Preview {
     feed: FeedOptions,
     #[command(flatten)]
     pub pipeline: PipelineArgs,
-    /// Show images beside their views, with the crop drawn in, in place of the mixed batch.
+    /// Show each stage of a few images in place of the mixed batch: the crop drawn in, the view, after the operations with their names, erased, mixed.
     #[arg(long, env = "MIXD_VIEWS")]
     views: bool,
     /// Where to write the picture.
@@ -42,7 +43,7 @@ impl Preview {
         let pipeline = Pipeline::start(self.data.open()?, self.pipeline.options()?)?;
         let batch = pipeline.batch(spec, Place { epoch: self.epoch, index: self.batch })?;
         if self.views {
-            return draw_views(&batch, &spec, &pipeline, &self.out);
+            return draw_stages(&batch, &spec, &pipeline, &self.out);
         }
         draw(&batch.view(), &spec, pipeline.source(), &self.out)
     }
@@ -51,46 +52,78 @@ impl Preview {
 /// The most images of a picture: more cannot be read at a glance.
 const TILES_MAX: usize = 16;
 
-/// The most images that are shown beside their views.
-const PAIRS_MAX: usize = 8;
+/// The most images whose stages are shown.
+const STRIPS_MAX: usize = 6;
 
-/// Draws images with their crops beside their views to a PNG.
-fn draw_views(batch: &OwnedBatch, spec: &FeedSpec, pipeline: &Pipeline, out: &Path) -> anyhow::Result<()> {
+/// Draws the stages of images, a strip for each, to a PNG: the image with its crop, the view, after the operations, erased, mixed; those that the
+/// feed has.
+fn draw_stages(batch: &OwnedBatch, spec: &FeedSpec, pipeline: &Pipeline, out: &Path) -> anyhow::Result<()> {
     let (view, size, source) = (batch.view(), spec.image_size, pipeline.source());
+    let place = Place { epoch: view.head.epoch, index: view.head.index };
+    let class_name = |label: i64| source.class_name(label as u32).to_owned();
+    let tiles_of = |view: &BatchView<'_>| view::tiles(view, spec.mean, spec.std, &class_name, STRIPS_MAX);
+    let erased = (spec.erase.prob > 0.0 && spec.erase.when == EraseWhen::BeforeMix)
+        .then(|| pipeline.batch(FeedSpec { mix: Mix::NONE, ..*spec }, place))
+        .transpose()?
+        .map(|batch| tiles_of(&batch.view()));
+    let is_finished = spec.mix.is_on() || spec.erase.prob > 0.0 && erased.is_none();
+    let finished = is_finished.then(|| tiles_of(&view));
     let (mut loader, mut bytes) = (Loader::new(pipeline.options().load), Vec::new());
     let mut tiles = Vec::new();
-    for (at, row) in batch.plan.rows.iter().enumerate().take(PAIRS_MAX) {
+    for (at, row) in batch.plan.rows.iter().enumerate().take(STRIPS_MAX) {
+        let (views, mut rendered) = (Views::of(spec), vec![0; size.values()]);
         source.read(spec.split, row.own.sample, &mut bytes)?;
-        let original = loader.source(&bytes, |picture, _| (picture.size(), picture.to_rgb()))?;
-        let (ImageSize { height, width }, values) = original;
-        let mut original = RgbImage::from_raw(width, height, values).expect("as many values as it has pixels");
-        let [top, left, rows, columns] = view.crop[at];
-        let name = source.class_name(view.label_a[at] as u32);
+        let (original, cut, operations) = loader.source(&bytes, |picture, maker| {
+            let steps = views.random(&row.own.view, picture.size());
+            maker.run(picture, &ViewSteps { operations: Operations::NONE, ..steps }, size, &mut rendered);
+            let ImageSize { height, width } = picture.size();
+            let original =
+                RgbImage::from_raw(width, height, picture.to_rgb()).expect("as many values as it has pixels");
+            (original, views.crop_box(&row.own.view, picture.size()), steps.operations)
+        })?;
+        let (mut original, (width, height)) = (original.clone(), original.dimensions());
         let mut caption = format!("all of {width}x{height}");
-        if spec.renders() {
-            view::frame(&mut original, CropBox { top, left, height: rows as u32, width: columns as u32 });
-            caption = format!("{columns}x{rows} at ({left}, {top})");
+        if spec.crop.is_random() {
+            view::frame(&mut original, cut);
+            caption = format!("{}x{} at ({}, {})", cut.width, cut.height, cut.left, cut.top);
         }
-        let planes = &batch.views[at * size.values()..][..size.values()];
-        let pixel = |x: u32, y: u32| {
-            let at = (y * size.width + x) as usize;
-            Rgb([0, 1, 2].map(|channel| planes[channel * size.pixels() + at]))
+        tiles.push(view::Tile { rgb: original, caption });
+        let picture = |planes: &[u8]| {
+            RgbImage::from_fn(size.width, size.height, |x, y| {
+                let at = (y * size.width + x) as usize;
+                Rgb([0, 1, 2].map(|channel| planes[channel * size.pixels() + at]))
+            })
         };
         let flipped = if row.own.view.flip { ", flipped" } else { "" };
-        tiles.push(view::Tile { rgb: original, caption });
-        let rgb = RgbImage::from_fn(size.width, size.height, pixel);
-        tiles.push(view::Tile { rgb, caption: format!("{name}{flipped}") });
+        let caption = format!("{}{flipped}", class_name(view.label_a[at]));
+        tiles.push(view::Tile { rgb: picture(&rendered), caption });
+        if spec.augment.is_on() {
+            let names: Vec<String> = operations.iter().map(ToString::to_string).collect();
+            let caption = if names.is_empty() { "no operation".to_owned() } else { names.join(", ") };
+            let made = picture(&batch.views[at * size.values()..][..size.values()]);
+            tiles.push(view::Tile { rgb: made, caption });
+        }
+        if let Some(erased) = &erased {
+            let boxes = row.own.view.draws.and_then(|draws| draws.erasure(&spec.erase, size));
+            let caption = match boxes.map_or(0, |erasure| erasure.boxes().len()) {
+                0 => "not erased".to_owned(),
+                1 => "1 box erased".to_owned(),
+                count => format!("{count} boxes erased"),
+            };
+            tiles.push(view::Tile { caption, ..erased[at].clone() });
+        }
+        tiles.extend(finished.as_ref().map(|finished| finished[at].clone()));
     }
     let (head, crop) = (view.head, spec.crop.to_string());
     let kind = crop.split(':').next().unwrap_or_default();
     let title =
         format!("{}: epoch {}, batch {}: {kind} to {size}, {}", spec.split, head.epoch, head.index, spec.interpolation);
-    save(&title, &tiles, out)
+    let columns = tiles.len() / batch.plan.len().clamp(1, STRIPS_MAX);
+    save(&view::strips(&title, &tiles, columns as u32), out)
 }
 
-/// Draws tiles beneath a title to a PNG.
-fn save(title: &str, tiles: &[view::Tile], out: &Path) -> anyhow::Result<()> {
-    let sheet = view::grid(title, tiles);
+/// Writes a sheet to a PNG.
+fn save(sheet: &RgbImage, out: &Path) -> anyhow::Result<()> {
     sheet.save_with_format(out, ::image::ImageFormat::Png).with_context(|| format!("cannot write {}", out.display()))
 }
 
@@ -107,5 +140,5 @@ pub fn draw(batch: &BatchView<'_>, spec: &FeedSpec, source: &dyn Source, out: &P
         "{}: epoch {}, batch {} of {} ({shown})",
         spec.split, batch.head.epoch, batch.head.index, batch.head.batches
     );
-    save(&title, &tiles, out)
+    save(&view::grid(&title, &tiles), out)
 }

@@ -315,6 +315,7 @@ impl Daemon {
             draining: *self.draining.borrow(),
             mixed: self.pipeline.stats().mixed(),
             recipe: self.recipe.clone(),
+            classes: self.pipeline.source().classes().to_vec(),
         }
     }
 }

@@ -5,4 +5,4 @@ mod special;
 #[cfg(feature = "torch")]
 pub mod train;
 
-pub use plot::{Figure, PlotError, plot};
+pub use plot::{DrawnOperation, Figure, Material, PlotError, plot};

@@ -24,8 +24,40 @@ pub enum Figure {
     Gamma,
     /// Histogram of folded λ draws over the density of their law on [0.5, 1], a panel for each α.
     Lambda,
+    /// How often each operation of a policy comes, with which arguments, a panel for each.
+    Policy,
 }
-named!(Figure, "figure", "beta, gamma or lambda", Beta = "beta", Gamma = "gamma", Lambda = "lambda");
+named!(
+    Figure,
+    "figure",
+    "beta, gamma, lambda or policy",
+    Beta = "beta",
+    Gamma = "gamma",
+    Lambda = "lambda",
+    Policy = "policy"
+);
+
+/// What a figure is drawn of.
+#[derive(Clone, Copy)]
+pub struct Material<'a> {
+    /// α of the curves or panels.
+    pub alphas: &'a [f64],
+    /// Folded λ draws for an α, which only [`Figure::Lambda`] asks for.
+    pub lambdas: &'a dyn Fn(f64) -> Vec<f32>,
+    /// What was drawn for a number of views, of [`Figure::Policy`].
+    pub operations: &'a [DrawnOperation],
+}
+
+/// An operation as views have drawn it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DrawnOperation {
+    /// Its name.
+    pub name: &'static str,
+    /// How many a view has, on average.
+    pub per_view: f64,
+    /// Its arguments; none where it takes none.
+    pub arguments: Vec<f64>,
+}
 
 /// Why no figure was drawn.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +68,11 @@ pub enum PlotError {
     /// No α at all, or one that is not positive and finite.
     #[error("beta and lambda figures need at least one alpha, each above 0 and finite (give --alpha 0.4)")]
     Alpha,
+    /// No operation was drawn.
+    #[error(
+        "nothing draws operations (give --policy trivial-augment-wide, or a --recipe that has a policy or color jitter)"
+    )]
+    NoOperations,
     /// A figure could not be laid out.
     #[error("failed to draw the figure: {0}")]
     Draw(String),
@@ -72,12 +109,11 @@ const BINS: usize = 25;
 
 /// Draws `figure` into the file `out`, an SVG or a PNG by its extension.
 ///
-/// `alphas` are the α of the curves or panels; `samples(α)` gives folded λ draws, which only [`Figure::Lambda`] asks for.
-///
 /// # Errors
 /// The extension is neither `svg` nor `png`; an α is not positive and finite, or none is given where the figure needs
-/// one; the file cannot be written.
-pub fn plot(figure: Figure, alphas: &[f64], samples: &dyn Fn(f64) -> Vec<f32>, out: &Path) -> Result<(), PlotError> {
+/// one; there is no operation; the file cannot be written.
+pub fn plot(figure: Figure, material: &Material<'_>, out: &Path) -> Result<(), PlotError> {
+    let Material { alphas, operations, .. } = *material;
     let extension = out.extension().map(|extension| extension.to_ascii_lowercase());
     let svg = match extension.as_ref().and_then(|extension| extension.to_str()) {
         Some("svg") => true,
@@ -85,8 +121,10 @@ pub fn plot(figure: Figure, alphas: &[f64], samples: &dyn Fn(f64) -> Vec<f32>, o
         _ => return Err(PlotError::Extension(out.to_owned())),
     };
     let valid = !alphas.is_empty() && alphas.iter().all(|alpha| alpha.is_finite() && *alpha > 0.0);
-    if figure != Figure::Gamma && !valid {
-        return Err(PlotError::Alpha);
+    match figure {
+        Figure::Beta | Figure::Lambda if !valid => return Err(PlotError::Alpha),
+        Figure::Policy if operations.is_empty() => return Err(PlotError::NoOperations),
+        _ => {}
     }
     // plotters lays out text with this face in both formats; an SVG's reader then takes a sans serif of its own.
     static REGISTER: Once = Once::new();
@@ -95,13 +133,17 @@ pub fn plot(figure: Figure, alphas: &[f64], samples: &dyn Fn(f64) -> Vec<f32>, o
         let _ = plotters::style::register_font(FAMILY, FontStyle::Normal, text::TTF);
     });
 
-    let panels = if figure == Figure::Lambda { alphas.len() as u32 } else { 1 };
-    let columns = panels.min(3);
+    let panels = match figure {
+        Figure::Lambda => alphas.len() as u32,
+        Figure::Policy => operations.len() as u32,
+        Figure::Beta | Figure::Gamma => 1,
+    };
+    let columns = panels.min(if figure == Figure::Policy { 4 } else { 3 });
     let (width, height) = match panels {
         1 => (860, 560),
         _ => (440 * columns, 60 + 360 * panels.div_ceil(columns)),
     };
-    let sketch = Sketch { figure, alphas, samples, columns: columns as usize, scale: 1 };
+    let sketch = Sketch { figure, material: *material, columns: columns as usize, scale: 1 };
     let bytes = if svg {
         let mut svg = String::new();
         sketch.draw(SVGBackend::with_string(&mut svg, (width, height)).into_drawing_area())?;
@@ -127,8 +169,7 @@ type Drawn<DB> = Result<(), DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorTy
 #[derive(Clone, Copy)]
 struct Sketch<'a> {
     figure: Figure,
-    alphas: &'a [f64],
-    samples: &'a dyn Fn(f64) -> Vec<f32>,
+    material: Material<'a>,
     columns: usize,
     scale: u32,
 }
@@ -144,6 +185,7 @@ impl Sketch<'_> {
             Figure::Gamma => "The gamma function",
             Figure::Beta => "Density of Beta(α, α)",
             Figure::Lambda => "λ = max(r, 1 − r),  r drawn from Beta(α, α)",
+            Figure::Policy => "Operations of a view, and their arguments",
         };
         let margin = self.px(14);
         let area = area.margin(margin, 0, margin, margin).titled(title, self.text(22))?;
@@ -151,10 +193,40 @@ impl Sketch<'_> {
             Figure::Gamma => self.gamma(&area),
             Figure::Beta => self.beta(&area),
             Figure::Lambda => {
-                let panels = area.split_evenly((self.alphas.len().div_ceil(self.columns), self.columns));
-                panels.iter().zip(self.alphas).try_for_each(|(panel, &alpha)| self.lambda(panel, alpha))
+                let alphas = self.material.alphas;
+                let panels = area.split_evenly((alphas.len().div_ceil(self.columns), self.columns));
+                panels.iter().zip(alphas).try_for_each(|(panel, &alpha)| self.lambda(panel, alpha))
+            }
+            Figure::Policy => {
+                let operations = self.material.operations;
+                let panels = area.split_evenly((operations.len().div_ceil(self.columns), self.columns));
+                panels.iter().zip(operations).try_for_each(|(panel, operation)| self.operation(panel, operation))
             }
         }
+    }
+
+    fn operation<DB: DrawingBackend>(&self, area: &Area<DB>, operation: &DrawnOperation) -> Drawn<DB> {
+        let DrawnOperation { name, per_view, ref arguments } = *operation;
+        let caption = format!("{name}, {per_view:.3} a view");
+        if arguments.is_empty() {
+            return area.titled(&caption, self.text(18)).map(drop);
+        }
+        let (low, high) = arguments.iter().fold((f64::MAX, f64::MIN), |(low, high), &a| (low.min(a), high.max(a)));
+        let width = ((high - low) / BINS as f64).max(1e-9);
+        let mut shares = [0.0; BINS];
+        for argument in arguments {
+            shares[(((argument - low) / width) as usize).min(BINS - 1)] += 1.0 / arguments.len() as f64;
+        }
+        let (from, to) = if high > low { (low, high) } else { (low - 1.0, low + 1.0) };
+        let top = shares.iter().copied().fold(0.0, f64::max) * 1.1;
+        let mut chart = self.axes(area, Some(&caption), (from, to), top, ("argument", "share"))?;
+        let bar = |at: usize| {
+            let start = low + width * at as f64;
+            let end = if high > low { start + width } else { low + 0.05 };
+            Rectangle::new([(start, 0.0), (end, shares[at])], COLOURS[0].filled())
+        };
+        chart.draw_series((0..BINS).filter(|&at| shares[at] > 0.0).map(bar))?;
+        Ok(())
     }
 
     fn gamma<DB: DrawingBackend>(&self, area: &Area<DB>) -> Drawn<DB> {
@@ -170,10 +242,10 @@ impl Sketch<'_> {
 
     fn beta<DB: DrawingBackend>(&self, area: &Area<DB>) -> Drawn<DB> {
         // The humps fit beneath the legend; what rises to infinity at the ends (α < 1) is cut.
-        let humps = self.alphas.iter().filter(|alpha| **alpha >= 1.0);
+        let humps = self.material.alphas.iter().filter(|alpha| **alpha >= 1.0);
         let top = humps.map(|&alpha| 1.5 * special::beta_density(alpha, 0.5)).fold(3.5, f64::max);
         let mut chart = self.axes(area, None, (0.0, 1.0), top, ("x", "density"))?;
-        for (&alpha, colour) in self.alphas.iter().zip(COLOURS.into_iter().cycle()) {
+        for (&alpha, colour) in self.material.alphas.iter().zip(COLOURS.into_iter().cycle()) {
             let curve = curve((0.0, 1.0), top, |x| special::beta_density(alpha, x));
             self.line(&mut chart, curve, colour, format!("α = {alpha}"))?;
         }
@@ -181,7 +253,7 @@ impl Sketch<'_> {
     }
 
     fn lambda<DB: DrawingBackend>(&self, area: &Area<DB>, alpha: f64) -> Drawn<DB> {
-        let draws = (self.samples)(alpha);
+        let draws = (self.material.lambdas)(alpha);
         let bars = histogram(&draws);
         let top = bars.iter().copied().fold(2.2, f64::max) * 1.35;
         let mut chart = self.axes(area, Some(&format!("α = {alpha}")), (0.5, 1.0), top, ("λ", "density"))?;
@@ -303,6 +375,10 @@ fn histogram(draws: &[f32]) -> [f64; BINS] {
 mod tests {
     use super::*;
 
+    fn material<'a>(alphas: &'a [f64], operations: &'a [DrawnOperation]) -> Material<'a> {
+        Material { alphas, lambdas: &even, operations }
+    }
+
     fn even(_alpha: f64) -> Vec<f32> {
         (0..=1000u16).map(|i| 0.5 + f32::from(i) / 2000.0).collect()
     }
@@ -310,15 +386,21 @@ mod tests {
     #[test]
     fn every_figure_is_drawn_in_both_formats() {
         let folder = tempfile::tempdir().unwrap();
+        let operations = [
+            DrawnOperation { name: "rotate", per_view: 0.25, arguments: vec![-9.0, 3.0, 9.0] },
+            DrawnOperation { name: "invert", per_view: 0.5, arguments: vec![] },
+            DrawnOperation { name: "solarize", per_view: 0.1, arguments: vec![128.0] },
+        ];
         for &figure in Figure::ALL {
             let svg = folder.path().join(format!("{figure}.svg"));
-            plot(figure, &[0.1, 0.4, 1.0, 8.0], &even, &svg).unwrap();
+            plot(figure, &material(&[0.1, 0.4, 1.0, 8.0], &operations), &svg).unwrap();
             let svg = std::fs::read_to_string(svg).unwrap();
             assert!(svg.starts_with("<svg") && svg.contains("sans-serif"), "{figure}");
-            assert_eq!(svg.contains("α = 0.4"), figure != Figure::Gamma, "{figure}");
+            assert_eq!(svg.contains("α = 0.4"), matches!(figure, Figure::Beta | Figure::Lambda), "{figure}");
+            assert_eq!(svg.contains("rotate, 0.250 a view"), figure == Figure::Policy, "{figure}");
 
             let png = folder.path().join(format!("{figure}.PNG"));
-            plot(figure, &[0.4], &even, &png).unwrap();
+            plot(figure, &material(&[0.4], &operations[..1]), &png).unwrap();
             let png = ::image::open(png).unwrap().into_rgb8();
             assert_eq!(png.dimensions(), (1720, 1120));
             let has = |colour: RGBColor| png.pixels().any(|pixel| pixel.0 == [colour.0, colour.1, colour.2]);
@@ -328,7 +410,10 @@ mod tests {
 
     #[test]
     fn another_extension_or_alpha_is_refused_naming_what_would_do() {
-        let refusal = |alphas: &[f64], out: &str| plot(Figure::Beta, alphas, &even, Path::new(out)).unwrap_err();
+        let refusal =
+            |alphas: &[f64], out: &str| plot(Figure::Beta, &material(alphas, &[]), Path::new(out)).unwrap_err();
+        let none = plot(Figure::Policy, &material(&[], &[]), Path::new("a.svg")).unwrap_err().to_string();
+        assert!(none.contains("--policy"), "{none}");
         for out in ["a.pdf", "a", "svg"] {
             let text = refusal(&[0.4], out).to_string();
             assert!(text.contains(out) && text.contains(".svg or .png"), "{text}");

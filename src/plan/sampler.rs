@@ -239,7 +239,7 @@ impl<'a> Mixes<'a> {
             false => [true, false],
         };
         match (self.mixup, self.cutmix) {
-            _ if !is_mixed => RowMix::Alone,
+            _ if !is_mixed || mix.off_epoch.is_some_and(|off| self.epoch.epoch >= off) => RowMix::Alone,
             (Some(beta), None) => self.mixup(row, beta),
             (None, Some(beta)) => self.cutmix(row, beta),
             (Some(_), Some(beta)) if is_cut => self.cutmix(row, beta),

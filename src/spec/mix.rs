@@ -75,6 +75,9 @@ pub struct Mix {
     pub fold: bool,
     /// Where the partners come from.
     pub pairing: Pairing,
+    /// The first epoch without any mixing, at most 2⁵⁶; `None` mixes in all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub off_epoch: Option<u64>,
 }
 
 impl Mix {
@@ -87,6 +90,7 @@ impl Mix {
         per: MixPer::Image,
         fold: true,
         pairing: Pairing::Shuffle,
+        off_epoch: None,
     };
 
     /// Mixup with this α, folded, per image, with partners from a shuffle of the batch.

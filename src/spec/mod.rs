@@ -42,6 +42,7 @@ pub struct FeedSpec {
     /// Rows a batch, 1 to [`BATCH_SIZE_MAX`].
     pub batch_size: u32,
     /// Height and width of every view.
+    #[serde(rename = "size")]
     pub image_size: ImageSize,
     /// What part of an image a view shows.
     pub crop: Crop,
@@ -73,7 +74,7 @@ pub struct FeedSpec {
     pub layout: Layout,
     /// Mean of each channel, of pixel values in [0, 1].
     pub mean: [f32; 3],
-    /// Standard deviation of each channel, positive.
+    /// Standard deviation of each channel, of the same, in [[`STD_MIN`], 1].
     pub std: [f32; 3],
     /// In whose memory `x` lies: main memory, or a CUDA device as its trainer numbers them.
     #[serde(default)]
@@ -202,7 +203,7 @@ impl FeedSpec {
             range("batch_size", self.batch_size, 1, BATCH_SIZE_MAX),
             (
                 side.contains(&self.image_size.height) && side.contains(&self.image_size.width),
-                "image_size",
+                "size",
                 self.image_size.to_string(),
                 format!("1 to {} pixels a side", ImageSize::SIDE_MAX),
             ),
@@ -223,16 +224,16 @@ impl FeedSpec {
             range("slots", self.slots, 2, SLOTS_MAX),
             ((0.0..1.0).contains(&self.smoothing), "smoothing", self.smoothing.to_string(), "in [0, 1)".to_owned()),
             (
-                self.mean.iter().all(|v| v.is_finite()),
+                self.mean.iter().all(|v| (0.0..=1.0).contains(v)),
                 "mean",
                 format!("{:?}", self.mean),
-                "three finite numbers".to_owned(),
+                "three numbers in [0, 1], of pixel values in [0, 1] (divide those of bytes by 255)".to_owned(),
             ),
             (
-                self.std.iter().all(|&v| v.is_finite() && v >= STD_MIN),
+                self.std.iter().all(|v| (STD_MIN..=1.0).contains(v)),
                 "std",
                 format!("{:?}", self.std),
-                format!("three numbers of {STD_MIN:e} or more"),
+                format!("three numbers of {STD_MIN:e} to 1, of pixel values in [0, 1] (divide those of bytes by 255)"),
             ),
             alpha("mixup", self.mix.mixup),
             alpha("cutmix", self.mix.cutmix),
@@ -325,12 +326,14 @@ mod tests {
         let share = Share::new("a".parse().unwrap());
         let cases = [
             ("batch_size", FeedSpec { batch_size: 0, ..train }),
-            ("image_size", FeedSpec { image_size: ImageSize { height: 0, width: 9 }, ..train }),
+            ("size", FeedSpec { image_size: ImageSize { height: 0, width: 9 }, ..train }),
             ("rank", FeedSpec { rank: 2, world_size: 2, ..train }),
             ("world_size", FeedSpec { world_size: 0, ..train }),
             ("slots", FeedSpec { slots: 1, ..train }),
             ("smoothing", FeedSpec { smoothing: 1.0, ..train }),
             ("mean", FeedSpec { mean: [0.0, f32::NAN, 0.0], ..train }),
+            ("mean", FeedSpec { mean: [123.0, 116.0, 103.0], ..train }),
+            ("std", FeedSpec { std: [58.0, 57.0, 57.0], ..train }),
             ("std", FeedSpec { std: [0.1, 0.0, 0.1], ..train }),
             ("std", FeedSpec { std: [0.1, 1e-31, 0.1], ..train }),
             ("mixup", FeedSpec { mix: Mix::mixup(0.0), ..train }),

@@ -194,6 +194,9 @@ pub struct FeedOptions {
     /// Partners from a shuffle of the batch, a second-batch, the batch in reverse, or a roll by one row [default: the recipe's, else shuffle].
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_PAIRING"))]
     pub pairing: Option<Pairing>,
+    /// The first epoch without any mixing [default: the recipe's, else never].
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_MIXUP_OFF_EPOCH", value_name = "EPOCH"))]
+    pub mixup_off_epoch: Option<u64>,
     /// Put a digest of its plan and pixels in every batch.
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_DIGEST"))]
     pub digest: bool,
@@ -325,6 +328,7 @@ impl FeedOptions {
             fold: _,
             no_fold: _,
             pairing: _,
+            mixup_off_epoch: _,
             digest,
             dtype,
             layout,
@@ -393,15 +397,18 @@ impl FeedOptions {
 
     /// The mix over the recipe's. In the lesson, which mixes up by default, CutMix takes mixup's place unless both are asked for.
     fn mix(&self, base: Mix, is_lesson: bool) -> Mix {
-        let replaced = self.no_mixup || is_lesson && self.cutmix.is_some();
+        let replaced = self.no_mixup || is_lesson && self.cutmix.is_some_and(|alpha| alpha != 0.0);
+        // An α of 0 mixes nothing.
+        let positive = |given: Option<f64>, base: Option<f64>| given.or(base).filter(|&alpha| alpha != 0.0);
         Mix {
-            mixup: self.mixup.or(base.mixup.filter(|_| !replaced)),
-            cutmix: self.cutmix.or(base.cutmix.filter(|_| !self.no_cutmix)),
+            mixup: positive(self.mixup, base.mixup.filter(|_| !replaced)),
+            cutmix: positive(self.cutmix, base.cutmix.filter(|_| !self.no_cutmix)),
             prob: self.mix_prob.unwrap_or(base.prob),
             switch: self.mix_switch.unwrap_or(base.switch),
             per: self.lambda.unwrap_or(base.per),
             fold: self.fold.unwrap_or(base.fold && !self.no_fold),
             pairing: self.pairing.unwrap_or(base.pairing),
+            off_epoch: self.mixup_off_epoch.or(base.off_epoch),
         }
     }
 
@@ -465,7 +472,7 @@ mod tests {
     #[test]
     fn cutmix_takes_the_place_of_the_lesson_s_mixup_and_stands_beside_one_that_is_asked_for() {
         assert_eq!(spec(&["--cutmix=1"]).mix, Mix::cutmix(1.0));
-        assert_eq!(spec(&["--no-mixup"]).mix, Mix::NONE);
+        assert_eq!((spec(&["--no-mixup"]).mix, spec(&["--mixup=0", "--cutmix=0"]).mix), (Mix::NONE, Mix::NONE));
         assert_eq!(spec(&["--alpha=0.1", "--no-fold"]).mix, Mix { fold: false, ..Mix::mixup(0.1) });
         let both = spec(&["--cutmix=1", "--alpha=0.2", "--mix-switch=0.3", "--pairing=roll", "--lambda=per-pair"]).mix;
         let expected =
@@ -503,6 +510,7 @@ mod tests {
             "--lambda=per-batch",
             "--fold=false",
             "--pairing=reverse",
+            "--mixup-off-epoch=9",
             "--digest",
             "--dtype=bf16",
             "--layout=nhwc",

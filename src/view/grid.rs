@@ -38,8 +38,12 @@ const CAPTION_GAP: u32 = 9;
 ///
 /// Made for up to 16 tiles; more are drawn too, on a larger sheet.
 pub fn grid(title: &str, tiles: &[Tile]) -> RgbImage {
-    let count = tiles.len().max(1) as u32;
-    let columns = (count as f64).sqrt().ceil() as u32;
+    strips(title, tiles, (tiles.len() as f64).sqrt().ceil() as u32)
+}
+
+/// Draws `tiles` beneath `title`, so many in each row.
+pub fn strips(title: &str, tiles: &[Tile], columns: u32) -> RgbImage {
+    let (count, columns) = (tiles.len().max(1) as u32, columns.max(1));
     let rows = count.div_ceil(columns);
     let captions: Vec<Vec<String>> = tiles.iter().map(|tile| lines(&tile.caption)).collect();
     let deepest = captions.iter().map(Vec::len).max().unwrap_or(0);
@@ -91,15 +95,23 @@ fn enlarged(rgb: &RgbImage) -> RgbImage {
     imageops::resize(rgb, scaled(rgb.width()), scaled(rgb.height()), FilterType::Lanczos3)
 }
 
-/// A caption on one line where it fits, else broken before its «+».
+/// A caption on one line where it fits, else broken before its «+», and after commas where it has none.
 fn lines(caption: &str) -> Vec<String> {
     // A caption may reach into the gaps beside its tile, but not touch its neighbour's.
     let room = (SIDE + GAP / 2) as f32;
-    let broken = match caption.find(" + ") {
-        Some(plus) if text::width(caption, CAPTION_HEIGHT) > room => vec![&caption[..plus], &caption[plus + 1..]],
-        _ => vec![caption],
+    let fits = |line: &str| text::width(line, CAPTION_HEIGHT) <= room;
+    let broken: Vec<String> = match caption.find(" + ") {
+        _ if fits(caption) => vec![caption.to_owned()],
+        Some(plus) => vec![caption[..plus].to_owned(), caption[plus + 1..].to_owned()],
+        None => caption.split_inclusive(", ").fold(Vec::new(), |mut lines: Vec<String>, part| {
+            match lines.last_mut().filter(|last| fits(&format!("{last}{part}"))) {
+                Some(last) => last.push_str(part),
+                None => lines.push(part.to_owned()),
+            }
+            lines
+        }),
     };
-    broken.into_iter().map(|line| text::fit(line, CAPTION_HEIGHT, room)).collect()
+    broken.into_iter().map(|line| text::fit(line.trim_end(), CAPTION_HEIGHT, room)).collect()
 }
 
 /// What a row is made of: «70 % French horn + 30 % tench», in whole percents that sum to 100.
@@ -267,6 +279,8 @@ mod tests {
         let two = lines("70 % English springer + 30 % cassette player");
         assert_eq!(two, ["70 % English springer", "+ 30 % cassette player"]);
         assert!(lines(&"long ".repeat(20))[0].ends_with('…'));
+        let three = lines("brightness 1.23, gaussian_blur 0.85, translate_x -12, rotate 9");
+        assert_eq!(three, ["brightness 1.23,", "gaussian_blur 0.85,", "translate_x -12, rotate 9"]);
     }
 
     #[test]

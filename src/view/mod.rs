@@ -3,4 +3,4 @@
 mod grid;
 pub mod text;
 
-pub use grid::{Tile, caption, frame, grid, tiles};
+pub use grid::{Tile, caption, frame, grid, strips, tiles};

@@ -294,7 +294,7 @@ fields! {
     Stage { name, items, busy_s, waiting_in_s, waiting_out_s, threads }
     Status {
         pid, version, data, uptime_s, cpu_s, peak_rss_bytes, decode_workers, jpeg_decoder, mixer, train_samples, val_samples,
-        stores, sources, feeds, bad_samples, stages, draining, mixed, recipe
+        stores, sources, feeds, bad_samples, stages, draining, mixed, recipe, classes
     }
     Trainer { pid, read, skipped, waited_s, lag, place, evicted }
 }
@@ -628,7 +628,7 @@ impl Crosses for Mix {
     type Message = proto::Mix;
 
     fn into_message(self) -> proto::Mix {
-        let Self { mixup, cutmix, prob, switch, per, fold, pairing } = self;
+        let Self { mixup, cutmix, prob, switch, per, fold, pairing, off_epoch } = self;
         proto::Mix {
             mixup,
             cutmix,
@@ -637,11 +637,12 @@ impl Crosses for Mix {
             per: Some(per.to_string()),
             fold: Some(fold),
             pairing: Some(pairing.to_string()),
+            off_epoch,
         }
     }
 
     fn from_message(from: proto::Mix) -> Result<Self, Refusal> {
-        let proto::Mix { mixup, cutmix, prob, switch, per, fold, pairing } = from;
+        let proto::Mix { mixup, cutmix, prob, switch, per, fold, pairing, off_epoch } = from;
         let base = Self::NONE;
         Ok(Self {
             mixup,
@@ -651,6 +652,7 @@ impl Crosses for Mix {
             per: parse(per.as_deref())?.unwrap_or(base.per),
             fold: fold.unwrap_or(base.fold),
             pairing: parse(pairing.as_deref())?.unwrap_or(base.pairing),
+            off_epoch,
         })
     }
 }
@@ -742,6 +744,7 @@ mod tests {
                 per: MixPer::Batch,
                 fold: false,
                 pairing: Pairing::SecondBatch,
+                off_epoch: Some(3),
             },
             smoothing: 0.3,
             dtype: Dtype::Bf16,

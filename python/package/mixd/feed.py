@@ -44,6 +44,8 @@ class Feed:
         self._identity = self._reader.identity
         # Whether somebody has taken batches since the feed was put where it stands.
         self._left_half_way = False
+        # How many epochs were begun: an iterator over an earlier one must not take the batches of a later one.
+        self._begun = 0
         self.spec: dict[str, Any] = json.loads(spec.json())
         """The spec with all its keys."""
 
@@ -187,12 +189,19 @@ class Epoch(Iterator[Batch]):
 
     def __init__(self, feed: Feed, start: Place) -> None:
         self._feed, self.start, self._over = feed, start, False
+        feed._begun += 1
+        self._nth = feed._begun
 
     def __len__(self) -> int:
         """How many there were when it began."""
         return len(self._feed) - self.start.batch
 
     def __next__(self) -> Batch:
+        if not self._over and self._nth != self._feed._begun:
+            raise RuntimeError(
+                "another iterator over this feed was begun after this one, and has its place (open a feed for each: server.feed(...); a "
+                "mixd.torch.DataLoader may be iterated over twice at once)"
+            )
         if not self._over and self._feed.place.epoch == self.start.epoch:
             batch = self._feed.next_batch()
             if batch.epoch == self.start.epoch:

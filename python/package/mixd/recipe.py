@@ -150,7 +150,7 @@ class Erase:
 
 @dataclass(frozen=True)
 class Mix:
-    """How a batch is mixed; `mixup` and `cutmix` are the α of Beta(α, α), or None."""
+    """How a batch is mixed; `mixup` and `cutmix` are the α of Beta(α, α), or None; `off_epoch` is the first epoch without mixing."""
 
     mixup: float | None = None
     cutmix: float | None = None
@@ -159,6 +159,7 @@ class Mix:
     per: Literal["per-image", "per-pair", "per-batch"] = "per-image"
     fold: bool = False
     pairing: Literal["shuffle", "second-batch", "reverse", "roll"] = "shuffle"
+    off_epoch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,10 @@ class Recipe:
             if not isinstance(view["size"], int):
                 view["size"] = "x".join(map(str, view["size"]))
             view["crop"] = {key: value for key, value in view["crop"].items() if value is not None}
-        if recipe["train"]["augment"]["later"] is None:
-            del recipe["train"]["augment"]["later"]
         mix = recipe["train"]["mix"]
+        for stage, key in ((recipe["train"]["augment"], "later"), (mix, "off_epoch")):
+            if stage[key] is None:
+                del stage[key]
         for alpha in ("mixup", "cutmix"):
             mix[alpha] = "none" if mix[alpha] is None else mix[alpha]
         return recipe

@@ -1,5 +1,6 @@
 """A daemon as its trainers see it: one that runs, or one of their own."""
 
+import collections
 import contextlib
 import itertools
 import json
@@ -10,12 +11,13 @@ import stat
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 import weakref
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from ._native import Spec, daemon, default_socket
 from .errors import NoDaemonError, SpecError
@@ -27,8 +29,27 @@ __all__ = ["Server", "connect", "serve"]
 _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "uint8": "u8"}
 _own = itertools.count()
 
+# Options of other loaders, and what to do instead.
+_INSTEAD = {
+    "drop_last": 'last="drop" or last="keep"',
+    "num_workers": "the daemon's threads serve all feeds: mixd.serve(data=..., workers=4)",
+    "image_size": "size=224, or size=(224, 288)",
+    "interpolate": 'interpolation="bilinear"',
+    "augment": 'policy="rand-augment", color_jitter=0.4 and the like, or a mixd.Recipe',
+    "transform": "mixd.torch.from_torchvision(transform) makes a recipe of one: recipe=...",
+    "collate_fn": "mixup= and cutmix= mix; mixd.torch.replace_loader(loader) takes a whole DataLoader",
+    "sampler": "rank=, world_size=, shuffle= and repeats= say which samples come",
+    "pin_memory": 'device="cuda" delivers batches there',
+    "prefetch_factor": "slots= is the number of batches that are made ahead",
+    "persistent_workers": "the daemon's threads live as long as it does",
+    "alpha": "mixup=",
+    "split": 'the first argument: server.feed("train")',
+}
+
 # Seconds for which the ranks of one machine wait for the daemon that the first of them starts: it may unpack an archive.
 _START_MAX = 1800.0
+# Lines of a daemon's log that an error may show.
+_LINES_KEPT = 20
 # Seconds in which a daemon has ended once its owner is gone.
 _END_MAX = 10.0
 
@@ -38,7 +59,11 @@ class Server:
 
     def __init__(self, socket: Path, reconnect: float, owned: "_Owned | None" = None) -> None:
         self.socket, self._reconnect, self._owned = socket, reconnect, owned
-        self.pid, self._recipe = daemon(os.fspath(socket))
+        self.pid, self._recipe, classes = daemon(os.fspath(socket))
+        self.classes = [name for _, name in classes]
+        """Readable names of the classes, in the order of their labels."""
+        self.class_ids = [folder for folder, _ in classes]
+        """Names of the classes' folders, in the order of their labels."""
         self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
 
     def feed(
@@ -66,6 +91,7 @@ class Server:
         lam: Literal["per-image", "per-pair", "per-batch"] | None = None,
         fold: bool | None = None,
         pairing: Literal["shuffle", "second-batch", "reverse", "roll"] | None = None,
+        mixup_off_epoch: int | None = None,
         repeats: int | None = None,
         views: int | None = None,
         shuffle: bool | None = None,
@@ -86,6 +112,7 @@ class Server:
         start: Literal["now", "next-epoch"] | tuple[int, int] = "now",
         device: Any = "cpu",
         reconnect: float | None = None,
+        **unknown: object,
     ) -> Feed:
         """Opens a feed of one split, or joins a shared one.
 
@@ -107,13 +134,14 @@ class Server:
         warp, fill: filter of the policy's rotations, shears and translations, and red, green and blue of what these show beyond the image, 0 to
             255; the recipe's.
         erase: probability of an erased box (0 in normalized values), or "0.25,pixel" (normal noise), or a `mixd.Erase`; the recipe's.
-        mixup: α of Beta(α, α), or None for no mixup; the recipe's (the lesson's 0.4, unless `cutmix` is given).
-        cutmix: CutMix's α, or None; the recipe's. Given with mixup, one of them by chance.
+        mixup: α of Beta(α, α), or None or 0 for no mixup; the recipe's (the lesson's 0.4, unless `cutmix` is given).
+        cutmix: CutMix's α, or None or 0; the recipe's. Given with mixup, one of them by chance.
         mix_prob: probability that anything is mixed; 1.
         mix_switch: probability of CutMix where mixup is given, too; 0.5.
         lam: one λ (CutMix: one box) per image, pair of rows or batch; per image.
         fold: whether mixup's λ is max(λ, 1 - λ); true in the lesson, else false.
         pairing: partners from a shuffle of the batch, a second batch, the batch in reverse, or a roll by one row; shuffle.
+        mixup_off_epoch: the first epoch without any mixing; never.
         repeats: how often each sample comes in a row, in epochs of the usual length; 1.
         views: of each sample, one row after the other; `batch_size`, which counts rows, is a multiple of it; 1.
         shuffle: a new order each epoch; true of train, false of val.
@@ -136,6 +164,8 @@ class Server:
         Raises `SpecError`, which names the value and what it may be; `NoRoomError`, or another `RefusedError`, where the daemon cannot serve it;
         `NoDaemonError` where none answers.
         """
+        for name in unknown:
+            raise SpecError(f"{name} is no option of a feed ({_INSTEAD.get(name, 'help(mixd.Server.feed) lists them')})")
         if share is None and (delivery, max_lag) != (None, None):
             raise SpecError("bad feed spec: delivery and max_lag are for feeds that are shared (name a share, or leave them out)")
         rank, world_size = _world(rank, world_size)
@@ -169,6 +199,7 @@ class Server:
             "lambda": lam,
             "fold": fold,
             "pairing": pairing,
+            "mixup_off_epoch": mixup_off_epoch,
             "digest": digest,
             "dtype": _dtype(dtype),
             "layout": layout,
@@ -223,7 +254,7 @@ def serve(data: str | os.PathLike[str], **options: object) -> Server:
 
     `options` are those of `mixd serve`, with _ for -, such as `workers=4`, `cache="2G"`, `cache_file=path`. Under torchrun all ranks of a
     machine get one daemon: the first starts it, and it ends with the last of them; they call this equally often, in the same order. Raises
-    `NoDaemonError` where it does not come up; why stands on standard error.
+    `NoDaemonError`, with the daemon's own message, where it does not come up. Its log goes to standard error.
     """
     socket = options.pop("socket", None)
     local_world_size = _number("LOCAL_WORLD_SIZE", 1)
@@ -293,16 +324,20 @@ class _Owned:
             # A rank that sees one device starts the daemon of all; feeds name devices by what they are.
             environment.pop("CUDA_VISIBLE_DEVICES", None)
         # In a group of its own, so that a terminal's Ctrl-C does not reach it: it ends when its owners do.
-        process = subprocess.Popen(command, stdin=reading, stdout=subprocess.PIPE, text=True, env=environment, process_group=0)
+        pipes = {"stdin": reading, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, **pipes, text=True, errors="replace", env=environment, process_group=0)
         os.close(reading)
         owned = cls(pipe, process, None)
+        assert process.stdout and process.stderr
+        said: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
+        relay = threading.Thread(target=_relay, args=(process.stderr, said), name="mixd-log", daemon=True)
+        relay.start()
         try:
-            assert process.stdout
             with process.stdout as out:
                 if not out.readline():
-                    raise NoDaemonError(
-                        f"the daemon did not come up (exit code {process.wait()}; its own message is on standard error, above)"
-                    )
+                    code = process.wait()
+                    relay.join(_END_MAX)
+                    raise NoDaemonError(f"the daemon did not come up (exit code {code}): {''.join(said).strip()}")
             if new and owners:
                 new.rename(owners)
                 owned._owners = owners
@@ -345,6 +380,15 @@ class _Owned:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+
+
+def _relay(log: TextIO, said: "collections.deque[str]") -> None:
+    """Passes a daemon's log on to standard error, and keeps its last lines."""
+    for line in log:
+        said.append(line)
+        # Past Python's own buffer, whose lock a thread must not hold when the interpreter ends.
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode())
 
 
 def _tell(owners: Path, why: str) -> None:

@@ -1,5 +1,7 @@
 """The adapter of the shape of torch's DataLoader."""
 
+from typing import Any
+
 import pytest
 import torch
 from mixd.torch import DataLoader, MixedLoss, Targets
@@ -10,7 +12,7 @@ from ..conftest import Daemon
 
 def test_each_for_is_an_epoch_of_pairs(daemon: Daemon) -> None:
     server = daemon.connect()
-    loader = DataLoader(server.feed("train", batch_size=32, size=16))
+    loader = DataLoader(server.feed("train", batch_size=32, size=16), targets="object")
     assert (len(loader), loader.batch_size, len(loader.classes)) == (7, 32, 10)
     first, second = ([(x.clone(), y) for x, y in loader] for _ in range(2))
     assert [len(x) for x, _ in first] == [32] * 6 + [8]
@@ -25,7 +27,7 @@ def test_each_for_is_an_epoch_of_pairs(daemon: Daemon) -> None:
 def test_targets_are_what_was_asked_for(daemon: Daemon) -> None:
     server = daemon.connect()
     feed = server.feed("train", batch_size=32, size=16, smoothing=0.2)
-    _, soft = next(iter(DataLoader(feed, targets="soft")))
+    _, soft = next(iter(DataLoader(feed)))
     feed.seek(0)
     _, targets = next(iter(DataLoader(feed, targets="object")))
     assert torch.equal(soft, targets.soft(10, 0.2)) and soft.shape == (32, 10)
@@ -36,6 +38,70 @@ def test_targets_are_what_was_asked_for(daemon: Daemon) -> None:
     assert labels.dtype == torch.int64 and labels.tolist() == [label for label in range(10) for _ in range(5)]
     with pytest.raises(ValueError, match="must be object, soft or label"):
         DataLoader(feed, targets="hard")  # type: ignore[arg-type]
+
+
+def test_it_is_a_dataloader_with_a_dataset_and_samplers(daemon: Daemon) -> None:
+    server = daemon.connect()
+    loader = DataLoader(server.feed("train", batch_size=32, size=16, last="drop"))
+    assert isinstance(loader, torch.utils.data.DataLoader) and (loader.num_workers, loader.drop_last) == (0, True)
+    assert (len(loader), len(loader.batch_sampler), len(loader.dataset), len(loader.dataset.classes)) == (6, 6, 200, 10)
+    assert loader.dataset.class_to_idx[server.classes[3]] == 3
+    assert (loader.batch_sampler.batch_size, loader.batch_sampler.drop_last) == (32, True)
+    for sampler in (loader.sampler, loader.batch_sampler):
+        sampler.set_epoch(5)
+        assert loader.feed.place == (5, 0)
+    assert sum(1 for _ in loader) == 6 and loader.feed.place == (6, 0)
+
+
+def test_two_iterators_over_a_loader_have_places_of_their_own(daemon: Daemon) -> None:
+    loader = DataLoader(daemon.connect().feed("val", batch_size=10, size=16))
+    pairs = [(x.clone(), y.clone(), again.clone(), labels.clone()) for (x, y), (again, labels) in zip(loader, loader, strict=True)]
+    assert len(pairs) == 5
+    # Of two epochs, which are in the order of the index both.
+    assert all(torch.equal(x, again) and torch.equal(y, labels) for x, y, again, labels in pairs)
+
+
+def test_two_iterators_over_a_feed_are_an_error(daemon: Daemon) -> None:
+    feed = daemon.connect().feed("val", batch_size=10, size=16)
+    with pytest.raises(RuntimeError, match="another iterator over this feed was begun"):
+        list(zip(feed, feed, strict=False))
+    assert len(list(feed)) == 5
+
+
+def test_padded_rows_are_kept_dropped_or_masked(daemon: Daemon) -> None:
+    server = daemon.connect()
+
+    def labels(padded: Any) -> list[list[int]]:
+        ranks = [DataLoader(server.feed("val", batch_size=4, size=16, rank=rank, world_size=7), padded=padded) for rank in range(7)]
+        assert all(len(list(loader)) == len(loader) for loader in ranks)
+        return [[label for _, y in loader for label in y.tolist()] for loader in ranks]
+
+    kept, dropped, masked = labels("keep"), labels("drop"), labels("mask")
+    # 50 images: 8 rows each, of which six repeat others.
+    assert [len(rank) for rank in kept] == [len(rank) for rank in masked] == [8] * 7
+    assert [len(rank) for rank in dropped] == [8] + [7] * 6
+    assert sorted(sum(dropped, [])) == [label for label in range(10) for _ in range(5)]
+    assert [rank.count(-100) for rank in masked] == [0] + [1] * 6
+    assert [[label for label in rank if label >= 0] for rank in masked] == dropped
+    with pytest.raises(ValueError, match="only labels are masked"):
+        DataLoader(server.feed("train", size=16), padded="mask")
+
+
+def test_batches_come_as_dicts_by_option(daemon: Daemon) -> None:
+    loader = DataLoader(daemon.connect().feed("val", batch_size=10, size=16), keys=("pixel_values", "labels"))
+    batch = next(iter(loader))
+    assert batch["pixel_values"].shape == (10, 3, 16, 16) and batch["labels"].tolist() == [0] * 5 + [1] * 5
+
+
+def test_accelerate_skips_batches_and_takes_the_loader_as_it_is(daemon: Daemon) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    loader = DataLoader(daemon.connect().feed("train", batch_size=32, size=16))
+    accelerator = accelerate.Accelerator(cpu=True)
+    assert accelerator.prepare(loader) is loader
+    whole = [x.clone() for x, _ in loader]
+    loader.set_epoch(0)
+    rest = [x.clone() for x, _ in accelerate.skip_first_batches(loader, 3)]
+    assert len(rest) == 4 and all(torch.equal(x, again) for x, again in zip(whole[3:], rest, strict=True))
 
 
 def test_it_holds_nothing_between_batches(daemon: Daemon) -> None:

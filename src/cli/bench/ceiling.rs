@@ -12,7 +12,7 @@ use crate::plan::{Draws, RowPlan, Sampler, ViewPlan};
 use crate::render::{Loader, ViewMaker};
 use crate::ring::now_ns;
 use crate::source::Source;
-use crate::spec::FeedSpec;
+use crate::spec::{EraseWhen, FeedSpec};
 #[cfg(feature = "cuda")]
 use crate::types::Device;
 use crate::types::{ImageSize, Split};
@@ -189,15 +189,21 @@ impl<'a> Ceiling<'a> {
                     loader.render(&picture, &views.random(&row.own.view, *image), size, out)?;
                 }
                 let sample = |row: usize| &staging[row * size.values()..][..size.values()];
-                let row = |(at, row): (usize, &RowPlan)| Row {
-                    partner_row: row.partner_row,
-                    cut: row.mix.cut(),
+                let erase = |row: &RowPlan| row.own.view.draws.and_then(|draws| draws.erasure(&self.spec.erase, size));
+                let erasures = plan.each(erase);
+                let row = |(at, row): (usize, &RowPlan)| {
                     // A partner from elsewhere costs the rendering of it, too, which is left out.
-                    ..Row::new(
-                        sample(at),
-                        sample(usize::try_from(row.partner_row).unwrap_or(at)),
-                        row.mix.pixel_weight(),
-                    )
+                    let partner = usize::try_from(row.partner_row).unwrap_or(at);
+                    let mut made = Row::new(sample(at), sample(partner), row.mix.pixel_weight());
+                    (made.partner_row, made.cut) = (row.partner_row, row.mix.cut());
+                    match self.spec.erase.when {
+                        EraseWhen::BeforeMix => {
+                            made.own.erasure = erasures[at].as_ref();
+                            made.partner.erasure = erasures[partner].as_ref();
+                        }
+                        EraseWhen::AfterMix => made.erasure = erasures[at].as_ref(),
+                    }
+                    made
                 };
                 let rows: Vec<Row<'_>> = plan.rows.iter().enumerate().map(row).collect();
                 let target = &mut slot[aligned..][..rows.len() * format.image_bytes()];

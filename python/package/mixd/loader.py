@@ -1,0 +1,357 @@
+"""Loaders that take the place of torch's: a feed as a `torch.utils.data.DataLoader`, and one for a DataLoader that is there already."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils import data
+
+from ._native import Batch
+from .errors import SpecError
+from .feed import Feed, Place
+from .losses import Device, Targets
+from .recipe import Mix
+from .server import Server, serve
+from .transforms import from_torchvision
+
+__all__ = ["DataLoader", "replace_loader"]
+
+# What cross-entropy leaves out.
+IGNORED_LABEL = -100
+
+
+class _Images(data.Dataset[Any]):
+    """A feed as a dataset: `len`, `classes` and `class_to_idx`, and what the dataset has whose place it takes; indexed by a `Place`, a batch."""
+
+    def __init__(self, feed: Feed, instead_of: Any, make: Callable[[Batch], Any]) -> None:
+        self._feed, self._instead_of, self._make = feed, instead_of, make
+        # One that skips batches has no place of its own to return to.
+        share = feed.spec["share"]
+        self._skips = bool(share) and share["delivery"] == "latest"
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of their labels."""
+        return list(self._instead_of.classes) if self._instead_of is not None else self._feed.classes
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """The label of each class."""
+        return {name: label for label, name in enumerate(self.classes)}
+
+    def __len__(self) -> int:
+        return self._feed.samples
+
+    def __getitem__(self, at: Any) -> Any:
+        if not isinstance(at, Place):
+            if self._instead_of is None:
+                raise TypeError("a feed has batches, not single images (iterate over the loader)")
+            return self._instead_of[at]
+        if self._feed.place != at and not self._skips:
+            self._feed.seek(*at)
+        return self._make(self._feed.next_batch())
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or self._instead_of is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._instead_of, name)
+
+
+class _Sampler(data.DistributedSampler[Any]):
+    """What deals a feed's samples to ranks, to be told the epoch and asked for its length. The daemon deals them."""
+
+    def __init__(self, feed: Feed, images: _Images) -> None:
+        spec = feed.spec
+        last = spec["last"] == "drop"
+        super().__init__(images, spec["world_size"], spec["rank"], shuffle=spec["shuffle"], seed=spec["seed"], drop_last=last)
+        self._feed = feed
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes this epoch the next one."""
+        self.epoch = epoch
+        if self._feed.place != (epoch, 0):
+            self._feed.seek(epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError("the daemon deals the samples (batch.sample_id says which are in a batch of the feed)")
+
+
+class _BatchSampler(data.Sampler[list[Place]]):
+    """The places of a feed's batches, an epoch at a time."""
+
+    def __init__(self, feed: Feed, sampler: _Sampler, batches: int) -> None:
+        self._feed, self._batches, self.sampler = feed, batches, sampler
+        self.batch_size, self.drop_last = feed.batch_size, sampler.drop_last
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes this epoch the next one."""
+        self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        start = iter(self._feed).start
+        return ([Place(start.epoch, index)] for index in range(start.batch, self._batches))
+
+    def __len__(self) -> int:
+        return self._batches
+
+
+def _alone(batches: Sequence[Any]) -> Any:
+    """The one batch of a batch of batches."""
+    (batch,) = batches
+    return batch
+
+
+class DataLoader(data.DataLoader[Any]):
+    """A feed as a `torch.utils.data.DataLoader`: each `for x, y in loader` is an epoch.
+
+    `x` lies in shared memory, or on `device`. `y` is, by `targets`: "soft", probabilities `[B, classes]` with the feed's smoothing (for
+    `nn.CrossEntropyLoss`); "label", int64 `[B]`; "object", a `Targets` (for `MixedLoss`). By default, soft where the feed is mixed, labels where it is
+    not. Two iterators at once have places of their own, at the price of joining the feed anew for each batch.
+    """
+
+    # Accelerate builds a loader of its own around others, and deals its batches to ranks once more.
+    _is_accelerate_prepared = True
+
+    def __init__(
+        self,
+        feed: Feed,
+        targets: Literal["soft", "label", "object"] | None = None,
+        device: Device = "cpu",
+        *,
+        padded: Literal["keep", "drop", "mask"] = "keep",
+        keys: tuple[str, str] | None = None,
+        dataset: Any = None,
+    ) -> None:
+        """Reads `feed`.
+
+        padded: what becomes of rows that repeat others where samples do not come out even over ranks: "keep" them; "drop" them, and batches of
+            nothing else; or "mask" them, with the label -100, which cross-entropy ignores (labels only).
+        keys: names under which batches have `x` and `y` as dicts, such as ("pixel_values", "labels").
+        dataset: whose place this loader takes: what `loader.dataset` has beside its length.
+        """
+        if targets not in (None, "object", "soft", "label"):
+            raise SpecError(f"targets is {targets!r}: it must be object, soft or label")
+        if padded not in ("keep", "drop", "mask"):
+            raise SpecError(f"padded is {padded!r}: it must be keep, drop or mask")
+        self.targets = targets or ("soft" if feed.is_mixed else "label")
+        if padded == "mask" and self.targets != "label":
+            raise SpecError(f'padded is "mask" with targets {self.targets}: only labels are masked (padded="drop", or targets="label")')
+        self.feed, self.device, self.padded, self.keys, self.classes = feed, device, padded, keys, feed.classes
+        images = _Images(feed, dataset, self._made)
+        sampler = _Sampler(feed, images)
+        super().__init__(images, feed.batch_size, sampler=sampler, drop_last=sampler.drop_last, collate_fn=_alone)
+        # Past torch's own, which would make batches of the samples.
+        self.__dict__["batch_sampler"] = _BatchSampler(feed, sampler, self._batches())
+
+    def _batches(self) -> int:
+        """Batches that a loop over an epoch gets."""
+        spec = self.feed.spec
+        if self.padded != "drop" or spec["last"] == "drop" or spec["repeats"] > 1:
+            return len(self.feed)
+        own = -(-(self.feed.samples - spec["rank"]) // spec["world_size"]) * spec["views"]
+        return int(-(-own // self.feed.batch_size))
+
+    def __len__(self) -> int:
+        """Batches in each epoch."""
+        return self._batches()
+
+    def _made(self, batch: Batch) -> Any:
+        rows = len(batch) - batch.pad if self.padded == "drop" else len(batch)
+        there = {"device": self.device, "non_blocking": True}
+        x, label_a = batch.x.to(**there)[:rows], batch.label_a.to(**there)[:rows]
+        y: Any = label_a
+        if self.targets != "label":
+            y = Targets(label_a, batch.label_b.to(**there)[:rows], batch.lam.to(**there)[:rows])
+            if self.targets == "soft":
+                y = y.soft(len(self.classes), self.feed.spec["smoothing"])
+        elif self.padded == "mask" and batch.pad:
+            y = label_a.clone()
+            y[rows - batch.pad :] = IGNORED_LABEL
+        return (x, y) if self.keys is None else dict(zip(self.keys, (x, y), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The feed's."""
+        return self.feed.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The feed's."""
+        self.feed.load_state_dict(state)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes this epoch the next one, as a DistributedSampler has it."""
+        self.sampler.set_epoch(epoch)
+
+
+def replace_loader(loader: "data.DataLoader[Any]", *, server: Server | None = None, device: Device = "cpu", **options: Any) -> DataLoader:
+    """Gives a loader of the batches that `loader` makes: same distribution, length and labels, made by a daemon.
+
+    loader: a DataLoader over a torchvision `ImageFolder`, or a `Subset` of one, whose transform `from_torchvision` takes, in any order that
+        RandomSampler, SequentialSampler, DistributedSampler and RASampler have, with torch's collate function, or torchvision's MixUp, CutMix or a
+        RandomChoice of both, or timm's Mixup. What else it may be is refused with `SpecError`, which names it.
+    server: the daemon; by default one of this process's own, for each folder.
+    options: of `Server.feed`, which take precedence, such as `dtype="bf16"`, `seed=1`, or `slots=8`.
+
+    The order of samples is the feed's, not torch's: both are uniform.
+    """
+    images, indices = _image_folder(loader.dataset)
+    sampled, mixed = _sampled(loader), _mixed(loader.collate_fn, len(images.classes))
+    recipe = from_torchvision(images.transform)
+    is_random = _is_random(images.transform)
+    view = recipe.train if is_random else recipe.val
+    spec: dict[str, Any] = {
+        "batch_size": loader.batch_size, "last": "drop" if loader.drop_last else "keep", "size": view.size, "crop": view.crop,
+        "interpolation": view.interpolation, "mean": recipe.mean, "std": recipe.std, "fold": False, "mixup": None, "cutmix": None,
+    }  # fmt: skip
+    if is_random:
+        train, augment = recipe.train, recipe.train.augment
+        spec |= {
+            "flip": train.flip, "policy": augment.policy, "color_jitter": augment.jitter, "grayscale": augment.grayscale, "blur": augment.blur,
+            "solarize": augment.solarize, "warp": augment.warping.filter, "fill": augment.warping.fill, "erase": train.erase,
+        }  # fmt: skip
+    spec |= sampled | mixed | options
+    folder, split = _folder_of(images, indices, spec["shuffle"])
+    feed = (server or _server(folder)).feed(split, **spec)
+    if feed.samples != (len(images) if indices is None else len(indices)):
+        raise SpecError(f"the daemon finds {feed.samples} images where the dataset has {len(images)}: its files are not those of the folder")
+    return DataLoader(feed, "soft" if mixed else "label", device, dataset=loader.dataset)
+
+
+def _is_random(transform: Any) -> bool:
+    """Whether a transform draws anything."""
+    return from_torchvision(transform).train != from_torchvision(transform, train=True).train
+
+
+_servers: dict[Path, Server] = {}
+
+
+def _server(folder: Path) -> Server:
+    """This process's daemon over a folder."""
+    if folder not in _servers:
+        _servers[folder] = serve(data=folder)
+    return _servers[folder]
+
+
+def _refuse(what: str, why: str, remedy: str) -> SpecError:
+    return SpecError(f"replace_loader cannot take {what}: {why} ({remedy})")
+
+
+def _image_folder(dataset: Any) -> tuple[Any, list[int] | None]:
+    """The ImageFolder behind a dataset, and the part of it."""
+    indices: list[int] | None = None
+    while isinstance(dataset, data.Subset):
+        chosen = [int(at) for at in dataset.indices]
+        indices = chosen if indices is None else [chosen[at] for at in indices]
+        dataset = dataset.dataset
+    name = type(dataset).__name__
+    if not all(hasattr(dataset, key) for key in ("samples", "classes", "class_to_idx", "transform", "root")):
+        raise _refuse(f"a dataset of type {name}", "it is no ImageFolder", "mixd.serve(data=folder) and server.feed(...) take folders and archives")
+    if dataset.target_transform is not None:
+        raise _refuse("a target_transform", "labels are the numbers of the classes", "apply it to y in the loop")
+    if getattr(dataset.loader, "__name__", "") != "default_loader":
+        raise _refuse(f"the loader {dataset.loader!r}", "mixd decodes images itself", "leave it out")
+    return dataset, indices
+
+
+def _sampled(loader: "data.DataLoader[Any]") -> dict[str, Any]:
+    """What a loader's samplers say."""
+    sampler: Any = loader.sampler
+    if loader.batch_size is None or type(loader.batch_sampler) is not data.BatchSampler:
+        raise _refuse(f"the batch sampler {type(loader.batch_sampler).__name__}", "batches are whole parts of an epoch's order", "use batch_size=")
+    seed = {"seed": torch.initial_seed() % 2**63}
+    if isinstance(sampler, data.SequentialSampler):
+        return {"shuffle": False}
+    if isinstance(sampler, data.RandomSampler):
+        if sampler.replacement or sampler.num_samples != len(sampler.data_source):
+            raise _refuse("a RandomSampler with replacement or num_samples", "each sample comes once an epoch", "leave them out")
+        return {"shuffle": True} | seed
+    if all(hasattr(sampler, key) for key in ("num_replicas", "rank", "shuffle")):
+        ranks = {"rank": sampler.rank, "world_size": sampler.num_replicas, "shuffle": sampler.shuffle, "seed": getattr(sampler, "seed", 0)}
+        if isinstance(sampler, data.DistributedSampler):
+            return ranks
+        repeats = getattr(sampler, "num_repeats", getattr(sampler, "repetitions", None))
+        if repeats is not None:
+            return ranks | {"repeats": int(repeats)}
+    raise _refuse(
+        f"the sampler {type(sampler).__name__}",
+        "an epoch has each sample once, shuffled or in order, or repeats times in a row",
+        "use RandomSampler, SequentialSampler, DistributedSampler or RASampler",
+    )
+
+
+def _mixed(collate: Any, classes: int) -> dict[str, Any]:
+    """What a collate function mixes."""
+    if collate is data.default_collate:
+        return {}
+    mix = _mixer_of(collate)
+    if type(mix).__name__ == "Mixup" and hasattr(mix, "mixup_alpha"):
+        return _timm_mixed(mix)
+    chosen = list(getattr(mix, "transforms", [mix]))
+    kinds = {type(one).__name__: one for one in chosen}
+    if len(kinds) != len(chosen) or not set(kinds) <= {"MixUp", "CutMix"}:
+        raise _refuse(
+            f"the collate function {getattr(collate, '__name__', collate)!r}",
+            "it is neither default_collate, nor torchvision's MixUp, CutMix or a RandomChoice of them after it, nor timm's Mixup",
+            "say mixup= and cutmix= here",
+        )
+    for one in chosen:
+        if one.num_classes not in (None, classes):
+            raise _refuse(f"{one!r}", f"its num_classes is not the dataset's {classes}", "leave it out")
+    alphas = {name: float(one.alpha) for name, one in kinds.items()}
+    weights = dict(zip(kinds, getattr(mix, "p", None) or [1.0] * len(chosen), strict=True))
+    switch = weights.get("CutMix", 0.0) / sum(weights.values())
+    names = {"mixup": alphas.get("MixUp"), "cutmix": alphas.get("CutMix")}
+    return names | {"mix_switch": switch, "lam": "per-batch", "pairing": "roll"}
+
+
+def _timm_mixed(mix: Any) -> dict[str, Any]:
+    """What timm's Mixup does."""
+    if mix.cutmix_minmax is not None:
+        raise _refuse("timm's Mixup with cutmix_minmax", "boxes are drawn by Beta(α, α)", "use cutmix_alpha")
+    if not mix.mixup_enabled:
+        return {}
+    per: Mix | str = {"batch": "per-batch", "pair": "per-pair", "elem": "per-image"}[mix.mode]
+    return {
+        "mixup": mix.mixup_alpha or None, "cutmix": mix.cutmix_alpha or None, "mix_prob": mix.mix_prob, "mix_switch": mix.switch_prob, "lam": per,
+        "pairing": "reverse", "smoothing": mix.label_smoothing,
+    }  # fmt: skip
+
+
+def _mixer_of(collate: Any) -> Any:
+    """The object that mixes: the collate function itself, or the one that a function of the shape `mix(*default_collate(rows))` names."""
+    code = getattr(collate, "__code__", None)
+    if code is None:
+        return collate
+    cells = dict(zip(code.co_freevars, collate.__closure__ or (), strict=True))
+    named = {name: cell.cell_contents for name, cell in cells.items()}
+    named |= {name: collate.__globals__[name] for name in code.co_names if name in collate.__globals__}
+    mixers = [value for value in named.values() if value is not data.default_collate and not isinstance(value, type(torch))]
+    return mixers[0] if len(mixers) == 1 else None
+
+
+def _folder_of(images: Any, indices: list[int] | None, shuffle: bool) -> tuple[Path, Literal["train", "val"]]:
+    """A data set for the daemon that has just these images, and which half of it they are."""
+    root = Path(images.root).resolve()
+    if indices is None and root.name in ("train", "val") and all((root.parent / split).is_dir() for split in ("train", "val")):
+        return root.parent, "train" if root.name == "train" else "val"
+    if indices is not None and not shuffle and indices != sorted(indices):
+        raise _refuse("a Subset in an order of its own", "images that are not shuffled come in the order of the folder", "sort its indices")
+    links = Path(tempfile.mkdtemp(prefix="mixd-"))
+    atexit.register(shutil.rmtree, links, ignore_errors=True)
+    if indices is None:
+        (links / "train").symlink_to(root)
+        (links / "val").symlink_to(root)
+        return links, "train"
+    for name in images.classes:
+        (links / "train" / name).mkdir(parents=True)
+    width = len(str(len(images)))
+    for at in dict.fromkeys(indices):
+        path, label = images.samples[at]
+        (links / "train" / images.classes[label] / f"{at:0{width}}{Path(path).suffix}").symlink_to(os.path.abspath(path))
+    (links / "val").symlink_to(links / "train")
+    return links, "train"

@@ -1,0 +1,431 @@
+"""Recipes from the transforms of torchvision and timm, whose objects are recognized by the names of their classes: neither is imported.
+
+mixd renders as torchvision and timm render PIL images. Of a chain that converts to a tensor early, crops and flips are converted all the
+same if resizes are bilinear with antialias, as these differ by one level of 255 at most. What changes colors must come before the
+conversion: for tensors torchvision computes hue, luma and warps in other ways (hue differs by up to 10 levels, rotations by 100).
+"""
+
+import math
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NoReturn
+
+from .errors import SpecError
+from .recipe import ColorJitter, Crop, Erase, Recipe, Solarize, TrainView, ValView, Warping
+
+__all__ = ["from_torchvision"]
+
+# The order of mixd's stages. A resize may be followed by a centre crop.
+_ORDER = ("resize", "crop", "flip", "policy", "jitter", "grayscale", "solarize", "normalize", "erase")
+# Pillow's numbers of its filters, which timm has and torchvision accepts.
+_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+_OUTSIDE = "leave it out, or apply it to batches on the trainer's side"
+
+# What timm's `rand-…` draws from; with `inc1` the latter have "Increasing" behind their names.
+_TIMM_FIXED = ("AutoContrast", "Equalize", "Invert", "Rotate", "SolarizeAdd", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+_TIMM_GROWING = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
+# timm's `3a`: name, probability, magnitude, its standard deviation and bound. They stand for gray, a threshold of 128 and radii of 0.1 to 2.
+_TIMM_3A = [[("Desaturate", 1, 10, 0, 10)], [("GaussianBlurRand", 1, 10, 0, 10)], [("Solarize", 1, 5, 0, 10)]]
+
+
+def from_torchvision(transform: Any, *, train: bool | None = None, name: str = "custom") -> Recipe:
+    """Gives the recipe that is equivalent to a transform of torchvision (v1 or v2) or of timm's `create_transform`.
+
+    transform: a Compose, a Sequential, a list or tuple of transforms (such as timm's with `separate=True`), one of torchvision's presets of
+        weights, or an object whose only attribute is such a chain (the presets of torchvision's references).
+    train: whether it gives the recipe's training view, else its validation view; by default, whether anything in it is random.
+
+    Mean and std are those of both views: 0 and 1 where nothing is normalized. The other view has the same size and interpolation. For
+    validation, a crop that is not random stays; in place of a random resized crop, the short side is resized to 256/224 of the size and the
+    centre is taken; in place of a padded crop, to the size itself. For training, it is a random resized crop and a flip with probability ½.
+    Repeats and the mix are no part of a transform (`dataclasses.replace` sets them).
+
+    Raises SpecError, which names the element and the remedy, where no recipe is equivalent.
+    """
+    chain = _Chain()
+    for element in _elements(transform):
+        handler = _HANDLERS.get(_key(element))
+        if handler is None:
+            _refuse(element, *_REASONS.get(_key(element), ("mixd has no such stage", _OUTSIDE)))
+        handler(chain, element)
+        chain.names.append(type(element).__name__)
+    return chain.recipe(train, name)
+
+
+def _key(element: object) -> str:
+    """The package and name of its class, such as "timm.RandomErasing". Subclasses from elsewhere have another one: they may do anything."""
+    return f"{type(element).__module__.partition('.')[0]}.{type(element).__name__}"
+
+
+def _elements(transform: Any) -> Iterator[Any]:
+    """The elements of a chain in their order, nested ones too."""
+    key, state = _key(transform), getattr(transform, "__dict__", {})
+    own = {name: value for name, value in state.items() if name[0] != "_" and name != "training"} | state.get("_modules", {})
+    inner = own.get("transforms", own.get("trans"))
+    if isinstance(transform, list | tuple) or key in _CONTAINERS:
+        for element in inner if key == "torchvision.Compose" else transform:
+            yield from _elements(element)
+    elif len(own) == 1 and _key(inner) in _CONTAINERS and not key.startswith(("torch.", "torchvision.", "timm.")):
+        yield from _elements(inner)
+    else:
+        yield transform
+
+
+def _text(element: object) -> str:
+    """How messages name an element: as it prints itself, if that is short."""
+    text = " ".join(repr(element).split())
+    return type(element).__name__ if text.startswith("<") or len(text) > 120 else text
+
+
+def _refuse(element: object, why: str, remedy: str) -> NoReturn:
+    raise SpecError(f"{_text(element)}: {why} ({remedy})")
+
+
+def _filter(element: Any, mode: Any, allowed: Sequence[str]) -> Any:
+    """The name of a filter, of torchvision's enumeration or Pillow's number."""
+    if isinstance(mode, list | tuple):
+        _refuse(element, "it draws an interpolation for each image", 'use interpolation="bicubic", in timm\'s loaders train_interpolation')
+    value = getattr(mode, "value", mode)
+    found = _FILTERS.get(value, value)
+    if found not in allowed:
+        _refuse(element, f"its interpolation is {found}", f"use interpolation={' or '.join(allowed)}")
+    return found
+
+
+def _sides(sides: Any) -> tuple[int, ...]:
+    """One side, or height and width."""
+    return tuple(sides) if isinstance(sides, list | tuple) else (sides,)
+
+
+def _size(sides: Any) -> int | tuple[int, int]:
+    found = _sides(sides)
+    return found[0] if found[0] == found[-1] else (found[0], found[1])
+
+
+def _bounds(element: Any, name: str, bounds: Sequence[float], most: float) -> tuple[float, float]:
+    low, high = map(float, bounds)
+    if not 0 < low <= high <= most:
+        _refuse(element, f"its {name} is {tuple(bounds)}", f"use bounds with 0 < least <= largest <= {most}")
+    return low, high
+
+
+def _channels(element: Any, name: str, values: Any) -> tuple[float, ...]:
+    """A number for each channel, each in the shortest form that is the same float32."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    found = [values] if isinstance(values, int | float) else [*values]
+    if len(found) not in (1, 3) or not all(map(math.isfinite, found)):
+        _refuse(element, f"its {name} is {found}", "use three numbers, of red, green and blue")
+    forms = [[float(f"{value:.{digits}g}") for digits in range(1, 18)] for value in found]
+    short = [next(form for form in forms if struct.pack("f", form) == struct.pack("f", forms[-1])) for forms in forms]
+    return tuple(short * (3 // len(short)))
+
+
+def _color(element: Any, fill: Any) -> tuple[int, int, int]:
+    """The color beyond the image, as torchvision reads it for PIL images."""
+    found = fill if isinstance(fill, list | tuple) else [0 if fill is None else fill]
+    if len(found) not in (1, 3) or not all(isinstance(value, int | float) and 0 <= value < 256 for value in found):
+        _refuse(element, f"its fill is {fill!r}", "use a number of 0 to 255, or three")
+    red, green, blue = (int(value) for value in [*found] * (3 // len(found)))
+    return red, green, blue
+
+
+@dataclass
+class _Chain:
+    """What the elements so far say. The methods that take an element alone are its handlers."""
+
+    # What an image is by now, and the element that made it a tensor.
+    values: Literal["pil", "bytes", "float"] = "pil"
+    converted: Any = None
+    # The element of each stage, and the first random one.
+    placed: dict[str, Any] = field(default_factory=dict)
+    random: Any = None
+    names: list[str] = field(default_factory=list)
+    # Of a resize: the short side, or height and width.
+    resized: tuple[int, ...] = ()
+    view: TrainView = field(default_factory=lambda: TrainView(size=0, flip=0.0))
+    mean: Sequence[float] = (0.0, 0.0, 0.0)
+    std: Sequence[float] = (1.0, 1.0, 1.0)
+
+    def set(self, **values: Any) -> None:
+        """Sets fields of the view."""
+        self.view = replace(self.view, **values)
+
+    def place(self, element: Any, stage: str, after: Sequence[str] = (), random: bool = True) -> None:
+        """Puts an element into a stage; `after` names later stages that it may follow, as no value depends on the order."""
+        for taken, other in self.placed.items():
+            if taken == stage:
+                _refuse(element, f"there is {_text(other)} already, and mixd has one such stage", "leave one of them out")
+            if _ORDER.index(taken) > _ORDER.index(stage) and taken not in after:
+                _refuse(element, f"it follows {_text(other)}, and mixd's order is {', '.join(_ORDER)}", f"put it before {_text(other)}")
+        self.placed[stage] = element
+        if random and self.random is None:
+            self.random = element
+
+    def change(self, element: Any, stage: str, **values: Any) -> None:
+        """Puts an element that changes colors into its stage."""
+        if self.values != "pil":
+            why = f"after {_text(self.converted)} torchvision computes it otherwise than for PIL images, as which mixd renders"
+            _refuse(element, why, f"put {_text(self.converted)} after it")
+        self.place(element, stage)
+        self.set(augment=replace(self.view.augment, **values))
+
+    def resample(self, element: Any, mode: Any, antialias: Any) -> None:
+        """Sets the filter of the resize."""
+        self.set(interpolation=_filter(element, mode, ("bilinear", "bicubic")))
+        if self.values != "pil" and not (antialias and self.view.interpolation == "bilinear"):
+            how = f"{self.view.interpolation}{'' if antialias else ' without antialias'}"
+            why = f"after {_text(self.converted)} it differs ({how}) from a resize of PIL images, as which mixd renders"
+            _refuse(element, why, f"put {_text(self.converted)} after it, or use bilinear and antialias=True")
+
+    def resize(self, element: Any, sides: Any = None) -> None:
+        if getattr(element, "max_size", None) is not None:
+            _refuse(element, "mixd has no max_size", "leave it out")
+        self.place(element, "resize", random=False)
+        self.resized = _sides(sides or element.size)
+        if len(self.resized) == 2:
+            self.set(size=_size(self.resized), crop=Crop())
+        self.resample(element, element.interpolation, element.antialias)
+
+    def center(self, element: Any, sides: Any = None) -> None:
+        self.place(element, "crop", random=False)
+        size = _size(sides or element.size)
+        if not self.resized:
+            _refuse(element, "mixd has no centre crop without a resize", "put Resize(size) before it")
+        if len(self.resized) == 1:
+            self.set(crop=Crop.short_center(self.resized[0]))
+        elif size != self.view.size and self.resized[0] == self.resized[1]:
+            self.set(crop=Crop.squash_center(self.resized[0]))
+        elif size != self.view.size:
+            why = f"it follows {_text(self.placed['resize'])}, and mixd takes the centre of squares or of whole images"
+            _refuse(element, why, "resize to a square, or to the size of the crop")
+        self.set(size=size)
+
+    def weights(self, element: Any) -> None:
+        self.resize(element, element.resize_size)
+        self.center(element, element.crop_size)
+        self.to_float(element)
+        self.normalize(element)
+
+    def crop(self, element: Any, crop: Crop, after: Sequence[str] = ()) -> None:
+        """Takes a random crop of the whole image."""
+        if self.resized:
+            why = f"it follows {_text(self.placed['resize'])}, and mixd's random crops are of the whole image"
+            source = ", and serve with --source, which shrinks larger images to a short side" if len(self.resized) == 1 else ""
+            _refuse(element, why, f"leave the resize out{source}")
+        self.place(element, "crop", after)
+        self.set(size=_size(element.size), crop=crop)
+
+    def resized_crop(self, element: Any) -> None:
+        scale, ratio = _bounds(element, "scale", element.scale, 1), _bounds(element, "ratio", element.ratio, 1000)
+        self.crop(element, Crop.random_resized(scale, ratio))
+        # timm's has no such attribute, and torchvision's default.
+        self.resample(element, element.interpolation, getattr(element, "antialias", True))
+
+    def padded_crop(self, element: Any) -> None:
+        padding, mode = element.padding or 0, element.padding_mode
+        pads = [*padding] if isinstance(padding, list | tuple) else [padding]
+        if element.pad_if_needed:
+            _refuse(element, "pad_if_needed puts small images at random places, and mixd into the centre", "use pad_if_needed=False")
+        if pads[0] < 0 or len({*pads}) > 1:
+            _refuse(element, f"its padding is {padding}", "use one number, at least 0")
+        if any(pads) and mode != "reflect" and (mode != "constant" or _color(element, element.fill) != (0, 0, 0)):
+            _refuse(element, f"it pads with {mode} and fill {element.fill}", "use reflect, or constant with fill=0")
+        # A window is as likely as its mirror image.
+        self.crop(element, Crop.padded(int(pads[0]), mode if any(pads) else "constant"), after=("flip",))
+
+    def flip(self, element: Any) -> None:
+        # Not a policy: warps and their fill would be mirrored, too.
+        self.place(element, "flip", after=("jitter", "grayscale", "solarize", "normalize"))
+        self.set(flip=float(element.p))
+
+    def jitter(self, element: Any, prob: float = 1.0) -> None:
+        extents = {}
+        for name, middle in {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}.items():
+            low, high = getattr(element, name) or (middle, middle)
+            # The difference without its error.
+            extent = extents[name] = round(high - middle, 12)
+            if not math.isclose(low, -extent if name == "hue" else max(0.0, 1 - extent), abs_tol=1e-9):
+                _refuse(element, f"its {name} of {low} to {high} is not even about {middle:g}", f"give {name} one number")
+        self.change(element, "jitter", jitter=ColorJitter(**extents, prob=prob))
+
+    def apply(self, element: Any) -> None:
+        children = [*element.transforms]
+        for child in children:
+            if _key(child) in _REASONS:
+                _refuse(child, *_REASONS[_key(child)])
+        if [_key(child) for child in children] != ["torchvision.ColorJitter"]:
+            _refuse(element, "mixd applies one ColorJitter by chance, and nothing else", _OUTSIDE)
+        self.jitter(children[0], float(element.p))
+
+    def grayscale(self, element: Any) -> None:
+        self.change(element, "grayscale", grayscale=float(element.p))
+
+    def solarize(self, element: Any) -> None:
+        if not 0 <= element.threshold <= 256:
+            _refuse(element, f"its threshold is {element.threshold}", "use 0 to 256")
+        self.change(element, "solarize", solarize=Solarize(float(element.p), float(element.threshold)))
+
+    def policy(self, element: Any, policy: str, mode: Any, fill: Any) -> None:
+        warping = Warping(_filter(element, mode, ("nearest", "bilinear", "bicubic")), _color(element, fill))
+        self.change(element, "policy", policy=policy, warping=warping)
+
+    def torchvision_policy(self, element: Any) -> None:
+        policy = {"AutoAugment": "auto-augment", "TrivialAugmentWide": "trivial-augment-wide"}.get(type(element).__name__)
+        if policy is None:
+            policy = f"rand-augment:{element.num_ops},{element.magnitude}"
+            if not (1 <= element.num_ops <= 8 and 0 <= element.magnitude <= 30):
+                _refuse(element, "mixd has 1 to 8 operations of magnitudes 0 to 30", "use such num_ops and magnitude")
+        if getattr(element, "num_magnitude_bins", 31) != 31:
+            _refuse(element, f"its num_magnitude_bins is {element.num_magnitude_bins}", "use 31")
+        if policy == "auto-augment" and element.policy.value != "imagenet":
+            _refuse(element, f"its policy is {element.policy.value}", "use AutoAugmentPolicy.IMAGENET")
+        self.policy(element, policy, element.interpolation, element.fill)
+
+    def timm_rand(self, element: Any) -> None:
+        names = sorted(op.name for op in element.ops)
+        increasing = names == sorted((*_TIMM_FIXED, *(f"{name}Increasing" for name in _TIMM_GROWING)))
+        settings = [{**vars(op), "name": None, "aug_fn": None, "level_fn": None} for op in element.ops]
+        is_rand = increasing or names == sorted((*_TIMM_FIXED, *_TIMM_GROWING))
+        if element.choice_weights is not None or not is_rand or settings != settings[:1] * len(settings):
+            _refuse(element, "it does not draw from timm's fifteen operations alike", "leave -t out of auto_augment")
+        op, layers = element.ops[0], element.num_layers
+        fill, most, std = op.kwargs["fillcolor"], op.magnitude_max or 10, max(op.magnitude_std, 0)
+        if std == math.inf:
+            _refuse(element, "its magnitudes are uniform", "use a finite mstd, such as -mstd0.5")
+        if most != 10 or not 0 <= op.magnitude <= 10 or not 1 <= layers <= 8:
+            _refuse(element, f"it has {layers} layers of magnitude {op.magnitude} up to {most}", "use -m0 to -m10, -n1 to -n8, no -mmax")
+        if op.hparams.get("translate_pct", 0.45) != 0.45 or not isinstance(fill, tuple):
+            _refuse(element, f"its hparams are {op.hparams}", "use three numbers for img_mean, and no translate_pct")
+        keys = {"m": op.magnitude, "mstd": std, "n": layers, "p": op.prob, "inc": int(increasing)}
+        # Numbers without an exponent.
+        policy = "-".join(["rand", *(key + f"{value:.12f}".rstrip("0").rstrip(".") for key, value in keys.items())])
+        self.policy(element, policy, op.kwargs["resample"], fill)
+
+    def timm_auto(self, element: Any) -> None:
+        found = [
+            [(op.name, op.prob, op.magnitude, max(op.magnitude_std, 0), op.magnitude_max or 10) for op in ops] for ops in element.policy
+        ]
+        if sorted(found) != _TIMM_3A:
+            remedy = "use auto_augment rand-m9-mstd0.5-inc1 or 3a, or torchvision's AutoAugment()"
+            _refuse(element, "mixd has none of timm's AutoAugment policies but 3a", remedy)
+        self.change(element, "policy", policy="3-augment")
+
+    def erase(self, element: Any, erase: Erase) -> None:
+        self.place(element, "erase")
+        if self.values != "float":
+            _refuse(element, "mixd erases floats", "put it after the conversion to float32")
+        self.set(erase=erase)
+
+    def random_erasing(self, element: Any) -> None:
+        value = element.value
+        # v2 has None for "random".
+        is_noise = value is None or value == "random"
+        if not is_noise and any(value if isinstance(value, list | tuple) else [value]):
+            _refuse(element, f"its value is {value}", 'use 0 or "random"')
+        area, ratio = _bounds(element, "scale", element.scale, 1), _bounds(element, "ratio", element.ratio, 1000)
+        self.erase(element, Erase(float(element.p), "pixel" if is_noise else "const", area=area, ratio=ratio))
+
+    def timm_erasing(self, element: Any) -> None:
+        if element.min_count != 1 or not 1 <= element.max_count <= 8:
+            _refuse(element, f"it erases {element.min_count} to {element.max_count} boxes", "use 1 to at most 8")
+        area = _bounds(element, "area", (element.min_area, element.max_area), 1)
+        # It keeps logarithms, whose error was not asked for.
+        low, high = (round(math.exp(value), 15) for value in element.log_aspect_ratio)
+        ratio = _bounds(element, "aspect ratio", (low, 1 / low if math.isclose(high, 1 / low) else high), 1000)
+        mode: Literal["const", "rand", "pixel"] = "pixel" if element.per_pixel else "rand" if element.rand_color else "const"
+        self.erase(element, Erase(float(element.probability), mode, element.max_count, area, ratio))
+
+    def to_bytes(self, element: Any) -> None:
+        if self.values == "pil":
+            self.values, self.converted = "bytes", element
+
+    def to_float(self, element: Any) -> None:
+        if self.values == "bytes":
+            _refuse(element, f"after {_text(self.converted)} it leaves values of 0 to 255", "use ToDtype(torch.float32, scale=True)")
+        if self.values == "pil":
+            self.values, self.converted = "float", element
+
+    def to_dtype(self, element: Any) -> None:
+        if self.values == "pil":
+            _refuse(element, "it does not convert PIL images", "put ToImage() before it")
+        if str(element.dtype) == "torch.uint8" and self.values == "bytes":
+            return
+        # ConvertImageDtype always scales.
+        is_scaled = self.values == "float" or getattr(element, "scale", True)
+        if str(element.dtype) != "torch.float32" or not is_scaled:
+            remedy = "use torch.float32 and scale=True; a feed's dtype may be f16, bf16 or u8"
+            _refuse(element, "it does not give float32 in [0, 1], in which mixd normalizes", remedy)
+        self.values = "float"
+
+    def normalize(self, element: Any) -> None:
+        self.place(element, "normalize", random=False)
+        if self.values != "float":
+            _refuse(element, "it needs values in [0, 1]", "put ToTensor(), or ToImage() and ToDtype(torch.float32, scale=True), before it")
+        self.mean, self.std = _channels(element, "mean", element.mean), _channels(element, "std", element.std)
+        if min(self.std) < 1e-30:
+            _refuse(element, f"its std is {self.std}", "use positive numbers")
+
+    def skip(self, element: Any) -> None:
+        """Takes what changes no image: mixd's are RGB."""
+
+    def recipe(self, train: bool | None, name: str) -> Recipe:
+        """Gives the recipe of the whole chain."""
+        view, crop = self.view, self.view.crop
+        if self.resized and not view.size:
+            _refuse(self.placed["resize"], "it leaves images of many sizes", "put CenterCrop(size) after it, or give it both sides")
+        if not view.size:
+            raise SpecError(f"{', '.join(self.names) or 'the transform'}: nothing sets the size of a view (begin with Resize((H, W)))")
+        is_train = self.random is not None if train is None else train
+        if not is_train and self.random is not None:
+            _refuse(self.random, "validation views have no random stage", "leave it out, or give train=True")
+        side = min(view.size) if isinstance(view.size, tuple) else view.size
+        short = {"random_resized_crop": math.floor(side * 256 / 224 + 0.5), "pad_crop": side}.get(crop.kind)
+        val = ValView(view.size, Crop.short_center(short) if short else crop, view.interpolation)
+        view = view if is_train else TrainView(view.size, interpolation=view.interpolation)
+        about = f"from {', '.join(self.names)}; {'validation' if is_train else 'training'} views are a default"
+        return Recipe(name, view, val, self.mean, self.std, about)
+
+
+_CONTAINERS = {"torchvision.Compose", "torch.Sequential"}
+
+_HANDLERS: dict[str, Callable[[_Chain, Any], None]] = {
+    "torchvision.Resize": _Chain.resize,
+    "torchvision.CenterCrop": _Chain.center,
+    "torchvision.ImageClassification": _Chain.weights,
+    "torchvision.RandomResizedCrop": _Chain.resized_crop,
+    "timm.RandomResizedCropAndInterpolation": _Chain.resized_crop,
+    "torchvision.RandomCrop": _Chain.padded_crop,
+    "torchvision.RandomHorizontalFlip": _Chain.flip,
+    "torchvision.RandAugment": _Chain.torchvision_policy,
+    "torchvision.TrivialAugmentWide": _Chain.torchvision_policy,
+    "torchvision.AutoAugment": _Chain.torchvision_policy,
+    "timm.RandAugment": _Chain.timm_rand,
+    "timm.AutoAugment": _Chain.timm_auto,
+    "torchvision.ColorJitter": _Chain.jitter,
+    "torchvision.RandomApply": _Chain.apply,
+    "torchvision.RandomGrayscale": _Chain.grayscale,
+    "torchvision.RandomSolarize": _Chain.solarize,
+    "torchvision.PILToTensor": _Chain.to_bytes,
+    "torchvision.ToImage": _Chain.to_bytes,
+    "timm.ToNumpy": _Chain.to_bytes,
+    "torchvision.ToTensor": _Chain.to_float,
+    "timm.MaybeToTensor": _Chain.to_float,
+    "torchvision.ToDtype": _Chain.to_dtype,
+    "torchvision.ConvertImageDtype": _Chain.to_dtype,
+    "torchvision.Normalize": _Chain.normalize,
+    "torchvision.RandomErasing": _Chain.random_erasing,
+    "timm.RandomErasing": _Chain.timm_erasing,
+    **dict.fromkeys(("torch.Identity", "torchvision.Identity", "torchvision.ToPureTensor", "torchvision.RGB"), _Chain.skip),
+}
+
+# Why what is often asked for is refused, and what to do.
+_REASONS = {
+    "torchvision.Lambda": ("mixd cannot look into a function", _OUTSIDE),
+    "torchvision.GaussianBlur": (
+        "it is a convolution with a kernel of fixed size, and mixd's blur is Pillow's ImageFilter.GaussianBlur",
+        "leave it out, and set augment=mixd.Augment(blur=mixd.Blur(prob, sigma)) with dataclasses.replace, or blur on the trainer's side",
+    ),
+    "timm.ResizeKeepRatio": ("it rounds sides that mixd truncates, or draws them", "use crop_mode center or squash, train_crop_mode rrc"),
+    "timm.MaybePILToTensor": ("mean and std are not in the chain", "use create_transform(use_prefetcher=False, normalize=True)"),
+}

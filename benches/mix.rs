@@ -8,7 +8,7 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use mixd::mix::{CpuMixer, Helpers, Level, Mixer, Row, Target};
 use mixd::spec::FeedSpec;
-use mixd::types::{Cut, Dtype, Layout};
+use mixd::types::{Cut, Dtype, ImageSize, Layout};
 use std::sync::Arc;
 
 const SLOTS: usize = 4;
@@ -43,7 +43,7 @@ fn mix(criterion: &mut Criterion) {
                     };
                     let rows: Vec<Row<'_>> = (0..64).map(row).collect();
                     mixer
-                        .mix(&rows, Target::Memory(bytemuck::cast_slice_mut(&mut slots[turn % SLOTS])), None, None)
+                        .mix(ImageSize::square(128), &rows, Target::Memory(bytemuck::cast_slice_mut(&mut slots[turn % SLOTS])), None, None)
                         .unwrap();
                 });
             });

@@ -10,7 +10,7 @@ use mixd::columns::OwnedColumns;
 use mixd::plan::Sampler;
 use mixd::ring::{self, Next, Pace, RingReader, RingWriter};
 use mixd::spec::FeedSpec;
-use mixd::types::CropBox;
+use mixd::types::{CropBox, ImageSize};
 use std::time::Instant;
 
 struct Ends {
@@ -35,7 +35,7 @@ fn ends() -> Ends {
 }
 
 fn publish(writer: &mut RingWriter, (head, columns): &(Head, OwnedColumns)) {
-    writer.next_slot().unwrap().publish(*head, columns.view());
+    writer.next_slot().unwrap().publish(ImageSize::square(128), *head, columns.view());
 }
 
 fn take(reader: &mut RingReader) {

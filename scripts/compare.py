@@ -7,25 +7,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+from compare_loaders import CONTENDERS, DECODING, IN_MEMORY, RECIPES
 from measure import bench, folder, head, report, run
 
 HOME = Path(".compare")
-REQUIREMENTS = ["torch==2.11.0", "torchvision==0.26.0", "pillow==13.0.0", "numpy==2.4.6", "nvidia-dali-cuda130==2.4.0",
-                "nvidia-nvimgcodec-cu13[all]==0.9.0.20"]
+# Pillow 11.3 is the last one whose posterize takes 0 bits, as timm's policy does.
+REQUIREMENTS = ["torch==2.11.0", "torchvision==0.26.0", "torchcodec==0.17.0", "timm==1.0.31", "pillow==11.3.0", "numpy==2.4.6",
+                "nvidia-dali-cuda130==2.4.0", "nvidia-nvimgcodec-cu13[all]==0.9.0.20"]
 # glibc keeps memory instead of giving it back and clearing it anew: half of the torch contenders' time otherwise.
 ALLOCATOR = {"MALLOC_TOP_PAD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
-RECIPES = ["recipe-dataloader-torchvision", "recipe-dataloader-pil", "recipe-dali-cpu"]
-OTHERS = ["dataloader-torchvision", "dataloader-pil", "dali-cpu", "ram-torch", "ram-compiled", *RECIPES]
 # Name, options of `mixd bench`, and whom it is set against.
 OURS = {
-    "mixd, decoding": (["--cache", "off"], OTHERS[:3]),
-    "mixd, f32": (["--dtype", "f32"], OTHERS[3:5]),
+    "mixd, decoding": (["--cache", "off"], DECODING),
+    "mixd, f32": (["--dtype", "f32"], IN_MEMORY),
     "mixd, bf16": (["--dtype", "bf16"], []),
     "mixd, u8": (["--dtype", "u8"], []),
-    "mixd, recipe, decoding": (["--recipe", "torchvision-v1", "--cache", "off"], RECIPES),
-    "mixd, recipe, stored": (["--recipe", "torchvision-v1"], RECIPES),
-    "mixd, recipe, stored, bf16": (["--recipe", "torchvision-v1", "--dtype", "bf16"], []),
 }
+for name in RECIPES:
+    # The contenders, too, take each image once an epoch.
+    recipe = ["--recipe", name, "--repeats", "1"]
+    OURS |= {
+        f"mixd, {name}, decoding": ([*recipe, "--cache", "off"], [other for other in CONTENDERS if other.startswith(name)]),
+        f"mixd, {name}, stored": (recipe, []),
+        f"mixd, {name}, stored, bf16": ([*recipe, "--dtype", "bf16"], []),
+    }
 
 
 def python() -> Path:
@@ -54,7 +59,7 @@ def table(rounds: list[dict]) -> list[list[str]]:
     """A row a contender: medians, and mixd's ratio to it in each round as median and range."""
     against = {other: our for our, (_, others) in reversed(OURS.items()) for other in others}
     rows = [["", "images/s", "CPU ms an image", "memory MB", "first batch s", "mixd is faster by"]]
-    for name in [*OTHERS, *OURS]:
+    for name in [*CONTENDERS, *OURS]:
         results = [of[name] for of in rounds]
         if errors := [result["error"] for result in results if "error" in result]:
             rows.append([name, errors[0].splitlines()[-1], "", "", "", ""])
@@ -80,8 +85,8 @@ def main() -> None:
     loaders = Path(__file__).with_name("compare_loaders.py")
     for nth in range(options.rounds):
         print(f"round {nth + 1} of {options.rounds}", file=sys.stderr)
-        others = [[interpreter, loaders, name, "--data", data, "--seconds", str(options.seconds)] for name in OTHERS]
-        results = {name: run(command, name, **ALLOCATOR) for name, command in zip(OTHERS, others)}
+        others = {name: [interpreter, loaders, name, "--data", data, "--seconds", str(options.seconds)] for name in CONTENDERS}
+        results = {name: run(command, name, **ALLOCATOR) for name, command in others.items()}
         results |= {name: ours(options.mixd, data, options.seconds, more) for name, (more, _) in OURS.items()}
         rounds.append(results)
     command = f"make compare DATA={options.data.name} ROUNDS={options.rounds} SECONDS={options.seconds:g}"

@@ -2,8 +2,8 @@
 """One contender of `make compare`, in a process of its own: prints one line of JSON.
 
 Everyone does the same work: images of train/ in a new order each epoch, batches of 64, 128x128 bilinear with antialiasing, f32 NCHW,
-normalised, mixed with a shuffle of the batch and a lambda per image from Beta(0.4, 0.4) folded. Those whose name begins with `recipe`, `torchvision-v2`
-or `deit` follow that recipe (RECIPES) instead. Where a library lacks an operation or a filter of it, the contender takes the library's nearest.
+normalised, mixed with a shuffle of the batch and a lambda per image from Beta(0.4, 0.4) folded. Contenders named after a recipe follow that
+one instead (docs/spec/recipes.md, without repeats); where a library lacks an operation or a filter, with the nearest that it has.
 The consumer reads one element of each image.
 """
 
@@ -21,29 +21,27 @@ from typing import NamedTuple
 
 BATCH, SIDE, WORKERS = 64, 128, 2
 MEAN, STD = (0.47, 0.48, 0.45), (0.29, 0.28, 0.30)
-
-
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Recipe(NamedTuple):
-    """A random resized crop (area 0.08 to 1, aspect ratio 3/4 to 4/3) and a flip, normalised with ImageNet's mean and std; then what is not 0."""
+    """Random resized crops (area 0.08 to 1, aspect ratio 3/4 to 4/3) and flips, normalised with ImageNet's mean and std; and these stages."""
 
     side: int
     filter: str = "bilinear"
     policy: str = ""
     fill: tuple[int, int, int] = (0, 0, 0)
+    # Probability of an erased box, whether noise or 0 fills it, its share of the area, its aspect ratio.
     erase: float = 0
-    # Erased boxes: 0 or normal noise, their share of the area, their aspect ratio.
     noise: bool = False
     area: tuple[float, float] = (0.02, 0.33)
     ratio: tuple[float, float] = (0.3, 3.3)
-    # Mixup's alpha, one lambda a batch; every other batch has CutMix with alpha 1 instead.
+    # Mixup's alpha, or 0 for no mix. Half of the batches have CutMix with alpha 1 instead; one lambda a batch.
     mixup: float = 0
 
 
 RECIPES = {
-    "recipe": Recipe(224),
+    "torchvision-v1": Recipe(224),
     "torchvision-v2": Recipe(176, policy="trivial-augment-wide", erase=0.1, mixup=0.2),
     "deit": Recipe(224, "bicubic", "rand-m9-mstd0.5-inc1", (124, 116, 104), 0.25, True, (0.02, 1 / 3), (0.3, 1 / 0.3), 0.8),
 }
@@ -111,7 +109,7 @@ class Images:
 
 
 def loaded(images: Images, collate: Callable | None = None) -> Iterator:
-    """Batches of torch's DataLoader, whose sampler goes on with the next epoch so that workers do not idle at the end of one."""
+    """Batches of torch's DataLoader; its sampler runs on into the next epoch, so that no worker waits for the end of one."""
     import torch
 
     # More threads take the workers' cores.
@@ -168,14 +166,11 @@ def recipe_dataloader(data: Path, recipe: Recipe, decoder: str) -> Iterator:
     import torch
     from torchvision.transforms import InterpolationMode, v2
 
-    warp = {
-        "interpolation": InterpolationMode(recipe.filter if decoder == "pil" else "bilinear"),
-        "fill": list(recipe.fill),
-    }
-    # 27 of 30 is timm's magnitude 9; torchvision knows neither a probability nor a spread of it.
-    layer = lambda: v2.RandomApply([v2.RandAugment(1, 27, **warp)], p=0.5)
-    policies = {"": [], "trivial-augment-wide": [v2.TrivialAugmentWide(**warp)], "rand-m9-mstd0.5-inc1": [layer(), layer()]}
-    erase = v2.RandomErasing(recipe.erase, recipe.area, recipe.ratio, "random" if recipe.noise else 0, inplace=True)
+    # Warps of tensors are nearest or bilinear.
+    warp = {"interpolation": InterpolationMode(recipe.filter if decoder == "pil" else "bilinear"), "fill": list(recipe.fill)}
+    # 27 of 30 is timm's magnitude 9 of 10.
+    layer = v2.RandomApply([v2.RandAugment(1, 27, **warp)], p=0.5)
+    policies = {"": [], "trivial-augment-wide": [v2.TrivialAugmentWide(**warp)], "rand-m9-mstd0.5-inc1": [layer, layer]}
     transform = v2.Compose(
         [
             v2.RandomResizedCrop(recipe.side, interpolation=InterpolationMode(recipe.filter), antialias=True),
@@ -184,25 +179,24 @@ def recipe_dataloader(data: Path, recipe: Recipe, decoder: str) -> Iterator:
             v2.PILToTensor(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(IMAGENET_MEAN, IMAGENET_STD, inplace=True),
-            *([erase] if recipe.erase else []),
+            v2.RandomErasing(recipe.erase, recipe.area, recipe.ratio, "random" if recipe.noise else 0, inplace=True),
         ]
     )
     images = Images(data, decoder, transform)
     if not recipe.mixup:
         return loaded(images)
-    mixes = (v2.MixUp(alpha=recipe.mixup, num_classes=images.classes), v2.CutMix(alpha=1.0, num_classes=images.classes))
-    mix = v2.RandomChoice(mixes)
+    mix = v2.RandomChoice([of(alpha=alpha, num_classes=images.classes) for of, alpha in ((v2.MixUp, recipe.mixup), (v2.CutMix, 1.0))])
     return loaded(images, lambda batch: mix(*torch.utils.data.default_collate(batch)))
 
 
-def timm(data: Path, recipe: Recipe) -> Iterator:
-    """timm's loader without its prefetcher, which is for GPUs; mixing where it collates."""
+def timm(data: Path, recipe: Recipe, prefetcher: bool) -> Iterator:
+    """timm's loader. Its prefetcher normalises and erases in the consumer, after u8 images were mixed; without it workers do everything."""
     import torch
-    from timm.data import ImageDataset, Mixup, create_loader
+    from timm.data import FastCollateMixup, ImageDataset, Mixup, create_loader
 
     torch.set_num_threads(1)
     images = ImageDataset(str(data / "train"))
-    mix = Mixup(recipe.mixup, 1.0, num_classes=len(images.reader.class_to_idx))
+    mix = (FastCollateMixup if prefetcher else Mixup)(recipe.mixup, 1.0, num_classes=len(images.reader.class_to_idx))
     loader = create_loader(
         images,
         recipe.side,
@@ -213,9 +207,9 @@ def timm(data: Path, recipe: Recipe) -> Iterator:
         re_prob=recipe.erase,
         re_mode="pixel" if recipe.noise else "const",
         num_workers=WORKERS,
-        collate_fn=lambda batch: mix(*torch.utils.data.default_collate(batch)),
+        collate_fn=mix if prefetcher else lambda batch: mix(*torch.utils.data.default_collate(batch)),
         device=torch.device("cpu"),
-        use_prefetcher=False,
+        use_prefetcher=prefetcher,
         use_multi_epochs_loader=True,
     )
     while True:
@@ -223,17 +217,16 @@ def timm(data: Path, recipe: Recipe) -> Iterator:
 
 
 def recipe_dali(data: Path, recipe: Recipe) -> Iterator:
-    """NVIDIA DALI on the CPU, decoding only the crop; its policies, and boxes and mixes made of its operators."""
+    """NVIDIA DALI on the CPU, decoding only the crop; with its policies, and with boxes and mixes made of its operators."""
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.auto_aug import augmentations, rand_augment, trivial_augment
-
     from nvidia.dali.math import exp, sqrt
     from nvidia.dali.math import max as maximum
     from nvidia.dali.math import min as minimum
 
     side, classes = recipe.side, len(set(files(data)[1]))
     uniform = lambda low, high: fn.random.uniform(range=[low, high])
-    # One draw for the whole batch: that of its first image.
+    # The first image's draw, for the whole batch.
     shared = lambda draws: fn.permute_batch(draws, indices=[0] * BATCH)
     reverse = lambda images: fn.permute_batch(images, indices=list(range(BATCH))[::-1])
     pixels = lambda *shares: fn.cast(fn.stack(*shares) * side, dtype=types.INT32)
@@ -250,7 +243,7 @@ def recipe_dali(data: Path, recipe: Recipe) -> Iterator:
             return images
         if recipe.policy == "trivial-augment-wide":
             return trivial_augment.trivial_augment_wide(images, **warp)
-        # timm's 15 operations at its magnitude 9, and as many identities for its probability of a half.
+        # timm's 15 operations at its magnitude 9 of 10, and as many identities: they are applied with probability 1/2.
         suite = [*rand_augment.get_rand_augment_suite(), augmentations.invert, augmentations.solarize_add]
         return rand_augment.apply_rand_augment([*suite, *[augmentations.identity] * 14], images, n=2, m=27, **warp)
 
@@ -270,7 +263,10 @@ def recipe_dali(data: Path, recipe: Recipe) -> Iterator:
                 area, ratio = uniform(*recipe.area), exp(uniform(log(recipe.ratio[0]), log(recipe.ratio[1])))
                 height, width = minimum(sqrt(area * ratio), 1), minimum(sqrt(area / ratio), 1)
                 corner, size = pixels(uniform(0, 1) * (1 - height), uniform(0, 1) * (1 - width)), pixels(height, width)
-                values = paste(values, corner, size, fn.random.normal(part(values, corner, size))) if recipe.noise else erase(values, corner, size)
+                if recipe.noise:
+                    values = paste(values, corner, size, fn.random.normal(part(values, corner, size)))
+                else:
+                    values = erase(values, corner, size)
         if not recipe.mixup:
             return values, labels
         targets = fn.one_hot(labels, num_classes=classes)
@@ -332,18 +328,16 @@ def ram_compiled(data: Path) -> Iterator:
 
 
 DECODERS = ["torchvision", "torchcodec", "pil"]
+DECODING = {**{f"dataloader-{decoder}": partial(dataloader, decoder=decoder) for decoder in DECODERS}, "dali-cpu": dali}
+IN_MEMORY = {"ram-torch": ram_torch, "ram-compiled": ram_compiled}
 # Each yields tuples: a batch's images, then its labels as the contender has them.
-CONTENDERS: dict[str, Callable[[Path], Iterator]] = {
-    **{f"dataloader-{decoder}": partial(dataloader, decoder=decoder) for decoder in DECODERS},
-    "dali-cpu": dali,
-    "ram-torch": ram_torch,
-    "ram-compiled": ram_compiled,
-}
+CONTENDERS: dict[str, Callable[[Path], Iterator]] = DECODING | IN_MEMORY
 for name, recipe in RECIPES.items():
     CONTENDERS |= {f"{name}-dataloader-{decoder}": partial(recipe_dataloader, recipe=recipe, decoder=decoder) for decoder in DECODERS}
     CONTENDERS[f"{name}-dali-cpu"] = partial(recipe_dali, recipe=recipe)
     if recipe.policy.startswith("rand-"):
-        CONTENDERS[f"{name}-timm"] = partial(timm, recipe=recipe)
+        CONTENDERS[f"{name}-timm"] = partial(timm, recipe=recipe, prefetcher=False)
+        CONTENDERS[f"{name}-timm-prefetcher"] = partial(timm, recipe=recipe, prefetcher=True)
 
 
 def processes() -> list[int]:

@@ -20,6 +20,11 @@ pub struct Format {
 }
 
 impl Format {
+    /// The same of images of another size.
+    pub fn sized(self, image_size: ImageSize) -> Self {
+        Self { image_size, ..self }
+    }
+
     /// Bytes of one finished image.
     pub const fn image_bytes(&self) -> usize {
         self.image_size.values() * self.dtype.bytes()

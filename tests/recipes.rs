@@ -287,3 +287,76 @@ fn a_bounded_source_is_the_image_with_its_short_side_resized() {
     let full = Daemon::start(&[]);
     assert_ne!(full.attach(spec()).unwrap().identity(), feed.identity());
 }
+
+#[test]
+fn every_preset_s_batches_are_the_same_wherever_they_are_made() {
+    let daemons = [&["--workers=3"][..], &["--cache=off", "--workers=1"]].map(Daemon::start);
+    for Recipe { name, .. } in Recipe::presets() {
+        let recipe: Recipe = name.parse().unwrap();
+        let small = |spec: FeedSpec| FeedSpec {
+            batch_size: 16,
+            image_size: ImageSize::square(48),
+            grow: None,
+            crop: spec.crop.scaled(spec.image_size, ImageSize::square(48)),
+            digest: true,
+            seed: 3,
+            ..spec
+        };
+        for split in [Split::Train, Split::Val] {
+            let spec = small(recipe.feed(split));
+            let ranked = FeedSpec { rank: 1, world_size: 2, ..spec };
+            let shared = FeedSpec { share: Some(Share::new("all".parse().unwrap())), ..spec };
+            let all = daemons.each_ref().map(|daemon| {
+                let alone = digests(&mut daemon.attach(spec).unwrap(), 3);
+                let mut trainers = [(); 2].map(|()| daemon.attach(shared).unwrap());
+                for trainer in &mut trainers {
+                    assert_eq!(digests(trainer, 2), alone[..2], "{name} {split}: shared");
+                }
+                (alone, digests(&mut daemon.attach(ranked).unwrap(), 2))
+            });
+            assert_eq!(all[0], all[1], "{name} {split}");
+            assert!(all[0].0[0] != all[0].1[0], "{name} {split}: another rank");
+            let (name, split) = (format!("--recipe={name}"), format!("--split={split}"));
+            let place = ["--epoch=0", "--batch=2", "--batch-size=16", "--size=48", "--seed=3"];
+            let options = [&place[..], &[&name, &split]].concat();
+            assert_eq!(replayed(&sample_data(), &options), all[0].0[2], "{name} {split}: replayed");
+        }
+    }
+}
+
+#[test]
+fn views_grow_with_the_epochs_in_slots_made_for_the_largest() {
+    let grow = Some("32x40,0,2".parse().unwrap());
+    let base = FeedSpec { image_size: ImageSize { height: 96, width: 104 }, grow, batch_size: 50, ..spec() };
+    let daemon = Daemon::start(&["--workers=3"]);
+    for (dtype, device_bytes) in [(Dtype::F32, 4), (Dtype::U8, 1)] {
+        let mut feed = daemon.attach(FeedSpec { dtype, ..base }).unwrap();
+        let mut digest = 0;
+        for epoch in 0..4 {
+            let size = [(32, 40), (64, 64), (96, 104), (96, 104)][epoch as usize];
+            for index in 0..4 {
+                let batch = feed.next_batch().unwrap();
+                assert_eq!(batch.place(), Place { epoch, index });
+                let view = batch.view();
+                assert_eq!((view.image_size.height, view.image_size.width), size);
+                assert_eq!(view.x.len(), 50 * 3 * (size.0 * size.1) as usize * device_bytes);
+                assert!(feed.is_intact(&batch));
+                digest = if (epoch, index) == (1, 3) { view.head.digest } else { digest };
+            }
+        }
+        let dtype = format!("--dtype={dtype}");
+        let options = [
+            "--epoch=1",
+            "--batch=3",
+            "--batch-size=50",
+            "--size=96x104",
+            "--grow=32x40,0,2",
+            "--seed=3",
+            "--recipe=torchvision-v1",
+            "--mixup=0.4",
+            "--cutmix=1",
+            &dtype,
+        ];
+        assert_eq!(replayed(&sample_data(), &options), digest);
+    }
+}

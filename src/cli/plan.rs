@@ -56,7 +56,7 @@ impl Plan {
                     if rows::has_views(&spec) {
                         let view = |row: &RowPlan| {
                             let cut = self.resolve.then(|| headers.crop(&spec, &row.own)).transpose()?;
-                            Ok(rows::view(&spec, &row.own, cut))
+                            Ok(rows::view(&spec, plan.image_size, &row.own, cut))
                         };
                         let views: anyhow::Result<Vec<_>> = plan.rows.iter().map(view).collect();
                         line["recipe"] = json!(views.map_err(std::io::Error::other)?);

@@ -56,7 +56,7 @@ impl Plot {
     }
 }
 
-/// The operations that feeds draw, in the order of their names.
+/// The operations that feeds draw.
 fn drawn(recipe: &TrainView) -> Vec<DrawnOperation> {
     let mut drawn: Vec<DrawnOperation> = Vec::new();
     for view in 0..VIEWS {
@@ -71,6 +71,7 @@ fn drawn(recipe: &TrainView) -> Vec<DrawnOperation> {
             drawn[at].arguments.extend(operation.argument());
         }
     }
-    drawn.sort_by_key(|drawn| drawn.name);
+    // Those without an argument last.
+    drawn.sort_by_key(|drawn| (drawn.arguments.is_empty(), drawn.name));
     drawn
 }

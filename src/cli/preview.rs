@@ -58,7 +58,7 @@ const STRIPS_MAX: usize = 6;
 /// Draws the stages of images, a strip for each, to a PNG: the image with its crop, the view, after the operations, erased, mixed; those that the
 /// feed has.
 fn draw_stages(batch: &OwnedBatch, spec: &FeedSpec, pipeline: &Pipeline, out: &Path) -> anyhow::Result<()> {
-    let (view, size, source) = (batch.view(), spec.image_size, pipeline.source());
+    let (view, size, source) = (batch.view(), batch.plan.image_size, pipeline.source());
     let place = Place { epoch: view.head.epoch, index: view.head.index };
     let class_name = |label: i64| source.class_name(label as u32).to_owned();
     let tiles_of = |view: &BatchView<'_>| view::tiles(view, spec.mean, spec.std, &class_name, STRIPS_MAX);
@@ -71,7 +71,7 @@ fn draw_stages(batch: &OwnedBatch, spec: &FeedSpec, pipeline: &Pipeline, out: &P
     let (mut loader, mut bytes) = (Loader::new(pipeline.options().load), Vec::new());
     let mut tiles = Vec::new();
     for (at, row) in batch.plan.rows.iter().enumerate().take(STRIPS_MAX) {
-        let (views, mut rendered) = (Views::of(spec), vec![0; size.values()]);
+        let (views, mut rendered) = (Views { size, ..Views::of(spec) }, vec![0; size.values()]);
         source.read(spec.split, row.own.sample, &mut bytes)?;
         let (original, cut, operations) = loader.source(&bytes, |picture, maker| {
             let steps = views.random(&row.own.view, picture.size());

@@ -91,7 +91,7 @@ fn write(batch: &OwnedBatch, spec: &FeedSpec, source: &dyn Source, out: &Path) -
                 [top, left, height, width] => CropBox { top, left, height: height as u32, width: width as u32 },
             };
             crops.push([cut.top, cut.left, cut.height as i32, cut.width as i32]);
-            views.push(rows::view(spec, &row.own, Some(cut)));
+            views.push(rows::view(spec, view.image_size, &row.own, Some(cut)));
         }
         metadata.insert("recipe".to_owned(), serde_json::to_string(&views)?);
     }
@@ -121,7 +121,7 @@ fn write(batch: &OwnedBatch, spec: &FeedSpec, source: &dyn Source, out: &Path) -
     fields.extend(wide.iter().map(|(name, bytes)| (*name, Element::U64, vec![1], &bytes[..])));
     fields.extend(narrow.iter().map(|(name, bytes)| (*name, Element::U32, vec![1], &bytes[..])));
     if rows::has_views(spec) {
-        let shape = vec![view.len(), 3, spec.image_size.height as usize, spec.image_size.width as usize];
+        let shape = vec![view.len(), 3, view.image_size.height as usize, view.image_size.width as usize];
         fields.push(("view", Element::U8, shape, &batch.views));
     }
     let view = |(name, dtype, shape, bytes)| Ok((name, TensorView::new(dtype, shape, bytes)?));

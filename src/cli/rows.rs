@@ -17,7 +17,7 @@ pub fn has_views(spec: &FeedSpec) -> bool {
 
 /// A view as an object: its crop as drawn or, where the box is known, in pixels of the decoded image; its flip, its operations and its erased
 /// boxes, with the bits that noise in them is made of.
-pub fn view(spec: &FeedSpec, image: &ImagePlan, cut: Option<CropBox>) -> Value {
+pub fn view(spec: &FeedSpec, size: ImageSize, image: &ImagePlan, cut: Option<CropBox>) -> Value {
     let crop = match (cut, image.view.draws.filter(|_| spec.crop.is_random()), spec.crop) {
         (Some(CropBox { top, left, height, width }), ..) => json!([top, left, height, width]),
         (None, Some(draw), Crop::RandomResizedCrop { scale, ratio }) => {
@@ -27,7 +27,6 @@ pub fn view(spec: &FeedSpec, image: &ImagePlan, cut: Option<CropBox>) -> Value {
         (None, Some(draw), _) => json!({ "place": draw.place() }),
         (None, None, crop) => json!(crop),
     };
-    let size = spec.image_size;
     let operations = image.view.draws.map_or(Operations::NONE, |draws| draws.operations(&spec.augment, size));
     let erasure = image.view.draws.and_then(|draws| draws.erasure(&spec.erase, size));
     let boxes = erasure.iter().flat_map(|erasure| erasure.boxes());

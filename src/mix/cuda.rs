@@ -16,6 +16,7 @@ use crate::cuda::{
 use crate::format::Format;
 use crate::plan::Erasure;
 use crate::store::{Residency, Resident, sample_stride};
+use crate::types::ImageSize;
 use bytemuck::cast_slice_mut;
 use std::sync::Arc;
 
@@ -74,6 +75,8 @@ struct Transfer {
     /// Copies of samples whose own memory the device cannot read; made when one is first needed.
     bounce: Option<PinnedMemory>,
     sizes: Sizes,
+    /// Of this batch.
+    format: Format,
     /// Everything is on the device.
     samples_copied: Event,
     rows: Vec<KernelRow>,
@@ -92,7 +95,7 @@ struct Transfer {
 }
 
 impl Transfer {
-    fn new(gpu: &Gpu, sample_bytes: usize, sizes: Sizes) -> Result<Self, CudaError> {
+    fn new(gpu: &Gpu, format: Format, sizes: Sizes) -> Result<Self, CudaError> {
         let context = gpu.context();
         let commands_bytes =
             sizes.rows * (size_of::<KernelRow>() + size_of::<KernelPatch>()) + sizes.samples * size_of::<KernelCopy>();
@@ -100,9 +103,10 @@ impl Transfer {
             commands_copied: Event::new(context)?,
             commands: PinnedMemory::new(context, commands_bytes)?,
             commands_on_device: DeviceMemory::new(context, commands_bytes)?,
-            staging: DeviceMemory::new(context, sizes.staged * sample_stride(sample_bytes))?,
+            staging: DeviceMemory::new(context, sizes.staged * sample_stride(format.image_size.values()))?,
             bounce: None,
             sizes,
+            format,
             samples_copied: Event::new(context)?,
             rows: Vec::with_capacity(sizes.rows),
             copies: Vec::new(),
@@ -165,11 +169,12 @@ impl Transfer {
         &mut self,
         gpu: &Gpu,
         resident: Option<&Resident>,
-        format: &Format,
+        format: Format,
         rows: &[Row<'_>],
     ) -> Result<(), CudaError> {
         assert!(rows.len() <= self.sizes.rows);
         self.clear();
+        self.format = format;
         let bytes = format.image_size.values();
         for row in rows {
             assert!(row.own.bytes.len() == bytes);
@@ -185,7 +190,7 @@ impl Transfer {
                     self.place(gpu, resident, row.partner)?
                 }
             };
-            let factors = [0, 1, 2].map(|channel| Factors::new(format, row.weight, channel, None));
+            let factors = [0, 1, 2].map(|channel| Factors::new(&format, row.weight, channel, None));
             let flags = [
                 (row.cut.is_some(), KernelRow::CUT),
                 (row.flip, KernelRow::FLIP),
@@ -203,7 +208,7 @@ impl Transfer {
                 flags: flags.iter().filter(|(set, _)| *set).map(|(_, flag)| flag).sum(),
             });
             if erases(row) {
-                let offsets = [0, 1, 2].map(|channel| factors[channel].offsets(format, row.weight, channel));
+                let offsets = [0, 1, 2].map(|channel| factors[channel].offsets(&format, row.weight, channel));
                 self.patches.push(KernelPatch {
                     row: at as u32,
                     weight: row.weight,
@@ -284,7 +289,7 @@ impl CudaMixer {
                 Output::Memory { made, slots: SlotMemory::default() }
             }
         };
-        let transfer = || Transfer::new(gpu, format.image_size.values(), sizes);
+        let transfer = || Transfer::new(gpu, format, sizes);
         let fills = Fills::new(&format);
         let table: Vec<f32> = fills.noise.iter().flat_map(|channel| channel.iter().copied()).collect();
         let (command_stream, noise) = (Stream::new(context)?, DeviceMemory::new(context, size_of_val(&table[..]))?);
@@ -309,10 +314,10 @@ impl CudaMixer {
     }
 
     /// Sends the samples of the batch that is mixed next, or of the one after it, on their transfer.
-    fn send(&mut self, transfer: usize, rows: &[Row<'_>]) -> Result<(), CudaError> {
+    fn send(&mut self, transfer: usize, size: ImageSize, rows: &[Row<'_>]) -> Result<(), CudaError> {
         let transfer = &mut self.transfers[transfer];
-        transfer.list(&self.gpu, self.resident.as_deref(), &self.format, rows)?;
-        transfer.send([&self.command_stream, &self.copy_stream], &self.kernels, self.format.image_size.values())
+        transfer.list(&self.gpu, self.resident.as_deref(), self.format.sized(size), rows)?;
+        transfer.send([&self.command_stream, &self.copy_stream], &self.kernels, size.values())
     }
 
     /// Waits for all that is under way, whatever becomes of it.
@@ -327,7 +332,8 @@ impl CudaMixer {
     /// # Safety
     /// The target stays, and nobody else reads or writes it, until the stream has come so far.
     unsafe fn queue(&mut self, target: Target<'_>) -> Result<(), CudaError> {
-        let Self { format, stream, kernels, transfers: [transfer, _], noise, constant, .. } = self;
+        let Self { stream, kernels, transfers: [transfer, _], noise, constant, .. } = self;
+        let format = &transfer.format;
         let out = match (&self.output, &target) {
             (Output::Slots(slots), Target::Slot(slot)) => slots.address(*slot),
             (Output::Slots(_), Target::Memory(_)) => panic!("this mixer fills slots on the device"),
@@ -345,7 +351,7 @@ impl CudaMixer {
             unsafe { kernels.erase(stream, format, (rows, list), out, len, noise, *constant) }?;
         }
         if let (Output::Memory { slots, .. }, Target::Memory(memory)) = (&mut self.output, target) {
-            let whole_bytes = transfer.sizes.rows * format.image_bytes();
+            let whole_bytes = transfer.sizes.rows * self.format.image_bytes();
             // SAFETY: as this function.
             unsafe { slots.download(self.gpu.context(), stream, out, memory, whole_bytes) }?;
         }
@@ -371,16 +377,18 @@ impl Mixer for CudaMixer {
 
     fn mix(
         &mut self,
+        size: ImageSize,
         rows: &[Row<'_>],
         target: Target<'_>,
         notice: Option<&Notice<'_>>,
         next: Option<&mut Next<'_>>,
     ) -> Result<Moved, MixError> {
         if !self.is_sent {
-            self.send(0, rows).inspect_err(|_| self.synchronize())?;
+            self.send(0, size, rows).inspect_err(|_| self.synchronize())?;
         }
         self.is_sent = false;
-        let made = self.transfers[0].rows.len() * self.format.image_bytes();
+        let format = self.transfers[0].format;
+        let made = self.transfers[0].rows.len() * format.image_bytes();
         if let Target::Memory(memory) = &target {
             assert_eq!(memory.len(), made);
         }
@@ -390,7 +398,7 @@ impl Mixer for CudaMixer {
         let done = self.done.record(&self.stream);
         let mut sent = None;
         if let Some(next) = next {
-            next(&mut |rows| sent = Some(self.send(1, rows)));
+            next(&mut |size, rows| sent = Some(self.send(1, size, rows)));
         }
         // Of samples that are there what is left takes the device less time than a waiter takes to wake.
         notice.iter().for_each(|notice| (notice.give)());
@@ -404,7 +412,7 @@ impl Mixer for CudaMixer {
         if let Some(resident) = &self.resident {
             transfer.fresh.iter().for_each(|&row| resident.mark_copied(row));
         }
-        let sample_bytes = self.format.image_size.values();
+        let sample_bytes = format.image_size.values();
         let moved = Moved {
             to_device: transfer.commands_bytes()[2] + transfer.copies.len() * sample_bytes,
             from_device: if matches!(self.output, Output::Memory { .. }) { made } else { 0 },
@@ -423,7 +431,7 @@ mod tests {
     use crate::fixtures;
     use crate::mix::{CpuMixer, Helpers};
     use crate::spec::{BATCH_SIZE_MAX, FeedSpec};
-    use crate::types::{Dtype, ImageSize};
+    use crate::types::Dtype;
     use proptest::prelude::*;
 
     #[test]
@@ -435,7 +443,7 @@ mod tests {
         let mut out = vec![0; 3 * rows.len()];
         let sizes = Sizes { rows: rows.len(), samples: 2 * rows.len(), staged: 2 * rows.len() };
         let mut mixer = CudaMixer::new(&fixtures::gpu(), format, sizes, None, None).unwrap();
-        mixer.mix(&rows, Target::Memory(&mut out), None, None).unwrap();
+        mixer.mix(format.image_size, &rows, Target::Memory(&mut out), None, None).unwrap();
         assert!(out == samples.as_flattened());
     }
 
@@ -456,15 +464,16 @@ mod tests {
             for (at, batch) in batches.iter().enumerate() {
                 let (rows, next) = (batch.rows(), batches[(at + 1) % batches.len()].rows());
                 let (mut out, mut expected) = (batch.out(), batch.out());
-                let mut tell = |take: &mut dyn FnMut(&[Row<'_>])| {
+                let size = case.format.image_size;
+                let mut tell = |take: &mut dyn FnMut(ImageSize, &[Row<'_>])| {
                     if known[at] {
-                        take(&next);
+                        take(size, &next);
                     }
                 };
                 prop_assert_eq!(ours.has_sent(), at > 0 && known[at - 1]);
                 let told = if ours.has_sent() { &[][..] } else { &rows };
-                ours.mix(told, Target::Memory(&mut out), None, Some(&mut tell)).unwrap();
-                theirs.mix(&rows, Target::Memory(&mut expected), None, None).unwrap();
+                ours.mix(size, told, Target::Memory(&mut out), None, Some(&mut tell)).unwrap();
+                theirs.mix(size, &rows, Target::Memory(&mut expected), None, None).unwrap();
                 prop_assert!(*out == *expected, "batch {at}");
             }
         }

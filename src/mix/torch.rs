@@ -119,16 +119,16 @@ impl TorchMixer {
     /// fills one channel of one.
     fn stage(
         &mut self,
+        size: ImageSize,
         first: usize,
         rows: &[Row<'_>],
         write: impl Fn(&Row<'_>, usize, &mut [u8]),
     ) -> Result<(), CudaError> {
-        let (pixels, staged) = (self.format.image_size.pixels(), self.staging.size()[0] as usize);
-        assert!(first + rows.len() <= staged);
-        // SAFETY: the staging tensor is contiguous u8 of `staged` images of three channels of `pixels`, owned here, and no copy from
-        // it is under way: `mix` ends with a copy into main memory, which is waited for.
-        let memory =
-            unsafe { std::slice::from_raw_parts_mut(self.staging.data_ptr().cast::<u8>(), staged * 3 * pixels) };
+        let (pixels, staged_bytes) = (size.pixels(), self.staging.numel());
+        assert!((first + rows.len()) * 3 * pixels <= staged_bytes);
+        // SAFETY: the staging tensor is contiguous u8 of so many elements, owned here, and no copy from it is under way: `mix` ends with a copy
+        // into main memory, which is waited for.
+        let memory = unsafe { std::slice::from_raw_parts_mut(self.staging.data_ptr().cast::<u8>(), staged_bytes) };
         let images = &mut memory[first * 3 * pixels..];
         for (nth, (rows, images)) in rows.chunks(PIECE).zip(images.chunks_mut(PIECE * 3 * pixels)).enumerate() {
             let images = &mut images[..rows.len() * 3 * pixels];
@@ -145,14 +145,16 @@ impl TorchMixer {
     }
 
     /// The first `rows` staged samples on the device, as far as torch's stream is concerned.
-    fn staged(&self, rows: i64) -> Result<Tensor, MixError> {
-        match &self.lane {
-            None => Ok(self.staging.f_narrow(0, 0, rows)?),
+    fn staged(&self, size: ImageSize, rows: i64) -> Result<Tensor, MixError> {
+        let staged = match &self.lane {
+            None => &self.staging,
             Some(lane) => {
                 lane.stream.lead_default(&lane.event)?;
-                Ok(lane.staged.f_narrow(0, 0, rows)?)
+                &lane.staged
             }
-        }
+        };
+        let shape = [rows, 3, size.height.into(), size.width.into()];
+        Ok(staged.f_view([-1])?.f_narrow(0, 0, rows * size.values() as i64)?.f_view(shape)?)
     }
 
     /// u8 samples on the device as the f32 values to be mixed.
@@ -165,19 +167,19 @@ impl TorchMixer {
     }
 
     /// The mixed images, and the bytes of what they were made of.
-    fn mixed(&mut self, rows: &[Row<'_>]) -> Result<(Tensor, usize), MixError> {
+    fn mixed(&mut self, size: ImageSize, rows: &[Row<'_>]) -> Result<(Tensor, usize), MixError> {
         let len = rows.len() as i64;
         // A row that shows a box of its partner is no partner for others as it is staged.
         let is_cut = rows.iter().any(|row| row.cut.is_some()) && rows.iter().any(|row| row.weight != 1.0);
         let within = rows.iter().all(|row| row.partner_row >= 0) && !is_cut;
-        let (level, size) = (Level::best(), self.format.image_size);
+        let level = Level::best();
         let samples = if within { rows.len() } else { 2 * rows.len() };
         // Flipped as own images, and so as partners of other rows; a box is cut where nothing else is mixed.
-        self.stage(0, rows, |row, channel, plane| compose::own(level, row, size, channel, 0, plane))?;
+        self.stage(size, 0, rows, |row, channel, plane| compose::own(level, row, size, channel, 0, plane))?;
         if !within {
-            self.stage(rows.len(), rows, |row, channel, plane| compose::partner(level, row, size, channel, 0, plane))?;
+            self.stage(size, rows.len(), rows, |row, channel, plane| compose::partner(level, row, size, channel, 0, plane))?;
         }
-        let values = self.values(&self.staged(samples as i64)?)?;
+        let values = self.values(&self.staged(size, samples as i64)?)?;
         let whole = Cut { top: 0, bottom: size.height, left: 0, right: size.width };
         for (at, row) in rows.iter().enumerate() {
             let mut erased = Erased::default();
@@ -292,15 +294,16 @@ impl Mixer for TorchMixer {
 
     fn mix(
         &mut self,
+        size: ImageSize,
         rows: &[Row<'_>],
         target: Target<'_>,
         _: Option<&Notice<'_>>,
         _: Option<&mut Next<'_>>,
     ) -> Result<Moved, MixError> {
         let out = target.memory();
-        assert_eq!(out.len(), rows.len() * self.format.image_bytes());
+        assert_eq!(out.len(), rows.len() * self.format.sized(size).image_bytes());
         no_grad(|| {
-            let (mixed, to_device) = self.mixed(rows)?;
+            let (mixed, to_device) = self.mixed(size, rows)?;
             if let Some(Lane { gpu, stream, event, slots, whole_bytes, .. }) = &mut self.lane {
                 assert!(mixed.is_contiguous() && mixed.numel() * self.format.dtype.bytes() == out.len());
                 stream.wait_for_default(event)?;

@@ -10,6 +10,7 @@ use crate::plan::{ImagePlan, Plan, RowPlan};
 use crate::ring::{RingWriter, WriterStopped};
 use crate::spec::{EraseWhen, FeedSpec};
 use crate::stats::{Clock, Doing};
+use crate::types::ImageSize;
 use crossbeam_channel::{Receiver, Sender};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -126,7 +127,7 @@ impl MixStage {
         let after = (bad + 1..samples).chain(0..bad);
         for candidate in after.filter(|&id| source.label(split, id) == label) {
             let image = ImagePlan { sample: candidate, ..image };
-            let location = self.requester.request(image, &pending.staging, staged)?;
+            let location = self.requester.request(image, pending.plan.image_size, &pending.staging, staged)?;
             if let Some(location) = pending.wait_for(&self.requester, image, staged, location)? {
                 return Ok((image, location));
             }
@@ -156,34 +157,35 @@ impl MixStage {
         let (plan, Self { requester, mixer, next, spec, .. }) = (&pending.plan, &mut *self);
         let when = spec.erase.when;
         let own = if mixer.has_sent() { Vec::new() } else { rows(requester, pending, when) };
-        let mut tell = |take: &mut dyn FnMut(&[Row<'_>])| {
+        let mut tell = |take: &mut dyn FnMut(ImageSize, &[Row<'_>])| {
             *next = look();
             // One whose samples are not there, or bad, waits for its turn.
             if let Some(next) = next.as_ref().filter(|next| next.is_there(requester)) {
-                take(&rows(requester, next, when));
+                take(next.plan.image_size, &rows(requester, next, when));
             }
         };
-        let moved = mixer.mix(&own, target, notice, Some(&mut tell))?;
+        let moved = mixer.mix(plan.image_size, &own, target, notice, Some(&mut tell))?;
         let (source, split) = (&requester.shared.source, spec.split);
-        plan.fill(columns, |id| i64::from(source.label(split, id)), |at| requester.crop(&plan.rows[at].own));
+        plan.fill(columns, |id| i64::from(source.label(split, id)), |at| requester.crop(&plan.rows[at].own, plan.image_size));
         Ok(moved)
     }
 
     /// The head of a mixed batch, with its digest where the feed makes digests.
     pub fn head(&self, plan: &Plan, columns: Columns<'_>, x: &[u8]) -> Head {
         let head = plan.head();
-        let digest = if self.spec.digest { view(&self.spec, head, columns, x).digest_by(self.mixer.name()) } else { 0 };
+        let digest = if self.spec.digest { view(&self.spec, plan.image_size, head, columns, x).digest_by(self.mixer.name()) } else { 0 };
         Head { digest, ..head }
     }
 
     /// The own images' views, flipped: u8 `[B, 3, H, W]`.
     pub fn views(&self, pending: &Pending) -> Vec<u8> {
-        let mut views = Vec::with_capacity(pending.plan.len() * self.spec.image_size.values());
+        let size = pending.plan.image_size;
+        let mut views = Vec::with_capacity(pending.plan.len() * size.values());
         for row in rows(&self.requester, pending, self.spec.erase.when) {
             let first = views.len();
             views.extend_from_slice(row.own.bytes);
             if row.flip {
-                views[first..].chunks_exact_mut(self.spec.image_size.width as usize).for_each(<[u8]>::reverse);
+                views[first..].chunks_exact_mut(size.width as usize).for_each(<[u8]>::reverse);
             }
         }
         views
@@ -241,18 +243,18 @@ impl MixStage {
                 Err(stopped) => return Stop::Ring(stopped),
             };
             clock.lap(Doing::WaitingOut);
-            let len = pending.plan.len();
+            let (len, size) = (pending.plan.len(), pending.plan.image_size);
             // A digest takes longer than readers to wake.
             let ahead = if digests { None } else { caller.ahead() };
             let notice = ahead.map(|(ahead, waiters)| Notice { ahead, waiters, give: &call });
             let look = &mut || planned.try_recv().ok();
-            let target = slot.on_device().map_or_else(|| Target::Memory(slot.x_mut(len)), Target::Slot);
+            let target = slot.on_device().map_or_else(|| Target::Memory(slot.x_mut(size, len)), Target::Slot);
             let moved = match self.mix(&pending, look, target, &mut columns, notice.as_ref()) {
                 Ok(moved) => moved,
                 Err(error) => return Stop::Failed(error),
             };
-            let head = self.head(&pending.plan, columns.view(), slot.x_mut(len));
-            slot.publish(head, columns.view());
+            let head = self.head(&pending.plan, columns.view(), slot.x_mut(size, len));
+            slot.publish(size, head, columns.view());
             self.recycle(pending);
             self.shared().stats.count_mixed(len, moved);
             clock.count();
@@ -271,7 +273,9 @@ fn rows<'a>(requester: &'a Requester, pending: &'a Pending, when: EraseWhen) -> 
         let (memory, row) = pending.row(&requester.entry, location).expect("it was waited for");
         let stored = matches!(location, Location::Stored(_)).then_some(row);
         let erasure = erasure(at).filter(|_| when == EraseWhen::BeforeMix);
-        Sample { bytes: memory.get(row).expect("it was waited for"), stored, erasure }
+        // A staged view may be smaller than its row.
+        let bytes = &memory.get(row).expect("it was waited for")[..plan.image_size.values()];
+        Sample { bytes, stored, erasure }
     };
     let row = |(at, row): (usize, &RowPlan)| {
         let partner = usize::try_from(row.partner_row).unwrap_or(rows + at);
@@ -291,7 +295,13 @@ fn rows<'a>(requester: &'a Requester, pending: &'a Pending, when: EraseWhen) -> 
 }
 
 /// A batch whose parts lie here and there.
-pub fn view<'a>(spec: &FeedSpec, head: Head, columns: Columns<'a>, x: &'a [u8]) -> BatchView<'a> {
-    let FeedSpec { dtype, layout, image_size, .. } = *spec;
+pub fn view<'a>(
+    spec: &FeedSpec,
+    image_size: ImageSize,
+    head: Head,
+    columns: Columns<'a>,
+    x: &'a [u8],
+) -> BatchView<'a> {
+    let FeedSpec { dtype, layout, .. } = *spec;
     BatchView { x, x_on_device: None, dtype, layout, image_size, columns, head }
 }

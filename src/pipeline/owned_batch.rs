@@ -29,7 +29,7 @@ impl OwnedBatch {
     pub(super) fn mix(stage: &mut MixStage, mut pending: Pending) -> Result<Self, FeedError> {
         stage.wait_for_samples(&mut pending)?;
         let spec = *stage.spec();
-        let x_bytes = pending.plan.len() * spec.format().image_bytes();
+        let x_bytes = pending.plan.len() * spec.format().sized(pending.plan.image_size).image_bytes();
         let (mut x, mut columns) = (vec![0_u128; x_bytes.div_ceil(16)], OwnedColumns::default());
         let target = Target::Memory(&mut bytemuck::cast_slice_mut(&mut x)[..x_bytes]);
         stage.mix(&pending, &mut || None, target, &mut columns, None)?;
@@ -43,6 +43,6 @@ impl OwnedBatch {
 
     /// The batch.
     pub fn view(&self) -> BatchView<'_> {
-        view(&self.spec, self.head, self.columns.view(), &bytemuck::cast_slice(&self.x)[..self.x_bytes])
+        view(&self.spec, self.plan.image_size, self.head, self.columns.view(), &bytemuck::cast_slice(&self.x)[..self.x_bytes])
     }
 }

@@ -6,7 +6,6 @@ use crate::plan::{ImagePlan, Plan, Sampler};
 use crate::spec::{Erase, FeedSpec};
 use crate::stats::{Clock, Doing};
 use crate::store::Rows;
-use crate::types::ImageSize;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io;
 use std::sync::Arc;
@@ -15,7 +14,6 @@ use std::sync::Arc;
 pub struct PlanStage {
     requester: Requester,
     erase: Erase,
-    image_size: ImageSize,
     free: Receiver<Scratch>,
 }
 
@@ -34,8 +32,7 @@ impl PlanStage {
             let scratch = Scratch { locations: Vec::with_capacity(samples as usize), erasures: Vec::new(), staging };
             recycler.send(scratch).expect("both ends are here");
         }
-        let FeedSpec { erase, image_size, .. } = *spec;
-        Ok((Self { requester, erase, image_size, free }, recycler))
+        Ok((Self { requester, erase: spec.erase, free }, recycler))
     }
 
     /// Waits for free scratch and requests every sample of `plan`; books on `clock` how long it waited for either.
@@ -50,8 +47,9 @@ impl PlanStage {
         }
         clock.lap(Doing::WaitingOut);
         locations.clear();
+        let size = plan.image_size;
         let mut ask = |image: &ImagePlan, at: usize| -> Result<Location, FeedError> {
-            let (location, job) = self.requester.locate(image, &staging, at as u32);
+            let (location, job) = self.requester.locate(image, size, &staging, at as u32);
             if let Some(job) = job {
                 clock.lap(Doing::Busy);
                 self.requester.send(job)?;
@@ -72,7 +70,7 @@ impl PlanStage {
         erasures.clear();
         if self.erase.prob > 0.0 {
             let draw =
-                |image: &ImagePlan| image.view.draws.and_then(|draws| draws.erasure(&self.erase, self.image_size));
+                |image: &ImagePlan| image.view.draws.and_then(|draws| draws.erasure(&self.erase, plan.image_size));
             erasures.extend(plan.rows.iter().map(|row| draw(&row.own)));
             if plan.takes_others() {
                 let of_row: Vec<_> = plan.partner_rows();

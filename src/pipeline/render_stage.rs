@@ -1,14 +1,14 @@
 //! The decode and render stage: threads that turn encoded samples, or stored sources, into rows.
 
 use super::ledger::BadSample;
-use super::{Shared, StoreEntry};
+use super::{Shared, StoreEntry, Views};
 use crate::cpus::Workers;
 use crate::plan::ImagePlan;
 use crate::render::{Loader, SCRATCH_BYTES_MAX};
 use crate::source::{ReadError, Stamp};
 use crate::stats::{Clock, Doing};
 use crate::store::{Claim, Found, SourceClaim, Sources};
-use crate::types::{SampleId, Split};
+use crate::types::{ImageSize, SampleId, Split};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ const SHORTAGE_NOTICE: Duration = Duration::from_secs(10);
 pub struct Job {
     /// Which sample, and what is shown of it.
     pub image: ImagePlan,
+    /// Height and width of a view that is rendered for one use, at most the entry's.
+    pub size: ImageSize,
     /// Of which split, and how images become views.
     pub entry: Arc<StoreEntry>,
     /// Where to.
@@ -103,12 +105,17 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
         if !is_wanted() {
             continue;
         }
-        let Job { image, ref entry, claim, stored, .. } = job;
+        let Job { image, size, ref entry, claim, stored, .. } = job;
         match &entry.sources {
             None => worker.finish(image.sample, entry, claim, stored, &is_wanted),
-            Some(sources) => worker.render(&image, entry, sources, claim, &is_wanted),
+            Some(sources) => worker.render(&image, entry, Views { size, ..entry.views }, sources, claim, &is_wanted),
         }
     }
+}
+
+/// The part of a row that a view takes.
+fn view_bytes(claim: &mut Claim, views: Views) -> &mut [u8] {
+    &mut claim.bytes()[..views.size.values()]
 }
 
 /// A decode thread's scratch.
@@ -181,11 +188,12 @@ impl Worker<'_> {
         &mut self,
         image: &ImagePlan,
         entry: &StoreEntry,
+        views: Views,
         sources: &Sources,
         mut claim: Claim,
         is_wanted: &dyn Fn() -> bool,
     ) {
-        let (split, views, sample) = (entry.split, entry.views, image.sample);
+        let (split, sample) = (entry.split, image.sample);
         // What is kept or, where nothing is, the right to keep what is decoded, if there is room.
         let kept = match sources.request(sample, || !is_wanted()) {
             Found::Ready(picture) => Ok(picture),
@@ -205,7 +213,7 @@ impl Worker<'_> {
                 sources.note_size(sample, picture.size());
                 self.rendering.skip();
                 let steps = views.random(&image.view, picture.size());
-                let rendered = self.loader.render(&picture, &steps, views.size, claim.bytes());
+                let rendered = self.loader.render(&picture, &steps, views.size, view_bytes(&mut claim, views));
                 self.rendering.count();
                 self.rendering.lap(Doing::Busy);
                 self.decoding.skip();
@@ -214,7 +222,7 @@ impl Worker<'_> {
                     sources.set_bad(sample);
                 })
             }
-            Err(source) => match self.render_decoded(image, entry, sources, &mut claim, source, is_wanted) {
+            Err(source) => match self.render_decoded(image, entry, views, sources, &mut claim, source, is_wanted) {
                 Some(rendered) => rendered,
                 None => return,
             },
@@ -226,16 +234,18 @@ impl Worker<'_> {
     }
 
     /// Decodes a sample, keeps it where it was claimed, and renders a view of it. `None` when nobody wants it any more.
+    #[expect(clippy::too_many_arguments, reason = "what is rendered, from where, to where")]
     fn render_decoded(
         &mut self,
         image: &ImagePlan,
         entry: &StoreEntry,
+        views: Views,
         sources: &Sources,
         claim: &mut Claim,
         mut source: Option<SourceClaim<'_>>,
         is_wanted: &dyn Fn() -> bool,
     ) -> Option<Result<(), ()>> {
-        let (split, views, sample) = (entry.split, entry.views, image.sample);
+        let (split, sample) = (entry.split, image.sample);
         let read = self.read(split, sample, is_wanted)?;
         let Self { loader, bytes, decoding, rendering, .. } = self;
         let rendered = read.map_err(|error| error.to_string()).and_then(|stamp| {
@@ -249,7 +259,7 @@ impl Worker<'_> {
                 decoding.lap(Doing::Busy);
                 rendering.skip();
                 let steps = views.random(&image.view, picture.size());
-                maker.run(picture, &steps, views.size, claim.bytes());
+                maker.run(picture, &steps, views.size, view_bytes(claim, views));
                 rendering.count();
                 rendering.lap(Doing::Busy);
                 decoding.skip();

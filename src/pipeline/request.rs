@@ -1,10 +1,10 @@
 //! Requests for samples: where each sample of a batch is, or that it be decoded.
 
 use super::render_stage::Job;
-use super::{FeedError, Shared, StoreEntry};
+use super::{FeedError, Shared, StoreEntry, Views};
 use crate::plan::{Erasure, ImagePlan, Plan};
 use crate::store::{Lookup, Rows, State};
-use crate::types::CropBox;
+use crate::types::{CropBox, ImageSize};
 use crossbeam_channel::{SendTimeoutError, Sender};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -86,7 +86,7 @@ impl Pending {
                 State::Bad => return Ok(None),
                 State::Claimed => return Err(FeedError::Stopping),
                 // Whoever had claimed it stopped before it was decoded.
-                State::Empty => location = requester.request(image, &self.staging, at)?,
+                State::Empty => location = requester.request(image, self.plan.image_size, &self.staging, at)?,
             }
         }
     }
@@ -102,21 +102,33 @@ impl Requester {
     ///
     /// # Errors
     /// When the feed was stopped or the decoders are gone.
-    pub fn request(&self, image: ImagePlan, staging: &Arc<Rows>, staged: u32) -> Result<Location, FeedError> {
-        let (location, job) = self.locate(&image, staging, staged);
+    pub fn request(
+        &self,
+        image: ImagePlan,
+        size: ImageSize,
+        staging: &Arc<Rows>,
+        staged: u32,
+    ) -> Result<Location, FeedError> {
+        let (location, job) = self.locate(&image, size, staging, staged);
         job.map_or(Ok(()), |job| self.send(job))?;
         Ok(location)
     }
 
-    /// The box of a decoded image that a rendered view shows; zeros where views do not depend on chance.
-    pub fn crop(&self, image: &ImagePlan) -> CropBox {
+    /// The box of a decoded image that a rendered view of this size shows; zeros where views do not depend on chance.
+    pub fn crop(&self, image: &ImagePlan, size: ImageSize) -> CropBox {
         let Some(sources) = &self.entry.sources else { return CropBox::default() };
-        let size = sources.size(image.sample).expect("a view that was rendered");
-        self.entry.views.crop_box(&image.view, size)
+        let source = sources.size(image.sample).expect("a view that was rendered");
+        Views { size, ..self.entry.views }.crop_box(&image.view, source)
     }
 
     /// Where a sample is, or will be once the job is done.
-    pub fn locate(&self, image: &ImagePlan, staging: &Arc<Rows>, staged: u32) -> (Location, Option<Job>) {
+    pub fn locate(
+        &self,
+        image: &ImagePlan,
+        size: ImageSize,
+        staging: &Arc<Rows>,
+        staged: u32,
+    ) -> (Location, Option<Job>) {
         // A bad sample's row in the staging may be taken again.
         if self.entry.sources.as_ref().is_some_and(|sources| sources.is_bad(image.sample)) {
             return (Location::Bad, None);
@@ -134,7 +146,7 @@ impl Requester {
             }
         };
         let job =
-            Job { image: *image, entry: Arc::clone(&self.entry), claim, stored, stopped: Arc::clone(&self.stopped) };
+            Job { image: *image, size, entry: Arc::clone(&self.entry), claim, stored, stopped: Arc::clone(&self.stopped) };
         (location, Some(job))
     }
 

@@ -12,7 +12,7 @@ pub use view::{Draws, ViewPlan};
 
 use crate::batch::Head;
 use crate::columns::OwnedColumns;
-use crate::types::{CropBox, Cut, Place, SampleId};
+use crate::types::{CropBox, Cut, ImageSize, Place, SampleId};
 
 /// One batch before any pixel is touched.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +23,8 @@ pub struct Plan {
     pub batches: u64,
     /// Rows at the end that repeat the head of the permutation.
     pub pad: u32,
+    /// Height and width of its views.
+    pub image_size: ImageSize,
     /// The rows.
     pub rows: Vec<RowPlan>,
 }
@@ -138,7 +140,7 @@ impl Plan {
 
     /// Place, and which columns a digest covers: all of them where views are rendered for each use.
     pub fn head(&self) -> Head {
-        let Self { place: Place { epoch, index }, batches, pad, ref rows } = *self;
+        let Self { place: Place { epoch, index }, batches, pad, image_size: _, ref rows } = *self;
         let digest_version = if rows.iter().any(|row| row.own.view.draws.is_some()) { 2 } else { 1 };
         Head { epoch, index, batches, pad, digest_version, digest: 0 }
     }

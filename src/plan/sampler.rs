@@ -158,7 +158,8 @@ impl Epoch<'_> {
                 None => (plans[partner_rows[at] as usize].own, partner_rows[at]),
             };
         }
-        Plan { place: Place { epoch: self.epoch, index }, batches: *batches, pad, rows: plans }
+        let image_size = spec.size_at(self.epoch);
+        Plan { place: Place { epoch: self.epoch, index }, batches: *batches, pad, image_size, rows: plans }
     }
 
     /// Rows of the partners, where these are of the same batch; none of a feed that mixes nothing.
@@ -255,7 +256,7 @@ impl<'a> Mixes<'a> {
 
     /// A box of Yun et al. 2019, algorithm 1.
     fn cutmix(&mut self, row: u64, beta: Beta<f64>) -> RowMix {
-        let image_size @ ImageSize { height, width } = self.epoch.sampler.spec.image_size;
+        let image_size @ ImageSize { height, width } = self.epoch.sampler.spec.size_at(self.epoch.epoch);
         let rng = self.lambdas.at(row);
         let side = (1.0 - beta.sample(rng)).sqrt();
         let mut span = |extent: u32| {

@@ -14,7 +14,7 @@ use std::mem::{offset_of, size_of};
 use std::sync::atomic::AtomicU8;
 
 /// Version of everything in this file; both sides must have the same.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// First bytes of a data file.
 pub const DATA_MAGIC: [u8; 8] = *b"mixdring";
@@ -49,9 +49,9 @@ pub struct DataHeader {
     pub slots: u32,
     /// Most rows of a batch.
     pub batch_size: u32,
-    /// Height of the images.
+    /// Most rows of an image.
     pub height: u32,
-    /// Width of the images.
+    /// Most columns of an image.
     pub width: u32,
     /// 0 f32, 1 f16, 2 bf16, 3 u8.
     pub dtype: u32,
@@ -143,9 +143,13 @@ pub struct BatchHeader {
     /// Rows at the end that repeat the head of the permutation.
     pub pad: u32,
     /// [`crate::batch::PLAN_VERSION`].
-    pub plan_version: u32,
+    pub plan_version: u16,
     /// Which columns the digest covers ([`crate::batch::Head::digest_version`]).
-    pub digest_version: u32,
+    pub digest_version: u16,
+    /// Height of the images, at most the data file's.
+    pub height: u16,
+    /// Width of the images, at most the data file's.
+    pub width: u16,
 }
 
 const _: () = {
@@ -283,16 +287,18 @@ mod tests {
             pad: 7,
             plan_version: 8,
             digest_version: 9,
+            height: 10,
+            width: 11,
         };
         let golden: [u8; 64] = [
             1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, //
-            8, 7, 6, 5, 4, 3, 2, 1, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 7, 0, 0, 0, 8, 0, 0, 0, 9, 0, 0, 0,
+            8, 7, 6, 5, 4, 3, 2, 1, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 7, 0, 0, 0, 8, 0, 9, 0, 10, 0, 11, 0,
         ];
         assert_eq!(bytemuck::bytes_of(&header), golden);
     }
 
     #[test]
-    fn slots_of_the_seed_pipeline_lie_where_version_5_says() {
+    fn slots_of_the_seed_pipeline_lie_where_version_6_says() {
         let layout = SlotLayout::new(64, 3 * 128 * 128 * 4);
         assert_eq!(layout.columns, [64, 576, 1088, 1344, 1600, 1856, 2112, 3136, 4160]);
         assert_eq!((layout.x, layout.slot_bytes), (8192, 8192 + 12_582_912));

@@ -11,7 +11,7 @@ use crate::batch::{BatchView, Head, OnDevice};
 use crate::columns::{COLUMNS, Columns};
 use crate::spec::Delivery;
 use crate::sync::Ordering;
-use crate::types::Place;
+use crate::types::{ImageSize, Place};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -212,7 +212,7 @@ impl RingReader {
         slots: impl FnOnce(usize, u32) -> Result<Box<dyn DeviceSlots>, RingError>,
     ) -> Result<Self, RingError> {
         let (data, cursor) = (DataFile::open(data)?, CursorFile::open(cursor)?);
-        let device = data.on_device.then(|| slots(data.device_bytes(data.batch_size), data.slots)).transpose()?;
+        let device = data.on_device.then(|| slots(data.device_bytes(data.images.0, data.batch_size), data.slots)).transpose()?;
         let next = cursor.words().released.load(Ordering::Relaxed);
         let window = Mutex::new(Window { released: next, ..Window::default() });
         let (views, pid) = (Mutex::new(vec![None; data.all_slots() as usize]), std::process::id());
@@ -437,15 +437,16 @@ impl Lease {
 
     /// The batch, where it lies.
     pub fn view(&self) -> BatchView<'_> {
-        let (slot, header, layout) = (self.slot(), self.header(), self.inner.data.layout);
-        let (image_size, dtype, axes) = self.inner.data.images;
+        let (slot, header, data) = (self.slot(), self.header(), &self.inner.data);
+        let (layout, (_, dtype, axes)) = (data.layout, data.images);
+        let image_size = ImageSize { height: header.height.into(), width: header.width.into() };
         let len = header.len as usize;
         BatchView {
-            x: &slot[layout.x..][..len * layout.image_bytes],
+            x: &slot[layout.x..][..len * data.image_bytes(image_size)],
             x_on_device: self.on_device.map(|(ordinal, address)| OnDevice {
                 ordinal,
                 address,
-                bytes: self.inner.data.device_bytes(header.len),
+                bytes: data.device_bytes(image_size, header.len),
             }),
             dtype,
             layout: axes,
@@ -458,7 +459,7 @@ impl Lease {
                 index: header.index,
                 batches: header.batches,
                 pad: header.pad,
-                digest_version: header.digest_version,
+                digest_version: header.digest_version.into(),
                 digest: header.digest,
             },
         }

@@ -192,9 +192,14 @@ impl DataFile {
         }
     }
 
-    /// Bytes of the images of so many rows on a device.
-    pub fn device_bytes(&self, rows: u32) -> usize {
-        rows as usize * self.images.0.values() * self.images.1.bytes()
+    /// Bytes of an image of this size in a slot; 0 where images lie on a device.
+    pub fn image_bytes(&self, size: ImageSize) -> usize {
+        if self.on_device { 0 } else { size.values() * self.images.1.bytes() }
+    }
+
+    /// Bytes of so many images of this size on a device.
+    pub fn device_bytes(&self, size: ImageSize, rows: u32) -> usize {
+        rows as usize * size.values() * self.images.1.bytes()
     }
 
     /// Slots of the ring, spare ones included.

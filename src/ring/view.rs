@@ -266,10 +266,11 @@ mod tests {
         /// The next batch, all of this value, as each reader has it.
         fn batch(&mut self, value: u8) -> Vec<Lease> {
             let mut slot = self.writer.next_slot().unwrap();
-            slot.x_mut(2).fill(value);
+            let size = ImageSize::square(64);
+            slot.x_mut(size, 2).fill(value);
             let mut columns = OwnedColumns::default();
             self.plan.fill(&mut columns, |_| 0, |_| CropBox::default());
-            slot.publish(self.plan.head(), columns.view());
+            slot.publish(size, self.plan.head(), columns.view());
             let lease = |reader: &mut RingReader| match reader.next_batch(|| false).unwrap() {
                 Next::Batch(lease) => lease,
                 _ => panic!("no batch"),

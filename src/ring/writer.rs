@@ -10,6 +10,7 @@ use crate::batch::{Head, PLAN_VERSION};
 use crate::columns::Columns;
 use crate::spec::Delivery;
 use crate::sync::Ordering;
+use crate::types::ImageSize;
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -292,17 +293,18 @@ impl SlotMut<'_> {
         self.writer.shared.data.on_device.then_some(self.slot)
     }
 
-    /// The memory of `x` for `len` rows, 64-byte aligned; none where it lies on a device.
-    pub fn x_mut(&mut self, len: usize) -> &mut [u8] {
-        let layout = self.writer.shared.data.layout;
-        &mut self.bytes()[layout.x..][..len * layout.image_bytes]
+    /// The memory of `x` for `len` rows of this size, 64-byte aligned; none where it lies on a device.
+    pub fn x_mut(&mut self, size: ImageSize, len: usize) -> &mut [u8] {
+        let data = &self.writer.shared.data;
+        let (layout, bytes) = (data.layout, data.image_bytes(size));
+        &mut self.bytes()[layout.x..][..len * bytes]
     }
 
-    /// Writes everything but `x`, publishes the batch and wakes the readers.
+    /// Writes everything but `x`, whose images have this size, publishes the batch and wakes the readers.
     ///
     /// # Panics
     /// When the columns have more rows than the ring's batches.
-    pub fn publish(mut self, head: Head, columns: Columns<'_>) {
+    pub fn publish(mut self, size: ImageSize, head: Head, columns: Columns<'_>) {
         let (slot, seq, data) = (self.slot, self.writer.seq, &self.writer.shared.data);
         let (layout, rows_max) = (data.layout, data.batch_size);
         let (bytes, len) = (self.bytes(), columns.label_a.len());
@@ -320,8 +322,11 @@ impl SlotMut<'_> {
             published_ns: now_ns(),
             len: len as u32,
             pad,
-            plan_version: PLAN_VERSION,
-            digest_version,
+            plan_version: PLAN_VERSION as u16,
+            digest_version: digest_version as u16,
+            // At most 8192.
+            height: size.height as u16,
+            width: size.width as u16,
         };
         bytes[..size_of::<BatchHeader>()].copy_from_slice(bytemuck::bytes_of(&header));
         self.writer.seq = seq + 1;

@@ -2,6 +2,7 @@
 
 mod augment;
 mod erase;
+mod grow;
 mod mix;
 mod options;
 mod presets;
@@ -11,6 +12,7 @@ mod view;
 
 pub use augment::{Augment, Blur, ColorJitter, LaterViews, Policy, Solarize, TimmRand};
 pub use erase::{Erase, EraseMode, EraseWhen};
+pub use grow::Grow;
 pub use mix::{Mix, MixPer, Pairing};
 pub use options::{FeedOptions, OptionsError, RecipeChoice};
 pub use recipe::{Recipe, RecipeError, TrainView, ValView};
@@ -44,6 +46,8 @@ pub struct FeedSpec {
     /// Height and width of every view.
     #[serde(rename = "size")]
     pub image_size: ImageSize,
+    /// How views grow to that size with the epochs; `None` where all have it.
+    pub grow: Option<Grow>,
     /// What part of an image a view shows.
     pub crop: Crop,
     /// Filter of the resize.
@@ -120,6 +124,7 @@ impl FeedSpec {
             split: Split::Train,
             batch_size: 64,
             image_size: ImageSize::square(128),
+            grow: None,
             crop: Crop::Squash,
             interpolation: Interpolation::Bilinear,
             flip: 0.0,
@@ -166,6 +171,11 @@ impl FeedSpec {
         self.renders() || self.erase.prob > 0.0
     }
 
+    /// Height and width of views in an epoch.
+    pub fn size_at(&self, epoch: u64) -> ImageSize {
+        self.grow.map_or(self.image_size, |grow| grow.at(epoch, self.image_size))
+    }
+
     /// What the mixer needs to know.
     pub fn format(&self) -> Format {
         let Self { image_size, dtype, layout, mean, std, device, .. } = *self;
@@ -199,13 +209,20 @@ impl FeedSpec {
             Ok(()) => (true, "augment", String::new(), String::new()),
             Err((key, found, allowed)) => (false, key, found, allowed),
         };
-        let checks: [(bool, &'static str, String, String); 23] = [
+        let checks: [(bool, &'static str, String, String); 25] = [
             range("batch_size", self.batch_size, 1, BATCH_SIZE_MAX),
             (
                 side.contains(&self.image_size.height) && side.contains(&self.image_size.width),
                 "size",
                 self.image_size.to_string(),
                 format!("1 to {} pixels a side", ImageSize::SIDE_MAX),
+            ),
+            refused("grow", self.grow.map_or(Ok(()), |grow| grow.check(self.image_size))),
+            (
+                self.grow.is_none() || self.renders(),
+                "grow",
+                self.grow.map_or(String::new(), |grow| grow.to_string()),
+                "for feeds whose views are rendered for each use (use a random crop)".to_owned(),
             ),
             refused("crop", self.crop.check()),
             probability("flip", self.flip),
@@ -348,6 +365,8 @@ mod tests {
             ("batch_size", FeedSpec { views: 3, ..train }),
             ("crop", FeedSpec { crop: Crop::ShortCenter { resize: 0 }, ..train }),
             ("crop", FeedSpec { crop: Crop::RandomResizedCrop { scale: [0.5, 0.4], ratio: [1.0, 1.0] }, ..train }),
+            ("grow", FeedSpec { grow: Some("160,2,3".parse().unwrap()), crop: Crop::RANDOM_RESIZED, ..train }),
+            ("grow", FeedSpec { grow: Some("96,2,3".parse().unwrap()), ..train }),
             ("erase", FeedSpec { erase: Erase::torchvision(1.5), ..train }),
             ("erase", FeedSpec { erase: Erase { count: 9, ..Erase::default() }, ..train }),
             ("grayscale", FeedSpec { augment: Augment { grayscale: -0.1, ..Augment::default() }, ..train }),

@@ -2,11 +2,11 @@
 //! the recipe's value, and where the recipe has none the split's default.
 
 use super::{
-    Augment, Blur, ColorJitter, Crop, Erase, FeedSpec, Mix, MixPer, Pairing, Policy, Recipe, RecipeError, Solarize,
+    Augment, Blur, ColorJitter, Crop, Erase, FeedSpec, Grow, Mix, MixPer, Pairing, Policy, Recipe, RecipeError, Solarize,
     SpecError,
 };
 use crate::operation::{WarpFilter, Warping};
-use crate::types::{Dtype, ImageSize, Interpolation, Last, Layout, Split};
+use crate::types::{Dtype, ImageSize, ParseError, Interpolation, Last, Layout, Split};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -75,6 +75,26 @@ impl fmt::Display for RecipeChoice {
     }
 }
 
+/// How views grow, as it is asked for: not at all with `none`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GrowChoice(pub Option<Grow>);
+
+impl FromStr for GrowChoice {
+    type Err = ParseError;
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        if text == "none" { Ok(Self(None)) } else { text.parse().map(|grow| Self(Some(grow))) }
+    }
+}
+
+impl fmt::Display for GrowChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str("none"),
+            Some(grow) => grow.fmt(f),
+        }
+    }
+}
+
 /// Options that make no feed spec.
 #[derive(Debug, thiserror::Error)]
 pub enum OptionsError {
@@ -104,6 +124,10 @@ pub struct FeedOptions {
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_SIZE"))]
     #[serde(with = "size")]
     pub size: Option<ImageSize>,
+    /// Views that grow to that size with the epochs: SIZE,FROM_EPOCH,TO_EPOCH, or none [default: the recipe's, if --size is not given].
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_GROW", value_name = "SIZE,FROM,TO"))]
+    #[serde(with = "text")]
+    pub grow: Option<GrowChoice>,
     /// What part of an image: squash, squash_center:152, short_center:256, random_resized_crop,
     /// random_resized_crop:0.35,1, random_resized_crop:0.08,1,0.75,1.33, pad_crop:4 or pad_crop:4,reflect [default: the recipe's].
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_CROP"))]
@@ -302,6 +326,7 @@ impl FeedOptions {
             recipe: _,
             batch_size,
             size,
+            grow,
             crop,
             interpolation,
             flip,
@@ -370,6 +395,10 @@ impl FeedOptions {
         let spec = FeedSpec {
             batch_size: batch_size.unwrap_or(base.batch_size),
             image_size,
+            grow: match grow {
+                Some(GrowChoice(grow)) => *grow,
+                None => base.grow.filter(|_| size.is_none()),
+            },
             crop: crop.unwrap_or(base.crop.scaled(base.image_size, image_size)),
             interpolation: interpolation.unwrap_or(base.interpolation),
             flip: flip.unwrap_or(base.flip),
@@ -487,6 +516,7 @@ mod tests {
             "--recipe=imagenette",
             "--batch-size=7",
             "--size=33x65",
+            "--grow=32x33,2,5",
             "--crop=pad_crop:4,reflect",
             "--interpolation=bicubic",
             "--flip",

@@ -1,7 +1,7 @@
 //! Training views of the presets (docs/spec/recipes.md#presets).
 
 use super::{
-    Augment, Blur, ColorJitter, Crop, Erase, EraseMode, LaterViews, Mix, MixPer, Pairing, Policy, Solarize, TimmRand,
+    Augment, Blur, ColorJitter, Crop, Erase, EraseMode, Grow, LaterViews, Mix, MixPer, Pairing, Policy, Solarize, TimmRand,
     TrainView,
 };
 use crate::operation::{WarpFilter, Warping};
@@ -14,6 +14,7 @@ const IMAGENET_FILL: [u8; 3] = [124, 116, 104];
 pub fn random_resized(side: u32, interpolation: Interpolation, scale: [f64; 2]) -> TrainView {
     TrainView {
         size: ImageSize::square(side),
+        grow: None,
         interpolation,
         flip: 0.5,
         repeats: 1,
@@ -100,4 +101,10 @@ pub fn views() -> [TrainView; 3] {
             ..random_resized(224, Interpolation::Bicubic, [0.08, 1.0])
         },
     ]
+}
+
+/// Those of `ffcv-rn18` and `ffcv-rn50`: from 160 to 192 pixels between two epochs.
+pub fn ffcv(from: u64, to: u64) -> TrainView {
+    let full = random_resized(192, Interpolation::Bilinear, [0.08, 1.0]);
+    TrainView { grow: Some(Grow { size: ImageSize::square(160), from, to }), ..full }
 }

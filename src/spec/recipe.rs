@@ -1,6 +1,6 @@
 //! Recipes: named sets of defaults for feeds, from which training and validation views follow (docs/spec/recipes.md).
 
-use super::{Augment, Crop, Erase, FeedSpec, Mix, presets};
+use super::{Augment, Crop, Erase, FeedSpec, Grow, Mix, presets};
 use crate::types::{ImageSize, Interpolation, ParseError, Split};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -38,6 +38,9 @@ pub struct TrainView {
     /// Height and width of a view.
     #[serde(with = "size")]
     pub size: ImageSize,
+    /// How views grow to that size with the epochs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grow: Option<Grow>,
     /// Filter of the resize.
     #[serde(default)]
     pub interpolation: Interpolation,
@@ -135,7 +138,7 @@ pub enum RecipeError {
 }
 
 /// Names of the presets, for messages.
-const NAMES: &str = "lesson, imagenette, torchvision-v1, torchvision-v2, a1, a2, a3, deit, deit3, convnext, swin, dino, dino-local or simclr, or a file that ends in .toml";
+const NAMES: &str = "lesson, imagenette, torchvision-v1, torchvision-v2, a1, a2, a3, deit, deit3, convnext, swin, ffcv-rn18, ffcv-rn50, dino, dino-local or simclr, or a file that ends in .toml";
 
 impl Recipe {
     /// The fast.ai lesson's, and the default: squashed to 128×128, mixed up with α = 0.4, folded.
@@ -148,6 +151,7 @@ impl Recipe {
             std: [0.29, 0.28, 0.30],
             train: TrainView {
                 size,
+                grow: None,
                 interpolation,
                 flip: 0.0,
                 repeats: 1,
@@ -211,6 +215,18 @@ impl Recipe {
             imagenet("deit3", "DeiT III (augment.py; binary cross-entropy)", deit3, bicubic(224)),
             imagenet("convnext", "ConvNeXt (main.py; ε 0.1)", convnext, bicubic(256)),
             imagenet("swin", "Swin Transformer (config.py; ε 0.1)", convnext, bicubic(256)),
+            imagenet(
+                "ffcv-rn18",
+                "ffcv-imagenet's rn18, 16 epochs; resampled by area there, and decoded by the fast DCT",
+                presets::ffcv(11, 13),
+                val(256, Crop::ShortCenter { resize: 293 }),
+            ),
+            imagenet(
+                "ffcv-rn50",
+                "ffcv-imagenet's rn50, 88 epochs; resampled by area there, and decoded by the fast DCT",
+                presets::ffcv(65, 76),
+                val(256, Crop::ShortCenter { resize: 293 }),
+            ),
             imagenet("dino", "DINO's two global views (main_dino.py)", dino, bicubic(256)),
             imagenet(
                 "dino-local",
@@ -256,9 +272,9 @@ impl Recipe {
         let base = FeedSpec { mean: self.mean, std: self.std, ..FeedSpec::of(split) };
         match split {
             Split::Train => {
-                let TrainView { size: image_size, interpolation, flip, repeats, views, crop, augment, erase, mix } =
+                let TrainView { size: image_size, grow, interpolation, flip, repeats, views, crop, augment, erase, mix } =
                     self.train;
-                FeedSpec { image_size, crop, interpolation, flip, augment, erase, repeats, views, mix, ..base }
+                FeedSpec { image_size, grow, crop, interpolation, flip, augment, erase, repeats, views, mix, ..base }
             }
             Split::Val => {
                 let ValView { size, interpolation, crop } = self.val;

@@ -2,7 +2,7 @@
 
 use super::{AttachRequest, Attached, Former, ListFeedsReply, Reason, Refusal, ShutdownReply, WatchRequest};
 use crate::operation::Warping;
-use crate::spec::{Augment, Blur, ColorJitter, Crop, Erase, FeedSpec, LaterViews, Mix, Share, Solarize};
+use crate::spec::{Augment, Blur, ColorJitter, Crop, Erase, FeedSpec, Grow, LaterViews, Mix, Share, Solarize};
 use crate::status::{BadSample, Feed, Mixed, Sources, Stage, Status, Store, Trainer};
 use crate::types::{Class, ImageSize, ParseError, Place, Split, Start};
 use prost::Message;
@@ -395,6 +395,7 @@ impl Crosses for FeedSpec {
             split,
             batch_size,
             image_size: ImageSize { height, width },
+            grow,
             crop,
             interpolation,
             flip,
@@ -424,6 +425,7 @@ impl Crosses for FeedSpec {
             batch_size: Some(batch_size),
             height: Some(height),
             width: Some(width),
+            grow: grow.into_field(),
             crop: crop.into_field(),
             interpolation: Some(interpolation.to_string()),
             flip: Some(flip),
@@ -481,6 +483,7 @@ impl Crosses for FeedSpec {
             augment,
             erase,
             views,
+            grow,
         } = from;
         let base = FeedSpec::of(parse(split.as_deref())?.unwrap_or(Split::Train));
         Ok(FeedSpec {
@@ -490,6 +493,7 @@ impl Crosses for FeedSpec {
                 height: height.unwrap_or(base.image_size.height),
                 width: width.unwrap_or(base.image_size.width),
             },
+            grow: Field::from_field(grow)?,
             crop: crop.map_or(Ok(base.crop), Crop::from_message)?,
             interpolation: parse(interpolation.as_deref())?.unwrap_or(base.interpolation),
             flip: flip.unwrap_or(base.flip),
@@ -608,6 +612,20 @@ impl Crosses for Blur {
     }
 }
 
+impl Crosses for Grow {
+    type Message = proto::Grow;
+
+    fn into_message(self) -> proto::Grow {
+        let Self { size: ImageSize { height, width }, from, to } = self;
+        proto::Grow { height, width, from, to }
+    }
+
+    fn from_message(message: proto::Grow) -> Result<Self, Refusal> {
+        let proto::Grow { height, width, from, to } = message;
+        Ok(Self { size: ImageSize { height, width }, from, to })
+    }
+}
+
 impl Crosses for Erase {
     type Message = proto::Erase;
 
@@ -711,6 +729,7 @@ mod tests {
             split: Split::Val,
             batch_size: 7,
             image_size: ImageSize { height: 33, width: 65 },
+            grow: Some("32x40,3,9".parse().unwrap()),
             shuffle: true,
             seed: u64::MAX,
             last: Last::Drop,

@@ -8,7 +8,7 @@
             for batch in train.epoch(epoch):
                 loss = criterion(model(batch.x.to(device)), batch)  # criterion = mixd.torch.MixedLoss(nn.CrossEntropyLoss())
 
-`mixd.torch` has the mixed loss, and a loader of the shape of torch's DataLoader; nothing else here needs torch or numpy.
+`mixd.torch` has losses of mixed batches, a DataLoader, and what takes the place of one; nothing else here needs torch or numpy.
 """
 
 import importlib
@@ -26,7 +26,7 @@ from .errors import (
     SpecError,
 )
 from .feed import Epoch, Feed, Place
-from .recipe import Augment, Blur, ColorJitter, Crop, Erase, LaterViews, Mix, Recipe, Solarize, TrainView, ValView, Warping
+from .recipe import Augment, Blur, ColorJitter, Crop, Erase, Grow, LaterViews, Mix, Recipe, Solarize, TrainView, ValView, Warping
 from .server import Server, connect, serve
 
 # The names of version 0.1's first drafts.
@@ -57,6 +57,7 @@ __all__ = [
     "Feed",
     "FeedEnded",
     "FeedEndedError",
+    "Grow",
     "LaterViews",
     "Mix",
     "MixdError",

@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ._native import Array, Batch, Spec, attach, forget
@@ -48,6 +48,8 @@ class Feed:
         self._begun = 0
         self.spec: dict[str, Any] = json.loads(spec.json())
         """The spec with all its keys."""
+        self.steps: tuple[Callable[[Any], Any], ...] = ()
+        """Steps of its recipe on the trainer's side (`mixd.Recipe.then`)."""
 
     @property
     def _open(self) -> Reader:

@@ -112,7 +112,7 @@ class DataLoader(data.DataLoader[Any]):
 
     `x` lies in shared memory, or on `device`. `y` is, by `targets`: "soft", probabilities `[B, classes]` with the feed's smoothing (for
     `nn.CrossEntropyLoss`); "label", int64 `[B]`; "object", a `Targets` (for `MixedLoss`). By default, soft where the feed is mixed, labels where it is
-    not. Two iterators at once have places of their own, at the price of joining the feed anew for each batch.
+    not. The steps of the feed's recipe (`mixd.Recipe.then`) are applied to `x`. Two iterators at once have places of their own, at the price of joining the feed anew for each batch.
     """
 
     # Accelerate builds a loader of its own around others, and deals its batches to ranks once more.
@@ -165,6 +165,8 @@ class DataLoader(data.DataLoader[Any]):
         rows = len(batch) - batch.pad if self.padded == "drop" else len(batch)
         there = {"device": self.device, "non_blocking": True}
         x, label_a = batch.x.to(**there)[:rows], batch.label_a.to(**there)[:rows]
+        for step in self.feed.steps:
+            x = step(x)
         y: Any = label_a
         if self.targets != "label":
             y = Targets(label_a, batch.label_b.to(**there)[:rows], batch.lam.to(**there)[:rows])

@@ -1,10 +1,10 @@
 """Recipes: what a training recipe says of its images (`mixd recipe` lists the presets; docs/spec/recipes.md defines the stages)."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-__all__ = ["Augment", "Blur", "ColorJitter", "Crop", "Erase", "LaterViews", "Mix", "Recipe", "Solarize", "TrainView", "ValView", "Warping"]
+__all__ = ["Augment", "Blur", "ColorJitter", "Crop", "Erase", "Grow", "LaterViews", "Mix", "Recipe", "Solarize", "TrainView", "ValView", "Warping"]
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -163,10 +163,19 @@ class Mix:
 
 
 @dataclass(frozen=True)
+class Grow:
+    """Views of `size` up to epoch `start` grow linearly, by multiples of 32 pixels, to the recipe's size from epoch `end` on (FFCV)."""
+
+    size: int | tuple[int, int]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class TrainView:
     """How training images are shown, drawn and mixed.
 
-    size: pixels of a side, or height and width.
+    size: pixels of a side, or height and width; of the largest views, if they `grow`.
     flip: probability of a horizontal flip.
     repeats: how often each sample comes in a row, in epochs of the usual length.
     views: of each sample, one row after the other.
@@ -181,6 +190,7 @@ class TrainView:
     augment: Augment = field(default_factory=Augment)
     erase: Erase = field(default_factory=Erase)
     mix: Mix = field(default_factory=Mix)
+    grow: Grow | None = None
 
 
 @dataclass(frozen=True)
@@ -202,16 +212,32 @@ class Recipe:
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     std: Sequence[float] = (0.229, 0.224, 0.225)
     about: str = ""
+    steps: tuple[Callable[[Any], Any], ...] = ()
+    """Functions that a `mixd.torch.DataLoader` applies to each batch of images; see `then`."""
+
+    def then(self, step: Callable[[Any], Any]) -> "Recipe":
+        """Gives the recipe with one more step on the trainer's side: a function of a batch's `x`, a tensor `[B, 3, H, W]`, that returns another.
+
+        A `mixd.torch.DataLoader` applies it where the batch lies (`device`): kornia's or torchvision's v2 transforms on a GPU, say. It costs the trainer
+        what it costs there, once for each batch; mixing has taken place, and labels do not change. It may write into `x`. With `dtype="u8"` the
+        feed delivers rendered views as bytes, and a step normalizes them.
+        """
+        return replace(self, steps=(*self.steps, step))
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the recipe as `mixd recipe NAME` prints it."""
-        recipe = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
-        for view in (recipe["train"], recipe["val"]):
+        recipe = asdict(replace(self, steps=())) | {"mean": list(self.mean), "std": list(self.std)}
+        grow = recipe["train"]["grow"]
+        for view in (recipe["train"], recipe["val"], *([grow] if grow else [])):
             if not isinstance(view["size"], int):
                 view["size"] = "x".join(map(str, view["size"]))
+        for view in (recipe["train"], recipe["val"]):
             view["crop"] = {key: value for key, value in view["crop"].items() if value is not None}
+        del recipe["steps"]
         mix = recipe["train"]["mix"]
-        for stage, key in ((recipe["train"]["augment"], "later"), (mix, "off_epoch")):
+        if grow:
+            grow["from"], grow["to"] = grow.pop("start"), grow.pop("end")
+        for stage, key in ((recipe["train"], "grow"), (recipe["train"]["augment"], "later"), (mix, "off_epoch")):
             if stage[key] is None:
                 del stage[key]
         for alpha in ("mixup", "cutmix"):

@@ -73,6 +73,7 @@ class Server:
         recipe: str | os.PathLike[str] | Recipe | None = None,
         batch_size: int | None = None,
         size: int | tuple[int, int] | None = None,
+        grow: tuple[int | tuple[int, int], int, int] | None = None,
         crop: str | Crop | None = None,
         interpolation: Literal["bilinear", "bicubic"] | None = None,
         flip: bool | float | None = None,
@@ -120,6 +121,8 @@ class Server:
             `mixd.Recipe`. By default the daemon's (`mixd serve --recipe`), else the lesson. A feed of `val` takes its validation view.
         batch_size: rows; 64 of train, 128 of val.
         size: pixels of a side, or height and width; the recipe's.
+        grow: a smaller size, the last epoch of it and the first of the full size, between which views grow by multiples of 32 pixels; `batch.x`
+            has the epoch's shape; the recipe's, if `size` is not given.
         crop: what part of an image: "squash", "squash_center:152", "short_center:256", "random_resized_crop",
             "random_resized_crop:0.35,1", "pad_crop:4", "pad_crop:4,reflect", or a `mixd.Crop`; the recipe's.
         interpolation: filter of the resize; the recipe's.
@@ -174,6 +177,7 @@ class Server:
             "recipe": _recipe(recipe),
             "batch_size": batch_size,
             "size": _joined(size, "x"),
+            "grow": None if grow is None else f"{_joined(grow[0], 'x')},{grow[1]},{grow[2]}",
             "crop": None if crop is None else str(crop),
             "interpolation": interpolation,
             "flip": {True: 0.5, False: 0.0}[flip] if isinstance(flip, bool) else flip,
@@ -219,6 +223,7 @@ class Server:
         }
         spec = Spec(_json(options), _json(extra), self._recipe)
         feed = Feed(self.socket, spec, self._reconnect if reconnect is None else reconnect)
+        feed.steps = recipe.steps if isinstance(recipe, Recipe) else ()
         self._feeds.add(feed)
         return feed
 

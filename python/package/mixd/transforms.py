@@ -1,7 +1,7 @@
 """Recipes from the transforms of torchvision and timm, whose objects are recognized by the names of their classes: neither is imported.
 
 mixd renders as torchvision and timm render PIL images. Of a chain that converts to a tensor early, crops and flips are converted all the
-same if resizes are bilinear with antialias, as these differ by one level of 255 at most. What changes colors must come before the
+same if resizes are bilinear with antialias, as these differ by about one level of 255 at most. What changes colors must come before the
 conversion: for tensors torchvision computes hue, luma and warps in other ways (hue differs by up to 10 levels, rotations by 100).
 """
 
@@ -20,13 +20,13 @@ __all__ = ["from_torchvision"]
 _ORDER = ("resize", "crop", "flip", "policy", "jitter", "grayscale", "solarize", "normalize", "erase")
 # Pillow's numbers of its filters, which timm has and torchvision accepts.
 _FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-_OUTSIDE = "leave it out, or apply it to batches on the trainer's side"
+_OUTSIDE = "leave it out, or apply it to batches with Recipe.then"
 
 # What timm's `rand-…` draws from; with `inc1` the latter have "Increasing" behind their names.
 _TIMM_FIXED = ("AutoContrast", "Equalize", "Invert", "Rotate", "SolarizeAdd", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 _TIMM_GROWING = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
 # timm's `3a`: name, probability, magnitude, its standard deviation and bound. They stand for gray, a threshold of 128 and radii of 0.1 to 2.
-_TIMM_3A = [[("Desaturate", 1, 10, 0, 10)], [("GaussianBlurRand", 1, 10, 0, 10)], [("Solarize", 1, 5, 0, 10)]]
+_TIMM_3A = [[("Desaturate", 1, 10, 0, None)], [("GaussianBlurRand", 1, 10, 0, None)], [("Solarize", 1, 5, 0, None)]]
 
 
 def from_torchvision(transform: Any, *, train: bool | None = None, name: str = "custom") -> Recipe:
@@ -39,7 +39,8 @@ def from_torchvision(transform: Any, *, train: bool | None = None, name: str = "
     Mean and std are those of both views: 0 and 1 where nothing is normalized. The other view has the same size and interpolation. For
     validation, a crop that is not random stays; in place of a random resized crop, the short side is resized to 256/224 of the size and the
     centre is taken; in place of a padded crop, to the size itself. For training, it is a random resized crop and a flip with probability ½.
-    Repeats and the mix are no part of a transform (`dataclasses.replace` sets them).
+    Repeats and the mix are no part of a transform (`dataclasses.replace` sets them), nor is `dtype="u8"` of a feed, which gives the bytes of a
+    chain that converts to no floats.
 
     Raises SpecError, which names the element and the remedy, where no recipe is equivalent.
     """
@@ -82,50 +83,48 @@ def _refuse(element: object, why: str, remedy: str) -> NoReturn:
     raise SpecError(f"{_text(element)}: {why} ({remedy})")
 
 
+def _require(ok: bool, element: object, why: str, remedy: str) -> None:
+    if not ok:
+        _refuse(element, why, remedy)
+
+
 def _filter(element: Any, mode: Any, allowed: Sequence[str]) -> Any:
     """The name of a filter, of torchvision's enumeration or Pillow's number."""
-    if isinstance(mode, list | tuple):
-        _refuse(element, "it draws an interpolation for each image", 'use interpolation="bicubic", in timm\'s loaders train_interpolation')
+    remedy = 'use interpolation="bicubic", or train_interpolation="bicubic" of timm\'s loaders and scripts'
+    _require(not isinstance(mode, list | tuple), element, "it draws an interpolation for each image", remedy)
     value = getattr(mode, "value", mode)
     found = _FILTERS.get(value, value)
-    if found not in allowed:
-        _refuse(element, f"its interpolation is {found}", f"use interpolation={' or '.join(allowed)}")
+    _require(found in allowed, element, f"its interpolation is {found}", f"use interpolation={' or '.join(allowed)}")
     return found
 
 
-def _sides(sides: Any) -> tuple[int, ...]:
-    """One side, or height and width."""
-    return tuple(sides) if isinstance(sides, list | tuple) else (sides,)
-
-
 def _size(sides: Any) -> int | tuple[int, int]:
-    found = _sides(sides)
+    found = sides if isinstance(sides, list | tuple) else [sides]
     return found[0] if found[0] == found[-1] else (found[0], found[1])
 
 
 def _bounds(element: Any, name: str, bounds: Sequence[float], most: float) -> tuple[float, float]:
     low, high = map(float, bounds)
-    if not 0 < low <= high <= most:
-        _refuse(element, f"its {name} is {tuple(bounds)}", f"use bounds with 0 < least <= largest <= {most}")
+    _require(0 < low <= high <= most, element, f"its {name} is {tuple(bounds)}", f"use bounds with 0 < least <= largest <= {most}")
     return low, high
 
 
 def _channels(element: Any, name: str, values: Any) -> tuple[float, ...]:
-    """A number for each channel, each in the shortest form that is the same float32."""
-    values = values.tolist() if hasattr(values, "tolist") else values
-    found = [values] if isinstance(values, int | float) else [*values]
-    if len(found) not in (1, 3) or not all(map(math.isfinite, found)):
-        _refuse(element, f"its {name} is {found}", "use three numbers, of red, green and blue")
-    forms = [[float(f"{value:.{digits}g}") for digits in range(1, 18)] for value in found]
-    short = [next(form for form in forms if struct.pack("f", form) == struct.pack("f", forms[-1])) for forms in forms]
-    return tuple(short * (3 // len(short)))
+    """A number for each channel; of those in a tensor, the shortest that is the same float32."""
+    found = list(values.tolist() if hasattr(values, "tolist") else [values] if isinstance(values, int | float) else values)
+    is_valid = len(found) in (1, 3) and all(map(math.isfinite, found))
+    _require(is_valid, element, f"its {name} is {found}", "use three numbers, of red, green and blue")
+    if hasattr(values, "tolist"):
+        forms = ([float(f"{value:.{digits}g}") for digits in range(1, 10)] for value in found)
+        found = [next(form for form in some if struct.pack("f", form) == struct.pack("f", some[-1])) for some in forms]
+    return tuple(found * (3 // len(found)))
 
 
 def _color(element: Any, fill: Any) -> tuple[int, int, int]:
     """The color beyond the image, as torchvision reads it for PIL images."""
     found = fill if isinstance(fill, list | tuple) else [0 if fill is None else fill]
-    if len(found) not in (1, 3) or not all(isinstance(value, int | float) and 0 <= value < 256 for value in found):
-        _refuse(element, f"its fill is {fill!r}", "use a number of 0 to 255, or three")
+    is_color = len(found) in (1, 3) and all(isinstance(value, int | float) and 0 <= value < 256 for value in found)
+    _require(is_color, element, f"its fill is {fill!r}", "use a number of 0 to 255, or three")
     red, green, blue = (int(value) for value in [*found] * (3 // len(found)))
     return red, green, blue
 
@@ -174,15 +173,14 @@ class _Chain:
         """Sets the filter of the resize."""
         self.set(interpolation=_filter(element, mode, ("bilinear", "bicubic")))
         if self.values != "pil" and not (antialias and self.view.interpolation == "bilinear"):
-            how = f"{self.view.interpolation}{'' if antialias else ' without antialias'}"
-            why = f"after {_text(self.converted)} it differs ({how}) from a resize of PIL images, as which mixd renders"
+            why = f"after {_text(self.converted)} only bilinear with antialias is as for PIL images, as which mixd renders"
             _refuse(element, why, f"put {_text(self.converted)} after it, or use bilinear and antialias=True")
 
     def resize(self, element: Any, sides: Any = None) -> None:
-        if getattr(element, "max_size", None) is not None:
-            _refuse(element, "mixd has no max_size", "leave it out")
+        _require(getattr(element, "max_size", None) is None, element, "mixd has no max_size", "leave it out")
         self.place(element, "resize", random=False)
-        self.resized = _sides(sides or element.size)
+        sides = sides or element.size
+        self.resized = tuple(sides) if isinstance(sides, list | tuple) else (sides,)
         if len(self.resized) == 2:
             self.set(size=_size(self.resized), crop=Crop())
         self.resample(element, element.interpolation, element.antialias)
@@ -190,15 +188,13 @@ class _Chain:
     def center(self, element: Any, sides: Any = None) -> None:
         self.place(element, "crop", random=False)
         size = _size(sides or element.size)
-        if not self.resized:
-            _refuse(element, "mixd has no centre crop without a resize", "put Resize(size) before it")
+        _require(bool(self.resized), element, "mixd has no centre crop without a resize", "put Resize(size) before it")
         if len(self.resized) == 1:
             self.set(crop=Crop.short_center(self.resized[0]))
-        elif size != self.view.size and self.resized[0] == self.resized[1]:
-            self.set(crop=Crop.squash_center(self.resized[0]))
         elif size != self.view.size:
             why = f"it follows {_text(self.placed['resize'])}, and mixd takes the centre of squares or of whole images"
-            _refuse(element, why, "resize to a square, or to the size of the crop")
+            _require(self.resized[0] == self.resized[1], element, why, "resize to a square, or to the size of the crop")
+            self.set(crop=Crop.squash_center(self.resized[0]))
         self.set(size=size)
 
     def weights(self, element: Any) -> None:
@@ -225,12 +221,10 @@ class _Chain:
     def padded_crop(self, element: Any) -> None:
         padding, mode = element.padding or 0, element.padding_mode
         pads = [*padding] if isinstance(padding, list | tuple) else [padding]
-        if element.pad_if_needed:
-            _refuse(element, "pad_if_needed puts small images at random places, and mixd into the centre", "use pad_if_needed=False")
-        if pads[0] < 0 or len({*pads}) > 1:
-            _refuse(element, f"its padding is {padding}", "use one number, at least 0")
-        if any(pads) and mode != "reflect" and (mode != "constant" or _color(element, element.fill) != (0, 0, 0)):
-            _refuse(element, f"it pads with {mode} and fill {element.fill}", "use reflect, or constant with fill=0")
+        _require(not element.pad_if_needed, element, "mixd puts small images into the centre", "use pad_if_needed=False")
+        _require(pads[0] >= 0 and len({*pads}) == 1, element, f"its padding is {padding}", "use one number, at least 0")
+        is_known = not any(pads) or mode == "reflect" or (mode == "constant" and _color(element, element.fill) == (0, 0, 0))
+        _require(is_known, element, f"it pads with {mode} and fill {element.fill}", "use reflect, or constant with fill=0")
         # A window is as likely as its mirror image.
         self.crop(element, Crop.padded(int(pads[0]), mode if any(pads) else "constant"), after=("flip",))
 
@@ -245,8 +239,8 @@ class _Chain:
             low, high = getattr(element, name) or (middle, middle)
             # The difference without its error.
             extent = extents[name] = round(high - middle, 12)
-            if not math.isclose(low, -extent if name == "hue" else max(0.0, 1 - extent), abs_tol=1e-9):
-                _refuse(element, f"its {name} of {low} to {high} is not even about {middle:g}", f"give {name} one number")
+            is_even = math.isclose(low, -extent if name == "hue" else max(0.0, 1 - extent), abs_tol=1e-9)
+            _require(is_even, element, f"its {name} of {low} to {high} is not even about {middle:g}", f"give {name} one number")
         self.change(element, "jitter", jitter=ColorJitter(**extents, prob=prob))
 
     def apply(self, element: Any) -> None:
@@ -254,16 +248,12 @@ class _Chain:
         for child in children:
             if _key(child) in _REASONS:
                 _refuse(child, *_REASONS[_key(child)])
-        if [_key(child) for child in children] != ["torchvision.ColorJitter"]:
-            _refuse(element, "mixd applies one ColorJitter by chance, and nothing else", _OUTSIDE)
+        is_jitter = [_key(child) for child in children] == ["torchvision.ColorJitter"]
+        _require(is_jitter, element, "mixd applies one ColorJitter by chance, and nothing else", _OUTSIDE)
         self.jitter(children[0], float(element.p))
 
-    def grayscale(self, element: Any) -> None:
-        self.change(element, "grayscale", grayscale=float(element.p))
-
     def solarize(self, element: Any) -> None:
-        if not 0 <= element.threshold <= 256:
-            _refuse(element, f"its threshold is {element.threshold}", "use 0 to 256")
+        _require(0 <= element.threshold <= 256, element, f"its threshold is {element.threshold}", "use 0 to 256")
         self.change(element, "solarize", solarize=Solarize(float(element.p), float(element.threshold)))
 
     def policy(self, element: Any, policy: str, mode: Any, fill: Any) -> None:
@@ -271,111 +261,98 @@ class _Chain:
         self.change(element, "policy", policy=policy, warping=warping)
 
     def torchvision_policy(self, element: Any) -> None:
-        policy = {"AutoAugment": "auto-augment", "TrivialAugmentWide": "trivial-augment-wide"}.get(type(element).__name__)
-        if policy is None:
-            policy = f"rand-augment:{element.num_ops},{element.magnitude}"
-            if not (1 <= element.num_ops <= 8 and 0 <= element.magnitude <= 30):
-                _refuse(element, "mixd has 1 to 8 operations of magnitudes 0 to 30", "use such num_ops and magnitude")
-        if getattr(element, "num_magnitude_bins", 31) != 31:
-            _refuse(element, f"its num_magnitude_bins is {element.num_magnitude_bins}", "use 31")
-        if policy == "auto-augment" and element.policy.value != "imagenet":
-            _refuse(element, f"its policy is {element.policy.value}", "use AutoAugmentPolicy.IMAGENET")
-        self.policy(element, policy, element.interpolation, element.fill)
+        kind, layers, magnitude = type(element).__name__, getattr(element, "num_ops", 1), getattr(element, "magnitude", 0)
+        is_known = getattr(element, "num_magnitude_bins", 31) == 31 and 1 <= layers <= 8 and 0 <= magnitude <= 30
+        _require(is_known, element, "mixd has 1 to 8 operations, of magnitudes 0 to 30 in 31 bins", "use such numbers")
+        if kind == "AutoAugment":
+            _require(element.policy.value == "imagenet", element, "mixd has the policy of ImageNet", "use AutoAugmentPolicy.IMAGENET")
+        names = {"AutoAugment": "auto-augment", "TrivialAugmentWide": "trivial-augment-wide"}
+        self.policy(element, names.get(kind, f"rand-augment:{layers},{magnitude}"), element.interpolation, element.fill)
 
     def timm_rand(self, element: Any) -> None:
         names = sorted(op.name for op in element.ops)
         increasing = names == sorted((*_TIMM_FIXED, *(f"{name}Increasing" for name in _TIMM_GROWING)))
         settings = [{**vars(op), "name": None, "aug_fn": None, "level_fn": None} for op in element.ops]
-        is_rand = increasing or names == sorted((*_TIMM_FIXED, *_TIMM_GROWING))
-        if element.choice_weights is not None or not is_rand or settings != settings[:1] * len(settings):
-            _refuse(element, "it does not draw from timm's fifteen operations alike", "leave -t out of auto_augment")
+        is_even = element.choice_weights is None and settings == settings[:1] * len(settings)
+        is_rand = is_even and (increasing or names == sorted((*_TIMM_FIXED, *_TIMM_GROWING)))
+        _require(is_rand, element, "it does not draw from timm's fifteen operations alike", "leave -t out of auto_augment")
         op, layers = element.ops[0], element.num_layers
         fill, most, std = op.kwargs["fillcolor"], op.magnitude_max or 10, max(op.magnitude_std, 0)
-        if std == math.inf:
-            _refuse(element, "its magnitudes are uniform", "use a finite mstd, such as -mstd0.5")
-        if most != 10 or not 0 <= op.magnitude <= 10 or not 1 <= layers <= 8:
-            _refuse(element, f"it has {layers} layers of magnitude {op.magnitude} up to {most}", "use -m0 to -m10, -n1 to -n8, no -mmax")
-        if op.hparams.get("translate_pct", 0.45) != 0.45 or not isinstance(fill, tuple):
-            _refuse(element, f"its hparams are {op.hparams}", "use three numbers for img_mean, and no translate_pct")
+        _require(std < math.inf, element, "its magnitudes are uniform", "use a finite mstd, such as -mstd0.5")
+        is_known = most == 10 and 0 <= op.magnitude <= 10 and 1 <= layers <= 8
+        why = f"it has {layers} layers of magnitude {op.magnitude} up to {most}"
+        _require(is_known, element, why, "use -m0 to -m10, -n1 to -n8, and no -mmax")
+        is_known = op.hparams.get("translate_pct", 0.45) == 0.45 and isinstance(fill, tuple)
+        _require(is_known, element, f"its hparams are {op.hparams}", "use three numbers for img_mean, and no translate_pct")
         keys = {"m": op.magnitude, "mstd": std, "n": layers, "p": op.prob, "inc": int(increasing)}
         # Numbers without an exponent.
         policy = "-".join(["rand", *(key + f"{value:.12f}".rstrip("0").rstrip(".") for key, value in keys.items())])
         self.policy(element, policy, op.kwargs["resample"], fill)
 
     def timm_auto(self, element: Any) -> None:
-        found = [
-            [(op.name, op.prob, op.magnitude, max(op.magnitude_std, 0), op.magnitude_max or 10) for op in ops] for ops in element.policy
-        ]
-        if sorted(found) != _TIMM_3A:
-            remedy = "use auto_augment rand-m9-mstd0.5-inc1 or 3a, or torchvision's AutoAugment()"
-            _refuse(element, "mixd has none of timm's AutoAugment policies but 3a", remedy)
+        keys = ("name", "prob", "magnitude", "magnitude_std", "magnitude_max")
+        is_3a = sorted([tuple(getattr(op, key) for key in keys) for op in ops] for ops in element.policy) == _TIMM_3A
+        remedy = "use auto_augment rand-m9-mstd0.5-inc1 or 3a, or torchvision's AutoAugment()"
+        _require(is_3a, element, "mixd has none of timm's AutoAugment policies but 3a", remedy)
         self.change(element, "policy", policy="3-augment")
 
     def erase(self, element: Any, erase: Erase) -> None:
         self.place(element, "erase")
-        if self.values != "float":
-            _refuse(element, "mixd erases floats", "put it after the conversion to float32")
+        _require(self.values == "float", element, "mixd erases floats", "put it after the conversion to float32")
         self.set(erase=erase)
 
     def random_erasing(self, element: Any) -> None:
         value = element.value
         # v2 has None for "random".
         is_noise = value is None or value == "random"
-        if not is_noise and any(value if isinstance(value, list | tuple) else [value]):
-            _refuse(element, f"its value is {value}", 'use 0 or "random"')
+        is_known = is_noise or not any(value if isinstance(value, list | tuple) else [value])
+        _require(is_known, element, f"its value is {value}", 'use 0 or "random"')
         area, ratio = _bounds(element, "scale", element.scale, 1), _bounds(element, "ratio", element.ratio, 1000)
         self.erase(element, Erase(float(element.p), "pixel" if is_noise else "const", area=area, ratio=ratio))
 
     def timm_erasing(self, element: Any) -> None:
-        if element.min_count != 1 or not 1 <= element.max_count <= 8:
-            _refuse(element, f"it erases {element.min_count} to {element.max_count} boxes", "use 1 to at most 8")
+        least, most = element.min_count, element.max_count
+        _require(least == 1 <= most <= 8, element, f"it erases {least} to {most} boxes", "use 1 to at most 8")
         area = _bounds(element, "area", (element.min_area, element.max_area), 1)
         # It keeps logarithms, whose error was not asked for.
         low, high = (round(math.exp(value), 15) for value in element.log_aspect_ratio)
         ratio = _bounds(element, "aspect ratio", (low, 1 / low if math.isclose(high, 1 / low) else high), 1000)
         mode: Literal["const", "rand", "pixel"] = "pixel" if element.per_pixel else "rand" if element.rand_color else "const"
-        self.erase(element, Erase(float(element.probability), mode, element.max_count, area, ratio))
+        self.erase(element, Erase(float(element.probability), mode, most, area, ratio))
 
     def to_bytes(self, element: Any) -> None:
         if self.values == "pil":
             self.values, self.converted = "bytes", element
 
     def to_float(self, element: Any) -> None:
-        if self.values == "bytes":
-            _refuse(element, f"after {_text(self.converted)} it leaves values of 0 to 255", "use ToDtype(torch.float32, scale=True)")
+        why = f"after {_text(self.converted)} it leaves values of 0 to 255"
+        _require(self.values != "bytes", element, why, "use ToDtype(torch.float32, scale=True)")
         if self.values == "pil":
             self.values, self.converted = "float", element
 
     def to_dtype(self, element: Any) -> None:
-        if self.values == "pil":
-            _refuse(element, "it does not convert PIL images", "put ToImage() before it")
+        _require(self.values != "pil", element, "it does not convert PIL images", "put ToImage() before it")
         if str(element.dtype) == "torch.uint8" and self.values == "bytes":
             return
         # ConvertImageDtype always scales.
         is_scaled = self.values == "float" or getattr(element, "scale", True)
-        if str(element.dtype) != "torch.float32" or not is_scaled:
-            remedy = "use torch.float32 and scale=True; a feed's dtype may be f16, bf16 or u8"
-            _refuse(element, "it does not give float32 in [0, 1], in which mixd normalizes", remedy)
+        remedy = "use torch.float32 and scale=True; a feed's dtype may be f16, bf16 or u8"
+        _require(str(element.dtype) == "torch.float32" and is_scaled, element, "mixd normalizes float32 in [0, 1]", remedy)
         self.values = "float"
 
     def normalize(self, element: Any) -> None:
         self.place(element, "normalize", random=False)
-        if self.values != "float":
-            _refuse(element, "it needs values in [0, 1]", "put ToTensor(), or ToImage() and ToDtype(torch.float32, scale=True), before it")
+        remedy = "put ToTensor(), or ToImage() and ToDtype(torch.float32, scale=True), before it"
+        _require(self.values == "float", element, "it needs values in [0, 1]", remedy)
         self.mean, self.std = _channels(element, "mean", element.mean), _channels(element, "std", element.std)
-        if min(self.std) < 1e-30:
-            _refuse(element, f"its std is {self.std}", "use positive numbers")
-
-    def skip(self, element: Any) -> None:
-        """Takes what changes no image: mixd's are RGB."""
+        _require(min(self.std) >= 1e-30, element, f"its std is {self.std}", "use positive numbers")
 
     def recipe(self, train: bool | None, name: str) -> Recipe:
         """Gives the recipe of the whole chain."""
         view, crop = self.view, self.view.crop
-        if self.resized and not view.size:
-            _refuse(self.placed["resize"], "it leaves images of many sizes", "put CenterCrop(size) after it, or give it both sides")
         if not view.size:
-            raise SpecError(f"{', '.join(self.names) or 'the transform'}: nothing sets the size of a view (begin with Resize((H, W)))")
+            what = ", ".join(self.names) or "the transform"
+            raise SpecError(f"{what}: views have no fixed size (put CenterCrop(size) after Resize(size), or use Resize((height, width)))")
         is_train = self.random is not None if train is None else train
         if not is_train and self.random is not None:
             _refuse(self.random, "validation views have no random stage", "leave it out, or give train=True")
@@ -393,30 +370,24 @@ _HANDLERS: dict[str, Callable[[_Chain, Any], None]] = {
     "torchvision.Resize": _Chain.resize,
     "torchvision.CenterCrop": _Chain.center,
     "torchvision.ImageClassification": _Chain.weights,
-    "torchvision.RandomResizedCrop": _Chain.resized_crop,
-    "timm.RandomResizedCropAndInterpolation": _Chain.resized_crop,
+    **dict.fromkeys(("torchvision.RandomResizedCrop", "timm.RandomResizedCropAndInterpolation"), _Chain.resized_crop),
     "torchvision.RandomCrop": _Chain.padded_crop,
     "torchvision.RandomHorizontalFlip": _Chain.flip,
-    "torchvision.RandAugment": _Chain.torchvision_policy,
-    "torchvision.TrivialAugmentWide": _Chain.torchvision_policy,
-    "torchvision.AutoAugment": _Chain.torchvision_policy,
+    **dict.fromkeys(("torchvision.RandAugment", "torchvision.TrivialAugmentWide", "torchvision.AutoAugment"), _Chain.torchvision_policy),
     "timm.RandAugment": _Chain.timm_rand,
     "timm.AutoAugment": _Chain.timm_auto,
     "torchvision.ColorJitter": _Chain.jitter,
     "torchvision.RandomApply": _Chain.apply,
-    "torchvision.RandomGrayscale": _Chain.grayscale,
+    "torchvision.RandomGrayscale": lambda chain, element: chain.change(element, "grayscale", grayscale=float(element.p)),
     "torchvision.RandomSolarize": _Chain.solarize,
-    "torchvision.PILToTensor": _Chain.to_bytes,
-    "torchvision.ToImage": _Chain.to_bytes,
-    "timm.ToNumpy": _Chain.to_bytes,
-    "torchvision.ToTensor": _Chain.to_float,
-    "timm.MaybeToTensor": _Chain.to_float,
-    "torchvision.ToDtype": _Chain.to_dtype,
-    "torchvision.ConvertImageDtype": _Chain.to_dtype,
+    **dict.fromkeys(("torchvision.PILToTensor", "torchvision.ToImage", "timm.ToNumpy"), _Chain.to_bytes),
+    **dict.fromkeys(("torchvision.ToTensor", "timm.MaybeToTensor"), _Chain.to_float),
+    **dict.fromkeys(("torchvision.ToDtype", "torchvision.ConvertImageDtype"), _Chain.to_dtype),
     "torchvision.Normalize": _Chain.normalize,
     "torchvision.RandomErasing": _Chain.random_erasing,
     "timm.RandomErasing": _Chain.timm_erasing,
-    **dict.fromkeys(("torch.Identity", "torchvision.Identity", "torchvision.ToPureTensor", "torchvision.RGB"), _Chain.skip),
+    # What changes no image: mixd's are RGB.
+    **dict.fromkeys(("torch.Identity", "torchvision.Identity", "torchvision.ToPureTensor", "torchvision.RGB"), lambda *_: None),
 }
 
 # Why what is often asked for is refused, and what to do.
@@ -424,7 +395,7 @@ _REASONS = {
     "torchvision.Lambda": ("mixd cannot look into a function", _OUTSIDE),
     "torchvision.GaussianBlur": (
         "it is a convolution with a kernel of fixed size, and mixd's blur is Pillow's ImageFilter.GaussianBlur",
-        "leave it out, and set augment=mixd.Augment(blur=mixd.Blur(prob, sigma)) with dataclasses.replace, or blur on the trainer's side",
+        "leave it out, and set augment=mixd.Augment(blur=mixd.Blur(prob, sigma)) with dataclasses.replace, or blur batches with Recipe.then",
     ),
     "timm.ResizeKeepRatio": ("it rounds sides that mixd truncates, or draws them", "use crop_mode center or squash, train_crop_mode rrc"),
     "timm.MaybePILToTensor": ("mean and std are not in the chain", "use create_transform(use_prefetcher=False, normalize=True)"),

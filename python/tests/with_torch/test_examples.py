@@ -49,6 +49,22 @@ def test_one_loop_runs_over_either_loader(loader: str) -> None:
         assert line.startswith(f"epoch {epoch}: 200 images, loss 2.") and line.endswith(" on 50"), line
 
 
+@pytest.mark.parametrize("name", ["imagenet.py", "deit.py"])
+def test_real_scripts_train_alike_once_their_loaders_are_replaced(name: str) -> None:
+    pytest.importorskip("timm")
+    options = ("--size", 32, "--batch-size", 20, "--epochs", 4)
+    runs = [run(name, SAMPLE_DATA, *options, *switch).splitlines() for switch in ([], ["--mixd"])]
+    assert [line.split("; ")[0].split(" on ")[1] for line in runs[0] + runs[1]] == ["50"] * 8
+    theirs, ours = ([figures(line)[0] for line in lines] for lines in runs)
+    # Over 40 batches of 20; losses of single epochs vary by as much from seed to seed.
+    assert abs(sum(theirs) - sum(ours)) / 4 < 0.08, runs
+    assert ours[-1] < ours[0] + 0.05, runs
+
+
+def test_dinos_views_come_from_two_feeds() -> None:
+    assert "192 samples of 10 views [(16, 3, 224, 224), (16, 3, 96, 96)]" in run("dino.py", SAMPLE_DATA)
+
+
 @pytest.mark.parametrize("name", ["lightning", "accelerate"])
 def test_other_frameworks_take_feeds_as_they_are(name: str) -> None:
     pytest.importorskip(name)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import mixd
 import pytest
 import torch
 from mixd.torch import DataLoader, MixedLoss, Targets
@@ -91,6 +92,28 @@ def test_batches_come_as_dicts_by_option(daemon: Daemon) -> None:
     loader = DataLoader(daemon.connect().feed("val", batch_size=10, size=16), keys=("pixel_values", "labels"))
     batch = next(iter(loader))
     assert batch["pixel_values"].shape == (10, 3, 16, 16) and batch["labels"].tolist() == [0] * 5 + [1] * 5
+
+
+def test_steps_of_a_recipe_run_on_the_trainers_side(daemon: Daemon) -> None:
+    server = daemon.connect()
+    plain = mixd.Recipe(train=mixd.TrainView(size=32))
+    recipe = plain.then(lambda x: x.float() / 255).then(lambda x: x - 1)
+    options: dict[str, Any] = {"batch_size": 20, "seed": 3, "dtype": "u8"}
+    x, _ = next(iter(DataLoader(server.feed("train", recipe=recipe, **options))))
+    raw, _ = next(iter(DataLoader(server.feed("train", recipe=plain, **options))))
+    assert raw.dtype == torch.uint8 and torch.equal(x, raw.float() / 255 - 1)
+
+
+def test_views_of_a_sample_come_in_a_row_and_local_ones_beside_them(daemon: Daemon) -> None:
+    server = daemon.connect()
+    common: dict[str, Any] = {"seed": 3, "last": "drop"}
+    views = DataLoader(server.feed("train", recipe="dino", size=48, batch_size=20, **common))
+    local = DataLoader(server.feed("train", recipe="dino-local", size=32, batch_size=80, **common))
+    assert len(views) == len(local) == 20
+    for (x, y), (small, labels) in zip(views, local, strict=True):
+        assert (x.shape, small.shape) == ((20, 3, 48, 48), (80, 3, 32, 32))
+        assert torch.equal(y[0::2], y[1::2]) and torch.equal(y[0::2], labels[0::8])
+        assert not torch.equal(x[0::2], x[1::2])
 
 
 def test_accelerate_skips_batches_and_takes_the_loader_as_it_is(daemon: Daemon) -> None:

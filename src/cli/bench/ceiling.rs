@@ -207,7 +207,7 @@ impl<'a> Ceiling<'a> {
                 };
                 let rows: Vec<Row<'_>> = plan.rows.iter().enumerate().map(row).collect();
                 let target = &mut slot[aligned..][..rows.len() * format.image_bytes()];
-                mixer.mix(&rows, Target::Memory(target), None, None)?;
+                mixer.mix(size, &rows, Target::Memory(target), None, None)?;
                 done.fetch_add(rows.len() as u64, Ordering::Relaxed);
             }
             Ok(())

@@ -26,7 +26,7 @@ pub use patch::erases;
 use super::erase::Fills;
 use super::{MixError, Mixer, Moved, Next, Notice, Row, Target};
 use crate::format::Format;
-use crate::types::{Dtype, Layout};
+use crate::types::{Dtype, ImageSize, Layout};
 use bytemuck::cast_slice_mut;
 use half::{bf16 as Bf16, f16 as F16};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -88,6 +88,7 @@ impl Mixer for CpuMixer {
 
     fn mix(
         &mut self,
+        size: ImageSize,
         rows: &[Row<'_>],
         target: Target<'_>,
         notice: Option<&Notice<'_>>,
@@ -95,6 +96,7 @@ impl Mixer for CpuMixer {
     ) -> Result<Moved, MixError> {
         let out = target.memory();
         let Self { format, level, ref fills, ref mut stores, part_bytes, cpus, ref helpers } = *self;
+        let format = format.sized(size);
         assert_eq!(out.len(), rows.len() * format.image_bytes());
         let (stream, start) = (stores.past_caches(), Instant::now());
         // Ever smaller parts: no thread waits longer than for a row of another, and rows that share a sample mostly stay together.
@@ -388,7 +390,6 @@ mod tests {
     use super::super::tests::{Case, case};
     use super::*;
     use crate::spec::FeedSpec;
-    use crate::types::ImageSize;
     use proptest::prelude::*;
     use std::time::Duration;
 
@@ -438,7 +439,7 @@ mod tests {
                 let mut out = vec![0_u64; (rows.len() * case.format.image_bytes()).div_ceil(8)];
                 let bytes = &mut bytemuck::cast_slice_mut(&mut out)[..rows.len() * case.format.image_bytes()];
                 CpuMixer { part_bytes: 1_000, ..CpuMixer::new(case.format, helpers) }
-                    .mix(&rows, Target::Memory(bytes), None, None)
+                    .mix(case.format.image_size, &rows, Target::Memory(bytes), None, None)
                     .unwrap();
                 out
             };
@@ -453,7 +454,7 @@ mod tests {
                 let given = AtomicUsize::new(0);
                 let give = || { given.fetch_add(1, Ordering::Relaxed); };
                 let notice = Notice { ahead: Duration::from_micros(ahead_us), waiters, give: &give };
-                mixer.mix(&case.rows(), Target::Memory(&mut case.out()), Some(&notice), None).unwrap();
+                mixer.mix(case.format.image_size, &case.rows(), Target::Memory(&mut case.out()), Some(&notice), None).unwrap();
                 let helping = threads.min(case.out().len() / 2_000);
                 prop_assert_eq!(given.into_inner(), usize::from(helping + 1 + waiters <= cpus));
             }

@@ -25,13 +25,15 @@ fn open(data: &Path, cursor: &Path) -> Result<RingReader, RingError> {
     RingReader::open(data, cursor, ())
 }
 
+const SIZE: ImageSize = ImageSize { height: 5, width: 7 };
+
 fn ring(slots: u32) -> Fixture {
     ring_at(slots, Pace::PRIVATE)
 }
 
 fn ring_at(slots: u32, pace: Pace) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    let spec = FeedSpec { batch_size: 3, image_size: ImageSize { height: 5, width: 7 }, ..FeedSpec::train() };
+    let spec = FeedSpec { batch_size: 3, image_size: SIZE, ..FeedSpec::train() };
     let sampler = Sampler::new(spec, 30).unwrap();
     let batch = |index| {
         let (plan, mut columns) = (sampler.epoch(0).plan(index), OwnedColumns::default());
@@ -52,9 +54,9 @@ fn ring_at(slots: u32, pace: Pace) -> Fixture {
 impl Fixture {
     fn write(&mut self, index: usize) {
         let mut slot = self.writer.next_slot().unwrap();
-        slot.x_mut(3).fill(index as u8);
+        slot.x_mut(SIZE, 3).fill(index as u8);
         let (head, columns) = &self.batches[index];
-        slot.publish(*head, columns.view());
+        slot.publish(SIZE, *head, columns.view());
     }
 
     fn read(&mut self) -> Lease {
@@ -83,7 +85,7 @@ fn what_is_published_is_what_is_read() {
 #[test]
 fn an_unpublished_slot_is_not_seen() {
     let mut ring = ring(2);
-    ring.writer.next_slot().unwrap().x_mut(3).fill(9);
+    ring.writer.next_slot().unwrap().x_mut(SIZE, 3).fill(9);
     assert!(!ring.reader.is_ready());
     ring.write(0);
     assert_eq!(ring.read().seq(), 0);
@@ -100,8 +102,8 @@ fn the_writer_waits_for_the_oldest_lease() {
         let (writer, plan) = (&mut ring.writer, &ring.batches[2]);
         let written = scope.spawn(move || {
             let mut slot = writer.next_slot().unwrap();
-            slot.x_mut(3).fill(2);
-            slot.publish(plan.0, plan.1.view());
+            slot.x_mut(SIZE, 3).fill(2);
+            slot.publish(SIZE, plan.0, plan.1.view());
         });
         assert!(first.view().x.iter().all(|&byte| byte == 0), "written while leased");
         drop(first);
@@ -175,7 +177,7 @@ fn a_reader_that_is_called_wakes_before_the_batch_is_there_and_says_how_long_tha
         std::thread::yield_now();
     }
     assert!(!reading.is_finished());
-    ring.writer.next_slot().unwrap().publish(ring.batches[0].0, ring.batches[0].1.view());
+    ring.writer.next_slot().unwrap().publish(SIZE, ring.batches[0].0, ring.batches[0].1.view());
     assert_eq!(reading.join().unwrap(), 0);
     inner.cursor.page().wake_ns.store(30_000, Ordering::Relaxed);
     assert_eq!(caller.ahead(), Some((Duration::from_micros(45), 1)));
@@ -189,7 +191,7 @@ fn a_removed_reader_frees_the_waiting_writer() {
     let (handle, id) = (ring.handle.clone(), ring.id);
     let (mut writer, plan) = (ring.writer, ring.batches.remove(2));
     let writing = std::thread::spawn(move || {
-        writer.next_slot().unwrap().publish(plan.0, plan.1.view());
+        writer.next_slot().unwrap().publish(SIZE, plan.0, plan.1.view());
     });
     let (other, _) = handle.add_reader(Some).unwrap();
     handle.remove_reader(id);
@@ -255,7 +257,7 @@ fn a_hold_keeps_the_first_batches_for_those_that_are_to_come() {
     drop((ring.read(), ring.read()));
     std::thread::scope(|scope| {
         let (writer, plan) = (&mut ring.writer, &ring.batches[2]);
-        scope.spawn(move || writer.next_slot().unwrap().publish(plan.0, plan.1.view()));
+        scope.spawn(move || writer.next_slot().unwrap().publish(SIZE, plan.0, plan.1.view()));
         let (_, cursor) = ring.handle.add_reader(|_| Some(0)).unwrap();
         ring.handle.remove_reader(hold);
         let mut late = open(&ring.handle.data_path(), &cursor).unwrap();
@@ -288,8 +290,8 @@ fn a_reader_that_keeps_others_waiting_is_evicted_and_its_leases_stay_whole() {
         scope.spawn(move || {
             for (index, plan) in plans.iter().enumerate().skip(1) {
                 let mut slot = writer.next_slot().unwrap();
-                slot.x_mut(3).fill(index as u8);
-                slot.publish(plan.0, plan.1.view());
+                slot.x_mut(SIZE, 3).fill(index as u8);
+                slot.publish(SIZE, plan.0, plan.1.view());
             }
         });
         assert_eq!(reading.join().unwrap(), (1..10).collect::<Vec<_>>());
@@ -368,7 +370,7 @@ fn the_fastest_reader_of_the_latest_misses_nothing_while_others_hold_slots() {
         let (writer, plans) = (&mut ring.writer, &ring.batches);
         scope.spawn(move || {
             for plan in &plans[2..] {
-                writer.next_slot().unwrap().publish(plan.0, plan.1.view());
+                writer.next_slot().unwrap().publish(SIZE, plan.0, plan.1.view());
             }
         });
         for seq in 1..10 {
@@ -429,7 +431,7 @@ fn the_fastest_reader_of_the_latest_sets_the_pace_whoever_that_is() {
     std::thread::scope(|scope| {
         let (writer, plan) = (&mut ring.writer, &ring.batches[3]);
         // Nobody has read anything, so the writer waits; then one joins who has room.
-        scope.spawn(move || writer.next_slot().unwrap().publish(plan.0, plan.1.view()));
+        scope.spawn(move || writer.next_slot().unwrap().publish(SIZE, plan.0, plan.1.view()));
         let (_, cursor) = ring.handle.add_reader(Some).unwrap();
         let mut other = open(&ring.handle.data_path(), &cursor).unwrap();
         assert_eq!(lease(&mut other).seq(), 3);

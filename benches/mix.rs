@@ -43,7 +43,13 @@ fn mix(criterion: &mut Criterion) {
                     };
                     let rows: Vec<Row<'_>> = (0..64).map(row).collect();
                     mixer
-                        .mix(ImageSize::square(128), &rows, Target::Memory(bytemuck::cast_slice_mut(&mut slots[turn % SLOTS])), None, None)
+                        .mix(
+                            ImageSize::square(128),
+                            &rows,
+                            Target::Memory(bytemuck::cast_slice_mut(&mut slots[turn % SLOTS])),
+                            None,
+                            None,
+                        )
                         .unwrap();
                 });
             });

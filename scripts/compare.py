@@ -27,7 +27,7 @@ for name in RECIPES:
     # The contenders, too, take each image once an epoch.
     recipe = ["--recipe", name, "--repeats", "1"]
     OURS |= {
-        f"mixd, {name}, decoding": ([*recipe, "--cache", "off"], [other for other in CONTENDERS if other.startswith(name)]),
+        f"mixd, {name}, decoding": ([*recipe, "--cache", "off"], [other for other in CONTENDERS if other.startswith(f"{name}-")]),
         f"mixd, {name}, stored": (recipe, []),
         f"mixd, {name}, stored, bf16": ([*recipe, "--dtype", "bf16"], []),
     }

@@ -108,6 +108,16 @@ pub fn below(rng: &mut ChaCha8Rng, bound: u32) -> u32 {
     }
 }
 
+/// A uniform number in [0, 1) of 32 random bits.
+pub fn uniform(bits: u32) -> f64 {
+    f64::from(bits) / 4_294_967_296.0
+}
+
+/// A uniform number in `0..=most` of 32 random bits.
+pub fn up_to(bits: u32, most: u32) -> u32 {
+    ((u64::from(bits) * (u64::from(most) + 1)) >> 32) as u32
+}
+
 /// A uniform permutation of `0..n` (Fisher–Yates, from the end).
 pub fn permutation(mut rng: ChaCha8Rng, n: u32) -> Vec<u32> {
     let mut order: Vec<u32> = (0..n).collect();

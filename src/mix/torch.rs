@@ -177,7 +177,9 @@ impl TorchMixer {
         // Flipped as own images, and so as partners of other rows; a box is cut where nothing else is mixed.
         self.stage(size, 0, rows, |row, channel, plane| compose::own(level, row, size, channel, 0, plane))?;
         if !within {
-            self.stage(size, rows.len(), rows, |row, channel, plane| compose::partner(level, row, size, channel, 0, plane))?;
+            self.stage(size, rows.len(), rows, |row, channel, plane| {
+                compose::partner(level, row, size, channel, 0, plane)
+            })?;
         }
         let values = self.values(&self.staged(size, samples as i64)?)?;
         let whole = Cut { top: 0, bottom: size.height, left: 0, right: size.width };

@@ -166,14 +166,22 @@ impl MixStage {
         };
         let moved = mixer.mix(plan.image_size, &own, target, notice, Some(&mut tell))?;
         let (source, split) = (&requester.shared.source, spec.split);
-        plan.fill(columns, |id| i64::from(source.label(split, id)), |at| requester.crop(&plan.rows[at].own, plan.image_size));
+        plan.fill(
+            columns,
+            |id| i64::from(source.label(split, id)),
+            |at| requester.crop(&plan.rows[at].own, plan.image_size),
+        );
         Ok(moved)
     }
 
     /// The head of a mixed batch, with its digest where the feed makes digests.
     pub fn head(&self, plan: &Plan, columns: Columns<'_>, x: &[u8]) -> Head {
         let head = plan.head();
-        let digest = if self.spec.digest { view(&self.spec, plan.image_size, head, columns, x).digest_by(self.mixer.name()) } else { 0 };
+        let digest = if self.spec.digest {
+            view(&self.spec, plan.image_size, head, columns, x).digest_by(self.mixer.name())
+        } else {
+            0
+        };
         Head { digest, ..head }
     }
 

@@ -43,6 +43,12 @@ impl OwnedBatch {
 
     /// The batch.
     pub fn view(&self) -> BatchView<'_> {
-        view(&self.spec, self.plan.image_size, self.head, self.columns.view(), &bytemuck::cast_slice(&self.x)[..self.x_bytes])
+        view(
+            &self.spec,
+            self.plan.image_size,
+            self.head,
+            self.columns.view(),
+            &bytemuck::cast_slice(&self.x)[..self.x_bytes],
+        )
     }
 }

@@ -145,8 +145,14 @@ impl Requester {
                 (claim.expect("each staging row is asked for once, or again when bad"), Location::Staged(staged), false)
             }
         };
-        let job =
-            Job { image: *image, size, entry: Arc::clone(&self.entry), claim, stored, stopped: Arc::clone(&self.stopped) };
+        let job = Job {
+            image: *image,
+            size,
+            entry: Arc::clone(&self.entry),
+            claim,
+            stored,
+            stopped: Arc::clone(&self.stopped),
+        };
         (location, Some(job))
     }
 

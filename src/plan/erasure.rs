@@ -1,7 +1,6 @@
 //! The boxes of a view that are erased (docs/spec/recipes.md#erasing).
 
-use super::view::{uniform, up_to};
-use crate::rng;
+use crate::rng::{self, uniform, up_to};
 use crate::spec::{Erase, EraseMode};
 use crate::types::{Cut, ImageSize};
 use rand_chacha::ChaCha8Rng;

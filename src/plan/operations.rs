@@ -1,8 +1,7 @@
 //! The operations that a row draws: its policy's, and those of the stages of color after it (docs/spec/recipes.md#policies).
 
-use super::view::uniform;
 use crate::operation::{Operation, Operations};
-use crate::rng::{self, Stream};
+use crate::rng::{self, Stream, uniform};
 use crate::spec::{Augment, Blur, ColorJitter, Policy, Solarize, TimmRand};
 use crate::types::ImageSize;
 use rand_chacha::ChaCha8Rng;
@@ -65,19 +64,19 @@ impl Dice {
             Policy::RandAugment { layers, magnitude } => {
                 for _ in 0..layers {
                     let kind = FOURTEEN[self.below(14)];
-                    drawn.push(self.of_torchvision(kind, &RAND_AUGMENT, f64::from(magnitude) / 30.0, size));
+                    drawn.push(self.of_torchvision(kind, &RAND_AUGMENT, [magnitude, 30], size));
                 }
             }
             Policy::TrivialAugmentWide => {
-                let magnitude = self.below(31) as f64 / 30.0;
+                let magnitude = self.below(31) as u32;
                 let kind = FOURTEEN[self.below(14)];
-                drawn.push(self.of_torchvision(kind, &WIDE, magnitude, size));
+                drawn.push(self.of_torchvision(kind, &WIDE, [magnitude, 30], size));
             }
             Policy::AutoAugment => {
                 for (kind, prob, bin) in AUTO_AUGMENT[self.below(AUTO_AUGMENT.len())] {
                     // Both are drawn, so that the second operation does not depend on the first.
                     let happens = self.chance(prob);
-                    let operation = self.of_torchvision(kind, &RAND_AUGMENT, f64::from(bin) / 9.0, size);
+                    let operation = self.of_torchvision(kind, &RAND_AUGMENT, [bin.into(), 9], size);
                     if happens {
                         drawn.push(operation);
                     }
@@ -100,8 +99,9 @@ impl Dice {
         }
     }
 
-    /// An operation of torchvision's policies, at a magnitude in [0, 1].
-    fn of_torchvision(&mut self, kind: Kind, space: &Space, magnitude: f64, size: ImageSize) -> Operation {
+    /// An operation of torchvision's policies, at magnitude `bin`/`most`.
+    fn of_torchvision(&mut self, kind: Kind, space: &Space, [bin, most]: [u32; 2], size: ImageSize) -> Operation {
+        let magnitude = f64::from(bin) / f64::from(most);
         let Space { shear, translate, rotate, factor, bits } = *space;
         // Whole pixels, toward 0.
         let pixels = |side: u32| (translate.of(side) * magnitude).trunc();
@@ -117,7 +117,8 @@ impl Dice {
             Kind::Contrast => Operation::Contrast(1.0 + self.signed(factor * magnitude)),
             Kind::Sharpness => Operation::Sharpness(1.0 + self.signed(factor * magnitude)),
             Kind::Posterize => Operation::Posterize((8.0 - (magnitude * bits).round_ties_even()) as u8),
-            Kind::Solarize => Operation::Solarize(255.0 * (1.0 - magnitude)),
+            // Exact where the threshold is a whole number, whose value is inverted.
+            Kind::Solarize => Operation::Solarize(255.0 * f64::from(most - bin) / f64::from(most)),
             Kind::AutoContrast => Operation::AutoContrast,
             Kind::Equalize => Operation::Equalize,
             Kind::Invert => Operation::Invert,

@@ -3,7 +3,7 @@
 use super::erasure::Erasure;
 use super::operations::operations;
 use crate::operation::Operations;
-use crate::rng::{self, Stream};
+use crate::rng::{self, Stream, uniform, up_to};
 use crate::spec::{Augment, Crop, Erase};
 use crate::types::{BATCH_BITS, CropBox, ImageSize, ROW_BITS};
 use rand_chacha::ChaCha8Rng;
@@ -52,16 +52,6 @@ struct Words {
     attempts: [[u32; 2]; ATTEMPTS],
     /// The place: from the top, from the left.
     place: [u32; 2],
-}
-
-/// A uniform number in [0, 1) of 32 random bits.
-pub(super) fn uniform(bits: u32) -> f64 {
-    f64::from(bits) / 4_294_967_296.0
-}
-
-/// A uniform number in `0..=most` of 32 random bits.
-pub(super) fn up_to(bits: u32, most: u32) -> u32 {
-    ((u64::from(bits) * (u64::from(most) + 1)) >> 32) as u32
 }
 
 /// What the words of a crop's attempts say: shares of the area, each with its aspect ratio.

@@ -212,7 +212,8 @@ impl RingReader {
         slots: impl FnOnce(usize, u32) -> Result<Box<dyn DeviceSlots>, RingError>,
     ) -> Result<Self, RingError> {
         let (data, cursor) = (DataFile::open(data)?, CursorFile::open(cursor)?);
-        let device = data.on_device.then(|| slots(data.device_bytes(data.images.0, data.batch_size), data.slots)).transpose()?;
+        let device =
+            data.on_device.then(|| slots(data.device_bytes(data.images.0, data.batch_size), data.slots)).transpose()?;
         let next = cursor.words().released.load(Ordering::Relaxed);
         let window = Mutex::new(Window { released: next, ..Window::default() });
         let (views, pid) = (Mutex::new(vec![None; data.all_slots() as usize]), std::process::id());

@@ -13,7 +13,7 @@ const STEP: f64 = 32.0;
 #[serde(deny_unknown_fields)]
 pub struct Grow {
     /// Height and width up to epoch `from`.
-    #[serde(with = "super::recipe::size")]
+    #[serde(with = "super::size")]
     pub size: ImageSize,
     /// The last epoch of that size.
     pub from: u64,
@@ -91,7 +91,10 @@ mod tests {
         let far = Grow { size: ImageSize { height: 96, width: 128 }, from: 0, to: 4 };
         let sizes: Vec<ImageSize> = (0..6).map(|epoch| far.at(epoch, ImageSize::square(256))).collect();
         let size = |height, width| ImageSize { height, width };
-        assert_eq!(sizes, [(96, 128), (128, 160), (192, 192), (224, 224), (256, 256), (256, 256)].map(|(h, w)| size(h, w)));
+        assert_eq!(
+            sizes,
+            [(96, 128), (128, 160), (192, 192), (224, 224), (256, 256), (256, 256)].map(|(h, w)| size(h, w))
+        );
         assert!("160,65".parse::<Grow>().is_err() && "160,a,9".parse::<Grow>().is_err());
         assert!(grow.check(ImageSize::square(128)).is_err() && Grow { from: 9, to: 9, ..grow }.check(full).is_err());
     }

@@ -8,6 +8,7 @@ mod options;
 mod presets;
 mod recipe;
 mod share;
+mod size;
 mod view;
 
 pub use augment::{Augment, Blur, ColorJitter, LaterViews, Policy, Solarize, TimmRand};

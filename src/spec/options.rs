@@ -2,11 +2,11 @@
 //! the recipe's value, and where the recipe has none the split's default.
 
 use super::{
-    Augment, Blur, ColorJitter, Crop, Erase, FeedSpec, Grow, Mix, MixPer, Pairing, Policy, Recipe, RecipeError, Solarize,
-    SpecError,
+    Augment, Blur, ColorJitter, Crop, Erase, FeedSpec, Grow, Mix, MixPer, Pairing, Policy, Recipe, RecipeError,
+    Solarize, SpecError,
 };
 use crate::operation::{WarpFilter, Warping};
-use crate::types::{Dtype, ImageSize, ParseError, Interpolation, Last, Layout, Split};
+use crate::types::{Dtype, ImageSize, Interpolation, Last, Layout, ParseError, Split};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -257,9 +257,9 @@ fn flip(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A size that may be left out, as [`super::recipe::size`].
+/// A size that may be left out, as [`super::size`].
 mod size {
-    use crate::spec::recipe::size;
+    use crate::spec::size;
     use crate::types::ImageSize;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 

@@ -1,8 +1,8 @@
 //! Training views of the presets (docs/spec/recipes.md#presets).
 
 use super::{
-    Augment, Blur, ColorJitter, Crop, Erase, EraseMode, Grow, LaterViews, Mix, MixPer, Pairing, Policy, Solarize, TimmRand,
-    TrainView,
+    Augment, Blur, ColorJitter, Crop, Erase, EraseMode, Grow, LaterViews, Mix, MixPer, Pairing, Policy, Solarize,
+    TimmRand, TrainView,
 };
 use crate::operation::{WarpFilter, Warping};
 use crate::types::{ImageSize, Interpolation};

@@ -1,8 +1,8 @@
 //! Recipes: named sets of defaults for feeds, from which training and validation views follow (docs/spec/recipes.md).
 
-use super::{Augment, Crop, Erase, FeedSpec, Grow, Mix, presets};
+use super::{Augment, Crop, Erase, FeedSpec, Grow, Mix, presets, size};
 use crate::types::{ImageSize, Interpolation, ParseError, Split};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
@@ -86,31 +86,6 @@ fn once() -> u32 {
 
 fn unmixed() -> Mix {
     Mix { fold: false, ..Mix::NONE }
-}
-
-/// A side of a square, or "HEIGHTxWIDTH".
-pub(super) mod size {
-    use super::{Deserialize, Deserializer, ImageSize, Serialize, Serializer};
-    use serde::de::Error;
-
-    #[derive(Serialize, Deserialize)]
-    #[serde(untagged)]
-    enum Text {
-        Side(u32),
-        Sides(String),
-    }
-
-    pub fn serialize<S: Serializer>(size: &ImageSize, to: S) -> Result<S::Ok, S::Error> {
-        if size.height == size.width { Text::Side(size.height) } else { Text::Sides(size.to_string()) }.serialize(to)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ImageSize, D::Error> {
-        let text = match Text::deserialize(from)? {
-            Text::Side(side) => side.to_string(),
-            Text::Sides(text) => text,
-        };
-        text.parse().map_err(D::Error::custom)
-    }
 }
 
 /// A recipe that cannot be had.
@@ -272,8 +247,18 @@ impl Recipe {
         let base = FeedSpec { mean: self.mean, std: self.std, ..FeedSpec::of(split) };
         match split {
             Split::Train => {
-                let TrainView { size: image_size, grow, interpolation, flip, repeats, views, crop, augment, erase, mix } =
-                    self.train;
+                let TrainView {
+                    size: image_size,
+                    grow,
+                    interpolation,
+                    flip,
+                    repeats,
+                    views,
+                    crop,
+                    augment,
+                    erase,
+                    mix,
+                } = self.train;
                 FeedSpec { image_size, grow, crop, interpolation, flip, augment, erase, repeats, views, mix, ..base }
             }
             Split::Val => {

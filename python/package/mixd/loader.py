@@ -225,8 +225,12 @@ def replace_loader(loader: "data.DataLoader[Any]", *, server: Server | None = No
 
 
 def _is_random(transform: Any) -> bool:
-    """Whether a transform draws anything."""
-    return from_torchvision(transform).train != from_torchvision(transform, train=True).train
+    """Whether a transform that can be converted draws anything: then it is none of validation."""
+    try:
+        from_torchvision(transform, train=False)
+    except SpecError:
+        return True
+    return False
 
 
 _servers: dict[Path, Server] = {}
@@ -345,15 +349,13 @@ def _folder_of(images: Any, indices: list[int] | None, shuffle: bool) -> tuple[P
         raise _refuse("a Subset in an order of its own", "images that are not shuffled come in the order of the folder", "sort its indices")
     links = Path(tempfile.mkdtemp(prefix="mixd-"))
     atexit.register(shutil.rmtree, links, ignore_errors=True)
-    if indices is None:
-        (links / "train").symlink_to(root)
-        (links / "val").symlink_to(root)
-        return links, "train"
-    for name in images.classes:
-        (links / "train" / name).mkdir(parents=True)
+    # mixd takes links to files, in the order of their names; and each half must have an image.
+    chosen = list(dict.fromkeys(range(len(images)) if indices is None else indices))
     width = len(str(len(images)))
-    for at in dict.fromkeys(indices):
-        path, label = images.samples[at]
-        (links / "train" / images.classes[label] / f"{at:0{width}}{Path(path).suffix}").symlink_to(os.path.abspath(path))
-    (links / "val").symlink_to(links / "train")
+    for half, part in (("train", chosen), ("val", chosen[:1])):
+        for name in images.classes:
+            (links / half / name).mkdir(parents=True)
+        for at in part:
+            path, label = images.samples[at]
+            (links / half / images.classes[label] / f"{at:0{width}}{Path(path).suffix}").symlink_to(os.path.abspath(path))
     return links, "train"

@@ -2,7 +2,7 @@
 
 mixd renders as torchvision and timm render PIL images. Of a chain that converts to a tensor early, crops and flips are converted all the
 same if resizes are bilinear with antialias, as these differ by about one level of 255 at most. What changes colors must come before the
-conversion: for tensors torchvision computes hue, luma and warps in other ways (hue differs by up to 10 levels, rotations by 100).
+conversion: for tensors torchvision computes hue, luma and warps in other ways (by 10 levels of hue, and more at the edges of rotations).
 """
 
 import math
@@ -111,10 +111,11 @@ def _bounds(element: Any, name: str, bounds: Sequence[float], most: float) -> tu
 
 def _channels(element: Any, name: str, values: Any) -> tuple[float, ...]:
     """A number for each channel; of those in a tensor, the shortest that is the same float32."""
-    found = list(values.tolist() if hasattr(values, "tolist") else [values] if isinstance(values, int | float) else values)
+    numbers = values.tolist() if hasattr(values, "tolist") else values
+    found = [numbers] if isinstance(numbers, int | float) else [*numbers]
     is_valid = len(found) in (1, 3) and all(map(math.isfinite, found))
     _require(is_valid, element, f"its {name} is {found}", "use three numbers, of red, green and blue")
-    if hasattr(values, "tolist"):
+    if numbers is not values:
         forms = ([float(f"{value:.{digits}g}") for digits in range(1, 10)] for value in found)
         found = [next(form for form in some if struct.pack("f", form) == struct.pack("f", some[-1])) for some in forms]
     return tuple(found * (3 // len(found)))
@@ -133,7 +134,7 @@ def _color(element: Any, fill: Any) -> tuple[int, int, int]:
 class _Chain:
     """What the elements so far say. The methods that take an element alone are its handlers."""
 
-    # What an image is by now, and the element that made it a tensor.
+    # What an image has become, and by which element.
     values: Literal["pil", "bytes", "float"] = "pil"
     converted: Any = None
     # The element of each stage, and the first random one.
@@ -205,10 +206,8 @@ class _Chain:
 
     def crop(self, element: Any, crop: Crop, after: Sequence[str] = ()) -> None:
         """Takes a random crop of the whole image."""
-        if self.resized:
-            why = f"it follows {_text(self.placed['resize'])}, and mixd's random crops are of the whole image"
-            source = ", and serve with --source, which shrinks larger images to a short side" if len(self.resized) == 1 else ""
-            _refuse(element, why, f"leave the resize out{source}")
+        why = f"it follows {_text(self.placed.get('resize'))}, and mixd's random crops are of the whole image"
+        _require(not self.resized, element, why, "leave the resize out; --source of `mixd serve` shrinks images to a short side")
         self.place(element, "crop", after)
         self.set(size=_size(element.size), crop=crop)
 
@@ -244,13 +243,12 @@ class _Chain:
         self.change(element, "jitter", jitter=ColorJitter(**extents, prob=prob))
 
     def apply(self, element: Any) -> None:
-        children = [*element.transforms]
-        for child in children:
+        for child in element.transforms:
             if _key(child) in _REASONS:
                 _refuse(child, *_REASONS[_key(child)])
-        is_jitter = [_key(child) for child in children] == ["torchvision.ColorJitter"]
+        is_jitter = [_key(child) for child in element.transforms] == ["torchvision.ColorJitter"]
         _require(is_jitter, element, "mixd applies one ColorJitter by chance, and nothing else", _OUTSIDE)
-        self.jitter(children[0], float(element.p))
+        self.jitter(element.transforms[0], float(element.p))
 
     def solarize(self, element: Any) -> None:
         _require(0 <= element.threshold <= 256, element, f"its threshold is {element.threshold}", "use 0 to 256")

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import mixd
@@ -91,6 +92,16 @@ def test_a_subset_has_its_images_alone() -> None:
     ours = replace_loader(data.DataLoader(data.Subset(images, chosen), 10, shuffle=True))
     _, labels = collected(ours)
     assert Counter(labels.tolist()) == Counter(images.targets[at] for at in chosen)
+
+
+def test_a_folder_of_any_name_is_taken_as_it_is(tmp_path: Path) -> None:
+    for path in (SAMPLE_DATA / "val").glob("*/*"):
+        link = tmp_path / "pictures" / path.parent.name / path.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    theirs = data.DataLoader(datasets.ImageFolder(str(tmp_path / "pictures"), CENTER), 16)
+    ours = replace_loader(theirs)
+    assert torch.equal(collected(ours)[1], collected(theirs)[1]) and len(ours.dataset) == 50
 
 
 def test_ranks_and_repeats_are_those_of_the_sampler() -> None:

@@ -298,6 +298,15 @@ def test_order_matters_but_where_no_value_depends_on_it() -> None:
     colors: list[Any] = [jitter, v1.RandomGrayscale(), v1.RandomSolarize(128)]
     assert train(*colors, flip, v1.ToTensor()) == train(flip, *colors, v1.ToTensor())
     assert train(v1.ToTensor(), NORMALIZE, flip) == train(flip)
+    # Such colors are of single pixels and of the mean; a warp is not.
+    changes: list[Any] = [
+        lambda x: functional.adjust_brightness(x, 1.3), lambda x: functional.adjust_contrast(x, 0.7), lambda x: functional.adjust_saturation(x, 1.4),
+        lambda x: functional.adjust_hue(x, 0.1), lambda x: functional.rgb_to_grayscale(x, 3), lambda x: functional.solarize(x, 128),
+    ]  # fmt: skip
+    for source in images("val")[::10]:
+        for change in changes:
+            assert functional.hflip(change(source)) == change(functional.hflip(source))
+        assert functional.hflip(functional.rotate(source, 9)) != functional.rotate(functional.hflip(source), 9)
     # Tensors have no rounding of their own where nothing is resampled.
     assert from_torchvision([v1.ToTensor(), window, flip]).train == from_torchvision([window, flip, v1.ToTensor()]).train
     tensors = from_torchvision(
@@ -349,7 +358,7 @@ REFUSED: list[tuple[Any, str]] = [
     ([v1.CenterCrop(224)], r"^CenterCrop\(size=\(224, 224\)\): mixd has no centre crop without a resize \(put Resize"),
     ([v1.Resize((60, 90)), v1.CenterCrop(50)], r"^CenterCrop.*follows Resize.*squares"),
     ([v1.Resize(256), v1.RandomCrop(224)], r"^RandomCrop.*follows Resize.*--source"),
-    ([v1.Resize((256, 256)), CROP], r"^RandomResizedCrop.*follows Resize.*\(leave the resize out\)"),
+    ([v1.Resize((256, 256)), CROP], r"^RandomResizedCrop.*follows Resize.*\(leave the resize out; --source"),
     ([CROP, v1.CenterCrop(32)], r"^CenterCrop.*there is RandomResizedCrop\(.*\) already"),
     ([CROP, v1.Resize((8, 8))], r"^Resize.*follows RandomResizedCrop.*mixd's order is resize, crop, flip"),
     ([v1.Resize(9, interpolation=NEAREST), v1.CenterCrop(8)], "^Resize.*interpolation is nearest .use interpolation=bilinear or bicubic"),

@@ -19,7 +19,7 @@ from torchvision import datasets
 
 
 def loaders(data: Path, size: int, batch_size: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """timm's transforms: RandAugment and erasing with noise; validation from the centre."""
+    """Transforms of timm's: RandAugment and erasing with noise; validation from the centre."""
     train = create_transform(
         size, is_training=True, color_jitter=0.3, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", re_prob=0.25, re_mode="pixel"
     )  # fmt: skip
@@ -62,7 +62,9 @@ def main() -> None:
         with torch.no_grad():
             hits = torch.cat([model(images).argmax(1) == labels for images, labels in valid])
         seconds = time.monotonic() - start
-        print(f"epoch {epoch}: loss {total / len(train):.3f}, accuracy {hits.float().mean():.3f} on {len(hits)}; {seconds:.1f} s", flush=True)
+        print(
+            f"epoch {epoch}: loss {total / len(train):.3f}, accuracy {hits.float().mean():.3f} on {len(hits)}; {seconds:.1f} s", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python dino.py imagenette2-160.tgz
 
 import sys
 import time
+from typing import Any
 
 import mixd
 import mixd.torch
@@ -17,7 +18,7 @@ def main() -> None:
     """Takes an epoch's views, as a trainer does: a list of ten tensors, one for each view."""
     with mixd.serve(data=sys.argv[1]) as server:
         # The same seed gives the same order of samples; views share no draw. Rows are counted in views: (sample, view).
-        common = {"seed": 1, "last": "drop"}
+        common: dict[str, Any] = {"seed": 1, "last": "drop"}
         views = mixd.torch.DataLoader(server.feed("train", recipe="dino", batch_size=2 * SAMPLES, **common))
         local = mixd.torch.DataLoader(server.feed("train", recipe="dino-local", batch_size=8 * SAMPLES, **common))
         start, samples = time.monotonic(), 0

@@ -79,7 +79,9 @@ def main() -> None:
         with torch.no_grad():
             hits = torch.cat([model(images).argmax(1) == labels for images, labels in valid])
         seconds = time.monotonic() - start
-        print(f"epoch {epoch}: loss {total / len(train):.3f}, accuracy {hits.float().mean():.3f} on {len(hits)}; {seconds:.1f} s", flush=True)
+        print(
+            f"epoch {epoch}: loss {total / len(train):.3f}, accuracy {hits.float().mean():.3f} on {len(hits)}; {seconds:.1f} s", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,11 @@
 //! Recipes: named sets of defaults for feeds, from which training and validation views follow (docs/spec/recipes.md).
 
-use super::{Augment, Crop, Erase, FeedSpec, Grow, Mix, presets, size};
+use super::{Augment, Crop, Erase, FeedSpec, Grow, Mix, size};
 use crate::types::{ImageSize, Interpolation, ParseError, Split};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
-
-/// Mean of ImageNet's training images in R, G, B, of values in [0, 1].
-const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-/// Standard deviation of the same.
-const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
 /// What a training recipe says of its images. Feeds take their defaults from it; explicit options of a feed take precedence.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -138,79 +133,6 @@ impl Recipe {
             },
             val: ValView { size, interpolation, crop },
         }
-    }
-
-    /// Every preset.
-    pub fn presets() -> Vec<Self> {
-        let [torchvision_v2, a1, a3, deit, deit3] = presets::trains();
-        let [dino, dino_local, simclr] = presets::views();
-        let rrc = |side, scale| presets::random_resized(side, Interpolation::Bilinear, scale);
-        let val = |side, crop| ValView { size: ImageSize::square(side), interpolation: Interpolation::Bilinear, crop };
-        let short = |resize| val(224, Crop::ShortCenter { resize });
-        let bicubic = |resize| ValView { interpolation: Interpolation::Bicubic, ..short(resize) };
-        let imagenet = |name: &str, about: &str, train, val| Self {
-            name: name.to_owned(),
-            about: about.to_owned(),
-            mean: IMAGENET_MEAN,
-            std: IMAGENET_STD,
-            train,
-            val,
-        };
-        let a2 = TrainView { mix: Mix { mixup: Some(0.1), ..a1.mix }, ..a1 };
-        let convnext = TrainView { repeats: 1, ..deit };
-        vec![
-            Self::lesson(),
-            imagenet(
-                "imagenette",
-                "fastai's Imagenette benchmark (examples/train_imagenette.py)",
-                rrc(128, [0.35, 1.0]),
-                val(128, Crop::SquashCenter { resize: 152 }),
-            ),
-            imagenet(
-                "torchvision-v1",
-                "torchvision's references/classification, IMAGENET1K_V1 weights",
-                rrc(224, [0.08, 1.0]),
-                short(256),
-            ),
-            imagenet(
-                "torchvision-v2",
-                "torchvision's references/classification, IMAGENET1K_V2 weights (ε 0.1)",
-                torchvision_v2,
-                short(232),
-            ),
-            imagenet(
-                "a1",
-                "timm's ResNet strikes back, A1 (Wightman et al. 2021, table 2; binary cross-entropy, ε 0.1)",
-                a1,
-                bicubic(235),
-            ),
-            imagenet("a2", "the same, A2 (binary cross-entropy)", a2, bicubic(235)),
-            imagenet("a3", "the same, A3, at 160 pixels (binary cross-entropy)", a3, bicubic(235)),
-            imagenet("deit", "DeiT (main.py; ε 0.1)", deit, bicubic(256)),
-            imagenet("deit3", "DeiT III (augment.py; binary cross-entropy)", deit3, bicubic(224)),
-            imagenet("convnext", "ConvNeXt (main.py; ε 0.1)", convnext, bicubic(256)),
-            imagenet("swin", "Swin Transformer (config.py; ε 0.1)", convnext, bicubic(256)),
-            imagenet(
-                "ffcv-rn18",
-                "ffcv-imagenet's rn18, 16 epochs; resampled by area there, and decoded by the fast DCT",
-                presets::ffcv(11, 13),
-                val(256, Crop::ShortCenter { resize: 293 }),
-            ),
-            imagenet(
-                "ffcv-rn50",
-                "ffcv-imagenet's rn50, 88 epochs; resampled by area there, and decoded by the fast DCT",
-                presets::ffcv(65, 76),
-                val(256, Crop::ShortCenter { resize: 293 }),
-            ),
-            imagenet("dino", "DINO's two global views (main_dino.py)", dino, bicubic(256)),
-            imagenet(
-                "dino-local",
-                "DINO's eight local views, beside a feed of the global ones",
-                dino_local,
-                bicubic(256),
-            ),
-            imagenet("simclr", "SimCLR's two views, but resized with antialiasing, and in bytes", simclr, bicubic(256)),
-        ]
     }
 
     /// A preset by its name, or the recipe in a TOML file.

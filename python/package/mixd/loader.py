@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torch.utils import data
 
 from ._native import Batch
@@ -18,7 +17,7 @@ from .feed import Feed, Place
 from .losses import Device, Targets
 from .recipe import Mix
 from .server import Server, serve
-from .transforms import from_torchvision
+from .transforms import read
 
 __all__ = ["DataLoader", "replace_loader"]
 
@@ -111,9 +110,15 @@ class DataLoader(data.DataLoader[Any]):
     """A feed as a `torch.utils.data.DataLoader`: each `for x, y in loader` is an epoch.
 
     `x` lies in shared memory, or on `device`. `y` is, by `targets`: "soft", probabilities `[B, classes]` with the feed's smoothing (for
-    `nn.CrossEntropyLoss`); "label", int64 `[B]`; "object", a `Targets` (for `MixedLoss`). By default, soft where the feed is mixed, labels where it is
-    not. The steps of the feed's recipe (`mixd.Recipe.then`) are applied to `x`. Two iterators at once have places of their own, at the price of joining the feed anew for each batch.
+    `nn.CrossEntropyLoss`); "label", int64 `[B]`; "object", a `Targets` (for `MixedLoss`). By default, soft where the feed is mixed, labels
+    where it is not. The steps of the feed's recipe (`mixd.Recipe.then`) are applied to `x`. Two iterators at once have places of their own,
+    at the price of joining the feed anew for each batch.
     """
+
+    # Typed for those who use them: torch's types know neither what a dataset has beside its samples nor set_epoch.
+    dataset: Any
+    sampler: Any
+    batch_sampler: Any
 
     # Accelerate builds a loader of its own around others, and deals its batches to ranks once more.
     _is_accelerate_prepared = True
@@ -203,12 +208,15 @@ def replace_loader(loader: "data.DataLoader[Any]", *, server: Server | None = No
     """
     images, indices = _image_folder(loader.dataset)
     sampled, mixed = _sampled(loader), _mixed(loader.collate_fn, len(images.classes))
-    recipe = from_torchvision(images.transform)
-    is_random = _is_random(images.transform)
+    chain = read(images.transform)
+    recipe, is_random = chain.recipe(None, "custom"), chain.random is not None
+    if chain.values == "pil":
+        raise _refuse("a transform that leaves PIL images", "batches are tensors", "put ToTensor() at its end")
     view = recipe.train if is_random else recipe.val
     spec: dict[str, Any] = {
         "batch_size": loader.batch_size, "last": "drop" if loader.drop_last else "keep", "size": view.size, "crop": view.crop,
-        "interpolation": view.interpolation, "mean": recipe.mean, "std": recipe.std, "fold": False, "mixup": None, "cutmix": None,
+        "interpolation": view.interpolation, "dtype": "u8" if chain.values == "bytes" else "f32", "mean": recipe.mean, "std": recipe.std,
+        "fold": False, "mixup": None, "cutmix": None,
     }  # fmt: skip
     if is_random:
         train, augment = recipe.train, recipe.train.augment
@@ -220,17 +228,10 @@ def replace_loader(loader: "data.DataLoader[Any]", *, server: Server | None = No
     folder, split = _folder_of(images, indices, spec["shuffle"])
     feed = (server or _server(folder)).feed(split, **spec)
     if feed.samples != (len(images) if indices is None else len(indices)):
-        raise SpecError(f"the daemon finds {feed.samples} images where the dataset has {len(images)}: its files are not those of the folder")
+        raise SpecError(
+            f"the daemon finds {feed.samples} images where the dataset has {len(images)}: its files are not those of the folder"
+        )
     return DataLoader(feed, "soft" if mixed else "label", device, dataset=loader.dataset)
-
-
-def _is_random(transform: Any) -> bool:
-    """Whether a transform that can be converted draws anything: then it is none of validation."""
-    try:
-        from_torchvision(transform, train=False)
-    except SpecError:
-        return True
-    return False
 
 
 _servers: dict[Path, Server] = {}
@@ -256,7 +257,9 @@ def _image_folder(dataset: Any) -> tuple[Any, list[int] | None]:
         dataset = dataset.dataset
     name = type(dataset).__name__
     if not all(hasattr(dataset, key) for key in ("samples", "classes", "class_to_idx", "transform", "root")):
-        raise _refuse(f"a dataset of type {name}", "it is no ImageFolder", "mixd.serve(data=folder) and server.feed(...) take folders and archives")
+        raise _refuse(
+            f"a dataset of type {name}", "it is no ImageFolder", "mixd.serve(data=folder) and server.feed(...) take folders and archives"
+        )
     if dataset.target_transform is not None:
         raise _refuse("a target_transform", "labels are the numbers of the classes", "apply it to y in the loop")
     if getattr(dataset.loader, "__name__", "") != "default_loader":
@@ -268,7 +271,9 @@ def _sampled(loader: "data.DataLoader[Any]") -> dict[str, Any]:
     """What a loader's samplers say."""
     sampler: Any = loader.sampler
     if loader.batch_size is None or type(loader.batch_sampler) is not data.BatchSampler:
-        raise _refuse(f"the batch sampler {type(loader.batch_sampler).__name__}", "batches are whole parts of an epoch's order", "use batch_size=")
+        raise _refuse(
+            f"the batch sampler {type(loader.batch_sampler).__name__}", "batches are whole parts of an epoch's order", "use batch_size="
+        )
     seed = {"seed": torch.initial_seed() % 2**63}
     if isinstance(sampler, data.SequentialSampler):
         return {"shuffle": False}

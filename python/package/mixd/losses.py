@@ -220,6 +220,7 @@ class BCEMixedLoss(nn.Module):
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction is {reduction!r}: it must be mean, sum or none")
         self.smoothing, self.target_threshold, self.sum_classes, self.reduction = smoothing, target_threshold, sum_classes, reduction
+        self.pos_weight: Tensor | None
         self.register_buffer("pos_weight", pos_weight)
 
     def forward(self, logits: Tensor, target: "Tensor | Mixed") -> Tensor:

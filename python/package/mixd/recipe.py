@@ -4,7 +4,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-__all__ = ["Augment", "Blur", "ColorJitter", "Crop", "Erase", "Grow", "LaterViews", "Mix", "Recipe", "Solarize", "TrainView", "ValView", "Warping"]
+__all__ = [
+    "Augment",
+    "Blur",
+    "ColorJitter",
+    "Crop",
+    "Erase",
+    "Grow",
+    "LaterViews",
+    "Mix",
+    "Recipe",
+    "Solarize",
+    "TrainView",
+    "ValView",
+    "Warping",
+]
 
 Interpolation = Literal["bilinear", "bicubic"]
 

@@ -329,7 +329,7 @@ class _Owned:
             # A rank that sees one device starts the daemon of all; feeds name devices by what they are.
             environment.pop("CUDA_VISIBLE_DEVICES", None)
         # In a group of its own, so that a terminal's Ctrl-C does not reach it: it ends when its owners do.
-        pipes = {"stdin": reading, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        pipes: dict[str, Any] = {"stdin": reading, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = subprocess.Popen(command, **pipes, text=True, errors="replace", env=environment, process_group=0)
         os.close(reading)
         owned = cls(pipe, process, None)

@@ -44,14 +44,19 @@ def from_torchvision(transform: Any, *, train: bool | None = None, name: str = "
 
     Raises SpecError, which names the element and the remedy, where no recipe is equivalent.
     """
-    chain = _Chain()
+    return read(transform).recipe(train, name)
+
+
+def read(transform: Any) -> "Chain":
+    """What a transform's elements say together."""
+    chain = Chain()
     for element in _elements(transform):
         handler = _HANDLERS.get(_key(element))
         if handler is None:
             _refuse(element, *_REASONS.get(_key(element), ("mixd has no such stage", _OUTSIDE)))
         handler(chain, element)
         chain.names.append(type(element).__name__)
-    return chain.recipe(train, name)
+    return chain
 
 
 def _key(element: object) -> str:
@@ -131,7 +136,7 @@ def _color(element: Any, fill: Any) -> tuple[int, int, int]:
 
 
 @dataclass
-class _Chain:
+class Chain:
     """What the elements so far say. The methods that take an element alone are its handlers."""
 
     # What an image has become, and by which element.
@@ -364,26 +369,26 @@ class _Chain:
 
 _CONTAINERS = {"torchvision.Compose", "torch.Sequential"}
 
-_HANDLERS: dict[str, Callable[[_Chain, Any], None]] = {
-    "torchvision.Resize": _Chain.resize,
-    "torchvision.CenterCrop": _Chain.center,
-    "torchvision.ImageClassification": _Chain.weights,
-    **dict.fromkeys(("torchvision.RandomResizedCrop", "timm.RandomResizedCropAndInterpolation"), _Chain.resized_crop),
-    "torchvision.RandomCrop": _Chain.padded_crop,
-    "torchvision.RandomHorizontalFlip": _Chain.flip,
-    **dict.fromkeys(("torchvision.RandAugment", "torchvision.TrivialAugmentWide", "torchvision.AutoAugment"), _Chain.torchvision_policy),
-    "timm.RandAugment": _Chain.timm_rand,
-    "timm.AutoAugment": _Chain.timm_auto,
-    "torchvision.ColorJitter": _Chain.jitter,
-    "torchvision.RandomApply": _Chain.apply,
+_HANDLERS: dict[str, Callable[[Chain, Any], None]] = {
+    "torchvision.Resize": Chain.resize,
+    "torchvision.CenterCrop": Chain.center,
+    "torchvision.ImageClassification": Chain.weights,
+    **dict.fromkeys(("torchvision.RandomResizedCrop", "timm.RandomResizedCropAndInterpolation"), Chain.resized_crop),
+    "torchvision.RandomCrop": Chain.padded_crop,
+    "torchvision.RandomHorizontalFlip": Chain.flip,
+    **dict.fromkeys(("torchvision.RandAugment", "torchvision.TrivialAugmentWide", "torchvision.AutoAugment"), Chain.torchvision_policy),
+    "timm.RandAugment": Chain.timm_rand,
+    "timm.AutoAugment": Chain.timm_auto,
+    "torchvision.ColorJitter": Chain.jitter,
+    "torchvision.RandomApply": Chain.apply,
     "torchvision.RandomGrayscale": lambda chain, element: chain.change(element, "grayscale", grayscale=float(element.p)),
-    "torchvision.RandomSolarize": _Chain.solarize,
-    **dict.fromkeys(("torchvision.PILToTensor", "torchvision.ToImage", "timm.ToNumpy"), _Chain.to_bytes),
-    **dict.fromkeys(("torchvision.ToTensor", "timm.MaybeToTensor"), _Chain.to_float),
-    **dict.fromkeys(("torchvision.ToDtype", "torchvision.ConvertImageDtype"), _Chain.to_dtype),
-    "torchvision.Normalize": _Chain.normalize,
-    "torchvision.RandomErasing": _Chain.random_erasing,
-    "timm.RandomErasing": _Chain.timm_erasing,
+    "torchvision.RandomSolarize": Chain.solarize,
+    **dict.fromkeys(("torchvision.PILToTensor", "torchvision.ToImage", "timm.ToNumpy"), Chain.to_bytes),
+    **dict.fromkeys(("torchvision.ToTensor", "timm.MaybeToTensor"), Chain.to_float),
+    **dict.fromkeys(("torchvision.ToDtype", "torchvision.ConvertImageDtype"), Chain.to_dtype),
+    "torchvision.Normalize": Chain.normalize,
+    "torchvision.RandomErasing": Chain.random_erasing,
+    "timm.RandomErasing": Chain.timm_erasing,
     # What changes no image: mixd's are RGB.
     **dict.fromkeys(("torch.Identity", "torchvision.Identity", "torchvision.ToPureTensor", "torchvision.RGB"), lambda *_: None),
 }

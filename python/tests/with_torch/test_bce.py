@@ -39,7 +39,7 @@ def test_its_gradient_is_the_difference_to_the_soft_targets() -> None:
 
 
 def test_its_options_are_checked_by_name() -> None:
-    with pytest.raises(ValueError, match="smoothing is 1.5"):
+    with pytest.raises(ValueError, match=r"smoothing is 1\.5"):
         BCEMixedLoss(1.5)
     with pytest.raises(ValueError, match="reduction is 'all'"):
         BCEMixedLoss(reduction="all")  # type: ignore[arg-type]

@@ -81,7 +81,7 @@ def test_padded_rows_are_kept_dropped_or_masked(daemon: Daemon) -> None:
     # 50 images: 8 rows each, of which six repeat others.
     assert [len(rank) for rank in kept] == [len(rank) for rank in masked] == [8] * 7
     assert [len(rank) for rank in dropped] == [8] + [7] * 6
-    assert sorted(sum(dropped, [])) == [label for label in range(10) for _ in range(5)]
+    assert sorted(label for rank in dropped for label in rank) == [label for label in range(10) for _ in range(5)]
     assert [rank.count(-100) for rank in masked] == [0] + [1] * 6
     assert [[label for label in rank if label >= 0] for rank in masked] == dropped
     with pytest.raises(ValueError, match="only labels are masked"):

@@ -16,9 +16,9 @@ from ..conftest import SAMPLE_DATA
 
 pytest.importorskip("torchvision")
 pytest.importorskip("timm")
-from timm.data import Mixup, create_transform  # noqa: E402
-from torchvision import datasets, transforms  # noqa: E402
-from torchvision.transforms import v2  # noqa: E402
+from timm.data import Mixup, create_transform
+from torchvision import datasets, transforms
+from torchvision.transforms import v2
 
 NORMALIZE = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CENTER = transforms.Compose([transforms.Resize(40), transforms.CenterCrop(32), transforms.ToTensor(), NORMALIZE])
@@ -37,7 +37,7 @@ def collected(loader: Any) -> tuple[Tensor, Tensor]:
 
 
 def test_a_validation_loader_s_batches_are_the_same() -> None:
-    theirs = data.DataLoader(folder("val", CENTER), 16)
+    theirs: Any = data.DataLoader(folder("val", CENTER), 16)
     ours = replace_loader(theirs)
     assert isinstance(ours, data.DataLoader) and (len(ours), ours.batch_size) == (len(theirs), 16)
     assert ours.dataset.class_to_idx == theirs.dataset.class_to_idx and ours.dataset.samples == theirs.dataset.samples
@@ -68,7 +68,9 @@ def test_torchvision_s_mixes_are_recognised(shape: str) -> None:
     def collate(rows: Any) -> Any:
         return mix(*data.default_collate(rows))
 
-    ours = replace_loader(data.DataLoader(images, 20, shuffle=True, collate_fn={"function": collate, "closure": collate, "object": mix}[shape]))
+    ours = replace_loader(
+        data.DataLoader(images, 20, shuffle=True, collate_fn={"function": collate, "closure": collate, "object": mix}[shape])
+    )
     spec = ours.feed.spec["mix"]
     assert (spec["mixup"], spec["cutmix"], spec["switch"], spec["per"], spec["pairing"]) == (0.2, 1.0, 0.75, "per-batch", "roll")
     x, y = next(iter(ours))
@@ -76,7 +78,9 @@ def test_torchvision_s_mixes_are_recognised(shape: str) -> None:
 
 
 def test_timm_s_mixup_and_transform_are_recognised() -> None:
-    transform = create_transform(32, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, re_mode="pixel", interpolation="bicubic")
+    transform = create_transform(
+        32, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, re_mode="pixel", interpolation="bicubic"
+    )
     mix = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=10, mode="pair")
     ours = replace_loader(data.DataLoader(folder("train", transform), 20, shuffle=True, collate_fn=mix))
     spec = ours.feed.spec
@@ -92,6 +96,14 @@ def test_a_subset_has_its_images_alone() -> None:
     ours = replace_loader(data.DataLoader(data.Subset(images, chosen), 10, shuffle=True))
     _, labels = collected(ours)
     assert Counter(labels.tolist()) == Counter(images.targets[at] for at in chosen)
+
+
+def test_a_transform_that_ends_in_bytes_gives_bytes() -> None:
+    transform = transforms.Compose([transforms.Resize((32, 32)), transforms.PILToTensor()])
+    theirs = data.DataLoader(folder("val", transform), 16)
+    (x, y), (expected, labels) = collected(replace_loader(theirs)), collected(theirs)
+    assert x.dtype == torch.uint8 and torch.equal(y, labels)
+    assert (x.float() - expected.float()).abs().mean() < 1
 
 
 def test_a_folder_of_any_name_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -127,6 +139,7 @@ def test_what_cannot_be_replaced_is_refused_by_name() -> None:
         (data.DataLoader(images, 8, collate_fn=lambda rows: rows), "the collate function '<lambda>'"),
         (data.DataLoader(images, batch_size=None), "batch sampler"),
         (data.DataLoader(folder("train", transforms.Compose([transforms.Lambda(lambda x: x), *RANDOM.transforms])), 8), "Lambda"),
+        (data.DataLoader(folder("train", transforms.RandomResizedCrop(32)), 8), "leaves PIL images"),
         (data.DataLoader(data.Subset(images, [5, 3]), 2), "a Subset in an order of its own"),
         (data.DataLoader(datasets.ImageFolder(images.root, RANDOM, target_transform=int), 8), "target_transform"),
     ]

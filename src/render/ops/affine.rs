@@ -30,6 +30,22 @@ impl Affine {
         (a, b, d, e) == (1.0, 0.0, 0.0, 1.0) && c.fract() == 0.0 && f.fract() == 0.0
     }
 
+    /// Whether rows move along themselves and nothing else happens.
+    pub fn moves_rows(&self) -> bool {
+        (self.a, self.d, self.e, self.f) == (1.0, 0.0, 1.0, 0.0)
+    }
+
+    /// Whether columns do, and not by whole pixels.
+    pub fn moves_columns(&self) -> bool {
+        (self.a, self.b, self.c, self.e) == (1.0, 0.0, 0.0, 1.0) && (self.d != 0.0 || self.f.fract() != 0.0)
+    }
+
+    /// The same warp of the transposed image.
+    pub fn transposed(&self) -> Self {
+        let Self { a, b, c, d, e, f } = *self;
+        Self { a: e, b: d, c: f, d: b, e: a, f: c }
+    }
+
     /// Where output pixel (x, y) comes from; `None` outside the image.
     pub fn place(&self, width: usize, height: usize, x: usize, y: usize) -> Option<At> {
         let Self { a, b, c, d, e, f } = *self;

@@ -15,7 +15,14 @@ fn luma(r: u8, g: u8, b: u8) -> u8 {
 #[inline(always)]
 pub fn blend(d: u8, c: u8, f: f32) -> u8 {
     let from = f32::from(d);
-    (from + f * (f32::from(c) - from)) as u8
+    truncated(from + f * (f32::from(c) - from))
+}
+
+/// A number clipped to 0..=255, without its fraction; what `as u8` gives, in fewer instructions.
+#[inline(always)]
+fn truncated(value: f32) -> u8 {
+    // SAFETY: in 0..=255; of what is no number `max` makes 0.
+    unsafe { value.max(0.0).min(255.0).to_int_unchecked::<i32>() as u8 }
 }
 
 /// The three planes of an image.
@@ -86,18 +93,32 @@ each_level! {
             for y in 1..height - 1 {
                 let row = |y: usize| &before[y * width..][..width];
                 let (above, here, below) = (row(y - 1), row(y), row(y + 1));
-                let out = &mut after[y * width..][1..width - 1];
-                for (x, out) in out.iter_mut().enumerate() {
-                    let term = |row: &[u8], middle: f32| {
-                        f32::from(row[x]) * side + f32::from(row[x + 1]) * middle + f32::from(row[x + 2]) * side
+                let inner = width - 2;
+                let out = &mut after[y * width + 1..][..inner];
+                let (b0, b1, b2) = (&below[..inner], &below[1..][..inner], &below[2..][..inner]);
+                let (h0, h1, h2) = (&here[..inner], &here[1..][..inner], &here[2..][..inner]);
+                let (a0, a1, a2) = (&above[..inner], &above[1..][..inner], &above[2..][..inner]);
+                for x in 0..inner {
+                    let term = |left: u8, middle: u8, right: u8, weight: f32| {
+                        f32::from(left) * side + f32::from(middle) * weight + f32::from(right) * side
                     };
                     // From the lower row to the upper, as Pillow adds.
-                    let smooth = 0.5 + term(below, side) + term(here, centre) + term(above, side);
-                    *out = blend(smooth as u8, here[x + 1], factor);
+                    let smooth = 0.5
+                        + term(b0[x], b1[x], b2[x], side)
+                        + term(h0[x], h1[x], h2[x], centre)
+                        + term(a0[x], a1[x], a2[x], side);
+                    out[x] = blend(truncated(smooth), h1[x], factor);
                 }
             }
         }
     }
+}
+
+/// A number below 2³¹ without its fraction, 0 where it is negative or none.
+#[inline(always)]
+fn whole(value: f64) -> i32 {
+    // SAFETY: in range; of what is no number `max` makes 0.
+    unsafe { value.max(0.0).min(f64::from(i32::MAX)).to_int_unchecked() }
 }
 
 /// Hue and saturation of 0..=255, and value.
@@ -117,7 +138,7 @@ fn to_hsv(r: u8, g: u8, b: u8) -> [i32; 3] {
     };
     let turn = f64::from(sixths as f32) / 6.0 + 1.0;
     let turn = (if turn >= 1.0 { turn - 1.0 } else { turn }) as f32;
-    let (h, s) = ((f64::from(turn) * 255.0) as i32, (range / max as f32 * 255.0) as i32);
+    let (h, s) = (whole(f64::from(turn) * 255.0), whole(f64::from(range / max as f32 * 255.0)));
     if max == min { [0, 0, max] } else { [h, s, max] }
 }
 
@@ -127,7 +148,7 @@ fn to_rgb(h: i32, s: i32, v: i32) -> [u8; 3] {
     let sixths = h as f32 * 6.0 / 255.0;
     let sector = sixths as i32;
     let (f, fs, value) = (sixths - sector as f32, s as f32 / 255.0, v as f32);
-    let [p, q, t] = [1.0 - fs, 1.0 - fs * f, 1.0 - fs * (1.0 - f)].map(|part| (value * part).round() as i32);
+    let [p, q, t] = [1.0 - fs, 1.0 - fs * f, 1.0 - fs * (1.0 - f)].map(|part| whole(f64::from((value * part).round())));
     let (r, g, b) = match sector {
         1 => (q, v, p),
         2 => (p, v, t),

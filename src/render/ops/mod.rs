@@ -4,6 +4,7 @@
 //! pass. The rest are passes over planes, each compiled for every instruction set.
 
 mod affine;
+mod along;
 mod blur;
 mod color;
 mod each_level;
@@ -13,6 +14,7 @@ mod sampled;
 mod table;
 #[cfg(test)]
 mod tests;
+mod transpose;
 mod warp;
 #[cfg(target_arch = "x86_64")]
 mod warp_avx2;

@@ -24,17 +24,20 @@ impl Image<'_> {
         }
     }
 
+    /// Row `y` of a plane.
+    fn row<'p>(&self, plane: &'p [u8], y: usize) -> &'p [u8] {
+        &plane[y * self.width..][..self.width]
+    }
+
     /// Pixels of a row from column `x` on, repeated beyond the edges.
-    fn columns<const N: usize>(&self, plane: &[u8], x: i32, y: usize) -> [f64; N] {
-        let row = &plane[y * self.width..][..self.width];
+    pub fn columns<const N: usize>(&self, row: &[u8], x: i32) -> [f64; N] {
         std::array::from_fn(|nth| f64::from(row[(x + nth as i32).clamp(0, self.width as i32 - 1) as usize]))
     }
 
     /// Two columns of two rows; a row below the image is the one above it.
     fn bilinear(&self, plane: &[u8], at: At) -> u8 {
         let last = self.height as i32 - 1;
-        let between = |[a, b]: [f64; 2], d: f64| a + (b - a) * d;
-        let row = |y: i32| between(self.columns(plane, at.x, y.clamp(0, last) as usize), at.dx);
+        let row = |y: i32| between(self.columns(self.row(plane, y.clamp(0, last) as usize), at.x), at.dx);
         let above = row(at.y);
         let below = if (0..=last).contains(&(at.y + 1)) { row(at.y + 1) } else { above };
         between([above, below], at.dy) as u8
@@ -43,7 +46,7 @@ impl Image<'_> {
     /// Four columns of four rows; a row outside is the one before it.
     fn bicubic(&self, plane: &[u8], at: At) -> u8 {
         let last = self.height as i32 - 1;
-        let row = |y: i32| cubic(self.columns(plane, at.x - 1, y.clamp(0, last) as usize), at.dx);
+        let row = |y: i32| cubic(self.columns(self.row(plane, y.clamp(0, last) as usize), at.x - 1), at.dx);
         let mut rows = [row(at.y - 1); 4];
         for nth in 1..4 {
             let y = at.y - 1 + nth as i32;
@@ -53,8 +56,15 @@ impl Image<'_> {
     }
 }
 
+/// The value at distance `d` from the first of two.
+#[inline(always)]
+pub fn between([a, b]: [f64; 2], d: f64) -> f64 {
+    a + (b - a) * d
+}
+
 /// Keys' cubic with a = −1, as Pillow's warps compute it.
-fn cubic([v1, v2, v3, v4]: [f64; 4], d: f64) -> f64 {
+#[inline(always)]
+pub fn cubic([v1, v2, v3, v4]: [f64; 4], d: f64) -> f64 {
     let (p1, p2, p3, p4) = (v2, -v1 + v3, 2.0 * (v1 - v2) + v3 - v4, -v1 + v2 - v3 + v4);
     p1 + d * (p2 + d * (p3 + d * p4))
 }

@@ -5,9 +5,11 @@
 )]
 
 use super::affine::{Affine, Placement};
+use super::along;
 #[cfg(target_arch = "x86_64")]
 use super::each_level::each_level;
 use super::sampled::Image;
+use super::transpose::transpose;
 #[cfg(target_arch = "x86_64")]
 use super::warp_avx2;
 use crate::operation::{WarpFilter, Warping};
@@ -48,6 +50,19 @@ pub fn warp(
     let (width, height) = (size.width as usize, size.height as usize);
     scratch.planes.clear();
     scratch.planes.extend_from_slice(planes);
+    if let Placement::Affine(affine) = placement
+        && affine.moves_columns()
+        // Whole pixels of columns are copied as they lie.
+        && (affine.d != 0.0 || warping.filter != WarpFilter::Nearest)
+    {
+        // What rows do is faster: each is read from its beginning.
+        transpose(&scratch.planes, width, height, planes);
+        let (size, turned) = (ImageSize { height: size.width, width: size.height }, affine.transposed());
+        warp(level, &Placement::Affine(turned), warping, size, planes, scratch);
+        scratch.planes.clear();
+        scratch.planes.extend_from_slice(planes);
+        return transpose(&scratch.planes, height, width, planes);
+    }
     let image = Image { planes: &scratch.planes, width, height, fill: warping.fill };
     match *placement {
         Placement::Same => {}
@@ -58,6 +73,7 @@ pub fn warp(
         Placement::Affine(affine) => match warping.filter {
             WarpFilter::Nearest if affine.b == 0.0 && affine.d == 0.0 => shift(&image, &affine, planes),
             WarpFilter::Nearest => nearest(&image, &affine, planes),
+            filter if affine.moves_rows() => along::run(level, &image, &affine, filter, planes),
             #[cfg(target_arch = "x86_64")]
             filter if level.has_avx2() && warp_avx2::serves(&image) => {
                 interleave(level, &scratch.planes, &mut scratch.pixels);

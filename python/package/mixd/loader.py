@@ -28,8 +28,8 @@ IGNORED_LABEL = -100
 class _Images(data.Dataset[Any]):
     """A feed as a dataset: `len`, `classes` and `class_to_idx`, and what the dataset has whose place it takes; indexed by a `Place`, a batch."""
 
-    def __init__(self, feed: Feed, instead_of: Any, make: Callable[[Batch], Any]) -> None:
-        self._feed, self._instead_of, self._make = feed, instead_of, make
+    def __init__(self, feed: Feed, instead_of: Any, make: Callable[[Batch], Any], batches: int) -> None:
+        self._feed, self._instead_of, self._make, self._batches = feed, instead_of, make, batches
         # One that skips batches has no place of its own to return to.
         share = feed.spec["share"]
         self._skips = bool(share) and share["delivery"] == "latest"
@@ -82,22 +82,25 @@ class _Sampler(data.DistributedSampler[Any]):
 
 
 class _BatchSampler(data.Sampler[list[Place]]):
-    """The places of a feed's batches, an epoch at a time."""
+    """The places of a feed's batches, an epoch at a time; with a SequentialSampler, as Lightning has it to overfit, of the same epoch each time."""
 
-    def __init__(self, feed: Feed, sampler: _Sampler, batches: int) -> None:
-        self._feed, self._batches, self.sampler = feed, batches, sampler
-        self.batch_size, self.drop_last = feed.batch_size, sampler.drop_last
+    def __init__(self, sampler: "_Sampler | data.SequentialSampler", batch_size: int, drop_last: bool) -> None:
+        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+        images: Any = sampler.dataset if isinstance(sampler, _Sampler) else sampler.data_source
+        self._feed, self._batches = images._feed, images._batches
+        self.is_fixed = not isinstance(sampler, _Sampler)
 
     def set_epoch(self, epoch: int) -> None:
         """Makes this epoch the next one."""
-        self.sampler.set_epoch(epoch)
+        if isinstance(self.sampler, _Sampler):
+            self.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[list[Place]]:
-        start = iter(self._feed).start
+        start = Place(0, 0) if self.is_fixed else iter(self._feed).start
         return ([Place(start.epoch, index)] for index in range(start.batch, self._batches))
 
     def __len__(self) -> int:
-        return self._batches
+        return int(self._batches)
 
 
 def _alone(batches: Sequence[Any]) -> Any:
@@ -132,6 +135,7 @@ class DataLoader(data.DataLoader[Any]):
         padded: Literal["keep", "drop", "mask"] = "keep",
         keys: tuple[str, str] | None = None,
         dataset: Any = None,
+        **given: Any,
     ) -> None:
         """Reads `feed`.
 
@@ -140,6 +144,15 @@ class DataLoader(data.DataLoader[Any]):
         keys: names under which batches have `x` and `y` as dicts, such as ("pixel_values", "labels").
         dataset: whose place this loader takes: what `loader.dataset` has beside its length.
         """
+        # Lightning makes a loader anew to change its samplers, with all options of torch's.
+        again = given.get("batch_sampler")
+        if given and not isinstance(again, _BatchSampler):
+            name = next(iter(given))
+            raise SpecError(
+                f"{name} is no option of a loader over a feed (the feed's options say what is in a batch: help(mixd.Server.feed))"
+            )
+        if isinstance(dataset, _Images):
+            dataset = dataset._instead_of
         if targets not in (None, "object", "soft", "label"):
             raise SpecError(f"targets is {targets!r}: it must be object, soft or label")
         if padded not in ("keep", "drop", "mask"):
@@ -148,11 +161,12 @@ class DataLoader(data.DataLoader[Any]):
         if padded == "mask" and self.targets != "label":
             raise SpecError(f'padded is "mask" with targets {self.targets}: only labels are masked (padded="drop", or targets="label")')
         self.feed, self.device, self.padded, self.keys, self.classes = feed, device, padded, keys, feed.classes
-        images = _Images(feed, dataset, self._made)
+        images = _Images(feed, dataset, self._made, self._batches())
         sampler = _Sampler(feed, images)
         super().__init__(images, feed.batch_size, sampler=sampler, drop_last=sampler.drop_last, collate_fn=_alone)
         # Past torch's own, which would make batches of the samples.
-        self.__dict__["batch_sampler"] = _BatchSampler(feed, sampler, self._batches())
+        batches = data.SequentialSampler(images) if again and again.is_fixed else sampler
+        self.__dict__["batch_sampler"] = _BatchSampler(batches, feed.batch_size, sampler.drop_last)
 
     def _batches(self) -> int:
         """Batches that a loop over an epoch gets."""

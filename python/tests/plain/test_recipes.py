@@ -13,7 +13,7 @@ from ..conftest import SAMPLE_DATA, Daemon, mixd_output
 
 # The spec that `recipe="torchvision-v1"` stands for, without what every feed has.
 TORCHVISION = {
-    "image_size": {"height": 224, "width": 224},
+    "size": {"height": 224, "width": 224},
     "crop": {"kind": "random_resized_crop", "scale": [0.08, 1.0], "ratio": [0.75, 4 / 3]},
     "interpolation": "bilinear",
     "flip": 0.5,
@@ -56,19 +56,48 @@ def test_a_recipe_is_a_name_a_file_or_an_object(daemon: Daemon, tmp_path: Path) 
         val=mixd.ValView(size=64, crop=mixd.Crop.squash_center(72)), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
     )  # fmt: skip
     assert part(server.feed("train", recipe=mine)) == {
-        "image_size": {"height": 96, "width": 128}, "crop": {"kind": "pad_crop", "pad": 4, "mode": "reflect"}, "interpolation": "bicubic",
+        "size": {"height": 96, "width": 128}, "crop": {"kind": "pad_crop", "pad": 4, "mode": "reflect"}, "interpolation": "bicubic",
         "flip": 0.25, "repeats": 3, "mean": [0.5] * 3, "std": [0.25] * 3,
         "mix": {"mixup": 0.2, "cutmix": 1.0, "prob": 0.9, "switch": 0.3, "per": "per-pair", "fold": True, "pairing": "reverse"},
     }  # fmt: skip
     val = server.feed("val", recipe=mine).spec
-    assert (val["image_size"]["height"], val["crop"]) == (64, {"kind": "squash_center", "resize": 72})
+    assert (val["size"]["height"], val["crop"]) == (64, {"kind": "squash_center", "resize": 72})
 
 
 def test_every_preset_opens_a_feed_of_either_split(daemon: Daemon) -> None:
     server = daemon.connect()
-    for name in ("lesson", "imagenette", "torchvision-v1"):
-        for split, samples in (("train", 200), ("val", 50)):
-            assert sum(len(batch) for batch in server.feed(split, recipe=name, size=32)) == samples  # type: ignore[arg-type, misc]
+    names = [line.split()[0] for line in mixd_output("recipe").splitlines()]
+    assert {"lesson", "torchvision-v2", "a2", "deit3", "ffcv-rn50", "dino-local"} <= set(names)
+    for name in names:
+        views = {"dino": 2, "dino-local": 8, "simclr": 2}.get(name, 1)
+        for split, rows in (("train", 200 * views), ("val", 50)):
+            assert sum(len(batch) for batch in server.feed(split, recipe=name, size=32)) == rows, name  # type: ignore[arg-type, misc]
+
+
+def test_every_preset_is_a_recipe_in_python_too(daemon: Daemon) -> None:
+    mine = mixd.Recipe(
+        train=mixd.TrainView(
+            size=192, grow=mixd.Grow(160, 11, 13), views=2, erase=mixd.Erase(0.25, "pixel", when="after-mix"),
+            augment=mixd.Augment(
+                "rand-m9-mstd0.5-inc1", mixd.ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8), 0.2, mixd.Blur(1.0), mixd.Solarize(0.0),
+                mixd.Warping("bicubic", (124, 116, 104)), mixd.LaterViews(mixd.Blur(0.1), mixd.Solarize(0.2)),
+            ),
+            mix=mixd.Mix(0.8, 1.0, off_epoch=5),
+        ),
+    )  # fmt: skip
+    spec = daemon.connect().feed("train", recipe=mine).spec
+    assert spec["grow"] == {"size": 160, "from": 11, "to": 13} and spec["views"] == 2 and spec["mix"]["off_epoch"] == 5
+    assert spec["augment"]["later"] == {"blur": {"prob": 0.1, "sigma": [0.1, 2.0]}, "solarize": {"prob": 0.2, "threshold": 128.0}}
+    assert (spec["erase"]["when"], spec["augment"]["warping"]["fill"]) == ("after-mix", [124, 116, 104])
+
+
+def test_views_grow_and_batches_follow(daemon: Daemon) -> None:
+    feed = daemon.connect().feed("train", recipe="torchvision-v1", batch_size=100, size=96, grow=(64, 0, 2))
+    assert [batch.x.shape for batch in feed.epoch(0)] == [(100, 3, 64, 64)] * 2
+    assert [batch.x.shape for batch in feed.epoch(1)] == [(100, 3, 64, 64)] * 2
+    assert [batch.x.shape for batch in feed.epoch(2)] == [(100, 3, 96, 96)] * 2
+    feed.seek(0)
+    assert feed.next_batch().x.numpy().shape == (100, 3, 64, 64)
 
 
 def test_options_take_precedence_over_the_recipe(daemon: Daemon) -> None:
@@ -78,7 +107,7 @@ def test_options_take_precedence_over_the_recipe(daemon: Daemon) -> None:
         mixup=0.2, cutmix=1.0, mix_prob=0.5, mix_switch=0.1, lam="per-batch", fold=True, pairing="roll", mean=(0, 0, 0), std=(1, 1, 1),
     )  # fmt: skip
     assert part(feed) == {
-        "image_size": {"height": 112, "width": 112}, "crop": {"kind": "random_resized_crop", "scale": [0.35, 1.0], "ratio": [0.75, 4 / 3]},
+        "size": {"height": 112, "width": 112}, "crop": {"kind": "random_resized_crop", "scale": [0.35, 1.0], "ratio": [0.75, 4 / 3]},
         "interpolation": "bicubic", "flip": 0.0, "repeats": 2, "mean": [0, 0, 0], "std": [1, 1, 1],
         "mix": {"mixup": 0.2, "cutmix": 1.0, "prob": 0.5, "switch": 0.1, "per": "per-batch", "fold": True, "pairing": "roll"},
     }  # fmt: skip
@@ -206,7 +235,7 @@ def test_repeats_keep_the_length_of_an_epoch(daemon: Daemon) -> None:
     [
         (
             {"recipe": "torchvision"},
-            r"`torchvision` is not a recipe \(use lesson, imagenette or torchvision-v1, or a file that ends in .toml",
+            r"`torchvision` is not a recipe \(use lesson, .*torchvision-v2, .*dino-local or simclr, or a file that ends in .toml",
         ),
         ({"recipe": "/no/such.toml"}, r"cannot read the recipe /no/such.toml"),
         ({"crop": "centre:9"}, r"`centre:9` is not a crop \(use squash, .*random_resized_crop:0.35,1"),

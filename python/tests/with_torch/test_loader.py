@@ -116,6 +116,39 @@ def test_views_of_a_sample_come_in_a_row_and_local_ones_beside_them(daemon: Daem
         assert not torch.equal(x[0::2], x[1::2])
 
 
+def test_lightning_overfits_the_same_batches_in_each_epoch(daemon: Daemon) -> None:
+    lightning = pytest.importorskip("lightning")
+    server, seen = daemon.connect(), []
+
+    class Model(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            x, y = batch
+            seen.append((self.current_epoch, x.sum().item()))
+            return nn.functional.cross_entropy(self.model(x), y)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    options = {"max_epochs": 3, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    for overfit in (2, 0.0):
+        seen.clear()
+        loader = DataLoader(server.feed("train", batch_size=40, size=16))
+        lightning.Trainer(**options, overfit_batches=overfit).fit(Model(), loader)
+        epochs = [[value for epoch, value in seen if epoch == nth] for nth in range(3)]
+        assert [len(values) for values in epochs] == [2 if overfit else 5] * 3
+        assert (epochs[0] == epochs[1] == epochs[2]) == bool(overfit)
+
+
+def test_options_of_torchs_loader_are_refused_with_the_remedy(daemon: Daemon) -> None:
+    feed = daemon.connect().feed("train", size=16)
+    with pytest.raises(ValueError, match="num_workers is no option of a loader over a feed"):
+        DataLoader(feed, num_workers=8)
+
+
 def test_accelerate_skips_batches_and_takes_the_loader_as_it_is(daemon: Daemon) -> None:
     accelerate = pytest.importorskip("accelerate")
     loader = DataLoader(daemon.connect().feed("train", batch_size=32, size=16))

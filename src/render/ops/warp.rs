@@ -6,7 +6,6 @@
 
 use super::affine::{Affine, Placement};
 use super::along;
-#[cfg(target_arch = "x86_64")]
 use super::each_level::each_level;
 use super::sampled::Image;
 use super::transpose::transpose;
@@ -21,8 +20,7 @@ use crate::types::ImageSize;
 pub struct Scratch {
     /// u8 `[3, H, W]`.
     planes: Vec<u8>,
-    /// u8 `[H, W, 4]`, for vectors.
-    #[cfg(target_arch = "x86_64")]
+    /// u8 `[H, W, 4]`.
     pixels: Vec<[u8; 4]>,
 }
 
@@ -72,7 +70,13 @@ pub fn warp(
         Placement::Affine(affine) if affine.moves_by_pixels() => shift(&image, &affine, planes),
         Placement::Affine(affine) => match warping.filter {
             WarpFilter::Nearest if affine.b == 0.0 && affine.d == 0.0 => shift(&image, &affine, planes),
-            WarpFilter::Nearest => nearest(&image, &affine, planes),
+            WarpFilter::Nearest if affine.moves_rows() => slide_rows(&image, &affine, planes),
+            WarpFilter::Nearest => {
+                interleave(level, &scratch.planes, &mut scratch.pixels);
+                let [red, green, blue] = warping.fill;
+                scratch.pixels.push([red, green, blue, 0]);
+                nearest(level, &image, &scratch.pixels, &affine, planes);
+            }
             filter if affine.moves_rows() => along::run(level, &image, &affine, filter, planes),
             #[cfg(target_arch = "x86_64")]
             filter if level.has_avx2() && warp_avx2::serves(&image) => {
@@ -148,61 +152,66 @@ fn shift(image: &Image<'_>, affine: &Affine, after: &mut [u8]) {
     }
 }
 
-/// Pixels whose places are found together.
-const BLOCK: usize = 64;
-
-/// The nearest pixels in 16.16 fixed point.
-fn nearest(image: &Image<'_>, affine: &Affine, after: &mut [u8]) {
-    let Image { planes, width, height, fill } = *image;
-    let fix = |value: f64| (value * 65_536.0 + 0.5).floor() as i32;
-    let Affine { a, b, c, d, e, f } = *affine;
-    let [a0, a1, a3, a4] = [a, b, d, e].map(fix);
-    let (x_first, y_first) = (fix(c + a * 0.5 + b * 0.5), fix(f + d * 0.5 + e * 0.5));
-    let pixels = width * height;
-    for y in 0..height {
-        let (x_row, y_row) = (x_first + a1 * y as i32, y_first + a4 * y as i32);
-        if (a0, a3) == (1 << 16, 0) {
-            slide(image, x_row >> 16, y_row >> 16, y, after);
-            continue;
-        }
-        for first in (0..width).step_by(BLOCK) {
-            let count = BLOCK.min(width - first);
-            // Where they are in a plane; outside is beyond it.
-            let places: [u32; BLOCK] = std::array::from_fn(|nth| {
-                let nth = (first + nth) as i32;
-                let (x, y) = ((x_row + a0 * nth) >> 16, (y_row + a3 * nth) >> 16);
-                // Negative ones become large.
-                let is_inside = (x as u32) < width as u32 && (y as u32) < height as u32;
-                if is_inside { y as u32 * width as u32 + x as u32 } else { u32::MAX }
-            });
-            for (channel, fill) in fill.into_iter().enumerate() {
-                let before = &planes[channel * pixels..][..pixels];
-                let out = &mut after[channel * pixels + y * width + first..][..count];
-                for (out, &place) in out.iter_mut().zip(&places) {
-                    *out = before.get(place as usize).copied().unwrap_or(fill);
+each_level! {
+    /// The nearest pixels in 16.16 fixed point. `pixels` are the image's, u8 `[H, W, 4]`, and one more of the color outside.
+    fn nearest(image: &Image<'_>, pixels: &[[u8; 4]], affine: &Affine, after: &mut [u8]) {
+        /// Pixels whose places are found together.
+        const BLOCK: usize = 64;
+        let Image { width, height, .. } = *image;
+        let fix = |value: f64| (value * 65_536.0 + 0.5).floor() as i32;
+        let Affine { a, b, c, d, e, f } = *affine;
+        let (a0, a1, a3, a4) = (fix(a), fix(b), fix(d), fix(e));
+        let (x_first, y_first) = (fix(c + a * 0.5 + b * 0.5), fix(f + d * 0.5 + e * 0.5));
+        let outside = (width * height) as u32;
+        let (red, rest) = after.split_at_mut(width * height);
+        let (green, blue) = rest.split_at_mut(width * height);
+        for y in 0..height {
+            let (x_row, y_row) = (x_first + a1 * y as i32, y_first + a4 * y as i32);
+            for first in (0..width).step_by(BLOCK) {
+                let count = BLOCK.min(width - first);
+                let (mut places, mut colors) = ([0_u32; BLOCK], [[0_u8; 4]; BLOCK]);
+                for nth in 0..BLOCK {
+                    let at = (first + nth) as i32;
+                    let (x, y) = (x_row.wrapping_add(a0.wrapping_mul(at)) >> 16, y_row.wrapping_add(a3.wrapping_mul(at)) >> 16);
+                    // Negative ones become large.
+                    let is_inside = (x as u32) < width as u32 && (y as u32) < height as u32;
+                    let place = (y as u32).wrapping_mul(width as u32).wrapping_add(x as u32);
+                    places[nth] = if is_inside { place } else { outside };
+                }
+                for nth in 0..count {
+                    colors[nth] = pixels[places[nth] as usize];
+                }
+                let out = y * width + first..y * width + first + count;
+                let (red, green, blue) = (&mut red[out.clone()], &mut green[out.clone()], &mut blue[out]);
+                for nth in 0..count {
+                    (red[nth], green[nth], blue[nth]) = (colors[nth][0], colors[nth][1], colors[nth][2]);
                 }
             }
         }
     }
 }
 
-/// Fills row `y` with a row of the image from column `left` on.
-fn slide(image: &Image<'_>, left: i32, row: i32, y: usize, after: &mut [u8]) {
+/// Moves each row along itself by whole pixels, in the same fixed point.
+fn slide_rows(image: &Image<'_>, affine: &Affine, after: &mut [u8]) {
+    let fix = |value: f64| (value * 65_536.0 + 0.5).floor() as i32;
+    let first = fix(affine.c + 0.5 + affine.b * 0.5);
+    for y in 0..image.height {
+        slide(image, first.wrapping_add(fix(affine.b).wrapping_mul(y as i32)) >> 16, y, after);
+    }
+}
+
+/// Fills row `y` with that row of the image from column `left` on.
+fn slide(image: &Image<'_>, left: i32, y: usize, after: &mut [u8]) {
     let Image { planes, width, height, fill } = *image;
     // The outputs that show the image; none of a row outside.
     let first = usize::try_from(-left).unwrap_or(0).min(width);
     let end = usize::try_from(width as i32 - left).unwrap_or(0).clamp(first, width);
-    let row = usize::try_from(row).ok().filter(|&row| row < height);
+    let from = if first < end { (first as i32 + left) as usize } else { 0 };
     for (channel, fill) in fill.into_iter().enumerate() {
-        let plane = channel * width * height;
-        let out = &mut after[plane + y * width..][..width];
-        let Some(row) = row.filter(|_| first < end) else {
-            out.fill(fill);
-            continue;
-        };
-        let from = (first as i32 + left) as usize;
+        let row = (channel * height + y) * width;
+        let out = &mut after[row..][..width];
         out[..first].fill(fill);
-        out[first..end].copy_from_slice(&planes[plane + row * width + from..][..end - first]);
+        out[first..end].copy_from_slice(&planes[row + from..][..end - first]);
         out[end..].fill(fill);
     }
 }
@@ -221,7 +230,6 @@ fn interpolate(image: &Image<'_>, affine: &Affine, filter: WarpFilter, after: &m
     }
 }
 
-#[cfg(target_arch = "x86_64")]
 each_level! {
     /// The three values of each pixel side by side, and a zero.
     fn interleave(planes: &[u8], pixels: &mut Vec<[u8; 4]>) {

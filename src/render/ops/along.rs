@@ -61,7 +61,7 @@ each_level! {
                             } else {
                                 between([v2, v3], distance[nth])
                             };
-                            let clipped = value.max(0.0).min(255.0);
+                            let clipped = value.clamp(0.0, 255.0);
                             // SAFETY: a number in 0..=255, as distances and values are finite.
                             out[nth] = unsafe { clipped.to_int_unchecked::<i32>() } as u8;
                         }

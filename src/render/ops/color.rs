@@ -20,6 +20,7 @@ pub fn blend(d: u8, c: u8, f: f32) -> u8 {
 
 /// A number clipped to 0..=255, without its fraction; what `as u8` gives, in fewer instructions.
 #[inline(always)]
+#[expect(clippy::manual_clamp, reason = "what is no number becomes 0")]
 fn truncated(value: f32) -> u8 {
     // SAFETY: in 0..=255; of what is no number `max` makes 0.
     unsafe { value.max(0.0).min(255.0).to_int_unchecked::<i32>() as u8 }

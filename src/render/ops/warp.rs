@@ -170,16 +170,15 @@ each_level! {
             for first in (0..width).step_by(BLOCK) {
                 let count = BLOCK.min(width - first);
                 let (mut places, mut colors) = ([0_u32; BLOCK], [[0_u8; 4]; BLOCK]);
-                for nth in 0..BLOCK {
-                    let at = (first + nth) as i32;
+                for (at, to) in (first as i32..).zip(&mut places) {
                     let (x, y) = (x_row.wrapping_add(a0.wrapping_mul(at)) >> 16, y_row.wrapping_add(a3.wrapping_mul(at)) >> 16);
                     // Negative ones become large.
                     let is_inside = (x as u32) < width as u32 && (y as u32) < height as u32;
                     let place = (y as u32).wrapping_mul(width as u32).wrapping_add(x as u32);
-                    places[nth] = if is_inside { place } else { outside };
+                    *to = if is_inside { place } else { outside };
                 }
-                for nth in 0..count {
-                    colors[nth] = pixels[places[nth] as usize];
+                for (color, &place) in colors.iter_mut().zip(&places) {
+                    *color = pixels[place as usize];
                 }
                 let out = y * width + first..y * width + first + count;
                 let (red, green, blue) = (&mut red[out.clone()], &mut green[out.clone()], &mut blue[out]);

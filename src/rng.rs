@@ -159,7 +159,7 @@ mod tests {
     const PINNED_PERMUTATION: [u32; 10] = [8, 2, 1, 0, 5, 3, 4, 6, 7, 9];
     const PINNED_BETA: u64 = 4605896218636578881;
 
-    const STREAMS: [Stream; 12] = [
+    const STREAMS: [Stream; 13] = [
         Stream::Permutation,
         Stream::Shuffle,
         Stream::Lambda,
@@ -172,6 +172,7 @@ mod tests {
         Stream::Grayscale,
         Stream::Blur,
         Stream::Solarize,
+        Stream::Erase,
     ];
 
     #[test]

@@ -125,9 +125,12 @@ pub fn forget() {
     mixd::ring::forget();
 }
 
+/// Folder and readable name of each class.
+type Classes = Vec<(String, String)>;
+
 /// The process id of the daemon behind a socket; the recipe, as TOML, of feeds that name none, if it has one; each class by its folder and its name.
 #[pyfunction]
-pub fn daemon(py: Python<'_>, socket: PathBuf) -> PyResult<(u32, Option<String>, Vec<(String, String)>)> {
+pub fn daemon(py: Python<'_>, socket: PathBuf) -> PyResult<(u32, Option<String>, Classes)> {
     let status = uninterrupted(py, |interrupted| client::status_unless(&socket, interrupted))?;
     let classes = status.classes.into_iter().map(|class| (class.id, class.name)).collect();
     Ok((status.pid, status.recipe, classes))

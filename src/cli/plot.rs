@@ -60,7 +60,8 @@ impl Plot {
 fn drawn(recipe: &TrainView) -> Vec<DrawnOperation> {
     let mut drawn: Vec<DrawnOperation> = Vec::new();
     for view in 0..VIEWS {
-        let draws = Draws::at(0, false, 0, view >> 16, view & 0xFFFF);
+        let of_sample = (view % u64::from(recipe.views)) as u32;
+        let draws = Draws::at(0, false, 0, view >> 16, view & 0xFFFF).of_view(of_sample, recipe.views);
         for operation in draws.operations(&recipe.augment, recipe.size).iter() {
             let name = operation.name();
             let at = drawn.iter().position(|drawn| drawn.name == name).unwrap_or_else(|| {

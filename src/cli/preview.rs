@@ -73,7 +73,7 @@ fn draw_stages(batch: &OwnedBatch, spec: &FeedSpec, pipeline: &Pipeline, out: &P
     for (at, row) in batch.plan.rows.iter().enumerate().take(STRIPS_MAX) {
         let (views, mut rendered) = (Views { size, ..Views::of(spec) }, vec![0; size.values()]);
         source.read(spec.split, row.own.sample, &mut bytes)?;
-        let (original, cut, operations) = loader.source(&bytes, |picture, maker| {
+        let (mut original, cut, operations) = loader.source(&bytes, |picture, maker| {
             let steps = views.random(&row.own.view, picture.size());
             maker.run(picture, &ViewSteps { operations: Operations::NONE, ..steps }, size, &mut rendered);
             let ImageSize { height, width } = picture.size();
@@ -81,7 +81,7 @@ fn draw_stages(batch: &OwnedBatch, spec: &FeedSpec, pipeline: &Pipeline, out: &P
                 RgbImage::from_raw(width, height, picture.to_rgb()).expect("as many values as it has pixels");
             (original, views.crop_box(&row.own.view, picture.size()), steps.operations)
         })?;
-        let (mut original, (width, height)) = (original.clone(), original.dimensions());
+        let (width, height) = original.dimensions();
         let mut caption = format!("all of {width}x{height}");
         if spec.crop.is_random() {
             view::frame(&mut original, cut);

@@ -147,6 +147,7 @@ struct Copies {
 }
 
 const _: () = assert!(size_of::<KernelRow>() == 64 && size_of::<KernelCopy>() == 16 && size_of::<KernelPatch>() == 260);
+const _: () = assert!(size_of::<Patches>() == 64);
 
 impl Gpu {
     /// The kernels of a kind of batch.

@@ -72,8 +72,9 @@ struct Transfer {
     commands_on_device: DeviceMemory,
     /// Room on the device for as many samples as a batch may need that do not stay there.
     staging: DeviceMemory,
-    /// Copies of samples whose own memory the device cannot read; made when one is first needed.
+    /// Copies of samples whose own memory the device cannot read; made, for the largest samples, when one is first needed.
     bounce: Option<PinnedMemory>,
+    stride_max: usize,
     sizes: Sizes,
     /// Of this batch.
     format: Format,
@@ -105,6 +106,7 @@ impl Transfer {
             commands_on_device: DeviceMemory::new(context, commands_bytes)?,
             staging: DeviceMemory::new(context, sizes.staged * sample_stride(format.image_size.values()))?,
             bounce: None,
+            stride_max: sample_stride(format.image_size.values()),
             sizes,
             format,
             samples_copied: Event::new(context)?,
@@ -153,7 +155,7 @@ impl Transfer {
         } else {
             let bounce = match &mut self.bounce {
                 Some(bounce) => bounce,
-                none => none.insert(PinnedMemory::new(gpu.context(), self.sizes.samples * stride)?),
+                none => none.insert(PinnedMemory::new(gpu.context(), self.sizes.samples * self.stride_max)?),
             };
             let at = self.bounced * stride;
             self.bounced += 1;
@@ -445,6 +447,22 @@ mod tests {
         let mut mixer = CudaMixer::new(&fixtures::gpu(), format, sizes, None, None).unwrap();
         mixer.mix(format.image_size, &rows, Target::Memory(&mut out), None, None).unwrap();
         assert!(out == samples.as_flattened());
+    }
+
+    /// A feed whose views grow begins with small batches.
+    #[test]
+    fn a_mixer_takes_larger_batches_after_small_ones() {
+        let format = Format { dtype: Dtype::U8, image_size: ImageSize::square(40), ..FeedSpec::train().format() };
+        let sizes = Sizes { rows: 3, samples: 6, staged: 6 };
+        let mut mixer = CudaMixer::new(&fixtures::gpu(), format, sizes, None, None).unwrap();
+        for side in [16, 24, 40, 40, 8] {
+            let size = ImageSize::square(side);
+            let samples: Vec<Vec<u8>> = (0..3).map(|nth| vec![side as u8 + nth; size.values()]).collect();
+            let rows: Vec<Row<'_>> = samples.iter().map(|sample| Row::new(sample, sample, 1.0)).collect();
+            let mut out = vec![0; 3 * size.values()];
+            mixer.mix(size, &rows, Target::Memory(&mut out), None, None).unwrap();
+            assert!(out == samples.concat(), "{side}");
+        }
     }
 
     proptest! {

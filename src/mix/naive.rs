@@ -5,7 +5,7 @@ use super::erase::{Fills, bits};
 use crate::format::Format;
 use crate::plan::Erasure;
 use crate::spec::EraseMode;
-use crate::types::{Dtype, Layout};
+use crate::types::{Cut, Dtype, Layout};
 
 /// The finished images of `rows`, as the bytes that a mixer should write.
 pub fn mix(format: &Format, rows: &[Row<'_>]) -> Vec<u8> {
@@ -21,15 +21,13 @@ pub fn mix(format: &Format, rows: &[Row<'_>]) -> Vec<u8> {
                     sample[channel * pixels + y * width + if flip { width - 1 - x } else { x }]
                 };
                 let (own, partner) = (value(row.own.bytes, row.flip), value(row.partner.bytes, row.partner_flip));
-                let inside = row.cut.is_some_and(|cut| {
+                let covers = |cut: &Cut| {
                     (cut.top..cut.bottom).contains(&(y as u32)) && (cut.left..cut.right).contains(&(x as u32))
-                });
+                };
+                let inside = row.cut.as_ref().is_some_and(covers);
                 // What stands in the last box of an erasure that covers the pixel.
                 let fill = |erasure: Option<&Erasure>| {
                     let erasure = erasure?;
-                    let covers = |cut: &crate::types::Cut| {
-                        (cut.top..cut.bottom).contains(&(y as u32)) && (cut.left..cut.right).contains(&(x as u32))
-                    };
                     let nth = erasure.boxes().iter().rposition(covers)?;
                     let noise =
                         |index: usize| fills.noise[channel][bits(erasure.key, index as u32) as usize / (1 << 20)];

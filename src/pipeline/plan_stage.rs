@@ -73,9 +73,8 @@ impl PlanStage {
                 |image: &ImagePlan| image.view.draws.and_then(|draws| draws.erasure(&self.erase, plan.image_size));
             erasures.extend(plan.rows.iter().map(|row| draw(&row.own)));
             if plan.takes_others() {
-                let of_row: Vec<_> = plan.partner_rows();
-                for (row, partner) in plan.rows.iter().zip(of_row) {
-                    let known = usize::try_from(partner).ok().map(|partner| erasures[partner]);
+                for row in &plan.rows {
+                    let known = usize::try_from(row.partner_row).ok().map(|partner| erasures[partner]);
                     erasures.push(known.unwrap_or_else(|| draw(&row.partner)));
                 }
             }

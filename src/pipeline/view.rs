@@ -23,6 +23,8 @@ impl Views {
     /// Those that a spec asks for.
     pub fn of(spec: &FeedSpec) -> Self {
         let FeedSpec { crop, interpolation, image_size: size, augment, .. } = *spec;
+        // Stages that are off are no difference.
+        let augment = if augment.is_on() { augment } else { Augment::default() };
         Self { crop, interpolation, size, augment }
     }
 

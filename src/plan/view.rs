@@ -72,7 +72,7 @@ impl Draws {
     }
 
     /// The same of view `view` of a sample's `views`.
-    pub(super) fn of_view(self, view: u32, views: u32) -> Self {
+    pub fn of_view(self, view: u32, views: u32) -> Self {
         Self { view: view as u8, views: views as u8, ..self }
     }
 

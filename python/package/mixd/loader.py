@@ -1,6 +1,7 @@
 """Loaders that take the place of torch's: a feed as a `torch.utils.data.DataLoader`, and one for a DataLoader that is there already."""
 
 import atexit
+import dis
 import os
 import shutil
 import tempfile
@@ -15,9 +16,8 @@ from ._native import Batch
 from .errors import SpecError
 from .feed import Feed, Place
 from .losses import Device, Targets
-from .recipe import Mix
 from .server import Server, serve
-from .transforms import read
+from .transforms import key_of, read
 
 __all__ = ["DataLoader", "replace_loader"]
 
@@ -74,8 +74,17 @@ class _Sampler(data.DistributedSampler[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Makes this epoch the next one."""
         self.epoch = epoch
-        if self._feed.place != (epoch, 0):
+        # One that was resumed in the middle of this epoch stays there.
+        if self._feed.place.epoch != epoch or (self._feed._left_half_way and self._feed.place.batch):
             self._feed.seek(epoch)
+
+    def __len__(self) -> int:
+        """Rows of this rank in an epoch."""
+        spec, samples = self._feed.spec, self._feed.samples
+        if spec["repeats"] > 1:
+            samples = samples // 256 * 256 if samples >= 256 else samples
+        dealt = samples // spec["world_size"] if spec["repeats"] > 1 or spec["last"] == "drop" else -(-samples // spec["world_size"])
+        return int(dealt * spec["views"])
 
     def __iter__(self) -> Iterator[Any]:
         raise TypeError("the daemon deals the samples (batch.sample_id says which are in a batch of the feed)")
@@ -97,6 +106,9 @@ class _BatchSampler(data.Sampler[list[Place]]):
 
     def __iter__(self) -> Iterator[list[Place]]:
         start = Place(0, 0) if self.is_fixed else iter(self._feed).start
+        if start.batch >= self._batches:
+            # Resumed behind the last batch that is not dropped.
+            start = Place(start.epoch + 1, 0)
         return ([Place(start.epoch, index)] for index in range(start.batch, self._batches))
 
     def __len__(self) -> int:
@@ -145,7 +157,9 @@ class DataLoader(data.DataLoader[Any]):
         dataset: whose place this loader takes: what `loader.dataset` has beside its length.
         """
         # Lightning makes a loader anew to change its samplers, with all options of torch's.
-        again = given.get("batch_sampler")
+        given_sampler = given.get("batch_sampler")
+        # To predict, Lightning wraps one.
+        again = getattr(given_sampler, "_batch_sampler", given_sampler)
         if given and not isinstance(again, _BatchSampler):
             name = next(iter(given))
             raise SpecError(
@@ -166,7 +180,12 @@ class DataLoader(data.DataLoader[Any]):
         super().__init__(images, feed.batch_size, sampler=sampler, drop_last=sampler.drop_last, collate_fn=_alone)
         # Past torch's own, which would make batches of the samples.
         batches = data.SequentialSampler(images) if again and again.is_fixed else sampler
-        self.__dict__["batch_sampler"] = _BatchSampler(batches, feed.batch_size, sampler.drop_last)
+        own = _BatchSampler(batches, feed.batch_size, sampler.drop_last)
+        if given_sampler is None or given_sampler is again:
+            self.__dict__["batch_sampler"] = own
+        else:
+            given_sampler._batch_sampler = own
+            self.__dict__["batch_sampler"] = given_sampler
 
     def _batches(self) -> int:
         """Batches that a loop over an epoch gets."""
@@ -230,7 +249,7 @@ def replace_loader(loader: "data.DataLoader[Any]", *, server: Server | None = No
     spec: dict[str, Any] = {
         "batch_size": loader.batch_size, "last": "drop" if loader.drop_last else "keep", "size": view.size, "crop": view.crop,
         "interpolation": view.interpolation, "dtype": "u8" if chain.values == "bytes" else "f32", "mean": recipe.mean, "std": recipe.std,
-        "fold": False, "mixup": None, "cutmix": None,
+        "recipe": "lesson", "fold": False, "mixup": None, "cutmix": None,
     }  # fmt: skip
     if is_random:
         train, augment = recipe.train, recipe.train.augment
@@ -240,12 +259,22 @@ def replace_loader(loader: "data.DataLoader[Any]", *, server: Server | None = No
         }  # fmt: skip
     spec |= sampled | mixed | options
     folder, split = _folder_of(images, indices, spec["shuffle"])
-    feed = (server or _server(folder)).feed(split, **spec)
-    if feed.samples != (len(images) if indices is None else len(indices)):
-        raise SpecError(
-            f"the daemon finds {feed.samples} images where the dataset has {len(images)}: its files are not those of the folder"
+    own = server or _server(folder)
+    if own.class_ids != list(images.classes):
+        why = f"the daemon's classes are {own.class_ids}, which gives other labels"
+        raise _refuse("these classes", why, "have images of each class, in the order of the folders' names")
+    feed = own.feed(split, **spec)
+    count = len(images) if indices is None else len(indices)
+    if feed.samples != count:
+        raise _refuse(
+            f"a dataset of {count} images", f"the daemon finds {feed.samples} in the folder", "have mixd.serve read the folder itself"
         )
-    return DataLoader(feed, "soft" if mixed else "label", device, dataset=loader.dataset)
+    made = DataLoader(feed, "soft" if feed.is_mixed else "label", device, dataset=loader.dataset)
+    if not options and len(made) != len(loader):
+        raise _refuse(
+            f"{len(loader)} batches an epoch", f"the feed has {len(made)}", "say drop_last both of loader and sampler, or of neither"
+        )
+    return made
 
 
 _servers: dict[Path, Server] = {}
@@ -274,6 +303,11 @@ def _image_folder(dataset: Any) -> tuple[Any, list[int] | None]:
         raise _refuse(
             f"a dataset of type {name}", "it is no ImageFolder", "mixd.serve(data=folder) and server.feed(...) take folders and archives"
         )
+    if type(dataset).__getitem__.__module__ != "torchvision.datasets.folder" or key_of(dataset).partition(".")[0] != "torchvision":
+        raise _refuse(f"a dataset of type {name}", "it may do anything with its samples", "use torchvision's ImageFolder itself")
+    begin = len(os.path.join(dataset.root, ""))
+    if any(dataset.class_to_idx.get(path[begin:].split(os.sep, 1)[0]) != label for path, label in dataset.samples):
+        raise _refuse("labels of its own", "labels are the numbers of the folders", "leave samples as ImageFolder lists them")
     if dataset.target_transform is not None:
         raise _refuse("a target_transform", "labels are the numbers of the classes", "apply it to y in the loop")
     if getattr(dataset.loader, "__name__", "") != "default_loader":
@@ -289,18 +323,26 @@ def _sampled(loader: "data.DataLoader[Any]") -> dict[str, Any]:
             f"the batch sampler {type(loader.batch_sampler).__name__}", "batches are whole parts of an epoch's order", "use batch_size="
         )
     seed = {"seed": torch.initial_seed() % 2**63}
+    # Without a sampler that deals, each process has the whole.
+    whole = {"rank": 0, "world_size": 1}
+    if len(sampler) > len(loader.dataset) and isinstance(sampler, data.SequentialSampler):  # type: ignore[arg-type]
+        raise _refuse("a SequentialSampler over something else", "an epoch has each sample once", "leave it out")
     if isinstance(sampler, data.SequentialSampler):
-        return {"shuffle": False}
+        return {"shuffle": False} | whole
     if isinstance(sampler, data.RandomSampler):
         if sampler.replacement or sampler.num_samples != len(sampler.data_source):
             raise _refuse("a RandomSampler with replacement or num_samples", "each sample comes once an epoch", "leave them out")
-        return {"shuffle": True} | seed
+        return {"shuffle": True} | seed | whole
     if all(hasattr(sampler, key) for key in ("num_replicas", "rank", "shuffle")):
         ranks = {"rank": sampler.rank, "world_size": sampler.num_replicas, "shuffle": sampler.shuffle, "seed": getattr(sampler, "seed", 0)}
-        if isinstance(sampler, data.DistributedSampler):
-            return ranks
+        if type(sampler) is data.DistributedSampler:
+            return ranks | {"last": "drop" if loader.drop_last or sampler.drop_last else "keep"}
         repeats = getattr(sampler, "num_repeats", getattr(sampler, "repetitions", None))
-        if repeats is not None:
+        is_usual = (getattr(sampler, "selected_round", 256), getattr(sampler, "selected_ratio", 0)) in (
+            (256, 0),
+            (256, sampler.num_replicas),
+        )
+        if repeats is not None and repeats == int(repeats) and is_usual:
             return ranks | {"repeats": int(repeats)}
     raise _refuse(
         f"the sampler {type(sampler).__name__}",
@@ -309,24 +351,46 @@ def _sampled(loader: "data.DataLoader[Any]") -> dict[str, Any]:
     )
 
 
+# Functions of the shape that a collate function has around a mix.
+def _shape_of(mix: Any, default_collate: Any) -> Any:
+    return lambda rows: mix(*default_collate(rows))
+
+
+def _mixer_of(collate: Any) -> Any:
+    """The object that mixes: the collate function itself, or the one of a function `mix(*default_collate(rows))` and nothing more."""
+    code = getattr(collate, "__code__", None)
+    if code is None:
+        return collate
+    cells = dict(zip(code.co_freevars, collate.__closure__ or (), strict=True))
+    named = [cells[name].cell_contents for name in code.co_freevars]
+    named += [collate.__globals__.get(name, getattr(data, name, None)) for name in code.co_names]
+    # Modules, and names of attributes on the way to default_collate, are no mixers.
+    passed = (None, data.default_collate)
+    mixers = [value for value in named if not any(value is other for other in passed) and not isinstance(value, type(torch))]
+    # One call of each, and no branch, no arithmetic and no other variable.
+    calls = [step.opname for step in dis.get_instructions(code) if step.opname.startswith(("CALL", "STORE", "POP_JUMP", "BINARY", "FOR"))]
+    usual = [step.opname for step in dis.get_instructions(_shape_of(None, None).__code__) if step.opname.startswith(("CALL", "STORE"))]
+    is_plain = calls == usual and data.default_collate in named and code.co_argcount == code.co_nlocals == 1
+    return mixers[0] if len(mixers) == 1 and is_plain else None
+
+
 def _mixed(collate: Any, classes: int) -> dict[str, Any]:
     """What a collate function mixes."""
     if collate is data.default_collate:
         return {}
     mix = _mixer_of(collate)
-    if type(mix).__name__ == "Mixup" and hasattr(mix, "mixup_alpha"):
-        return _timm_mixed(mix)
-    chosen = list(getattr(mix, "transforms", [mix]))
-    kinds = {type(one).__name__: one for one in chosen}
+    if key_of(mix) == "timm.Mixup":
+        return _timm_mixed(mix, classes)
+    chosen = list(mix.transforms) if key_of(mix) == "torchvision.RandomChoice" else [mix]
+    kinds = {key_of(one).removeprefix("torchvision."): one for one in chosen}
     if len(kinds) != len(chosen) or not set(kinds) <= {"MixUp", "CutMix"}:
         raise _refuse(
             f"the collate function {getattr(collate, '__name__', collate)!r}",
             "it is neither default_collate, nor torchvision's MixUp, CutMix or a RandomChoice of them after it, nor timm's Mixup",
-            "say mixup= and cutmix= here",
+            "leave it out, and say mixup= and cutmix= here",
         )
     for one in chosen:
-        if one.num_classes not in (None, classes):
-            raise _refuse(f"{one!r}", f"its num_classes is not the dataset's {classes}", "leave it out")
+        _same_classes(one, one.num_classes, classes)
     alphas = {name: float(one.alpha) for name, one in kinds.items()}
     weights = dict(zip(kinds, getattr(mix, "p", None) or [1.0] * len(chosen), strict=True))
     switch = weights.get("CutMix", 0.0) / sum(weights.values())
@@ -334,29 +398,22 @@ def _mixed(collate: Any, classes: int) -> dict[str, Any]:
     return names | {"mix_switch": switch, "lam": "per-batch", "pairing": "roll"}
 
 
-def _timm_mixed(mix: Any) -> dict[str, Any]:
+def _same_classes(mix: Any, found: int | None, classes: int) -> None:
+    if found not in (None, classes):
+        raise _refuse(f"{mix!r}", f"its num_classes is {found}, and the dataset has {classes} classes", f"use num_classes={classes}")
+
+
+def _timm_mixed(mix: Any, classes: int) -> dict[str, Any]:
     """What timm's Mixup does."""
-    if mix.cutmix_minmax is not None:
-        raise _refuse("timm's Mixup with cutmix_minmax", "boxes are drawn by Beta(α, α)", "use cutmix_alpha")
-    if not mix.mixup_enabled:
-        return {}
-    per: Mix | str = {"batch": "per-batch", "pair": "per-pair", "elem": "per-image"}[mix.mode]
+    if mix.cutmix_minmax is not None or not mix.correct_lam or not mix.mixup_enabled or getattr(mix, "multi_label", False):
+        why = "boxes are drawn by Beta(α, α), λ is the share outside them, and it is on"
+        raise _refuse("timm's Mixup with such options", why, "leave cutmix_minmax, correct_lam, mixup_enabled and multi_label out")
+    _same_classes(mix, mix.num_classes, classes)
+    per = {"batch": "per-batch", "pair": "per-pair", "elem": "per-image"}[mix.mode]
     return {
         "mixup": mix.mixup_alpha or None, "cutmix": mix.cutmix_alpha or None, "mix_prob": mix.mix_prob, "mix_switch": mix.switch_prob, "lam": per,
         "pairing": "reverse", "smoothing": mix.label_smoothing,
     }  # fmt: skip
-
-
-def _mixer_of(collate: Any) -> Any:
-    """The object that mixes: the collate function itself, or the one that a function of the shape `mix(*default_collate(rows))` names."""
-    code = getattr(collate, "__code__", None)
-    if code is None:
-        return collate
-    cells = dict(zip(code.co_freevars, collate.__closure__ or (), strict=True))
-    named = {name: cell.cell_contents for name, cell in cells.items()}
-    named |= {name: collate.__globals__[name] for name in code.co_names if name in collate.__globals__}
-    mixers = [value for value in named.values() if value is not data.default_collate and not isinstance(value, type(torch))]
-    return mixers[0] if len(mixers) == 1 else None
 
 
 def _folder_of(images: Any, indices: list[int] | None, shuffle: bool) -> tuple[Path, Literal["train", "val"]]:
@@ -364,12 +421,21 @@ def _folder_of(images: Any, indices: list[int] | None, shuffle: bool) -> tuple[P
     root = Path(images.root).resolve()
     if indices is None and root.name in ("train", "val") and all((root.parent / split).is_dir() for split in ("train", "val")):
         return root.parent, "train" if root.name == "train" else "val"
+    if indices is not None and len(set(indices)) != len(indices):
+        raise _refuse("a Subset with an image twice", "an epoch has each image once", "use repeats=, or leave one out")
     if indices is not None and not shuffle and indices != sorted(indices):
         raise _refuse("a Subset in an order of its own", "images that are not shuffled come in the order of the folder", "sort its indices")
     links = Path(tempfile.mkdtemp(prefix="mixd-"))
-    atexit.register(shutil.rmtree, links, ignore_errors=True)
+    maker = os.getpid()
+
+    # Not by a child that was forked.
+    def remove() -> None:
+        if os.getpid() == maker:
+            shutil.rmtree(links, ignore_errors=True)
+
+    atexit.register(remove)
     # mixd takes links to files, in the order of their names; and each half must have an image.
-    chosen = list(dict.fromkeys(range(len(images)) if indices is None else indices))
+    chosen = list(range(len(images))) if indices is None else indices
     width = len(str(len(images)))
     for half, part in (("train", chosen), ("val", chosen[:1])):
         for name in images.classes:

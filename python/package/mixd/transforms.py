@@ -33,7 +33,7 @@ def from_torchvision(transform: Any, *, train: bool | None = None, name: str = "
     """Gives the recipe that is equivalent to a transform of torchvision (v1 or v2) or of timm's `create_transform`.
 
     transform: a Compose, a Sequential, a list or tuple of transforms (such as timm's with `separate=True`), one of torchvision's presets of
-        weights, or an object whose only attribute is such a chain (the presets of torchvision's references).
+        weights, or a ClassificationPresetTrain or -Eval as torchvision's references have them.
     train: whether it gives the recipe's training view, else its validation view; by default, whether anything in it is random.
 
     Mean and std are those of both views: 0 and 1 where nothing is normalized. The other view has the same size and interpolation. For
@@ -51,28 +51,28 @@ def read(transform: Any) -> "Chain":
     """What a transform's elements say together."""
     chain = Chain()
     for element in _elements(transform):
-        handler = _HANDLERS.get(_key(element))
+        handler = _HANDLERS.get(key_of(element))
         if handler is None:
-            _refuse(element, *_REASONS.get(_key(element), ("mixd has no such stage", _OUTSIDE)))
+            _refuse(element, *_REASONS.get(key_of(element), ("mixd has no such stage", _OUTSIDE)))
         handler(chain, element)
         chain.names.append(type(element).__name__)
     return chain
 
 
-def _key(element: object) -> str:
+def key_of(element: object) -> str:
     """The package and name of its class, such as "timm.RandomErasing". Subclasses from elsewhere have another one: they may do anything."""
     return f"{type(element).__module__.partition('.')[0]}.{type(element).__name__}"
 
 
 def _elements(transform: Any) -> Iterator[Any]:
     """The elements of a chain in their order, nested ones too."""
-    key, state = _key(transform), getattr(transform, "__dict__", {})
+    key, state = key_of(transform), getattr(transform, "__dict__", {})
     own = {name: value for name, value in state.items() if name[0] != "_" and name != "training"} | state.get("_modules", {})
     inner = own.get("transforms", own.get("trans"))
     if isinstance(transform, list | tuple) or key in _CONTAINERS:
         for element in inner if key == "torchvision.Compose" else transform:
             yield from _elements(element)
-    elif len(own) == 1 and _key(inner) in _CONTAINERS and not key.startswith(("torch.", "torchvision.", "timm.")):
+    elif len(own) == 1 and key_of(inner) in _CONTAINERS and type(transform).__name__.startswith("ClassificationPreset"):
         yield from _elements(inner)
     else:
         yield transform
@@ -249,9 +249,9 @@ class Chain:
 
     def apply(self, element: Any) -> None:
         for child in element.transforms:
-            if _key(child) in _REASONS:
-                _refuse(child, *_REASONS[_key(child)])
-        is_jitter = [_key(child) for child in element.transforms] == ["torchvision.ColorJitter"]
+            if key_of(child) in _REASONS:
+                _refuse(child, *_REASONS[key_of(child)])
+        is_jitter = [key_of(child) for child in element.transforms] == ["torchvision.ColorJitter"]
         _require(is_jitter, element, "mixd applies one ColorJitter by chance, and nothing else", _OUTSIDE)
         self.jitter(element.transforms[0], float(element.p))
 

@@ -143,6 +143,43 @@ def test_lightning_overfits_the_same_batches_in_each_epoch(daemon: Daemon) -> No
         assert (epochs[0] == epochs[1] == epochs[2]) == bool(overfit)
 
 
+def test_set_epoch_keeps_a_place_that_was_resumed(daemon: Daemon) -> None:
+    server = daemon.connect()
+    loader = DataLoader(server.feed("train", batch_size=40, size=16))
+    batches = iter(loader)
+    for _ in range(2):
+        next(batches)
+    other = DataLoader(server.feed("train", batch_size=40, size=16))
+    other.load_state_dict(loader.state_dict())
+    other.set_epoch(0)
+    assert other.feed.place == (0, 2) and sum(1 for _ in other) == 3
+    other.set_epoch(1)
+    next(iter(other))
+    other.set_epoch(1)
+    assert other.feed.place == (1, 0)
+
+
+def test_padding_that_is_dropped_never_ends_the_epochs(daemon: Daemon) -> None:
+    loader = DataLoader(daemon.connect().feed("val", batch_size=1, size=16, rank=5, world_size=8), padded="drop")
+    assert (len(loader), len(loader.feed), len(loader.sampler)) == (6, 7, 7)
+    state = loader.state_dict() | {"index": 6}
+    loader.load_state_dict(state)
+    assert [sum(1 for _ in loader) for _ in range(2)] == [6, 6]
+
+
+def test_lightning_predicts(daemon: Daemon) -> None:
+    lightning = pytest.importorskip("lightning")
+
+    class Model(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def predict_step(self, batch: Any, _: int) -> Any:
+            return batch[1]
+
+    loader = DataLoader(daemon.connect().feed("val", batch_size=20, size=16))
+    trainer = lightning.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    labels = torch.cat(trainer.predict(Model(), loader))
+    assert labels.tolist() == [label for label in range(10) for _ in range(5)]
+
+
 def test_options_of_torchs_loader_are_refused_with_the_remedy(daemon: Daemon) -> None:
     feed = daemon.connect().feed("train", size=16)
     with pytest.raises(ValueError, match="num_workers is no option of a loader over a feed"):

@@ -25,6 +25,16 @@ CENTER = transforms.Compose([transforms.Resize(40), transforms.CenterCrop(32), t
 RANDOM = transforms.Compose([transforms.RandomResizedCrop(32), transforms.RandomHorizontalFlip(), transforms.ToTensor(), NORMALIZE])
 
 
+MIX = v2.CutMix(alpha=1.0, num_classes=10)
+
+
+class Paths(datasets.ImageFolder):  # type: ignore[misc]
+    """Gives paths, too."""
+
+    def __getitem__(self, at: int) -> Any:
+        return *super().__getitem__(at), self.samples[at][0]
+
+
 def folder(split: str, transform: Any) -> Any:
     """The sample data as torchvision has it."""
     return datasets.ImageFolder(str(SAMPLE_DATA / split), transform)
@@ -90,6 +100,25 @@ def test_timm_s_mixup_and_transform_are_recognised() -> None:
     assert y.min() >= 0.0099
 
 
+def test_options_may_mix_and_a_daemon_s_recipe_does_not(tmp_path: Path) -> None:
+    _, y = next(iter(replace_loader(data.DataLoader(folder("train", RANDOM), 20, shuffle=True), mixup=0.2)))
+    assert y.shape == (20, 10)
+    with mixd.serve(data=SAMPLE_DATA, recipe="deit") as server:
+        ours = replace_loader(data.DataLoader(folder("train", CENTER), 20), server=server)
+        spec = ours.feed.spec
+        assert (spec["flip"], spec["repeats"], spec["erase"]["prob"], spec["augment"]["policy"]) == (0, 1, 0, "none")
+        random_ones = replace_loader(data.DataLoader(folder("train", RANDOM), 20, shuffle=True), server=server).feed.spec
+        assert (random_ones["repeats"], random_ones["mix"]["mixup"], random_ones["erase"]["prob"]) == (1, "none", 0)
+
+
+def test_plain_samplers_give_each_process_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for shuffle in (False, True):
+        theirs = data.DataLoader(folder("val", CENTER), 16, shuffle=shuffle)
+        assert len(collected(replace_loader(theirs))[1]) == 50
+
+
 def test_a_subset_has_its_images_alone() -> None:
     images = folder("train", RANDOM)
     chosen = sorted(random.Random(1).sample(range(len(images)), 60))
@@ -133,11 +162,31 @@ def test_ranks_and_repeats_are_those_of_the_sampler() -> None:
 def test_what_cannot_be_replaced_is_refused_by_name() -> None:
     images = folder("train", RANDOM)
     weights = data.WeightedRandomSampler([1.0] * len(images), len(images))
+    relabelled = folder("train", RANDOM)
+    relabelled.samples[0] = (relabelled.samples[0][0], 5)
+
+    def sometimes(rows: Any) -> Any:
+        return MIX(*data.default_collate(rows)) if random.random() < 0.5 else data.default_collate(rows)
+
+    def scaled(rows: Any) -> Any:
+        x, y = data.default_collate(rows)
+        return MIX(2 * x, y)
+
     cases: list[tuple[Any, str]] = [
         (data.DataLoader(data.TensorDataset(torch.zeros(3, 1))), "TensorDataset"),
         (data.DataLoader(images, 8, sampler=weights), "WeightedRandomSampler"),
         (data.DataLoader(images, 8, collate_fn=lambda rows: rows), "the collate function '<lambda>'"),
         (data.DataLoader(images, batch_size=None), "batch sampler"),
+        (data.DataLoader(images, 8, collate_fn=sometimes), "the collate function 'sometimes'"),
+        (data.DataLoader(images, 8, collate_fn=scaled), "the collate function 'scaled'"),
+        (data.DataLoader(images, 8, collate_fn=v2.Compose([MIX, MIX])), "the collate function"),
+        (data.DataLoader(images, 8, collate_fn=v2.RandomApply([MIX], p=0.5)), "the collate function"),
+        (data.DataLoader(images, 8, collate_fn=Mixup(mixup_alpha=0.2, num_classes=1000)), "num_classes is 1000"),
+        (data.DataLoader(images, 8, collate_fn=Mixup(mixup_alpha=0.2, num_classes=10, correct_lam=False)), "such options"),
+        (data.DataLoader(data.Subset(images, [3, 3]), 2), "a Subset with an image twice"),
+        (data.DataLoader(data.Subset(images, range(15)), 2), "these classes"),
+        (data.DataLoader(Paths(images.root, RANDOM), 8), "a dataset of type Paths"),
+        (data.DataLoader(relabelled, 8), "labels of its own"),
         (data.DataLoader(folder("train", transforms.Compose([transforms.Lambda(lambda x: x), *RANDOM.transforms])), 8), "Lambda"),
         (data.DataLoader(folder("train", transforms.RandomResizedCrop(32)), 8), "leaves PIL images"),
         (data.DataLoader(data.Subset(images, [5, 3]), 2), "a Subset in an order of its own"),

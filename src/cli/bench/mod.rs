@@ -81,7 +81,8 @@ pub struct Bench {
 impl Bench {
     pub fn run(self) -> anyhow::Result<()> {
         anyhow::ensure!(self.seconds > 0.0 && self.seconds <= 3600.0, "--seconds must be above 0 and at most 3600");
-        let spec = FeedSpec { device: self.batch_device(), ..self.feed.spec()? };
+        // Views of the largest size: rates and ceilings are those of one.
+        let spec = FeedSpec { device: self.batch_device(), grow: None, ..self.feed.spec()? };
         spec.validate()?;
         anyhow::ensure!(
             !self.copy_back || self.pipeline.batch_device() != Device::Cpu,

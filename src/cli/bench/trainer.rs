@@ -44,7 +44,7 @@ pub struct BenchTrainer {
 
 impl BenchTrainer {
     pub fn run(self) -> anyhow::Result<()> {
-        let spec = FeedSpec { device: self.device, ..self.join.spec(self.feed.spec()?)? };
+        let spec = FeedSpec { device: self.device, grow: None, ..self.join.spec(self.feed.spec()?)? };
         let mut reader = Reader::new(&spec)?;
         let reconnect = self.join.reconnect()?;
         let attach = || client::attach_for(&self.socket, &spec, reconnect);

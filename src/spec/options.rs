@@ -144,18 +144,18 @@ pub struct FeedOptions {
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_POLICY"))]
     pub policy: Option<Policy>,
     /// Change brightness, contrast, saturation and hue in a random order: one number for the first three, or
-    /// BRIGHTNESS,CONTRAST,SATURATION[,HUE[,PROB]] [default: the recipe's].
+    /// BRIGHTNESS,CONTRAST,SATURATION, with HUE and PROB after them where they are not 0 and 1 [default: the recipe's].
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_COLOR_JITTER", value_name = "EXTENTS"))]
     #[serde(with = "text")]
     pub color_jitter: Option<ColorJitter>,
     /// Probability that an image becomes gray [default: the recipe's].
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_GRAYSCALE", value_name = "PROB"))]
     pub grayscale: Option<f64>,
-    /// Blur images: PROB[,SIGMA_MIN,SIGMA_MAX], sigma in pixels [default: the recipe's].
+    /// Blur images: PROB, or PROB,SIGMA_MIN,SIGMA_MAX, sigma in pixels [default: the recipe's].
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_BLUR", value_name = "PROB"))]
     #[serde(with = "text")]
     pub blur: Option<Blur>,
-    /// Solarize images: PROB[,THRESHOLD] [default: the recipe's].
+    /// Solarize images: PROB, or PROB,THRESHOLD [default: the recipe's].
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_SOLARIZE", value_name = "PROB"))]
     #[serde(with = "text")]
     pub solarize: Option<Solarize>,
@@ -165,8 +165,8 @@ pub struct FeedOptions {
     /// Red, green and blue of what these show beyond the image, 0 to 255 [default: the recipe's].
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_FILL", value_name = "R,G,B", value_delimiter = ','))]
     pub fill: Option<Vec<u8>>,
-    /// Erase boxes: PROB[,MODE[,BOXES[,WHEN[,AREA_MIN,AREA_MAX[,RATIO_MIN,RATIO_MAX]]]]], MODE const (0), rand or pixel (normal noise for each
-    /// channel, or value), WHEN before-mix or after-mix [default: the recipe's].
+    /// Erase boxes: PROB, or as many as wanted of PROB,MODE,BOXES,WHEN,AREA_MIN,AREA_MAX,RATIO_MIN,RATIO_MAX. MODE is const (0), rand or pixel
+    /// (normal noise for each channel, or value), WHEN before-mix or after-mix [default: the recipe's].
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_ERASE", value_name = "PROB"))]
     #[serde(with = "text")]
     pub erase: Option<Erase>,

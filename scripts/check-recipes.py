@@ -180,7 +180,8 @@ def check(mixd, data, options, spec, rng, exact):
     split = "val" if "--split=val" in options else "train"
     files = sorted(data.glob(f"**/{split}/*/*.JPEG"), key=lambda p: str(p.relative_to(data)).encode())
     epoch, seed = rng.randrange(50), rng.randrange(1000)
-    index = rng.randrange(len(files) // 32)
+    # An epoch of repeats is cut to a multiple of 256 samples.
+    index = rng.randrange((len(files) // 256 * 256 or len(files)) // 32)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "batch.safetensors")
         place = [f"--epoch={epoch}", f"--batch={index}", f"--seed={seed}", "--batch-size=32"]

@@ -116,7 +116,7 @@ bench: build .python ## Measure mixd on DATA beside the machine's ceilings, and 
 	cargo bench --locked $(plain) --benches
 
 compare: ROUNDS  ?= 3
-compare: build ## Measure mixd beside torch's DataLoader, DALI and loops over memory, on DATA (installs them into .compare: 5 GB)
+compare: build ## Measure mixd beside torch's DataLoader, timm, DALI and loops over memory, on DATA (installs them into .compare: 5 GB)
 	python3 scripts/compare.py --mixd $(MIXD) --data "$(DATA)" --rounds $(ROUNDS) --seconds $(SECONDS) --out benches/results
 
 compare-training: python .venv/torch/ready ## Train on DATA fed by mixd, and by torchvision with torch's DataLoader: losses, accuracies, times of three seeds

@@ -215,6 +215,14 @@ class DataLoader(data.DataLoader[Any]):
             y[rows - batch.pad :] = IGNORED_LABEL
         return (x, y) if self.keys is None else dict(zip(self.keys, (x, y), strict=True))
 
+    def new(self, **options: Any) -> "DataLoader":
+        """Gives the loader itself, which fastai asks for with `shuffle` and `drop_last` to predict: they must be the feed's."""
+        own = {"shuffle": self.feed.spec["shuffle"], "drop_last": self.feed.spec["last"] == "drop"}
+        for name, value in options.items():
+            if own.get(name) != value:
+                raise SpecError(f"{name} is {value!r}, and the feed's is {own.get(name)!r} (open a feed with it: server.feed(...))")
+        return self
+
     def state_dict(self) -> dict[str, Any]:
         """The feed's."""
         return self.feed.state_dict()

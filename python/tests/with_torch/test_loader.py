@@ -180,6 +180,14 @@ def test_lightning_predicts(daemon: Daemon) -> None:
     assert labels.tolist() == [label for label in range(10) for _ in range(5)]
 
 
+def test_fastai_gets_the_loader_itself_to_predict(daemon: Daemon) -> None:
+    server = daemon.connect()
+    loader = DataLoader(server.feed("val", batch_size=20, size=16))
+    assert loader.new(shuffle=False, drop_last=False) is loader
+    with pytest.raises(ValueError, match="shuffle is False, and the feed's is True"):
+        DataLoader(server.feed("train", size=16)).new(shuffle=False)
+
+
 def test_options_of_torchs_loader_are_refused_with_the_remedy(daemon: Daemon) -> None:
     feed = daemon.connect().feed("train", size=16)
     with pytest.raises(ValueError, match="num_workers is no option of a loader over a feed"):

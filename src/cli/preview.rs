@@ -104,7 +104,7 @@ fn draw_stages(batch: &OwnedBatch, spec: &FeedSpec, pipeline: &Pipeline, out: &P
             tiles.push(view::Tile { rgb: made, caption });
         }
         if let Some(erased) = &erased {
-            let boxes = row.own.view.draws.and_then(|draws| draws.erasure(&spec.erase, size));
+            let boxes = row.own.view.erasure(&spec.erase, size);
             let caption = match boxes.map_or(0, |erasure| erasure.boxes().len()) {
                 0 => "not erased".to_owned(),
                 1 => "1 box erased".to_owned(),

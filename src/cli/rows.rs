@@ -1,7 +1,6 @@
 //! The views of a batch as JSON, which `plan --json` prints and `replay` writes (docs/spec/recipes.md).
 
 use crate::decode::Decoder;
-use crate::operation::Operations;
 use crate::pipeline::Views;
 use crate::plan::ImagePlan;
 use crate::source::Source;
@@ -27,8 +26,7 @@ pub fn view(spec: &FeedSpec, size: ImageSize, image: &ImagePlan, cut: Option<Cro
         (None, Some(draw), _) => json!({ "place": draw.place() }),
         (None, None, crop) => json!(crop),
     };
-    let operations = image.view.draws.map_or(Operations::NONE, |draws| draws.operations(&spec.augment, size));
-    let erasure = image.view.draws.and_then(|draws| draws.erasure(&spec.erase, size));
+    let (operations, erasure) = (image.view.operations(&spec.augment, size), image.view.erasure(&spec.erase, size));
     let boxes = erasure.iter().flat_map(|erasure| erasure.boxes());
     let erased: Vec<_> = boxes.map(|cut| [cut.top, cut.left, cut.bottom - cut.top, cut.right - cut.left]).collect();
     let mut view = json!({ "crop": crop, "flip": image.view.flip, "ops": operations[..], "erase": erased });

@@ -20,7 +20,7 @@ const AHEAD: usize = 4;
 /// them. Where samples begin anywhere a thread has a quarter of the bytes under way, so that there are four times as many blocks.
 const FETCH_BLOCKS: u32 = 32;
 
-/// Pixels that a thread looks at for erased boxes: most of them lie in none.
+/// Pixels that each thread tests against the erased boxes; most lie in none.
 const ERASE_PIXELS: usize = 8;
 
 /// The most lines that a grid may have; few in tests, whose images are small.

@@ -67,7 +67,7 @@ pub struct Sizes {
 struct Transfer {
     /// Its commands are on the device.
     commands_copied: Event,
-    /// What the kernels are told: rows, copies, then patches; in main memory and on the device.
+    /// Kernel arguments: rows, copies, then patches; in main memory and on the device.
     commands: PinnedMemory,
     commands_on_device: DeviceMemory,
     /// Room on the device for as many samples as a batch may need that do not stay there.

@@ -76,7 +76,7 @@ impl Fills {
     }
 }
 
-/// The part of columns `columns` of line `y` that lies in a box; empty where there is none.
+/// Intersection of `columns` of row `y` with a box; empty if they do not overlap.
 pub fn overlap(cut: &Cut, y: usize, columns: &std::ops::Range<usize>) -> std::ops::Range<usize> {
     let (left, right) = (columns.start.max(cut.left as usize), columns.end.min(cut.right as usize));
     if (cut.top as usize..cut.bottom as usize).contains(&y) && left < right { left..right } else { 0..0 }

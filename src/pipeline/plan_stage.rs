@@ -69,8 +69,7 @@ impl PlanStage {
         }
         erasures.clear();
         if self.erase.prob > 0.0 {
-            let draw =
-                |image: &ImagePlan| image.view.draws.and_then(|draws| draws.erasure(&self.erase, plan.image_size));
+            let draw = |image: &ImagePlan| image.view.erasure(&self.erase, plan.image_size);
             erasures.extend(plan.rows.iter().map(|row| draw(&row.own)));
             if plan.takes_others() {
                 for row in &plan.rows {

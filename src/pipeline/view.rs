@@ -1,6 +1,5 @@
 //! From what a feed asks and a plan draws to the steps that make a view, once an image's size is known.
 
-use crate::operation::Operations;
 use crate::plan::ViewPlan;
 use crate::render::{Geometry, ViewSteps};
 use crate::spec::{Augment, Crop, FeedSpec};
@@ -72,7 +71,7 @@ impl Views {
             Crop::RandomResizedCrop { .. } => Geometry::resized_crop(cut, size, interpolation),
             Crop::Squash | Crop::SquashCenter { .. } | Crop::ShortCenter { .. } => self.fixed(image),
         };
-        let operations = view.draws.map_or(Operations::NONE, |draws| draws.operations(augment, size));
+        let operations = view.operations(augment, size);
         ViewSteps { geometry: geometry.flipped(view.flip), operations, warping: augment.warping }
     }
 

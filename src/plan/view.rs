@@ -18,6 +18,18 @@ pub struct ViewPlan {
     pub flip: bool,
 }
 
+impl ViewPlan {
+    /// The operations on a view of this size.
+    pub fn operations(&self, augment: &Augment, size: ImageSize) -> Operations {
+        self.draws.map_or(Operations::NONE, |draws| draws.operations(augment, size))
+    }
+
+    /// What is erased of a view of this size; `None` where nothing is.
+    pub fn erasure(&self, erase: &Erase, size: ImageSize) -> Option<Erasure> {
+        self.draws.and_then(|draws| draws.erasure(erase, size))
+    }
+}
+
 /// Attempts of a random resized crop before the centre is taken (torchvision).
 const ATTEMPTS: usize = 10;
 

@@ -40,7 +40,7 @@ class _Movable:
         return type(self)(**{name: move(value) if isinstance(value, Tensor) else value for name, value in values.items()})
 
     def to(self: _T, device: Device, non_blocking: bool = False) -> _T:
-        """The same on a device; what is there already stays where it is."""
+        """Moves all tensors to `device`; those already there are not copied."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self: _T) -> _T:

@@ -189,8 +189,7 @@ impl<'a> Ceiling<'a> {
                     loader.render(&picture, &views.random(&row.own.view, *image), size, out)?;
                 }
                 let sample = |row: usize| &staging[row * size.values()..][..size.values()];
-                let erase = |row: &RowPlan| row.own.view.draws.and_then(|draws| draws.erasure(&self.spec.erase, size));
-                let erasures = plan.each(erase);
+                let erasures = plan.each(|row| row.own.view.erasure(&self.spec.erase, size));
                 let row = |(at, row): (usize, &RowPlan)| {
                     // A partner from elsewhere costs the rendering of it, too, which is left out.
                     let partner = usize::try_from(row.partner_row).unwrap_or(at);

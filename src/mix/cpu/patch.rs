@@ -27,6 +27,12 @@ struct Line {
     erased: [u8; BLOCK],
 }
 
+/// The formula's factors for one channel of a row, and C by what is erased.
+struct Weights<'a> {
+    factors: Factors<'a>,
+    offsets: [f32; 4],
+}
+
 /// Where a line's values lie.
 struct Place {
     channel: usize,
@@ -40,15 +46,19 @@ pub fn erase<E: Element>(fills: &Fills, format: &Format, row: &Row<'_>, image: &
     let partner = Some(&row.partner).filter(|_| shows_partner(row));
     let erasures = [row.own.erasure, partner.and_then(|partner| partner.erasure), row.erasure];
     let boxes = || erasures.iter().copied().flatten().flat_map(Erasure::boxes);
+    let channels: [Weights<'_>; 3] = std::array::from_fn(|channel| {
+        let factors = Factors::new(format, row.weight, channel, None);
+        Weights { offsets: factors.offsets(format, row.weight, channel), factors }
+    });
     let mut line = Line { own: [0.0; BLOCK], partner: [0.0; BLOCK], erased: [0; BLOCK] };
     for y in 0..height {
         let spans = boxes().map(|cut| overlap(cut, y, &(0..width))).filter(|span| !span.is_empty());
         let Some(hull) = spans.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)) else { continue };
         for first in hull.clone().step_by(BLOCK) {
             let columns = first..hull.end.min(first + BLOCK);
-            for channel in 0..3 {
+            for (channel, weights) in channels.iter().enumerate() {
                 let place = Place { channel, y, columns: columns.clone() };
-                line.mix(fills, format, row, &place);
+                line.mix(fills, format, row, weights, &place);
                 let values = &line.own[..columns.len()];
                 let start = y * width + columns.start;
                 match format.layout {
@@ -68,9 +78,9 @@ pub fn erase<E: Element>(fills: &Fills, format: &Format, row: &Row<'_>, image: &
 
 impl Line {
     /// Leaves the finished values in `own`.
-    fn mix(&mut self, fills: &Fills, format: &Format, row: &Row<'_>, place: &Place) {
+    fn mix(&mut self, fills: &Fills, format: &Format, row: &Row<'_>, weights: &Weights<'_>, place: &Place) {
         let (len, channel) = (place.columns.len(), place.channel);
-        let factors = Factors::new(format, row.weight, channel, None);
+        let Weights { factors, offsets } = weights;
         let (own_weight, partner_weight) = (row.weight, 1.0 - row.weight);
         let terms = Terms { fills, format, place };
         let Self { own, partner, erased } = self;
@@ -88,8 +98,6 @@ impl Line {
                 terms.write(&row.partner, row.partner_flip, factors.own, own_weight, 1, own, erased);
             }
         }
-        // C of what is not erased.
-        let offsets = factors.offsets(format, row.weight, channel);
         if row.weight == 1.0 {
             partner.fill(0.0);
         } else {

@@ -232,6 +232,19 @@ pub struct CropBox {
     pub width: u32,
 }
 
+impl CropBox {
+    /// The smallest box that has both.
+    pub fn union(self, other: Self) -> Self {
+        let edge = |a: (i32, u32), b: (i32, u32)| {
+            let (first, end) = (a.0.min(b.0), a.0.saturating_add_unsigned(a.1).max(b.0.saturating_add_unsigned(b.1)));
+            (first, end.abs_diff(first))
+        };
+        let (top, height) = edge((self.top, self.height), (other.top, other.height));
+        let (left, width) = edge((self.left, self.width), (other.left, other.width));
+        Self { top, left, height, width }
+    }
+}
+
 /// Bound of epochs: 2⁵⁶.
 pub const EPOCH_BITS: u32 = 56;
 /// Bound of batches an epoch: 2²⁴.

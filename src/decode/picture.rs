@@ -1,6 +1,9 @@
 //! A decoded image, or a box of one.
 
-use crate::types::ImageSize;
+use crate::types::{CropBox, ImageSize};
+
+/// The box of an image that is looked at, for the image's size; `None` for all of it.
+pub type Cut<'a> = &'a dyn Fn(ImageSize) -> Option<CropBox>;
 
 /// A decoded image, or a box of one.
 #[derive(Debug, Clone, Copy)]

@@ -419,17 +419,17 @@ pub enum BatchError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Mix;
+    use crate::spec::{Crop, Mix};
     use crate::store::Lookup;
     use std::time::{Duration, Instant};
 
-    #[test]
-    fn a_sample_that_another_feed_claimed_and_gave_up_is_decoded_by_whoever_waits_for_it() {
+    /// A pipeline over the sample data with one decoder.
+    fn start(cache_bytes: u64) -> Pipeline {
         let sample_data = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/sample-data"));
         let source = crate::source::open(sample_data, None, &mut |_| {}).unwrap();
         let options = Options {
             workers: Workers::Count(std::num::NonZeroUsize::MIN),
-            cache_bytes: 1 << 30,
+            cache_bytes,
             cache_file: None,
             load: LoadOptions::default(),
             mixer: MixerKind::Cpu,
@@ -437,7 +437,27 @@ mod tests {
             device_cache_bytes: None,
             on_bad_image: OnBadImage::Fail,
         };
-        let pipeline = Pipeline::start(source, options).unwrap();
+        Pipeline::start(source, options).unwrap()
+    }
+
+    #[test]
+    fn views_of_a_sample_are_rendered_from_one_decoding_and_later_ones_from_a_part_of_it() {
+        let (kept, decoding) = (start(1 << 30), start(0));
+        let crop = Crop::RandomResizedCrop { scale: [0.1, 0.4], ratio: [0.75, 1.5] };
+        let spec = FeedSpec { batch_size: 12, views: 3, crop, mix: Mix::NONE, ..FeedSpec::train() };
+        let reference = kept.batch(spec, Place::default()).unwrap();
+        for round in 1..4 {
+            let batch = decoding.batch(spec, Place::default()).unwrap();
+            assert!(batch.view().x == reference.view().x, "round {round}");
+            let [decoded, rendered] =
+                [&decoding.stats().decode, &decoding.stats().render].map(|stage| stage.read().items);
+            assert_eq!([decoded, rendered], [4 * round, 12 * round]);
+        }
+    }
+
+    #[test]
+    fn a_sample_that_another_feed_claimed_and_gave_up_is_decoded_by_whoever_waits_for_it() {
+        let pipeline = start(1 << 30);
         let spec = FeedSpec { batch_size: 4, mix: Mix::NONE, shuffle: false, ..FeedSpec::train() };
         let start = Place { epoch: 0, index: 0 };
         let entry = pipeline.store(spec.split, Views::of(&spec)).unwrap();

@@ -1,6 +1,7 @@
 //! The plan stage: one thread a feed, which plans batches and requests their samples.
 
 use super::FeedError;
+use super::render_stage::Job;
 use super::request::{Location, Pending, Requester, Scratch};
 use crate::plan::{ImagePlan, Plan, Sampler};
 use crate::spec::{Erase, FeedSpec};
@@ -48,12 +49,22 @@ impl PlanStage {
         clock.lap(Doing::WaitingOut);
         locations.clear();
         let size = plan.image_size;
+        let mut send = |job: Job| {
+            clock.lap(Doing::Busy);
+            let sent = self.requester.send(job);
+            clock.lap(Doing::WaitingOut);
+            sent
+        };
+        // Views of one sample that follow each other are one job.
+        let mut unsent: Option<Job> = None;
         let mut ask = |image: &ImagePlan, at: usize| -> Result<Location, FeedError> {
             let (location, job) = self.requester.locate(image, size, &staging, at as u32);
-            if let Some(job) = job {
-                clock.lap(Doing::Busy);
-                self.requester.send(job)?;
-                clock.lap(Doing::WaitingOut);
+            let another = job.and_then(|job| match &mut unsent {
+                Some(unsent) => unsent.join(job),
+                None => Some(job),
+            });
+            if let Some(previous) = another.and_then(|job| unsent.replace(job)) {
+                send(previous)?;
             }
             Ok(location)
         };
@@ -67,6 +78,7 @@ impl PlanStage {
                 locations.push(located.map_or_else(|| ask(&row.partner, plan.len() + at), Ok)?);
             }
         }
+        unsent.map_or(Ok(()), send)?;
         erasures.clear();
         if self.erase.prob > 0.0 {
             let draw = |image: &ImagePlan| image.view.erasure(&self.erase, plan.image_size);

@@ -3,13 +3,15 @@
 use super::ledger::BadSample;
 use super::{Shared, StoreEntry, Views};
 use crate::cpus::Workers;
-use crate::plan::ImagePlan;
+use crate::decode::Cut;
+use crate::plan::ViewPlan;
 use crate::render::{Loader, SCRATCH_BYTES_MAX};
 use crate::source::{ReadError, Stamp};
 use crate::stats::{Clock, Doing};
 use crate::store::{Claim, Found, SourceClaim, Sources};
-use crate::types::{ImageSize, SampleId, Split};
+use crate::types::{CropBox, ImageSize, SampleId, Split};
 use crossbeam_channel::{Receiver, Sender, bounded};
+use smallvec::SmallVec;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,20 +25,34 @@ const END_TIMEOUT: Duration = Duration::from_millis(500);
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(20);
 const SHORTAGE_NOTICE: Duration = Duration::from_secs(10);
 
-/// One image to make: a sample to decode into a view that is stored finished, or a view to render for one use.
+/// One sample to decode, into a view that is stored finished, or into views that are each rendered for one use.
 pub struct Job {
-    /// Which sample, and what is shown of it.
-    pub image: ImagePlan,
+    /// Which sample.
+    pub sample: SampleId,
+    /// What is shown of it: one view, or several of a batch.
+    pub views: SmallVec<[ViewPlan; 1]>,
+    /// Where to, for each view.
+    pub claims: SmallVec<[Claim; 1]>,
     /// Height and width of a view that is rendered for one use, at most the entry's.
     pub size: ImageSize,
     /// Of which split, and how images become views.
     pub entry: Arc<StoreEntry>,
-    /// Where to.
-    pub claim: Claim,
     /// Whether the row belongs to the store.
     pub stored: bool,
     /// Whether the feed that asked for it is to end.
     pub stopped: Arc<AtomicBool>,
+}
+
+impl Job {
+    /// Takes the views of `other` along if they are of the same sample, so that it is decoded once for all; else gives it back.
+    pub fn join(&mut self, other: Self) -> Option<Self> {
+        if self.sample != other.sample || self.entry.sources.is_none() {
+            return Some(other);
+        }
+        self.views.extend(other.views);
+        self.claims.extend(other.claims);
+        None
+    }
 }
 
 /// The decode threads; they end when the pool is dropped and every feed's sender with it.
@@ -105,12 +121,31 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
         if !is_wanted() {
             continue;
         }
-        let Job { image, size, ref entry, claim, stored, .. } = job;
+        let Job { sample, views: ref plans, mut claims, size, ref entry, stored, .. } = job;
         match &entry.sources {
-            None => worker.finish(image.sample, entry, claim, stored, &is_wanted),
-            Some(sources) => worker.render(&image, entry, Views { size, ..entry.views }, sources, claim, &is_wanted),
+            None => {
+                let claim = claims.pop().expect("a claim for each view");
+                worker.finish(sample, entry, claim, stored, &is_wanted);
+            }
+            Some(sources) => {
+                let views = Views { size, ..entry.views };
+                worker.render(
+                    &Order { sample, plans, views, split: entry.split, sources, is_wanted: &is_wanted },
+                    claims,
+                );
+            }
         }
     }
+}
+
+/// Views of a sample to render.
+struct Order<'a> {
+    sample: SampleId,
+    plans: &'a [ViewPlan],
+    views: Views,
+    split: Split,
+    sources: &'a Sources,
+    is_wanted: &'a dyn Fn() -> bool,
 }
 
 /// The part of a row that a view takes.
@@ -183,17 +218,9 @@ impl Worker<'_> {
         self.decoding.lap(Doing::Busy);
     }
 
-    /// Renders a view for one use, from its source where that is kept.
-    fn render(
-        &mut self,
-        image: &ImagePlan,
-        entry: &StoreEntry,
-        views: Views,
-        sources: &Sources,
-        mut claim: Claim,
-        is_wanted: &dyn Fn() -> bool,
-    ) {
-        let (split, sample) = (entry.split, image.sample);
+    /// Renders views for one use each, from their source where that is kept.
+    fn render(&mut self, order: &Order<'_>, mut claims: SmallVec<[Claim; 1]>) {
+        let Order { sample, plans, views, split, sources, is_wanted } = *order;
         // What is kept or, where nothing is, the right to keep what is decoded, if there is room.
         let kept = match sources.request(sample, || !is_wanted()) {
             Found::Ready(picture) => Ok(picture),
@@ -205,16 +232,19 @@ impl Worker<'_> {
                     None => Err(Some(source)),
                 }
             }
-            Found::Bad => return claim.bad(),
+            Found::Bad => return claims.into_iter().for_each(Claim::bad),
             Found::GaveUp => return,
         };
         let rendered = match kept {
             Ok(picture) => {
                 sources.note_size(sample, picture.size());
                 self.rendering.skip();
-                let steps = views.random(&image.view, picture.size());
-                let rendered = self.loader.render(&picture, &steps, views.size, view_bytes(&mut claim, views));
-                self.rendering.count();
+                let rendered = plans.iter().zip(&mut claims).try_for_each(|(plan, claim)| {
+                    let steps = views.random(plan, picture.size());
+                    let rendered = self.loader.render(&picture, &steps, views.size, view_bytes(claim, views));
+                    self.rendering.count();
+                    rendered
+                });
                 self.rendering.lap(Doing::Busy);
                 self.decoding.skip();
                 rendered.map_err(|error| {
@@ -222,34 +252,34 @@ impl Worker<'_> {
                     sources.set_bad(sample);
                 })
             }
-            Err(source) => match self.render_decoded(image, entry, views, sources, &mut claim, source, is_wanted) {
+            Err(source) => match self.render_decoded(order, &mut claims, source) {
                 Some(rendered) => rendered,
                 None => return,
             },
         };
-        match rendered {
-            Ok(()) => claim.ready(),
-            Err(()) => claim.bad(),
-        }
+        claims.into_iter().for_each(if rendered.is_ok() { Claim::ready } else { Claim::bad });
     }
 
-    /// Decodes a sample, keeps it where it was claimed, and renders a view of it. `None` when nobody wants it any more.
-    #[expect(clippy::too_many_arguments, reason = "what is rendered, from where, to where")]
+    /// Decodes a sample, keeps it where it was claimed, and renders the views of it. `None` when nobody wants them any more.
     fn render_decoded(
         &mut self,
-        image: &ImagePlan,
-        entry: &StoreEntry,
-        views: Views,
-        sources: &Sources,
-        claim: &mut Claim,
+        order: &Order<'_>,
+        claims: &mut [Claim],
         mut source: Option<SourceClaim<'_>>,
-        is_wanted: &dyn Fn() -> bool,
     ) -> Option<Result<(), ()>> {
-        let (split, sample) = (entry.split, image.sample);
+        let Order { sample, plans, views, split, sources, is_wanted } = *order;
         let read = self.read(split, sample, is_wanted)?;
         let Self { loader, bytes, decoding, rendering, .. } = self;
         let rendered = read.map_err(|error| error.to_string()).and_then(|stamp| {
-            let rendered = loader.source(bytes, |picture, maker| {
+            // An image that nobody keeps is decoded as far as these views show it; the first time all of it is: whether it is damaged must not
+            // depend on what is drawn.
+            let shown = |size| {
+                let sources = plans.iter().map(|plan| views.random(plan, size).geometry.source);
+                sources.reduce(CropBox::union)
+            };
+            let is_sound = sources.size(sample).is_some();
+            let cut: Option<Cut<'_>> = if source.is_none() && is_sound { Some(&shown) } else { None };
+            let rendered = loader.source_part(bytes, cut, |picture, maker| {
                 // Before anybody learns of it: who has its samples finds them counted.
                 decoding.count();
                 sources.note_size(sample, picture.size());
@@ -258,9 +288,11 @@ impl Worker<'_> {
                 }
                 decoding.lap(Doing::Busy);
                 rendering.skip();
-                let steps = views.random(&image.view, picture.size());
-                maker.run(picture, &steps, views.size, view_bytes(claim, views));
-                rendering.count();
+                for (plan, claim) in plans.iter().zip(claims) {
+                    let steps = views.random(plan, picture.size());
+                    maker.run(picture, &steps, views.size, view_bytes(claim, views));
+                    rendering.count();
+                }
                 rendering.lap(Doing::Busy);
                 decoding.skip();
             });

@@ -6,6 +6,7 @@ use crate::plan::{Erasure, ImagePlan, Plan};
 use crate::store::{Lookup, Rows, State};
 use crate::types::{CropBox, ImageSize};
 use crossbeam_channel::{SendTimeoutError, Sender};
+use smallvec::smallvec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -146,10 +147,11 @@ impl Requester {
             }
         };
         let job = Job {
-            image: *image,
+            sample: image.sample,
+            views: smallvec![image.view],
+            claims: smallvec![claim],
             size,
             entry: Arc::clone(&self.entry),
-            claim,
             stored,
             stopped: Arc::clone(&self.stopped),
         };

@@ -120,7 +120,8 @@ impl<'a> Ceiling<'a> {
                     let make = |picture: &Picture<'_>, maker: &mut ViewMaker| {
                         maker.run(picture, &views.random(&view, picture.size()), size, &mut out);
                     };
-                    read.is_ok() && loader.source(&bytes, make).is_ok()
+                    let cut = |image| Some(views.random(&view, image).geometry.source);
+                    read.is_ok() && loader.source_part(&bytes, Some(&cut), make).is_ok()
                 } else {
                     let geometry = |image| views.fixed(image);
                     read.is_ok() && loader.load(&bytes, views.at_least(), geometry, size, &mut out).is_ok()

@@ -25,7 +25,7 @@ export LIBTORCH := $(CURDIR)/.libtorch/$(if $(filter 1,$(MIXD_LIBTORCH_CUDA)),cu
 export MIXD_LIBTORCH_CUDA
 endif
 
-.PHONY: help program build python demo test test-rust test-python check-replay check-bench check-gpu lint bench compare compare-training gpu-pack gpu-check libtorch clean-libtorch tools
+.PHONY: help program build python demo test test-rust test-python check-replay check-bench check-gpu check-frameworks lint bench compare compare-training gpu-pack gpu-check libtorch clean-libtorch tools
 .NOTPARALLEL:
 
 help: ## Print the targets
@@ -51,6 +51,7 @@ python: program .venv/plain/ready ## Build the Python package, with the daemon's
 	python3 -m venv --clear .venv/$*
 	.venv/$*/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
+.venv/frameworks/ready: python/requirements/torch.txt
 
 # The main job is an epoch of the full set with the defaults. From 200 images a network learns more by many small, random
 # views, and its mean over the last epochs validates better than its last state.
@@ -80,6 +81,11 @@ test-python: python .venv/torch/ready ## Test the Python package, with torch and
 	cd python && ../.venv/plain/bin/python -m pytest tests/plain
 	@$(MAKE) --no-print-directory check-gpu
 	cd python && ../.venv/torch/bin/python -m pytest tests
+
+check-frameworks: python .venv/frameworks/ready ## Run fastai and Hugging Face's Trainer over the package's loaders; with VISION=DIR, a checkout of torchvision, its reference script, too
+	.venv/frameworks/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(TARGET)/wheels/mixd-*.whl
+	cd python && ../.venv/frameworks/bin/python -m pytest tests/with_torch/test_frameworks.py
+	$(if $(VISION),.venv/frameworks/bin/python scripts/check-frameworks.py $(VISION)/references/classification sample-data)
 
 check-replay: build .python .venv/torch/ready ## Compare replayed batches of the sample data with Pillow, torchvision and the formula
 	PYTHONPATH=.python python3 scripts/check-replay.py $(MIXD) sample-data 3

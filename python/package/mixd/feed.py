@@ -50,6 +50,8 @@ class Feed:
         """The spec with all its keys."""
         self.steps: tuple[Callable[[Any], Any], ...] = ()
         """Steps of its recipe on the trainer's side (`mixd.Recipe.then`)."""
+        # Opens another feed with the same options, except those given.
+        self._reopen: Callable[..., Feed]
 
     @property
     def _open(self) -> Reader:

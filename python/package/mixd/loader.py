@@ -5,17 +5,20 @@ import dis
 import os
 import shutil
 import tempfile
+from collections import UserList
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.utils import data
 
 from ._native import Batch
 from .errors import SpecError
 from .feed import Feed, Place
 from .losses import Device, Targets
+from .pictures import caption, draw, to_pixels
 from .server import Server, serve
 from .transforms import key_of, read
 
@@ -70,6 +73,9 @@ class _Sampler(data.DistributedSampler[Any]):
         last = spec["last"] == "drop"
         super().__init__(images, spec["world_size"], spec["rank"], shuffle=spec["shuffle"], seed=spec["seed"], drop_last=last)
         self._feed = feed
+        # The sampler whose place this one takes, and its epoch when last seen.
+        self._instead_of: Any = None
+        self._seen = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Makes this epoch the next one."""
@@ -77,6 +83,13 @@ class _Sampler(data.DistributedSampler[Any]):
         # One that was resumed in the middle of this epoch stays there.
         if self._feed.place.epoch != epoch or (self._feed._left_half_way and self._feed.place.batch):
             self._feed.seek(epoch)
+
+    def follow(self) -> None:
+        """Goes to the epoch of the replaced sampler if a script has set it there."""
+        epoch = getattr(self._instead_of, "epoch", 0)
+        if epoch != self._seen:
+            self._seen = epoch
+            self.set_epoch(epoch)
 
     def __len__(self) -> int:
         """Rows of this rank in an epoch."""
@@ -105,6 +118,8 @@ class _BatchSampler(data.Sampler[list[Place]]):
             self.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[list[Place]]:
+        if isinstance(self.sampler, _Sampler):
+            self.sampler.follow()
         start = Place(0, 0) if self.is_fixed else iter(self._feed).start
         if start.batch >= self._batches:
             # Resumed behind the last batch that is not dropped.
@@ -113,6 +128,15 @@ class _BatchSampler(data.Sampler[list[Place]]):
 
     def __len__(self) -> int:
         return int(self._batches)
+
+
+class _Vocab(UserList[str]):
+    """Names of classes in the shape of fastai's, which takes a plain list for one vocabulary per target."""
+
+    @property
+    def o2i(self) -> dict[str, int]:
+        """The label of each class."""
+        return {name: label for label, name in enumerate(self)}
 
 
 def _alone(batches: Sequence[Any]) -> Any:
@@ -215,13 +239,50 @@ class DataLoader(data.DataLoader[Any]):
             y[rows - batch.pad :] = IGNORED_LABEL
         return (x, y) if self.keys is None else dict(zip(self.keys, (x, y), strict=True))
 
-    def new(self, **options: Any) -> "DataLoader":
-        """Gives the loader itself, which fastai asks for with `shuffle` and `drop_last` to predict: they must be the feed's."""
-        own = {"shuffle": self.feed.spec["shuffle"], "drop_last": self.feed.spec["last"] == "drop"}
-        for name, value in options.items():
-            if own.get(name) != value:
-                raise SpecError(f"{name} is {value!r}, and the feed's is {own.get(name)!r} (open a feed with it: server.feed(...))")
+    def new(self, *, shuffle: bool | None = None, drop_last: bool | None = None) -> "DataLoader":
+        """Returns this loader if the feed shuffles and drops like that, else one over another feed of the same options. fastai calls it."""
+        last = None if drop_last is None else "drop" if drop_last else "keep"
+        changed = {name: value for name, value in (("shuffle", shuffle), ("last", last)) if value not in (None, self.feed.spec[name])}
+        if not changed:
+            return self
+        feed = self.feed._reopen(**changed, share=None, delivery=None, max_lag=None, start="now")
+        return DataLoader(feed, self.targets, self.device, padded=self.padded, keys=self.keys, dataset=self.dataset)
+
+    def to(self, device: Device) -> "DataLoader":
+        """Delivers batches on `device` from now on."""
+        self.device = device
         return self
+
+    @property
+    def vocab(self) -> "_Vocab":
+        """Names of the classes, as fastai reads them."""
+        return _Vocab(self.classes)
+
+    def one_batch(self) -> Any:
+        """Returns the batch that the next loop begins with; the loop still begins with it."""
+        feed, place, half_way = self.feed, self.feed.place, self.feed._left_half_way
+        batch = next(iter(self))
+        if not feed.spec["share"]:
+            feed.seek(*place)
+            feed._left_half_way = half_way
+        return batch
+
+    def show_batch(self, b: Any = None, max_n: int = 9, **layout: Any) -> None:
+        """Draws images of batch `b`, by default of the next one, under their classes (`layout`: nrows, ncols, figsize). Needs matplotlib."""
+        self._show(self.one_batch() if b is None else b, None, max_n, layout)
+
+    def show_results(self, b: Any, out: Tensor, max_n: int = 9, **layout: Any) -> None:
+        """Draws images of batch `b` under their classes and those predicted; `out` is of labels, or of logits."""
+        self._show(b, out.argmax(1) if out.ndim == 2 else out, max_n, layout)
+
+    def _show(self, b: Any, out: Tensor | None, max_n: int, layout: dict[str, Any]) -> None:
+        x, y = b if self.keys is None else (b[key] for key in self.keys)
+        spec = self.feed.spec
+        smoothing = spec["smoothing"] if self.targets == "soft" else 0.0
+        y = y.soft(len(self.classes)) if isinstance(y, Targets) else y
+        captions = [caption(row, self.classes, smoothing) for row in y[:max_n].tolist()]
+        predicted = None if out is None else [self.classes[label] for label in out[:max_n].tolist()]
+        draw(to_pixels(x[:max_n], spec["mean"], spec["std"], spec["layout"]), captions, predicted, **layout)
 
     def state_dict(self) -> dict[str, Any]:
         """The feed's."""
@@ -236,16 +297,25 @@ class DataLoader(data.DataLoader[Any]):
         self.sampler.set_epoch(epoch)
 
 
-def replace_loader(loader: "data.DataLoader[Any]", *, server: Server | None = None, device: Device = "cpu", **options: Any) -> DataLoader:
+def replace_loader(
+    loader: "data.DataLoader[Any]",
+    *,
+    server: Server | None = None,
+    device: Device = "cpu",
+    padded: Literal["keep", "drop", "mask"] = "keep",
+    keys: tuple[str, str] | None = None,
+    **options: Any,
+) -> DataLoader:
     """Gives a loader of the batches that `loader` makes: same distribution, length and labels, made by a daemon.
 
     loader: a DataLoader over a torchvision `ImageFolder`, or a `Subset` of one, whose transform `from_torchvision` takes, in any order that
-        RandomSampler, SequentialSampler, DistributedSampler and RASampler have, with torch's collate function, or torchvision's MixUp, CutMix or a
-        RandomChoice of both, or timm's Mixup. What else it may be is refused with `SpecError`, which names it.
+        RandomSampler, SequentialSampler, DistributedSampler and RASampler have, with torch's collate function, or torchvision's MixUp, CutMix (or its
+        references' RandomMixUp, RandomCutMix) or a RandomChoice of both, or timm's Mixup. What else it may be is refused with `SpecError`, which names it.
     server: the daemon; by default one of this process's own, for each folder.
+    padded, keys: as of `DataLoader`.
     options: of `Server.feed`, which take precedence, such as `dtype="bf16"`, `seed=1`, or `slots=8`.
 
-    The order of samples is the feed's, not torch's: both are uniform.
+    The order of samples is the feed's, not torch's: both are uniform. `set_epoch` of `loader`'s own sampler moves the new loader, too.
     """
     images, indices = _image_folder(loader.dataset)
     sampled, mixed = _sampled(loader), _mixed(loader.collate_fn, len(images.classes))
@@ -277,8 +347,9 @@ def replace_loader(loader: "data.DataLoader[Any]", *, server: Server | None = No
         raise _refuse(
             f"a dataset of {count} images", f"the daemon finds {feed.samples} in the folder", "have mixd.serve read the folder itself"
         )
-    made = DataLoader(feed, "soft" if feed.is_mixed else "label", device, dataset=loader.dataset)
-    if not options and len(made) != len(loader):
+    made = DataLoader(feed, "soft" if feed.is_mixed else "label", device, padded=padded, keys=keys, dataset=loader.dataset)
+    made.sampler._instead_of = loader.sampler
+    if not options and padded != "drop" and len(made) != len(loader):
         raise _refuse(
             f"{len(loader)} batches an epoch", f"the feed has {len(made)}", "say drop_last both of loader and sampler, or of neither"
         )
@@ -382,6 +453,15 @@ def _mixer_of(collate: Any) -> Any:
     return mixers[0] if len(mixers) == 1 and is_plain else None
 
 
+# torchvision's mixes, and those of its references for v1, whose module is `transforms`.
+_MIXES = {
+    "torchvision.MixUp": "MixUp",
+    "torchvision.CutMix": "CutMix",
+    "transforms.RandomMixUp": "MixUp",
+    "transforms.RandomCutMix": "CutMix",
+}
+
+
 def _mixed(collate: Any, classes: int) -> dict[str, Any]:
     """What a collate function mixes."""
     if collate is data.default_collate:
@@ -390,8 +470,9 @@ def _mixed(collate: Any, classes: int) -> dict[str, Any]:
     if key_of(mix) == "timm.Mixup":
         return _timm_mixed(mix, classes)
     chosen = list(mix.transforms) if key_of(mix) == "torchvision.RandomChoice" else [mix]
-    kinds = {key_of(one).removeprefix("torchvision."): one for one in chosen}
-    if len(kinds) != len(chosen) or not set(kinds) <= {"MixUp", "CutMix"}:
+    kinds = {_MIXES.get(key_of(one)): one for one in chosen}
+    probs = {float(getattr(one, "p", 1.0)) for one in chosen}
+    if len(kinds) != len(chosen) or None in kinds or len(probs) > 1:
         raise _refuse(
             f"the collate function {getattr(collate, '__name__', collate)!r}",
             "it is neither default_collate, nor torchvision's MixUp, CutMix or a RandomChoice of them after it, nor timm's Mixup",
@@ -402,7 +483,7 @@ def _mixed(collate: Any, classes: int) -> dict[str, Any]:
     alphas = {name: float(one.alpha) for name, one in kinds.items()}
     weights = dict(zip(kinds, getattr(mix, "p", None) or [1.0] * len(chosen), strict=True))
     switch = weights.get("CutMix", 0.0) / sum(weights.values())
-    names = {"mixup": alphas.get("MixUp"), "cutmix": alphas.get("CutMix")}
+    names = {"mixup": alphas.get("MixUp"), "cutmix": alphas.get("CutMix"), "mix_prob": probs.pop()}
     return names | {"mix_switch": switch, "lam": "per-batch", "pairing": "roll"}
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -167,6 +168,8 @@ class Server:
         Raises `SpecError`, which names the value and what it may be; `NoRoomError`, or another `RefusedError`, where the daemon cannot serve it;
         `NoDaemonError` where none answers.
         """
+        # The options as they were given, to open another feed with them.
+        given = {name: value for name, value in locals().items() if name not in ("self", "unknown")}
         for name in unknown:
             raise SpecError(f"{name} is no option of a feed ({_INSTEAD.get(name, 'help(mixd.Server.feed) lists them')})")
         if share is None and (delivery, max_lag) != (None, None):
@@ -224,6 +227,7 @@ class Server:
         spec = Spec(_json(options), _json(extra), self._recipe)
         feed = Feed(self.socket, spec, self._reconnect if reconnect is None else reconnect)
         feed.steps = recipe.steps if isinstance(recipe, Recipe) else ()
+        feed._reopen = functools.partial(self.feed, **given | {"rank": rank, "world_size": world_size})
         self._feeds.add(feed)
         return feed
 

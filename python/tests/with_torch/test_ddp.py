@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ..conftest import EXAMPLES, SAMPLE_DATA, environment, until
 
 Lines = list[dict[str, Any]]
@@ -108,3 +110,49 @@ def test_two_machines_have_a_daemon_each_and_one_epoch_between_them(tmp_path: Pa
     ranks = logs(tmp_path)
     check(ranks, 2)
     assert len(daemons(ranks)) == 2
+
+
+VALIDATION = f"""
+import itertools, json, pathlib, sys
+import mixd.torch, torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils import data
+from torchvision import datasets, transforms
+dist.init_process_group("gloo")
+chain = transforms.Compose([transforms.Resize(40), transforms.CenterCrop(32), transforms.ToTensor()])
+images = datasets.ImageFolder({str(SAMPLE_DATA / "val")!r}, chain)
+torch.manual_seed(0)
+layers = nn.Conv2d(3, 16, 4, stride=4), nn.BatchNorm2d(16), nn.Flatten(), nn.Linear(1024, 10)
+model = nn.parallel.DistributedDataParallel(nn.Sequential(*layers)).eval()
+for padded, batch_size in itertools.product(("keep", "mask", "drop"), (10, 16)):
+    theirs = data.DataLoader(images, batch_size, sampler=data.DistributedSampler(images, shuffle=False))
+    loader, sums = mixd.torch.replace_loader(theirs, padded=padded), torch.zeros(3, dtype=torch.float64)
+    with torch.no_grad():
+        for x, y in loader:
+            assert len(x)
+            logits = model(x)
+            loss = nn.functional.cross_entropy(logits, y, reduction="sum")
+            sums += torch.tensor([(y >= 0).sum(), (logits.argmax(1) == y).sum(), loss], dtype=torch.float64)
+    dist.all_reduce(sums)
+    if dist.get_rank() == 0:
+        assert len(loader.dataset) == 50
+        with pathlib.Path(sys.argv[1]).open("a") as log: log.write(json.dumps([padded, *sums.tolist()]) + "\\n")
+# Else gloo's threads may abort the process at its end (pytorch/pytorch#179291).
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_validate_as_one_process_does(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    code = tmp_path / "validation.py"
+    code.write_text(VALIDATION)
+    found = []
+    for ranks in (1, 3):
+        ended(torchrun("--standalone", "--nproc-per-node", ranks, code, tmp_path / f"{ranks}.jsonl"))
+        found.append([json.loads(line) for line in (tmp_path / f"{ranks}.jsonl").read_text().splitlines()])
+    # 50 images: one of the three ranks has one twice, among others or as a batch of its own.
+    assert [[padded, count] for padded, count, *_ in found[1]] == [["keep", 51]] * 2 + [["mask", 50]] * 2 + [["drop", 50]] * 2
+    for one, three in list(zip(*found, strict=True))[2:]:
+        assert three == [*one[:3], pytest.approx(one[3], rel=1e-5)] and one[1] == 50

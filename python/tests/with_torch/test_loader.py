@@ -180,12 +180,64 @@ def test_lightning_predicts(daemon: Daemon) -> None:
     assert labels.tolist() == [label for label in range(10) for _ in range(5)]
 
 
-def test_fastai_gets_the_loader_itself_to_predict(daemon: Daemon) -> None:
+def test_new_gives_a_loader_of_another_order(daemon: Daemon) -> None:
     server = daemon.connect()
     loader = DataLoader(server.feed("val", batch_size=20, size=16))
     assert loader.new(shuffle=False, drop_last=False) is loader
-    with pytest.raises(ValueError, match="shuffle is False, and the feed's is True"):
-        DataLoader(server.feed("train", size=16)).new(shuffle=False)
+    mixed = DataLoader(server.feed("train", batch_size=32, size=16, last="drop", share="all", seed=4), targets="label", device="cpu")
+    other = mixed.new(shuffle=False, drop_last=False)
+    assert (len(mixed), len(other), other.targets, other.feed.spec["share"]) == (6, 7, "label", None)
+    assert torch.cat([y for _, y in other]).tolist() == [label for label in range(10) for _ in range(20)]
+    assert (mixed.feed.spec["seed"], mixed.feed.place) == (other.feed.spec["seed"], (0, 0))
+
+
+def test_one_batch_is_the_one_that_the_next_loop_begins_with(daemon: Daemon) -> None:
+    loader = DataLoader(daemon.connect().feed("train", batch_size=32, size=16))
+    for epoch in range(2):
+        first = loader.one_batch()[0].clone()
+        batches = [x.clone() for x, _ in loader]
+        assert len(batches) == 7 and torch.equal(batches[0], first)
+        assert loader.feed.place == (epoch + 1, 0)
+    next(iter(loader))
+    first = loader.one_batch()[0].clone()
+    assert loader.feed.place == (2, 1) and torch.equal(next(iter(loader))[0], first) and loader.feed.place == (3, 1)
+
+
+@pytest.mark.parametrize("targets", ["label", "soft", "object"])
+def test_pictures_of_a_batch_are_drawn_under_its_classes(daemon: Daemon, targets: Any) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    options: dict[str, Any] = {"batch_size": 20, "size": 16, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "layout": "nhwc"}
+    options |= {"mixup": None} if targets == "label" else {}
+    feed = daemon.connect().feed("train", smoothing=0.1, **options)
+    loader = DataLoader(feed, targets=targets, keys=("x", "y"))
+    loader.show_batch(max_n=5)
+    batch = feed.next_batch()
+    figure = pyplot.gcf()
+    drawn = [axis for axis in figure.axes if axis.images]
+    assert len(drawn) == 5
+    for at, axis in enumerate(drawn):
+        expected = batch.x.torch()[at] * torch.tensor(options["std"]) + torch.tensor(options["mean"])
+        assert torch.allclose(torch.tensor(axis.images[0].get_array()), expected, atol=1e-3)
+        own, partner = (feed.classes[labels[at]] for labels in (batch.label_a.tolist(), batch.label_b.tolist()))
+        share = 100 * batch.lam.tolist()[at]
+        both = targets != "label" and own != partner and 0.5 < share < 99.5
+        shares = sorted([(share, own), (100 - share, partner)], reverse=True)
+        assert axis.get_title() == (" +\n".join(f"{one:.0f} % {name}" for one, name in shares) if both else own)
+    pyplot.close(figure)
+
+
+def test_results_are_drawn_green_and_red(daemon: Daemon) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    loader = DataLoader(daemon.connect().feed("val", batch_size=6, size=16, dtype="u8"))
+    labels, logits = torch.tensor([0, 0, 0, 0, 0, 3]), nn.functional.one_hot(torch.tensor([0, 0, 0, 0, 0, 3]), 10)
+    for out in (labels, logits):
+        loader.show_results(loader.one_batch(), out, nrows=1)
+        titles = [axis.title for axis in pyplot.gcf().axes]
+        assert [title.get_color() for title in titles] == ["green"] * 5 + ["red"]
+        assert titles[5].get_text() == f"{loader.classes[1]}\n{loader.classes[3]}"
+        pyplot.close("all")
 
 
 def test_options_of_torchs_loader_are_refused_with_the_remedy(daemon: Daemon) -> None:

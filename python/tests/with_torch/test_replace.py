@@ -87,6 +87,21 @@ def test_torchvision_s_mixes_are_recognised(shape: str) -> None:
     assert x.shape == (20, 3, 32, 32) and y.shape == (20, 10) and torch.allclose(y.sum(1), torch.ones(20))
 
 
+def test_the_mixes_of_torchvision_s_references_are_recognised() -> None:
+    def mix(name: str, p: float) -> Any:
+        made = type(name, (), {"__module__": "transforms", "__call__": lambda *rows: rows})()
+        made.num_classes, made.p, made.alpha, made.inplace = 10, p, 0.3, False
+        return made
+
+    both = transforms.RandomChoice([mix("RandomMixUp", 0.5), mix("RandomCutMix", 0.5)])
+    spec = replace_loader(data.DataLoader(folder("train", RANDOM), 20, shuffle=True, collate_fn=both)).feed.spec["mix"]
+    found = [spec[key] for key in ("mixup", "cutmix", "prob", "switch", "per", "pairing")]
+    assert found == [0.3, 0.3, 0.5, 0.5, "per-batch", "roll"]
+    uneven = transforms.RandomChoice([mix("RandomMixUp", 0.5), mix("RandomCutMix", 1.0)])
+    with pytest.raises(mixd.SpecError, match="the collate function"):
+        replace_loader(data.DataLoader(folder("train", RANDOM), 20, shuffle=True, collate_fn=uneven))
+
+
 def test_timm_s_mixup_and_transform_are_recognised() -> None:
     transform = create_transform(
         32, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, re_mode="pixel", interpolation="bicubic"
@@ -157,6 +172,33 @@ def test_ranks_and_repeats_are_those_of_the_sampler() -> None:
 
     ours = replace_loader(data.DataLoader(images, 8, sampler=RepeatAugSampler(images, num_replicas=2, rank=1, num_repeats=3)))
     assert (ours.feed.spec["repeats"], ours.feed.spec["rank"], ours.feed.spec["world_size"]) == (3, 1, 2)
+
+
+def test_an_epoch_set_on_the_replaced_sampler_is_the_loaders() -> None:
+    sampler: Any = data.DistributedSampler(folder("train", RANDOM), num_replicas=2, rank=1, seed=4)
+    ours = replace_loader(data.DataLoader(sampler.dataset, 32, sampler=sampler))
+    # As a script goes on that was resumed.
+    sampler.set_epoch(5)
+    first, _ = collected(ours)
+    assert ours.feed.place == (6, 0)
+    sampler.set_epoch(6)
+    next(iter(ours))
+    sampler.set_epoch(5)
+    assert torch.equal(collected(ours)[0], first)
+    # Nobody tells of the next ones.
+    collected(ours)
+    assert ours.feed.place == (7, 0)
+    ours.set_epoch(2)
+    collected(ours)
+    assert ours.feed.place == (3, 0)
+
+
+def test_padding_and_names_are_those_of_the_loader() -> None:
+    images = folder("val", CENTER)
+    samplers: list[Any] = [data.DistributedSampler(images, 3, rank, shuffle=False) for rank in range(3)]
+    loaders = [replace_loader(data.DataLoader(images, 9, sampler=own), padded="drop", keys=("x", "y")) for own in samplers]
+    labels = [label for ours in loaders for batch in ours for label in batch["y"].tolist()]
+    assert sorted(labels) == images.targets
 
 
 def test_what_cannot_be_replaced_is_refused_by_name() -> None:

@@ -4,7 +4,7 @@
 Everyone does the same work: images of train/ in a new order each epoch, batches of 64, 128x128 bilinear with antialiasing, f32 NCHW,
 normalised, mixed with a shuffle of the batch and a lambda per image from Beta(0.4, 0.4) folded. Contenders named after a recipe follow that
 one instead (docs/spec/recipes.md, without repeats); where a library lacks an operation or a filter, with the nearest that it has.
-The consumer reads one element of each image.
+The consumer reads one element of each view; a sample with several views counts as one image.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,10 +26,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Recipe(NamedTuple):
-    """Random resized crops (area 0.08 to 1, aspect ratio 3/4 to 4/3) and flips, normalised with ImageNet's mean and std; and these stages."""
+    """One view: a random resized crop (aspect ratio 3/4 to 4/3) and a flip, normalised with ImageNet's mean and std; and these stages."""
 
     side: int
     filter: str = "bilinear"
+    # As timm names it; "3a" is DeiT III's 3-Augment.
     policy: str = ""
     fill: tuple[int, int, int] = (0, 0, 0)
     # Probability of an erased box, whether noise or 0 fills it, its share of the area, its aspect ratio.
@@ -38,12 +40,26 @@ class Recipe(NamedTuple):
     ratio: tuple[float, float] = (0.3, 3.3)
     # Mixup's alpha, or 0 for no mix. Half of the batches have CutMix with alpha 1 instead; one lambda a batch.
     mixup: float = 0
+    # Share of the area that is cropped.
+    scale: tuple[float, float] = (0.08, 1.0)
+    # Strengths of brightness, contrast, saturation and hue, and the probability that they are changed at all.
+    jitter: tuple[float, float, float, float] = (0, 0, 0, 0)
+    jitter_prob: float = 1
+    # Probabilities of what follows: gray, then blur with sigma 0.1 to 2, then solarization at 128.
+    grayscale: float = 0
+    blur: float = 0
+    solarize: float = 0
 
 
+LARGE = Recipe(224, "bicubic", scale=(0.4, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), jitter_prob=0.8, grayscale=0.2)
+SMALL = LARGE._replace(side=96, scale=(0.05, 0.4), blur=0.5)
+# The views of a sample. Only recipes of one view are mixed.
 RECIPES = {
-    "torchvision-v1": Recipe(224),
-    "torchvision-v2": Recipe(176, policy="trivial-augment-wide", erase=0.1, mixup=0.2),
-    "deit": Recipe(224, "bicubic", "rand-m9-mstd0.5-inc1", (124, 116, 104), 0.25, True, (0.02, 1 / 3), (0.3, 1 / 0.3), 0.8),
+    "torchvision-v1": [Recipe(224)],
+    "torchvision-v2": [Recipe(176, policy="trivial-augment-wide", erase=0.1, mixup=0.2)],
+    "deit": [Recipe(224, "bicubic", "rand-m9-mstd0.5-inc1", (124, 116, 104), 0.25, True, (0.02, 1 / 3), (0.3, 1 / 0.3), 0.8)],
+    "deit3": [Recipe(224, "bicubic", "3a", mixup=0.8, jitter=(0.3, 0.3, 0.3, 0))],
+    "dino": [LARGE._replace(blur=1), LARGE._replace(blur=0.1, solarize=0.2), *[SMALL] * 8],
 }
 
 
@@ -161,31 +177,57 @@ def dali(data: Path) -> Iterator:
     return run(mixed())
 
 
-def recipe_dataloader(data: Path, recipe: Recipe, decoder: str) -> Iterator:
-    """torch's DataLoader with torchvision's transforms as its references have them, on PIL images or on u8 tensors; mixing where it collates."""
+def transform_of(recipe: Recipe, decoder: str) -> Callable:
+    """torchvision's transforms as its references, DeiT III and DINO have them, of PIL images or of u8 tensors."""
     import torch
+    from PIL import ImageFilter
     from torchvision.transforms import InterpolationMode, v2
 
     # Warps of tensors are nearest or bilinear.
     warp = {"interpolation": InterpolationMode(recipe.filter if decoder == "pil" else "bilinear"), "fill": list(recipe.fill)}
     # 27 of 30 is timm's magnitude 9 of 10.
     layer = v2.RandomApply([v2.RandAugment(1, 27, **warp)], p=0.5)
-    policies = {"": [], "trivial-augment-wide": [v2.TrivialAugmentWide(**warp)], "rand-m9-mstd0.5-inc1": [layer, layer]}
-    transform = v2.Compose(
+    # Of PIL images as DINO has it, of tensors as DINOv2 has it.
+    pillow = lambda image: image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2)))
+    blur = pillow if decoder == "pil" else v2.GaussianBlur(9, (0.1, 2.0))
+    policies = {
+        "": [],
+        "trivial-augment-wide": [v2.TrivialAugmentWide(**warp)],
+        "rand-m9-mstd0.5-inc1": [layer, layer],
+        "3a": [v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1), blur])],
+    }
+    optional = [
+        (any(recipe.jitter), v2.RandomApply([v2.ColorJitter(*recipe.jitter)], recipe.jitter_prob)),
+        (recipe.grayscale, v2.RandomGrayscale(recipe.grayscale)),
+        (recipe.blur, v2.RandomApply([blur], recipe.blur)),
+        (recipe.solarize, v2.RandomSolarize(128, recipe.solarize)),
+    ]
+    return v2.Compose(
         [
-            v2.RandomResizedCrop(recipe.side, interpolation=InterpolationMode(recipe.filter), antialias=True),
+            v2.RandomResizedCrop(recipe.side, recipe.scale, interpolation=InterpolationMode(recipe.filter), antialias=True),
             v2.RandomHorizontalFlip(),
             *policies[recipe.policy],
+            *[stage for wanted, stage in optional if wanted],
             v2.PILToTensor(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(IMAGENET_MEAN, IMAGENET_STD, inplace=True),
             v2.RandomErasing(recipe.erase, recipe.area, recipe.ratio, "random" if recipe.noise else 0, inplace=True),
         ]
     )
-    images = Images(data, decoder, transform)
-    if not recipe.mixup:
+
+
+def recipe_dataloader(data: Path, views: list[Recipe], decoder: str) -> Iterator:
+    """torch's DataLoader with torchvision's transforms; mixing where it collates."""
+    import torch
+    from torchvision.transforms import v2
+
+    transforms = [transform_of(view, decoder) for view in views]
+    if len(views) > 1:
+        return loaded(Images(data, decoder, lambda image: [transform(image) for transform in transforms]))
+    images = Images(data, decoder, transforms[0])
+    if not views[0].mixup:
         return loaded(images)
-    mix = v2.RandomChoice([of(alpha=alpha, num_classes=images.classes) for of, alpha in ((v2.MixUp, recipe.mixup), (v2.CutMix, 1.0))])
+    mix = v2.RandomChoice([of(alpha=alpha, num_classes=images.classes) for of, alpha in ((v2.MixUp, views[0].mixup), (v2.CutMix, 1.0))])
     return loaded(images, lambda batch: mix(*torch.utils.data.default_collate(batch)))
 
 
@@ -204,6 +246,7 @@ def timm(data: Path, recipe: Recipe, prefetcher: bool) -> Iterator:
         is_training=True,
         interpolation=recipe.filter,
         auto_augment=recipe.policy,
+        color_jitter=recipe.jitter[0],
         re_prob=recipe.erase,
         re_mode="pixel" if recipe.noise else "const",
         num_workers=WORKERS,
@@ -216,16 +259,18 @@ def timm(data: Path, recipe: Recipe, prefetcher: bool) -> Iterator:
         yield from loader
 
 
-def recipe_dali(data: Path, recipe: Recipe) -> Iterator:
-    """NVIDIA DALI on the CPU, decoding only the crop; with its policies, and with boxes and mixes made of its operators."""
+def recipe_dali(data: Path, views: list[Recipe]) -> Iterator:
+    """NVIDIA DALI on the CPU, decoding only the crop of a single view; with its policies, and with boxes and mixes made of its operators."""
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.auto_aug import augmentations, rand_augment, trivial_augment
     from nvidia.dali.math import exp, sqrt
     from nvidia.dali.math import max as maximum
     from nvidia.dali.math import min as minimum
 
-    side, classes = recipe.side, len(set(files(data)[1]))
+    recipe, classes = views[0], len(set(files(data)[1]))
+    side, kernel = recipe.side, {"bilinear": types.INTERP_TRIANGULAR, "bicubic": types.INTERP_CUBIC}[recipe.filter]
     uniform = lambda low, high: fn.random.uniform(range=[low, high])
+    happens = lambda prob: fn.random.coin_flip(probability=prob, dtype=types.BOOL)
     # The first image's draw, for the whole batch.
     shared = lambda draws: fn.permute_batch(draws, indices=[0] * BATCH)
     reverse = lambda images: fn.permute_batch(images, indices=list(range(BATCH))[::-1])
@@ -237,10 +282,45 @@ def recipe_dali(data: Path, recipe: Recipe) -> Iterator:
         around = fn.slice(box, start=-corner, shape=[side, side], axes=[1, 2], out_of_bounds_policy="pad")
         return erase(images, corner, size) + around
 
+    # These three in floats, neither rounded nor clipped in between: half the time of u8.
+    def blurred(images, when):
+        if when:
+            images = fn.gaussian_blur(images, sigma=uniform(0.1, 2))
+        return images
+
+    def solarized(images, when):
+        if when:
+            images = minimum(images, 255.0 - images)
+        return images
+
+    def color(images, view, gray):
+        # One linear map does all, in any order; contrast is about 128, not about the mean.
+        jitter = happens(view.jitter_prob)
+        brightness, contrast, saturation, hue = (jitter * uniform(-strength, strength) if strength else 0 for strength in view.jitter)
+        factors = {"brightness": 1 + brightness, "contrast": 1 + contrast, "saturation": (gray ^ True) * (1 + saturation), "hue": 360 * hue}
+        return fn.color_twist(images, dtype=types.FLOAT, **factors)
+
+    def normalized(images):
+        mean, std = ([255 * value for value in values] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        mirror = fn.random.coin_flip()
+        return fn.crop_mirror_normalize(images, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std, mirror=mirror)
+
+    def one_of_several(images, view):
+        size, crop = (view.side, view.side), {"random_area": view.scale, "random_aspect_ratio": [3 / 4, 4 / 3], "num_attempts": 10}
+        images = fn.random_resized_crop(images, size=size, interp_type=kernel, antialias=True, **crop)
+        images = blurred(color(images, view, happens(view.grayscale)), happens(view.blur))
+        if view.solarize:
+            images = solarized(images, happens(view.solarize))
+        return normalized(images)
+
     def policy(images):
         warp = {"interp_type": types.INTERP_LINEAR, "fill_value": round(sum(recipe.fill) / 3)}
         if not recipe.policy:
             return images
+        if recipe.policy == "3a":
+            choice = fn.random.uniform(values=[0, 1, 2])
+            images = fn.cast(images, dtype=types.FLOAT)
+            return color(solarized(blurred(images, choice == 1), choice == 2), recipe, choice == 0)
         if recipe.policy == "trivial-augment-wide":
             return trivial_augment.trivial_augment_wide(images, **warp)
         # timm's 15 operations at its magnitude 9 of 10, and as many identities: they are applied with probability 1/2.
@@ -250,16 +330,15 @@ def recipe_dali(data: Path, recipe: Recipe) -> Iterator:
     @pipeline_def(batch_size=BATCH, num_threads=WORKERS, device_id=None, enable_conditionals=True)
     def augmented():
         encoded, labels = fn.readers.file(file_root=str(data / "train"), random_shuffle=True, initial_fill=4096)
+        if len(views) > 1:
+            images = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
+            return (*[one_of_several(images, view) for view in views], labels)
         images = fn.decoders.image_random_crop(
             encoded, device="cpu", output_type=types.RGB, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3], num_attempts=10
         )
-        kernel = {"bilinear": types.INTERP_TRIANGULAR, "bicubic": types.INTERP_CUBIC}[recipe.filter]
-        images = policy(fn.resize(images, size=(side, side), interp_type=kernel, antialias=True))
-        mean, std = ([255 * value for value in values] for values in (IMAGENET_MEAN, IMAGENET_STD))
-        mirror = fn.random.coin_flip()
-        values = fn.crop_mirror_normalize(images, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std, mirror=mirror)
+        values = normalized(policy(fn.resize(images, size=(side, side), interp_type=kernel, antialias=True)))
         if recipe.erase:
-            if fn.random.coin_flip(probability=recipe.erase, dtype=types.BOOL):
+            if happens(recipe.erase):
                 area, ratio = uniform(*recipe.area), exp(uniform(log(recipe.ratio[0]), log(recipe.ratio[1])))
                 height, width = minimum(sqrt(area * ratio), 1), minimum(sqrt(area / ratio), 1)
                 corner, size = pixels(uniform(0, 1) * (1 - height), uniform(0, 1) * (1 - width)), pixels(height, width)
@@ -281,7 +360,8 @@ def recipe_dali(data: Path, recipe: Recipe) -> Iterator:
             values = weight * values + (1 - weight) * partner
         return values, weight * targets + (1 - weight) * reverse(targets)
 
-    return run(augmented())
+    batches = run(augmented())
+    return ((batch[:-1], batch[-1]) for batch in batches) if len(views) > 1 else batches
 
 
 def decoded(data: Path):
@@ -330,14 +410,14 @@ def ram_compiled(data: Path) -> Iterator:
 DECODERS = ["torchvision", "torchcodec", "pil"]
 DECODING = {**{f"dataloader-{decoder}": partial(dataloader, decoder=decoder) for decoder in DECODERS}, "dali-cpu": dali}
 IN_MEMORY = {"ram-torch": ram_torch, "ram-compiled": ram_compiled}
-# Each yields tuples: a batch's images, then its labels as the contender has them.
+# Each yields tuples: a batch's images, or a sequence of them where samples have several views, then its labels as the contender has them.
 CONTENDERS: dict[str, Callable[[Path], Iterator]] = DECODING | IN_MEMORY
-for name, recipe in RECIPES.items():
-    CONTENDERS |= {f"{name}-dataloader-{decoder}": partial(recipe_dataloader, recipe=recipe, decoder=decoder) for decoder in DECODERS}
-    CONTENDERS[f"{name}-dali-cpu"] = partial(recipe_dali, recipe=recipe)
-    if recipe.policy.startswith("rand-"):
-        CONTENDERS[f"{name}-timm"] = partial(timm, recipe=recipe, prefetcher=False)
-        CONTENDERS[f"{name}-timm-prefetcher"] = partial(timm, recipe=recipe, prefetcher=True)
+for name, views in RECIPES.items():
+    CONTENDERS |= {f"{name}-dataloader-{decoder}": partial(recipe_dataloader, views=views, decoder=decoder) for decoder in DECODERS}
+    CONTENDERS[f"{name}-dali-cpu"] = partial(recipe_dali, views=views)
+    if views[0].policy.startswith(("rand-", "3a")):
+        CONTENDERS[f"{name}-timm"] = partial(timm, recipe=views[0], prefetcher=False)
+        CONTENDERS[f"{name}-timm-prefetcher"] = partial(timm, recipe=views[0], prefetcher=True)
 
 
 def processes() -> list[int]:
@@ -363,6 +443,14 @@ def age() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
+def views_of(batch) -> list:
+    """The views of a batch's samples, one element of each image read."""
+    views = list(batch) if isinstance(batch, list | tuple) else [batch]
+    for view in views:
+        view[:, 0, 0, 0].sum()
+    return views
+
+
 def main() -> None:
     """Warms up, counts, prints."""
     parser = argparse.ArgumentParser()
@@ -374,16 +462,15 @@ def main() -> None:
     first, first_batch_s = next(batches)[0], age()
     # More than an epoch of what is in memory: a last batch of another length is compiled anew.
     for batch, *_ in itertools.islice(batches, 200 if options.name.startswith("ram") else 20):
-        batch[:, 0, 0, 0].sum()
+        views_of(batch)
     images, start, cpu = 0, time.monotonic(), cpu_seconds()
     while time.monotonic() - start < options.seconds:
         batch, *_ = next(batches)
-        batch[:, 0, 0, 0].sum()
-        images += len(batch)
+        images += len(views_of(batch)[0])
     seconds, cpu = time.monotonic() - start, cpu_seconds() - cpu
     figures = {
         "name": options.name,
-        "batch": f"{first.dtype} {list(first.shape)}",
+        "batch": ", ".join(f"{view.dtype} {list(view.shape)}" for view in views_of(first)),
         "images_per_s": images / seconds,
         "cpu_ms_per_image": 1000 * cpu / images,
         "memory_mb": memory_mb(),

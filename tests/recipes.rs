@@ -39,6 +39,13 @@ fn replayed(data: &Path, options: &[&str]) -> u64 {
     u64::from_str_radix(&digits[..16], 16).unwrap()
 }
 
+fn killed_and_started_again(mut daemon: Daemon, options: &[&str]) -> Daemon {
+    daemon.signal(Signal::KILL);
+    daemon.child.wait().unwrap();
+    let dir = std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap());
+    Daemon::again(dir, &sample_data(), options)
+}
+
 #[test]
 fn batches_are_the_same_whatever_keeps_and_renders_their_views() {
     let dir = tempfile::tempdir().unwrap();
@@ -141,13 +148,7 @@ fn a_daemon_that_is_killed_and_started_again_goes_on_with_the_same_views() {
     let whole = digests(&mut daemon.attach(spec()).unwrap(), 20);
     let mut feed = client::attach_for(&daemon.socket(), &spec(), DEADLINE).unwrap();
     let mut read = digests(&mut feed, 3);
-    daemon.signal(Signal::KILL);
-    let dir = {
-        let mut daemon = daemon;
-        daemon.child.wait().unwrap();
-        std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap())
-    };
-    let _daemon = Daemon::again(dir, &sample_data(), &["--cache=off", "--workers=1"]);
+    let _daemon = killed_and_started_again(daemon, &["--cache=off", "--workers=1"]);
     read.extend(digests(&mut feed, 17));
     assert_eq!(read, whole);
 }
@@ -291,6 +292,7 @@ fn a_bounded_source_is_the_image_with_its_short_side_resized() {
 #[test]
 fn every_preset_s_batches_are_the_same_wherever_they_are_made() {
     let daemons = [&["--workers=3"][..], &["--cache=off", "--workers=1"]].map(Daemon::start);
+    let mut expected = Vec::new();
     for Recipe { name, .. } in Recipe::presets() {
         let recipe: Recipe = name.parse().unwrap();
         let small = |spec: FeedSpec| FeedSpec {
@@ -320,11 +322,23 @@ fn every_preset_s_batches_are_the_same_wherever_they_are_made() {
             });
             assert_eq!(all[0], all[1], "{name} {split}");
             assert!(all[0].0[0] != all[0].1[0], "{name} {split}: another rank");
+            expected.push((spec, all[0].0.clone()));
             let (name, split) = (format!("--recipe={name}"), format!("--split={split}"));
             let place = ["--epoch=0", "--batch=2", "--batch-size=16", "--size=48", "--seed=3"];
             let options = [&place[..], &[&name, &split]].concat();
             assert_eq!(replayed(&sample_data(), &options), all[0].0[2], "{name} {split}: replayed");
         }
+    }
+    let daemon = Daemon::start(&["--cache=2M"]);
+    let attach = |(spec, expected): (FeedSpec, Vec<u64>)| {
+        let mut feed = client::attach_for(&daemon.socket(), &spec, DEADLINE).unwrap();
+        assert_eq!(digests(&mut feed, 1), expected[..1]);
+        (spec, feed, expected)
+    };
+    let feeds = expected.into_iter().map(attach).collect::<Vec<_>>();
+    let _daemon = killed_and_started_again(daemon, &["--workers=1"]);
+    for (spec, mut feed, expected) in feeds {
+        assert_eq!(digests(&mut feed, expected.len() - 1), expected[1..], "restarted: {spec:?}");
     }
 }
 

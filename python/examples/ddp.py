@@ -69,6 +69,8 @@ def main() -> None:
                 print(f"epoch {epoch}: loss {loss.item():.3f}, {len(train)} batches for each of {dist.get_world_size()} ranks", flush=True)
     if log:
         log.close()
+    # Else gloo's threads may abort the process at its end (pytorch/pytorch#179291).
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// Samples that may wait for a decoder, over all feeds. Enough to keep every thread busy between two plans.
 const JOBS_MAX: usize = 1_024;
+/// Views of a sample whose job takes no allocation: as many as a recipe has.
+const VIEWS: usize = 8;
 /// How long the pool's end waits for images that are being decoded.
 const END_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often a thread looks whether the machine has again what it lacked, and how often it says so.
@@ -30,9 +32,9 @@ pub struct Job {
     /// Which sample.
     pub sample: SampleId,
     /// What is shown of it: one view, or several of a batch.
-    pub views: SmallVec<[ViewPlan; 1]>,
+    pub views: SmallVec<[ViewPlan; VIEWS]>,
     /// Where to, for each view.
-    pub claims: SmallVec<[Claim; 1]>,
+    pub claims: SmallVec<[Claim; VIEWS]>,
     /// Height and width of a view that is rendered for one use, at most the entry's.
     pub size: ImageSize,
     /// Of which split, and how images become views.
@@ -219,7 +221,7 @@ impl Worker<'_> {
     }
 
     /// Renders views for one use each, from their source where that is kept.
-    fn render(&mut self, order: &Order<'_>, mut claims: SmallVec<[Claim; 1]>) {
+    fn render(&mut self, order: &Order<'_>, mut claims: SmallVec<[Claim; VIEWS]>) {
         let Order { sample, plans, views, split, sources, is_wanted } = *order;
         // What is kept or, where nothing is, the right to keep what is decoded, if there is room.
         let kept = match sources.request(sample, || !is_wanted()) {

@@ -21,14 +21,14 @@ pub fn blend(d: u8, c: u8, f: f32) -> u8 {
 /// A number clipped to 0..=255, without its fraction; what `as u8` gives, in fewer instructions.
 #[inline(always)]
 #[expect(clippy::manual_clamp, reason = "what is no number becomes 0")]
-fn truncated(value: f32) -> u8 {
+pub fn truncated(value: f32) -> u8 {
     // SAFETY: in 0..=255; of what is no number `max` makes 0.
     unsafe { value.max(0.0).min(255.0).to_int_unchecked::<i32>() as u8 }
 }
 
 /// The three planes of an image.
 #[inline(always)]
-fn channels(planes: &mut [u8]) -> [&mut [u8]; 3] {
+pub fn channels(planes: &mut [u8]) -> [&mut [u8]; 3] {
     let pixels = planes.len() / 3;
     let (red, rest) = planes.split_at_mut(pixels);
     let (green, blue) = rest.split_at_mut(pixels);
@@ -74,15 +74,6 @@ each_level! {
         }
     }
 
-    /// Turns the hue by `shift` 256ths of a full turn.
-    pub fn turn_hue(planes: &mut [u8], shift: i32) {
-        let [red, green, blue] = channels(planes);
-        for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
-            let [h, s, v] = to_hsv(*r, *g, *b);
-            [*r, *g, *b] = to_rgb((h + shift) & 255, s, v);
-        }
-    }
-
     /// Blends `before`, u8 `[3, H, W]`, with its 3×3 smoothed self into `after`.
     pub fn sharpen(before: &[u8], size: ImageSize, factor: f32, after: &mut [u8]) {
         let (width, height) = (size.width as usize, size.height as usize);
@@ -113,51 +104,4 @@ each_level! {
             }
         }
     }
-}
-
-/// A number below 2³¹ without its fraction, 0 where it is negative or none.
-#[inline(always)]
-fn whole(value: f64) -> i32 {
-    // SAFETY: in range; of what is no number `max` makes 0.
-    unsafe { value.max(0.0).min(f64::from(i32::MAX)).to_int_unchecked() }
-}
-
-/// Hue and saturation of 0..=255, and value.
-#[inline(always)]
-fn to_hsv(r: u8, g: u8, b: u8) -> [i32; 3] {
-    let (r, g, b) = (i32::from(r), i32::from(g), i32::from(b));
-    let (max, min) = (r.max(g).max(b), r.min(g).min(b));
-    let range = (max - min) as f32;
-    let [rc, gc, bc] = [r, g, b].map(|value| f64::from((max - value) as f32 / range));
-    // Pillow computes in f64 and keeps f32.
-    let sixths = if r == max {
-        bc - gc
-    } else if g == max {
-        2.0 + rc - bc
-    } else {
-        4.0 + gc - rc
-    };
-    let turn = f64::from(sixths as f32) / 6.0 + 1.0;
-    let turn = (if turn >= 1.0 { turn - 1.0 } else { turn }) as f32;
-    let (h, s) = (whole(f64::from(turn) * 255.0), whole(f64::from(range / max as f32 * 255.0)));
-    if max == min { [0, 0, max] } else { [h, s, max] }
-}
-
-/// The colour of a hue, a saturation and a value of 0..=255.
-#[inline(always)]
-fn to_rgb(h: i32, s: i32, v: i32) -> [u8; 3] {
-    let sixths = h as f32 * 6.0 / 255.0;
-    let sector = sixths as i32;
-    let (f, fs, value) = (sixths - sector as f32, s as f32 / 255.0, v as f32);
-    let [p, q, t] = [1.0 - fs, 1.0 - fs * f, 1.0 - fs * (1.0 - f)].map(|part| whole(f64::from((value * part).round())));
-    let (r, g, b) = match sector {
-        1 => (q, v, p),
-        2 => (p, v, t),
-        3 => (p, q, v),
-        4 => (t, p, v),
-        5 => (v, p, q),
-        // 6 is a full turn.
-        _ => (v, t, p),
-    };
-    [r as u8, g as u8, b as u8]
 }

@@ -8,6 +8,7 @@ mod along;
 mod blur;
 mod color;
 mod each_level;
+mod hue;
 #[cfg(test)]
 pub mod naive;
 mod sampled;
@@ -100,7 +101,7 @@ impl Operator {
         match operation {
             Operation::Grayscale => color::grayscale(self.level, planes),
             Operation::Saturation(f) => color::saturate(self.level, planes, f as f32),
-            Operation::Hue(f) => color::turn_hue(self.level, planes, (f * 255.0).trunc() as i32),
+            Operation::Hue(f) => hue::turn(self.level, planes, (f * 255.0).trunc() as i32 as u8),
             Operation::Sharpness(f) => {
                 self.before.clear();
                 self.before.extend_from_slice(planes);

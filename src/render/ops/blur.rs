@@ -1,17 +1,17 @@
 //! Pillow's Gaussian blur: three box blurs along the rows, then three along the columns, each rounded to bytes.
 //!
-//! A box blur runs down the columns, a row of sums at a time; the blurs along the rows do the same over the transposed plane.
+//! A box blur runs down the columns, a strip of them with its sums in registers; the blurs along the rows do the same over the transposed plane.
 #![expect(unsafe_code, reason = "calls functions compiled for instruction sets that were detected at run time")]
 
 use super::each_level::each_level;
+use super::transpose::transpose;
 use crate::render::level::Level;
 use crate::types::ImageSize;
 
-/// Two planes, and the sums of a row.
+/// Two planes.
 #[derive(Default)]
 pub struct Scratch {
     planes: [Vec<u8>; 2],
-    sums: Vec<u32>,
 }
 
 impl Scratch {
@@ -46,72 +46,100 @@ impl Kernel {
         let pixels = 2 * radius as u32 + 1;
         Self { radius: radius as usize, whole, edge: ((1 << 24) - pixels * whole) / 2 }
     }
+
+    /// What the box makes of the sum of its whole pixels and that of the two beyond, times 2²⁴, rounded when its lower bits are cut off.
+    #[inline(always)]
+    fn blur(self, sum: u32, edges: u32) -> u32 {
+        self.whole * sum + self.edge * edges + (1 << 23)
+    }
 }
 
 /// Blurs each of `planes`, u8 `[3, H, W]`.
 pub fn gaussian(level: Level, sigma: f64, size: ImageSize, planes: &mut [u8], scratch: &mut Scratch) {
     let (width, height, kernel) = (size.width as usize, size.height as usize, Kernel::of(sigma));
-    let Scratch { planes: [first, second], sums } = scratch;
+    let Scratch { planes: [first, second] } = scratch;
     first.resize(width * height, 0);
     second.resize(width * height, 0);
-    sums.resize(width.max(height), 0);
     for plane in planes.chunks_exact_mut(width * height) {
-        transpose(level, plane, width, first);
-        box_blur(level, first, height, kernel, sums, second);
-        box_blur(level, second, height, kernel, sums, first);
-        box_blur(level, first, height, kernel, sums, second);
-        transpose(level, second, height, plane);
-        box_blur(level, plane, width, kernel, sums, first);
-        box_blur(level, first, width, kernel, sums, second);
-        box_blur(level, second, width, kernel, sums, plane);
+        transpose(plane, width, height, first);
+        box_blur(level, first, height, kernel, second);
+        box_blur(level, second, height, kernel, first);
+        box_blur(level, first, height, kernel, second);
+        transpose(second, height, width, plane);
+        box_blur(level, plane, width, kernel, first);
+        box_blur(level, first, width, kernel, second);
+        box_blur(level, second, width, kernel, plane);
     }
 }
 
 each_level! {
-    /// Makes rows of `width` values columns.
-    fn transpose(from: &[u8], width: usize, to: &mut [u8]) {
-        const TILE: usize = 16;
-        let height = from.len() / width;
-        for top in (0..height).step_by(TILE) {
-            for left in (0..width).step_by(TILE) {
-                let (bottom, right) = ((top + TILE).min(height), (left + TILE).min(width));
-                if bottom - top == TILE && right - left == TILE {
-                    let mut tile = [[0; TILE]; TILE];
-                    for (y, row) in tile.iter_mut().enumerate() {
-                        row.copy_from_slice(&from[(top + y) * width + left..][..TILE]);
-                    }
-                    for x in 0..TILE {
-                        let column: [u8; TILE] = std::array::from_fn(|y| tile[y][x]);
-                        to[(left + x) * height + top..][..TILE].copy_from_slice(&column);
-                    }
-                    continue;
-                }
-                for x in left..right {
-                    for y in top..bottom {
-                        to[x * height + y] = from[y * width + x];
-                    }
-                }
+    /// Blurs down the columns of rows of `width` values. The first and the last row repeat beyond the edges.
+    fn box_blur(from: &[u8], width: usize, kernel: Kernel, to: &mut [u8]) {
+        for left in (0..width).step_by(STRIP) {
+            // The last strip overlaps the one before.
+            match width.checked_sub(STRIP) {
+                Some(last) => blur_strip(from, width, left.min(last), kernel, to),
+                None => (0..width).for_each(|left| blur_column(from, width, left, kernel, to)),
             }
         }
     }
+}
 
-    /// Blurs down the columns of rows of `width` values. The first and the last row repeat beyond the edges.
-    fn box_blur(from: &[u8], width: usize, kernel: Kernel, sums: &mut [u32], to: &mut [u8]) {
-        let (last, sums) = (from.len() / width - 1, &mut sums[..width]);
-        let row = |y: isize| &from[y.clamp(0, last as isize) as usize * width..][..width];
-        let radius = kernel.radius as isize;
-        sums.fill(0);
-        for y in -radius..=radius {
-            sums.iter_mut().zip(row(y)).for_each(|(sum, &value)| *sum += u32::from(value));
-        }
-        for (y, out) in (0..).zip(to.chunks_exact_mut(width)) {
-            // The sums are of the rows `y − radius ..= y + radius`.
-            let (above, below, first) = (row(y - radius - 1), row(y + radius + 1), row(y - radius));
-            for ((((out, sum), &above), &below), &first) in out.iter_mut().zip(&mut *sums).zip(above).zip(below).zip(first) {
-                let edges = u32::from(above) + u32::from(below);
-                *out = ((kernel.whole * *sum + kernel.edge * edges + (1 << 23)) >> 24) as u8;
-                *sum = *sum + u32::from(below) - u32::from(first);
+/// Columns that are blurred together: their sums stay in registers.
+const STRIP: usize = 64;
+
+/// The values of a strip's row, four in a word, as bytes lie in memory.
+type Words = [u32; STRIP / 4];
+
+/// Two of the values of each word, in its halves: the even ones, the odd ones.
+type Halves = [Words; 2];
+
+#[inline(always)]
+fn halves(words: Words) -> Halves {
+    [words.map(|word| word & 0x00FF_00FF), words.map(|word| (word >> 8) & 0x00FF_00FF)]
+}
+
+/// Blurs the columns from `left` on. Words are computed with throughout: to widen bytes to numbers and to narrow them again takes more than the blur.
+#[inline(always)]
+fn blur_strip(from: &[u8], width: usize, left: usize, kernel: Kernel, to: &mut [u8]) {
+    let (last, radius) = ((from.len() / width - 1) as isize, kernel.radius as isize);
+    let row = |y: isize| {
+        let row = &from[y.clamp(0, last) as usize * width + left..][..STRIP];
+        halves(bytemuck::pod_read_unaligned(row))
+    };
+    // Of the rows `y − radius ..= y + radius`; a half has room for those of a radius of 128.
+    let mut sums: Halves = Default::default();
+    for y in -radius..=radius {
+        let values = row(y);
+        sums.iter_mut().flatten().zip(values.as_flattened()).for_each(|(sum, values)| *sum += values);
+    }
+    let mut above = row(-radius - 1);
+    for y in 0..=last {
+        let (first, below) = (row(y - radius), row(y + radius + 1));
+        let mut out: Words = Default::default();
+        for parity in 0..2 {
+            for (at, out) in out.iter_mut().enumerate() {
+                let (sums, edges) = (&mut sums[parity][at], above[parity][at] + below[parity][at]);
+                // The results are the upper bytes.
+                let lower = kernel.blur(*sums & 0xFFFF, edges & 0xFFFF) >> 24;
+                let upper = kernel.blur(*sums >> 16, edges >> 16) & 0xFF00_0000;
+                *out |= (lower | (upper >> 8)) << (8 * parity);
+                *sums = *sums + below[parity][at] - first[parity][at];
             }
         }
+        above = first;
+        to[y as usize * width + left..][..STRIP].copy_from_slice(bytemuck::bytes_of(&out));
+    }
+}
+
+/// Blurs one column of an image that has no room for a strip.
+fn blur_column(from: &[u8], width: usize, left: usize, kernel: Kernel, to: &mut [u8]) {
+    let (last, radius) = ((from.len() / width - 1) as isize, kernel.radius as isize);
+    let value = |y: isize| u32::from(from[y.clamp(0, last) as usize * width + left]);
+    let mut sum: u32 = (-radius..=radius).map(value).sum();
+    for y in 0..=last {
+        let (above, first, below) = (value(y - radius - 1), value(y - radius), value(y + radius + 1));
+        to[y as usize * width + left] = (kernel.blur(sum, above + below) >> 24) as u8;
+        sum = sum + below - first;
     }
 }

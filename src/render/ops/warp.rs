@@ -81,7 +81,7 @@ pub fn warp(
             #[cfg(target_arch = "x86_64")]
             filter if level.has_avx2() && warp_avx2::serves(&image) => {
                 interleave(level, &scratch.planes, &mut scratch.pixels);
-                warp_avx2::run(&image, &scratch.pixels, &affine, filter, planes);
+                warp_avx2::run(level, &image, &scratch.pixels, &affine, filter, planes);
             }
             filter => interpolate(&image, &affine, filter, planes),
         },

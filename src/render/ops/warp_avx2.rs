@@ -5,6 +5,7 @@
 use super::affine::Affine;
 use super::sampled::Image;
 use crate::operation::WarpFilter;
+use crate::render::level::Level;
 use std::arch::x86_64::*;
 
 /// Pixels whose places are found at once.
@@ -15,64 +16,17 @@ pub fn serves(image: &Image<'_>) -> bool {
     image.width >= LANES
 }
 
-/// Samples every pixel into `after`; `pixels` are the image's, u8 `[H, W, 4]`. The machine must have AVX2.
-pub fn run(image: &Image<'_>, pixels: &[[u8; 4]], affine: &Affine, filter: WarpFilter, after: &mut [u8]) {
+/// Samples every pixel into `after`; `pixels` are the image's, u8 `[H, W, 4]`. The level must have AVX2.
+pub fn run(level: Level, image: &Image<'_>, pixels: &[[u8; 4]], affine: &Affine, filter: WarpFilter, after: &mut [u8]) {
     let count = image.width * image.height;
     assert!(serves(image) && pixels.len() == count && image.planes.len() == 3 * count && after.len() == 3 * count);
     // SAFETY: a level with AVX2 exists only where the machine has it.
     unsafe {
-        match filter {
-            WarpFilter::Bicubic => warp::<4>(image, pixels, affine, filter, after),
-            _ => warp::<2>(image, pixels, affine, filter, after),
-        }
-    }
-}
-
-/// With `TAPS` columns and rows a pixel.
-#[target_feature(enable = "avx2")]
-fn warp<const TAPS: usize>(
-    image: &Image<'_>,
-    pixels: &[[u8; 4]],
-    affine: &Affine,
-    filter: WarpFilter,
-    after: &mut [u8],
-) {
-    let Image { width, height, fill, .. } = *image;
-    let count = width * height;
-    for y in 0..height {
-        for x in (0..width).step_by(LANES) {
-            // The last block may show pixels of the one before once more.
-            let x = x.min(width - LANES);
-            let block = Block::<TAPS>::at(image, affine, x, y);
-            let out = y * width + x;
-            if block.within > 0 {
-                let mut colors = [_mm_setzero_si128(); LANES];
-                for (lane, color) in colors.iter_mut().enumerate() {
-                    let (first, dx, dy) = (block.first[lane] as usize, block.dx[lane], block.dy[lane]);
-                    // SAFETY: the first taps are of the image, and so are the others, right of them and below.
-                    *color = unsafe { sample::<TAPS>(pixels, width, first, dx, dy) };
-                }
-                // Clipped to 0..=255 by the packs; four times four bytes, of which every fourth is a channel's.
-                let [a, b, c, d] = colors;
-                let bytes = _mm_packus_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d));
-                let order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, -1, -1, -1, -1);
-                let mut planes = [0_u8; 16];
-                // SAFETY: an array of 16 bytes.
-                unsafe { _mm_storeu_si128(planes.as_mut_ptr().cast(), _mm_shuffle_epi8(bytes, order)) };
-                for (channel, values) in planes.chunks_exact(LANES).take(3).enumerate() {
-                    after[channel * count + out..][..LANES].copy_from_slice(values);
-                }
-            }
-            let mut rest = !block.within & ((1 << LANES) - 1);
-            while rest != 0 {
-                let lane = rest.trailing_zeros() as usize;
-                rest &= rest - 1;
-                let place = if block.inside >> lane & 1 == 1 { affine.place(width, height, x + lane, y) } else { None };
-                for (channel, fill) in fill.into_iter().enumerate() {
-                    after[channel * count + out + lane] =
-                        place.map_or(fill, |place| image.sample(filter, channel, place));
-                }
-            }
+        match (level, filter) {
+            (Level::Avx512, WarpFilter::Bicubic) => eight::warp::<4>(image, pixels, affine, filter, after),
+            (Level::Avx512, _) => eight::warp::<2>(image, pixels, affine, filter, after),
+            (_, WarpFilter::Bicubic) => four::warp::<4>(image, pixels, affine, filter, after),
+            (_, _) => four::warp::<2>(image, pixels, affine, filter, after),
         }
     }
 }
@@ -131,55 +85,187 @@ impl<const TAPS: usize> Block<TAPS> {
     }
 }
 
-/// The channels of a pixel, truncated.
-///
-/// # Safety
-/// `pixels` has `TAPS` rows of `TAPS` pixels from `first` on, or `first` is 0 and the result is not used.
-#[target_feature(enable = "avx2")]
-unsafe fn sample<const TAPS: usize>(pixels: &[[u8; 4]], width: usize, first: usize, dx: f64, dy: f64) -> __m128i {
-    let (dx, dy) = (_mm256_set1_pd(dx), _mm256_set1_pd(dy));
-    // A place that is not used may have fewer rows.
-    let width = if first + (TAPS - 1) * width + TAPS <= pixels.len() { width } else { 0 };
-    let mut rows = [_mm256_setzero_pd(); TAPS];
-    for (nth, row) in rows.iter_mut().enumerate() {
-        // SAFETY: all taps are of the image; without rows below the first, there are four pixels of it.
-        let from = unsafe { pixels.as_ptr().add(first + nth * width) };
-        let channels = |bytes: __m128i| _mm_cvtepu8_epi32(bytes);
-        *row = if TAPS == 4 {
-            // SAFETY: as above.
-            let taps = unsafe { _mm_loadu_si128(from.cast()) };
-            let (v1, v2) = (channels(taps), channels(_mm_srli_si128::<4>(taps)));
-            let (v3, v4) = (channels(_mm_srli_si128::<8>(taps)), channels(_mm_srli_si128::<12>(taps)));
-            // The coefficients of bytes are whole numbers.
-            let (v1_v2, v3_v4) = (_mm_sub_epi32(v1, v2), _mm_sub_epi32(v3, v4));
-            let p3 = _mm_add_epi32(_mm_slli_epi32::<1>(v1_v2), v3_v4);
-            let p4 = _mm_sub_epi32(_mm_setzero_si128(), _mm_add_epi32(v1_v2, v3_v4));
-            let double = |p: __m128i| _mm256_cvtepi32_pd(p);
-            horner(double(v2), double(_mm_sub_epi32(v3, v1)), double(p3), double(p4), dx)
-        } else {
-            // SAFETY: as above.
-            let taps = unsafe { _mm_loadl_epi64(from.cast()) };
-            let (left, right) = (channels(taps), channels(_mm_srli_si128::<4>(taps)));
-            let difference = _mm256_cvtepi32_pd(_mm_sub_epi32(right, left));
-            _mm256_add_pd(_mm256_cvtepi32_pd(left), _mm256_mul_pd(difference, dx))
-        };
-    }
-    _mm256_cvttpd_epi32(match rows[..] {
-        [v1, v2, v3, v4] => {
-            let (negative, two) = (_mm256_xor_pd(v1, _mm256_set1_pd(-0.0)), _mm256_set1_pd(2.0));
-            let p3 = _mm256_sub_pd(_mm256_add_pd(_mm256_mul_pd(two, _mm256_sub_pd(v1, v2)), v3), v4);
-            let p4 = _mm256_add_pd(_mm256_sub_pd(_mm256_add_pd(negative, v2), v3), v4);
-            horner(v2, _mm256_add_pd(negative, v3), p3, p4, dy)
+/// Warps by two pixels at a time: their eight channels as numbers of f64, `Doubles` of a module, with their arithmetic.
+macro_rules! warps {
+    ($(#[$doc:meta])* $name:ident, $features:literal, $($prelude:tt)*) => {
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+
+            $($prelude)*
+
+            /// With `TAPS` columns and rows a pixel.
+            #[target_feature(enable = $features)]
+            pub fn warp<const TAPS: usize>(
+                image: &Image<'_>,
+                pixels: &[[u8; 4]],
+                affine: &Affine,
+                filter: WarpFilter,
+                after: &mut [u8],
+            ) {
+                let Image { width, height, fill, .. } = *image;
+                let count = width * height;
+                for y in 0..height {
+                    for x in (0..width).step_by(LANES) {
+                        // The last block may show pixels of the one before once more.
+                        let x = x.min(width - LANES);
+                        let block = Block::<TAPS>::at(image, affine, x, y);
+                        let out = y * width + x;
+                        if block.within > 0 {
+                            // SAFETY: the first taps are of the image, and so are the others, right of them and below.
+                            let pair = |lane: usize| unsafe { sample::<TAPS>(pixels, width, &block, lane) };
+                            let colors = [pair(0), pair(2)];
+                            // Clipped to 0..=255 by the packs; four times four bytes, of which every fourth is a channel's.
+                            let [ab, cd] = colors.map(|pair| _mm_packs_epi32(_mm256_castsi256_si128(pair), _mm256_extracti128_si256::<1>(pair)));
+                            let bytes = _mm_packus_epi16(ab, cd);
+                            let order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, -1, -1, -1, -1);
+                            let mut planes = [0_u8; 16];
+                            // SAFETY: an array of 16 bytes.
+                            unsafe { _mm_storeu_si128(planes.as_mut_ptr().cast(), _mm_shuffle_epi8(bytes, order)) };
+                            for (channel, values) in planes.chunks_exact(LANES).take(3).enumerate() {
+                                after[channel * count + out..][..LANES].copy_from_slice(values);
+                            }
+                        }
+                        let mut rest = !block.within & ((1 << LANES) - 1);
+                        while rest != 0 {
+                            let lane = rest.trailing_zeros() as usize;
+                            rest &= rest - 1;
+                            let place = if block.inside >> lane & 1 == 1 { affine.place(width, height, x + lane, y) } else { None };
+                            for (channel, fill) in fill.into_iter().enumerate() {
+                                after[channel * count + out + lane] =
+                                    place.map_or(fill, |place| image.sample(filter, channel, place));
+                            }
+                        }
+                    }
+                }
+            }
+
+
+            /// The channels of the two pixels from `lane` on, truncated.
+            ///
+            /// # Safety
+            /// `pixels` has `TAPS` rows of `TAPS` pixels from each first one on, or that is 0 and its result is not used.
+            #[target_feature(enable = $features)]
+            unsafe fn sample<const TAPS: usize>(pixels: &[[u8; 4]], width: usize, block: &Block<TAPS>, lane: usize) -> __m256i {
+                let places = [block.first[lane] as usize, block.first[lane + 1] as usize];
+                let (dx, dy) = (of_pair(block.dx[lane], block.dx[lane + 1]), of_pair(block.dy[lane], block.dy[lane + 1]));
+                // A place that is not used may have fewer rows.
+                let steps = places.map(|first| if first + (TAPS - 1) * width + TAPS <= pixels.len() { width } else { 0 });
+                let mut rows = [of_pair(0.0, 0.0); TAPS];
+                for (nth, row) in rows.iter_mut().enumerate() {
+                    let taps = [0, 1].map(|one| {
+                        // SAFETY: all taps are of the image; without rows below the first, there are four pixels of it.
+                        unsafe {
+                            let from = pixels.as_ptr().add(places[one] + nth * steps[one]).cast();
+                            if TAPS == 4 { _mm_loadu_si128(from) } else { _mm_loadl_epi64(from) }
+                        }
+                    });
+                    let taps = _mm256_set_m128i(taps[1], taps[0]);
+                    // The channels of one tap of both, as numbers.
+                    let numbers = |tap: i64| {
+                        let first = 0x8080_8000_i64 + tap * 4 | (0x8080_8001_i64 + tap * 4) << 32;
+                        _mm256_shuffle_epi8(taps, _mm256_setr_epi64x(first, first + 0x2_0000_0002, first, first + 0x2_0000_0002))
+                    };
+                    *row = if TAPS == 4 {
+                        let (v1, v2, v3, v4) = (numbers(0), numbers(1), numbers(2), numbers(3));
+                        // The coefficients of bytes are whole numbers.
+                        let (v1_v2, v3_v4) = (_mm256_sub_epi32(v1, v2), _mm256_sub_epi32(v3, v4));
+                        let p3 = _mm256_add_epi32(_mm256_slli_epi32::<1>(v1_v2), v3_v4);
+                        let p4 = _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_add_epi32(v1_v2, v3_v4));
+                        horner(doubles(v2), doubles(_mm256_sub_epi32(v3, v1)), doubles(p3), doubles(p4), dx)
+                    } else {
+                        let (left, right) = (numbers(0), numbers(1));
+                        add(doubles(left), mul(doubles(_mm256_sub_epi32(right, left)), dx))
+                    };
+                }
+                truncated(match rows[..] {
+                    [v1, v2, v3, v4] => {
+                        let p3 = sub(add(mul(of_pair(2.0, 2.0), sub(v1, v2)), v3), v4);
+                        let p4 = add(sub(sub(v2, v1), v3), v4);
+                        horner(v2, sub(v3, v1), p3, p4, dy)
+                    }
+                    [above, below, ..] => add(above, mul(sub(below, above), dy)),
+                    _ => unreachable!("two or four rows"),
+                })
+            }
+
+            /// `p1 + d·(p2 + d·(p3 + d·p4))`.
+            #[target_feature(enable = $features)]
+            fn horner(p1: Doubles, p2: Doubles, p3: Doubles, p4: Doubles, d: Doubles) -> Doubles {
+                add(p1, mul(d, add(p2, mul(d, add(p3, mul(d, p4))))))
+            }
         }
-        [above, below, ..] => _mm256_add_pd(above, _mm256_mul_pd(_mm256_sub_pd(below, above), dy)),
-        _ => unreachable!("two or four rows"),
-    })
+    };
 }
 
-/// `p1 + d·(p2 + d·(p3 + d·p4))`.
-#[target_feature(enable = "avx2")]
-fn horner(p1: __m256d, p2: __m256d, p3: __m256d, p4: __m256d, d: __m256d) -> __m256d {
-    let inner = _mm256_add_pd(p3, _mm256_mul_pd(d, p4));
-    let inner = _mm256_add_pd(p2, _mm256_mul_pd(d, inner));
-    _mm256_add_pd(p1, _mm256_mul_pd(d, inner))
+warps! {
+    /// In two vectors of four numbers.
+    four, "avx2",
+    type Doubles = [__m256d; 2];
+
+    #[target_feature(enable = "avx2")]
+    fn of_pair(first: f64, second: f64) -> Doubles {
+        [_mm256_set1_pd(first), _mm256_set1_pd(second)]
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn doubles(numbers: __m256i) -> Doubles {
+        [_mm256_cvtepi32_pd(_mm256_castsi256_si128(numbers)), _mm256_cvtepi32_pd(_mm256_extracti128_si256::<1>(numbers))]
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn truncated([first, second]: Doubles) -> __m256i {
+        _mm256_set_m128i(_mm256_cvttpd_epi32(second), _mm256_cvttpd_epi32(first))
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn add(a: Doubles, b: Doubles) -> Doubles {
+        [_mm256_add_pd(a[0], b[0]), _mm256_add_pd(a[1], b[1])]
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn sub(a: Doubles, b: Doubles) -> Doubles {
+        [_mm256_sub_pd(a[0], b[0]), _mm256_sub_pd(a[1], b[1])]
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn mul(a: Doubles, b: Doubles) -> Doubles {
+        [_mm256_mul_pd(a[0], b[0]), _mm256_mul_pd(a[1], b[1])]
+    }
+}
+
+warps! {
+    /// In one vector of eight numbers.
+    eight, "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi",
+    type Doubles = __m512d;
+
+    #[target_feature(enable = "avx512f")]
+    fn of_pair(first: f64, second: f64) -> Doubles {
+        _mm512_insertf64x4::<1>(_mm512_set1_pd(first), _mm256_set1_pd(second))
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn doubles(numbers: __m256i) -> Doubles {
+        _mm512_cvtepi32_pd(numbers)
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn truncated(numbers: Doubles) -> __m256i {
+        _mm512_cvttpd_epi32(numbers)
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn add(a: Doubles, b: Doubles) -> Doubles {
+        _mm512_add_pd(a, b)
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn sub(a: Doubles, b: Doubles) -> Doubles {
+        _mm512_sub_pd(a, b)
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn mul(a: Doubles, b: Doubles) -> Doubles {
+        _mm512_mul_pd(a, b)
+    }
 }

@@ -16,6 +16,9 @@ const SCANS_MAX: c_int = 500;
 /// Pixels across a block of all components, for each of the library's samplings: 4:4:4, 4:2:2, 4:2:0, gray, 4:4:0, 4:1:1, 4:4:1.
 const BLOCK_WIDTHS: [i32; 7] = [8, 16, 16, 8, 8, 32, 8];
 
+/// No region.
+const WHOLE: tj::tjregion = tj::tjregion { x: 0, y: 0, w: 0, h: 0 };
+
 /// A [`Picture`] but for its values.
 ///
 /// [`Picture`]: super::Picture
@@ -70,29 +73,22 @@ impl Turbo {
             out.resize(bytes, 0);
         }
         let out = &mut out[..bytes];
-        let (handle, out) = if eighths == 8 {
-            let region = cut.and_then(|cut| full.region(cut(ImageSize { height, width })?, [width, height]));
-            let region = region.unwrap_or(tj::tjregion { x: 0, y: 0, w: 0, h: 0 });
-            // SAFETY: it takes no pointers but the instance's.
-            full.check(|handle| unsafe { tj::tj3SetCroppingRegion(handle, region) })?;
-            (full, &mut out[region.y as usize * pitch + region.x as usize * channels..])
+        let decoded = if eighths == 8 {
+            match cut.and_then(|cut| full.region(cut(ImageSize { height, width })?, [width, height])) {
+                // What has no parts, such as a lossless file, is decoded whole.
+                Some(region) => full
+                    .decode(file, region, (format, pitch), out)
+                    .or_else(|_| full.decode(file, WHOLE, (format, pitch), out)),
+                None => full.decode(file, WHOLE, (format, pitch), out),
+            }
         } else {
             let scaled = made(&mut self.scaled)?;
             let factor = tj::tjscalingfactor { num: eighths as c_int, denom: 8 };
             // SAFETY: it takes no pointers but the instance's.
             scaled.check(|handle| unsafe { tj::tj3SetScalingFactor(handle, factor) })?;
-            (scaled, out)
+            scaled.decode(file, WHOLE, (format, pitch), out)
         };
-        // SAFETY: rows are written `pitch` bytes apart, as many as the region has or, without one, as the image has.
-        let decoded = handle.check(|handle| unsafe {
-            let (from, to) = (file.as_ptr(), out.as_mut_ptr());
-            tj::tj3Decompress8(handle, from, file.len() as u64, to, pitch as c_int, format as c_int)
-        });
-        match decoded {
-            // Stray bytes between segments harm nothing, and Pillow skips them.
-            Err(ImageError::Decode(cause)) if cause.contains("extraneous bytes before marker") => {}
-            other => other?,
-        }
+        decoded?;
         let extent = [width, height].map(|pixels| pixels * eighths);
         Ok(Some(Shape { width: columns, height: rows, channels, extent }))
     }
@@ -125,8 +121,32 @@ impl Handle {
         Err(ImageError::Decode(cause.to_string_lossy().into_owned()))
     }
 
+    /// Decodes a region of an image to where it lies in `out`, all of the image, whose rows are `pitch` bytes apart.
+    fn decode(
+        &mut self,
+        file: &[u8],
+        region: tj::tjregion,
+        (format, pitch): (tj::TJPF, usize),
+        out: &mut [u8],
+    ) -> Result<(), ImageError> {
+        // SAFETY: it takes no pointers but the instance's.
+        self.check(|handle| unsafe { tj::tj3SetCroppingRegion(handle, region) })?;
+        let channels = if format == tj::TJPF_TJPF_GRAY { 1 } else { 3 };
+        let out = &mut out[region.y as usize * pitch + region.x as usize * channels..];
+        // SAFETY: rows are written `pitch` bytes apart, as many as the region has or, without one, as the image has.
+        let decoded = self.check(|handle| unsafe {
+            let (from, to) = (file.as_ptr(), out.as_mut_ptr());
+            tj::tj3Decompress8(handle, from, file.len() as u64, to, pitch as c_int, format as c_int)
+        });
+        match decoded {
+            // Stray bytes between segments harm nothing, and Pillow skips them.
+            Err(ImageError::Decode(cause)) if cause.contains("extraneous bytes before marker") => Ok(()),
+            other => other,
+        }
+    }
+
     /// What is decoded for a box: it begins at a block, and has one more on each side, since upsampling takes a region's edge for the image's.
-    /// `None` where the library cannot decode a part.
+    /// `None` where the library does not know the sampling.
     fn region(&self, cut: CropBox, [width, height]: [u32; 2]) -> Option<tj::tjregion> {
         let CropBox { top, left, .. } = cut;
         let (right, bottom) = (left + cut.width as i32, top + cut.height as i32);
@@ -262,5 +282,29 @@ mod tests {
         file[at..at + 2].copy_from_slice(&[0xFF, 0xC4]);
         assert!(decoder.decode(&file, None).is_err());
         assert!(part_of(&mut decoder, &case, &file).unwrap() == whole);
+    }
+
+    /// The library decodes no parts of lossless files.
+    #[test]
+    fn what_has_no_parts_is_decoded_whole() {
+        let values = values(160 * 160 * 3, 2);
+        let (mut file, mut length) = (std::ptr::null_mut(), 0);
+        // SAFETY: the values are as many as is said, and the file is as long as the library says until it is freed.
+        let file = unsafe {
+            let handle = tj::tj3Init(tj::TJINIT_TJINIT_COMPRESS as c_int);
+            assert_eq!(tj::tj3Set(handle, tj::TJPARAM_TJPARAM_LOSSLESS as c_int, 1), 0);
+            let rgb = tj::TJPF_TJPF_RGB as c_int;
+            assert_eq!(tj::tj3Compress8(handle, values.as_ptr(), 160, 0, 160, rgb, &mut file, &mut length), 0);
+            let copy = std::slice::from_raw_parts(file, length as usize).to_vec();
+            tj::tj3Free(file.cast());
+            tj::tj3Destroy(handle);
+            copy
+        };
+        let cut = CropBox { top: 8, left: 24, height: 30, width: 40 };
+        let case = Case { width: 160, height: 160, cut, written: String::new(), file };
+        let mut decoder = Decoder::default();
+        assert!(decoder.decode(&case.file, None).unwrap().to_rgb() == values);
+        let expected = of_box(&Picture::new(160, 160, 3, &values), cut);
+        assert!(part_of(&mut decoder, &case, &case.file).unwrap() == expected);
     }
 }

@@ -4,7 +4,7 @@
 //! under `image`, without `image` in between: that would hide whether a file was cut off, copy the file and read its headers
 //! twice. Every other format goes through `image`.
 
-use super::{Cut, ImageError, Picture, check_size};
+use super::{ImageError, Picture, RegionOf, check_size};
 use crate::types::{ImageSize, ParseError, named};
 use ::image::{ColorType, ImageDecoder, ImageReader};
 use std::fmt;
@@ -31,8 +31,6 @@ named!(DecodeKind, "decoding", "full or scaled", Full = "full", Scaled = "scaled
 #[derive(Default)]
 pub struct Decoder {
     raw: Vec<u8>,
-    #[cfg(feature = "turbojpeg")]
-    turbo: super::turbo::Turbo,
 }
 
 impl Decoder {
@@ -41,22 +39,22 @@ impl Decoder {
     /// # Errors
     /// When the content is unknown, damaged, cut off or too large.
     pub fn decode(&mut self, file: &[u8], at_least: Option<ImageSize>) -> Result<Picture<'_>, ImageError> {
-        self.decode_part(file, at_least, None)
+        self.decode_region(file, at_least, None)
     }
 
-    /// The same for who looks at a box of the image alone: where this build can, a JPEG is decoded only there, and values outside are any. Damage
-    /// below the box is not seen.
+    /// Decodes at least the region that is asked for; pixels outside it are unspecified. Of a JPEG that is not progressive libjpeg-turbo decodes little
+    /// more, and reads nothing below: damage there is not seen.
     ///
     /// # Errors
     /// As [`decode`](Self::decode).
     ///
     /// # Panics
-    /// When the box is empty or reaches beyond the image.
-    pub fn decode_part(
+    /// When the region is empty or reaches beyond the image.
+    pub fn decode_region(
         &mut self,
         file: &[u8],
         at_least: Option<ImageSize>,
-        cut: Option<Cut<'_>>,
+        region: Option<RegionOf<'_>>,
     ) -> Result<Picture<'_>, ImageError> {
         if !file.starts_with(&[0xFF, 0xD8]) {
             return self.decode_other(file);
@@ -65,13 +63,13 @@ impl Decoder {
             return Err(ImageError::Decode("the file is cut off: it has no end marker".to_owned()));
         }
         #[cfg(feature = "turbojpeg")]
-        if let Some(shape) = self.turbo.decode(file, at_least, cut, &mut self.raw)? {
+        if let Some(shape) = super::turbo::decode(file, at_least, region, &mut self.raw)? {
             let super::turbo::Shape { width, height, channels, extent } = shape;
             let values = &self.raw[..width as usize * height as usize * channels];
             return Ok(Picture { extent, ..Picture::new(width, height, channels, values) });
         }
         #[cfg(not(feature = "turbojpeg"))]
-        let _ = (at_least, cut);
+        let _ = (at_least, region);
         match Oddity::of(file) {
             None => {}
             Some(Oddity::SeparateScans) => return self.decode_separate_scans(file),

@@ -6,7 +6,7 @@ mod picture;
 mod turbo;
 
 pub use decoder::{DecodeKind, Decoder};
-pub use picture::{Cut, Picture};
+pub use picture::{Picture, RegionOf};
 
 /// The most pixels of a file, Pillow's limit; checked before memory is taken.
 pub const PIXELS_MAX: u64 = 178_956_970;

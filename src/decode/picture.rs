@@ -2,8 +2,8 @@
 
 use crate::types::{CropBox, ImageSize};
 
-/// The box of an image that is looked at, for the image's size; `None` for all of it.
-pub type Cut<'a> = &'a dyn Fn(ImageSize) -> Option<CropBox>;
+/// Which box of an image is wanted, by the image's size; `None` for all of it.
+pub type RegionOf<'a> = &'a dyn Fn(ImageSize) -> Option<CropBox>;
 
 /// A decoded image, or a box of one.
 #[derive(Debug, Clone, Copy)]

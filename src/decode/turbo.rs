@@ -1,7 +1,7 @@
 //! JPEGs through libjpeg-turbo (feature `turbojpeg`): Pillow's pixels to the bit; less than all of them for less.
 #![expect(unsafe_code, reason = "calls a library in C")]
 
-use super::{Cut, ImageError, check_size};
+use super::{ImageError, RegionOf, check_size};
 use crate::types::{CropBox, ImageSize};
 use std::ffi::{CStr, c_int};
 use std::ptr::NonNull;
@@ -13,8 +13,12 @@ const EIGHTHS: [u32; 4] = [1, 2, 3, 4];
 /// The most scans of a progressive file. Encoders make about ten; a few bytes each can make a file of thousands that takes minutes.
 const SCANS_MAX: c_int = 500;
 
-/// Pixels across a block of all components, for each of the library's samplings: 4:4:4, 4:2:2, 4:2:0, gray, 4:4:0, 4:1:1, 4:4:1.
-const BLOCK_WIDTHS: [i32; 7] = [8, 16, 16, 8, 8, 32, 8];
+/// Columns at multiples of which the library can begin a region, for each of its samplings: 4:4:4 (whose factors may be 1, 2 or 3), 4:2:2, 4:2:0,
+/// gray, 4:4:0 (of factors 1 or 2), 4:1:1, 4:4:1.
+const REGION_STEPS: [i32; 7] = [48, 16, 16, 8, 16, 32, 8];
+
+/// Columns that are decoded beside a region, since upsampling takes its edge for the image's.
+const MARGIN: i32 = 16;
 
 /// No region.
 const WHOLE: tj::tjregion = tj::tjregion { x: 0, y: 0, w: 0, h: 0 };
@@ -29,81 +33,73 @@ pub struct Shape {
     pub extent: [u32; 2],
 }
 
-/// libjpeg-turbo's state, made when it is first needed. One for full size and one for less: its choice of the inverse transform
-/// does not return from scaled to full.
-#[derive(Default)]
-pub struct Turbo {
-    full: Option<Handle>,
-    scaled: Option<Handle>,
-}
-
-impl Turbo {
-    /// Decodes a JPEG into the beginning of `out`; `None` for colours that it does not turn into RGB.
-    ///
-    /// # Panics
-    /// When the box that is cut is empty or reaches beyond the image.
-    pub fn decode(
-        &mut self,
-        file: &[u8],
-        at_least: Option<ImageSize>,
-        cut: Option<Cut<'_>>,
-        out: &mut Vec<u8>,
-    ) -> Result<Option<Shape>, ImageError> {
-        let full = made(&mut self.full)?;
-        // SAFETY: the file is as long as is said.
-        full.check(|handle| unsafe { tj::tj3DecompressHeader(handle, file.as_ptr(), file.len() as u64) })?;
-        let side = |parameter| full.get(parameter).try_into().unwrap_or(0);
-        let (width, height) = check_size(side(tj::TJPARAM_TJPARAM_JPEGWIDTH), side(tj::TJPARAM_TJPARAM_JPEGHEIGHT))?;
-        let (format, channels) = match full.get(tj::TJPARAM_TJPARAM_COLORSPACE) as u32 {
-            tj::TJCS_TJCS_GRAY => (tj::TJPF_TJPF_GRAY, 1),
-            tj::TJCS_TJCS_RGB | tj::TJCS_TJCS_YCbCr => (tj::TJPF_TJPF_RGB, 3),
-            _ => return Ok(None),
-        };
-        let scaled = |eighths: u32| [width, height].map(|pixels| (pixels * eighths).div_ceil(8));
-        let covers = |&eighths: &u32| {
-            let [width, height] = scaled(eighths);
-            at_least.is_some_and(|size| width >= size.width && height >= size.height)
-        };
-        let eighths = EIGHTHS.into_iter().find(covers).unwrap_or(8);
-        let [columns, rows] = scaled(eighths);
-        let pitch = columns as usize * channels;
-        let bytes = pitch * rows as usize;
-        // Every value that is asked for is written: what is damaged is gray, and an error.
-        if out.len() < bytes {
-            out.resize(bytes, 0);
-        }
-        let out = &mut out[..bytes];
-        let decoded = if eighths == 8 {
-            match cut.and_then(|cut| full.region(cut(ImageSize { height, width })?, [width, height])) {
-                // What has no parts, such as a lossless file, is decoded whole.
-                Some(region) => full
-                    .decode(file, region, (format, pitch), out)
-                    .or_else(|_| full.decode(file, WHOLE, (format, pitch), out)),
-                None => full.decode(file, WHOLE, (format, pitch), out),
-            }
-        } else {
-            let scaled = made(&mut self.scaled)?;
-            let factor = tj::tjscalingfactor { num: eighths as c_int, denom: 8 };
-            // SAFETY: it takes no pointers but the instance's.
-            scaled.check(|handle| unsafe { tj::tj3SetScalingFactor(handle, factor) })?;
-            scaled.decode(file, WHOLE, (format, pitch), out)
-        };
-        decoded?;
-        let extent = [width, height].map(|pixels| pixels * eighths);
-        Ok(Some(Shape { width: columns, height: rows, channels, extent }))
+/// Decodes a JPEG into the beginning of `out`; `None` for colours that the library does not turn into RGB.
+///
+/// # Panics
+/// When the region is empty or reaches beyond the image.
+pub fn decode(
+    file: &[u8],
+    at_least: Option<ImageSize>,
+    region: Option<RegionOf<'_>>,
+    out: &mut Vec<u8>,
+) -> Result<Option<Shape>, ImageError> {
+    let mut jpeg = Decompressor::open(file)?;
+    let side = |parameter| jpeg.get(parameter).try_into().unwrap_or(0);
+    let (width, height) = check_size(side(tj::TJPARAM_TJPARAM_JPEGWIDTH), side(tj::TJPARAM_TJPARAM_JPEGHEIGHT))?;
+    let (format, channels) = match jpeg.get(tj::TJPARAM_TJPARAM_COLORSPACE) as u32 {
+        tj::TJCS_TJCS_GRAY => (tj::TJPF_TJPF_GRAY, 1),
+        tj::TJCS_TJCS_RGB | tj::TJCS_TJCS_YCbCr => (tj::TJPF_TJPF_RGB, 3),
+        _ => return Ok(None),
+    };
+    // The library neither scales lossless files nor decodes parts of them, and would write all of their rows.
+    let is_lossless = jpeg.get(tj::TJPARAM_TJPARAM_LOSSLESS) != 0;
+    let scaled = |eighths: u32| [width, height].map(|pixels| (pixels * eighths).div_ceil(8));
+    let covers = |&eighths: &u32| {
+        let [width, height] = scaled(eighths);
+        !is_lossless && at_least.is_some_and(|size| width >= size.width && height >= size.height)
+    };
+    let eighths = EIGHTHS.into_iter().find(covers).unwrap_or(8);
+    // Where scans are missing, blocks of a progressive file are smoothed by others further off, and its coefficients are all read anyway.
+    let has_regions = eighths == 8 && !is_lossless && jpeg.get(tj::TJPARAM_TJPARAM_PROGRESSIVE) == 0;
+    let cut = region.filter(|_| has_regions).and_then(|region| region(ImageSize { height, width }));
+    let region = cut.and_then(|cut| jpeg.region(cut, [width, height])).unwrap_or(WHOLE);
+    let [columns, rows] = scaled(eighths);
+    let pitch = columns as usize * channels;
+    let bytes = pitch * rows as usize;
+    // Every value that is asked for is written: what is damaged is gray, and an error.
+    if out.len() < bytes {
+        out.resize(bytes, 0);
     }
+    let to = &mut out[..bytes][region.y as usize * pitch + region.x as usize * channels..];
+    if eighths < 8 {
+        let factor = tj::tjscalingfactor { num: eighths as c_int, denom: 8 };
+        // SAFETY: it takes no pointers but the instance's.
+        jpeg.call(|instance| unsafe { tj::tj3SetScalingFactor(instance, factor) })?;
+    }
+    // SAFETY: as above.
+    jpeg.call(|instance| unsafe { tj::tj3SetCroppingRegion(instance, region) })?;
+    // SAFETY: `pitch` bytes apart, as many rows are written as the region has or, without one, as the scaled image has; `to` has room for them.
+    jpeg.call(|instance| unsafe {
+        tj::tj3Decompress8(instance, file.as_ptr(), file.len() as u64, to.as_mut_ptr(), pitch as c_int, format as c_int)
+    })?;
+    let extent = [width, height].map(|pixels| pixels * eighths);
+    Ok(Some(Shape { width: columns, height: rows, channels, extent }))
 }
 
-/// An instance of the library's decompressor.
-struct Handle(NonNull<std::ffi::c_void>);
+/// An instance of the library's decompressor, for one image: tables, errors and scaling of another one stay behind in it.
+struct Decompressor(NonNull<std::ffi::c_void>);
 
-// SAFETY: the library keeps nothing of an instance in a thread.
-unsafe impl Send for Handle {}
-
-impl Handle {
-    fn new() -> Option<Self> {
+impl Decompressor {
+    /// Reads the header of a file.
+    fn open(file: &[u8]) -> Result<Self, ImageError> {
         // SAFETY: it takes no pointers.
-        NonNull::new(unsafe { tj::tj3Init(tj::TJINIT_TJINIT_DECOMPRESS as c_int) }).map(Self)
+        let instance = NonNull::new(unsafe { tj::tj3Init(tj::TJINIT_TJINIT_DECOMPRESS as c_int) });
+        let mut new = Self(instance.ok_or_else(|| ImageError::Decode("libjpeg-turbo has no memory".to_owned()))?);
+        // SAFETY: it takes no pointers but the instance's.
+        new.call(|instance| unsafe { tj::tj3Set(instance, tj::TJPARAM_TJPARAM_SCANLIMIT as c_int, SCANS_MAX) })?;
+        // SAFETY: the file is as long as is said.
+        new.call(|instance| unsafe { tj::tj3DecompressHeader(instance, file.as_ptr(), file.len() as u64) })?;
+        Ok(new)
     }
 
     fn get(&self, parameter: tj::TJPARAM) -> c_int {
@@ -112,69 +108,38 @@ impl Handle {
     }
 
     /// Calls a function of the library with this instance.
-    fn check(&mut self, call: impl FnOnce(tj::tjhandle) -> c_int) -> Result<(), ImageError> {
-        if call(self.0.as_ptr()) == 0 {
+    fn call(&mut self, function: impl FnOnce(tj::tjhandle) -> c_int) -> Result<(), ImageError> {
+        if function(self.0.as_ptr()) == 0 {
             return Ok(());
         }
         // SAFETY: a text that ends with 0, which lives until the instance is used again.
-        let cause = unsafe { CStr::from_ptr(tj::tj3GetErrorStr(self.0.as_ptr())) };
-        Err(ImageError::Decode(cause.to_string_lossy().into_owned()))
-    }
-
-    /// Decodes a region of an image to where it lies in `out`, all of the image, whose rows are `pitch` bytes apart.
-    fn decode(
-        &mut self,
-        file: &[u8],
-        region: tj::tjregion,
-        (format, pitch): (tj::TJPF, usize),
-        out: &mut [u8],
-    ) -> Result<(), ImageError> {
-        // SAFETY: it takes no pointers but the instance's.
-        self.check(|handle| unsafe { tj::tj3SetCroppingRegion(handle, region) })?;
-        let channels = if format == tj::TJPF_TJPF_GRAY { 1 } else { 3 };
-        let out = &mut out[region.y as usize * pitch + region.x as usize * channels..];
-        // SAFETY: rows are written `pitch` bytes apart, as many as the region has or, without one, as the image has.
-        let decoded = self.check(|handle| unsafe {
-            let (from, to) = (file.as_ptr(), out.as_mut_ptr());
-            tj::tj3Decompress8(handle, from, file.len() as u64, to, pitch as c_int, format as c_int)
-        });
-        match decoded {
-            // Stray bytes between segments harm nothing, and Pillow skips them.
-            Err(ImageError::Decode(cause)) if cause.contains("extraneous bytes before marker") => Ok(()),
-            other => other,
+        let cause = unsafe { CStr::from_ptr(tj::tj3GetErrorStr(self.0.as_ptr())) }.to_string_lossy();
+        // Stray bytes between segments harm nothing, and Pillow skips them.
+        if cause.contains("extraneous bytes before marker") {
+            Ok(())
+        } else {
+            Err(ImageError::Decode(cause.into_owned()))
         }
     }
 
-    /// What is decoded for a box: it begins at a block, and has one more on each side, since upsampling takes a region's edge for the image's.
-    /// `None` where the library does not know the sampling.
+    /// The region to decode for a box of the image; `None` where the library does not know the sampling.
     fn region(&self, cut: CropBox, [width, height]: [u32; 2]) -> Option<tj::tjregion> {
         let CropBox { top, left, .. } = cut;
         let (right, bottom) = (left + cut.width as i32, top + cut.height as i32);
         let (width, height) = (width as i32, height as i32);
         assert!(0 <= left && left < right && right <= width, "columns {left}..{right} of {width}");
         assert!(0 <= top && top < bottom && bottom <= height, "rows {top}..{bottom} of {height}");
-        let sampling = usize::try_from(self.get(tj::TJPARAM_TJPARAM_SUBSAMP)).ok()?;
-        let block = *BLOCK_WIDTHS.get(sampling)?;
-        let x = (left / block - 1).max(0) * block;
-        Some(tj::tjregion { x, y: top, w: (right + block).min(width) - x, h: bottom - top })
+        let step = *REGION_STEPS.get(usize::try_from(self.get(tj::TJPARAM_TJPARAM_SUBSAMP)).ok()?)?;
+        let x = (left - MARGIN).max(0) / step * step;
+        Some(tj::tjregion { x, y: top, w: (right + MARGIN).min(width) - x, h: bottom - top })
     }
 }
 
-impl Drop for Handle {
+impl Drop for Decompressor {
     fn drop(&mut self) {
         // SAFETY: nothing refers to it any more.
         unsafe { tj::tj3Destroy(self.0.as_ptr()) };
     }
-}
-
-fn made(handle: &mut Option<Handle>) -> Result<&mut Handle, ImageError> {
-    if handle.is_none() {
-        let mut new = Handle::new().ok_or_else(|| ImageError::Decode("libjpeg-turbo has no memory".to_owned()))?;
-        // SAFETY: it takes no pointers but the instance's.
-        new.check(|handle| unsafe { tj::tj3Set(handle, tj::TJPARAM_TJPARAM_SCANLIMIT as c_int, SCANS_MAX) })?;
-        *handle = Some(new);
-    }
-    Ok(handle.as_mut().expect("just made"))
 }
 
 #[cfg(test)]
@@ -255,7 +220,7 @@ mod tests {
             assert_eq!(size, ImageSize { height: case.height.into(), width: case.width.into() });
             Some(case.cut)
         };
-        decoder.decode_part(file, None, Some(&cut)).map(|picture| of_box(&picture, case.cut))
+        decoder.decode_region(file, None, Some(&cut)).map(|picture| of_box(&picture, case.cut))
     }
 
     proptest! {
@@ -270,41 +235,98 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_lies_below_the_box_is_not_read() {
-        let mut file = encoded(&values(160 * 160, 1), 160);
+    /// A file of one sampling, with a box in its upper half.
+    fn simple(sampling: Option<SamplingFactor>) -> Case {
+        let mut file = Vec::new();
+        let mut encoder = Encoder::new(&mut file, 90);
+        let values = values(160 * 160 * 3, 1);
+        match sampling {
+            Some(sampling) => {
+                encoder.set_sampling_factor(sampling);
+                encoder.encode(&values, 160, 160, ColorType::Rgb)
+            }
+            None => encoder.encode(&values[..160 * 160], 160, 160, ColorType::Luma),
+        }
+        .unwrap();
         let cut = CropBox { top: 8, left: 24, height: 30, width: 40 };
-        let case = Case { width: 160, height: 160, cut, written: String::new(), file: file.clone() };
-        let mut decoder = Decoder::default();
-        let whole = of_box(&decoder.decode(&file, None).unwrap(), cut);
-        // A marker amidst the coefficients, two thirds down.
-        let at = file.len() * 2 / 3;
-        file[at..at + 2].copy_from_slice(&[0xFF, 0xC4]);
-        assert!(decoder.decode(&file, None).is_err());
-        assert!(part_of(&mut decoder, &case, &file).unwrap() == whole);
+        Case { width: 160, height: 160, cut, written: String::new(), file }
     }
 
-    /// The library decodes no parts of lossless files.
     #[test]
-    fn what_has_no_parts_is_decoded_whole() {
+    fn what_lies_below_the_box_is_not_read() {
+        for sampling in [None, Some(SamplingFactor::F_1_1), Some(SamplingFactor::F_2_1), Some(SamplingFactor::F_2_2)] {
+            let mut case = simple(sampling);
+            let mut decoder = Decoder::default();
+            let whole = of_box(&decoder.decode(&case.file, None).unwrap(), case.cut);
+            // A marker amidst the coefficients, two thirds down.
+            let at = case.file.len() * 2 / 3;
+            case.file[at..at + 2].copy_from_slice(&[0xFF, 0xC4]);
+            assert!(decoder.decode(&case.file, None).is_err());
+            assert!(part_of(&mut decoder, &case, &case.file).unwrap() == whole);
+        }
+    }
+
+    #[test]
+    fn an_image_does_not_depend_on_those_before_it() {
+        let case = simple(Some(SamplingFactor::F_2_2));
+        let mut decoder = Decoder::default();
+        let good = decoder.decode(&case.file, None).unwrap().to_rgb();
+        let table = memchr::memmem::find(&case.file, &[0xFF, 0xDB]).unwrap();
+        // A reserved marker in the header; a file without its own tables of quantization, which are made comments.
+        let (mut reserved, mut tableless) = (case.file.clone(), case.file.clone());
+        reserved[table + 1] = 0x02;
+        while let Some(table) = memchr::memmem::find(&tableless, &[0xFF, 0xDB]) {
+            tableless[table + 1] = 0xFE;
+        }
+        for bad in [reserved, tableless] {
+            assert!(decoder.decode(&bad, None).is_err());
+            assert!(decoder.decode(&case.file, None).unwrap().to_rgb() == good);
+        }
+        let stray = [&case.file[..table], &[1, 2, 3], &case.file[table..]].concat();
+        assert!(decoder.decode(&stray, None).unwrap().to_rgb() == good);
+    }
+
+    /// Scans of a progressive file that are missing are made up from blocks around.
+    #[test]
+    fn parts_of_files_with_missing_scans_are_those_of_the_whole() {
+        let values = values(160 * 160 * 3, 3);
+        let mut file = Vec::new();
+        let mut encoder = Encoder::new(&mut file, 80);
+        encoder.set_progressive(true);
+        encoder.encode(&values, 160, 160, ColorType::Rgb).unwrap();
+        let scans: Vec<usize> = memchr::memmem::find_iter(&file, &[0xFF, 0xDA]).collect();
+        let mut decoder = Decoder::default();
+        for &end in &scans[2..] {
+            let cut = CropBox { top: 24, left: 88, height: 90, width: 50 };
+            let file = [&file[..end], &[0xFF, 0xD9]].concat();
+            let case = Case { width: 160, height: 160, cut, written: String::new(), file };
+            if let Ok(whole) = decoder.decode(&case.file, None).map(|picture| of_box(&picture, cut)) {
+                assert!(part_of(&mut decoder, &case, &case.file).unwrap() == whole, "{end}");
+            }
+        }
+    }
+
+    #[test]
+    fn lossless_files_are_decoded_whole() {
         let values = values(160 * 160 * 3, 2);
         let (mut file, mut length) = (std::ptr::null_mut(), 0);
         // SAFETY: the values are as many as is said, and the file is as long as the library says until it is freed.
         let file = unsafe {
-            let handle = tj::tj3Init(tj::TJINIT_TJINIT_COMPRESS as c_int);
-            assert_eq!(tj::tj3Set(handle, tj::TJPARAM_TJPARAM_LOSSLESS as c_int, 1), 0);
+            let instance = tj::tj3Init(tj::TJINIT_TJINIT_COMPRESS as c_int);
+            assert_eq!(tj::tj3Set(instance, tj::TJPARAM_TJPARAM_LOSSLESS as c_int, 1), 0);
             let rgb = tj::TJPF_TJPF_RGB as c_int;
-            assert_eq!(tj::tj3Compress8(handle, values.as_ptr(), 160, 0, 160, rgb, &mut file, &mut length), 0);
+            assert_eq!(tj::tj3Compress8(instance, values.as_ptr(), 160, 0, 160, rgb, &mut file, &mut length), 0);
             let copy = std::slice::from_raw_parts(file, length as usize).to_vec();
             tj::tj3Free(file.cast());
-            tj::tj3Destroy(handle);
+            tj::tj3Destroy(instance);
             copy
         };
-        let cut = CropBox { top: 8, left: 24, height: 30, width: 40 };
-        let case = Case { width: 160, height: 160, cut, written: String::new(), file };
+        let case = Case { file, ..simple(None) };
         let mut decoder = Decoder::default();
-        assert!(decoder.decode(&case.file, None).unwrap().to_rgb() == values);
-        let expected = of_box(&Picture::new(160, 160, 3, &values), cut);
+        for at_least in [None, Some(ImageSize::square(40))] {
+            assert!(decoder.decode(&case.file, at_least).unwrap().to_rgb() == values);
+        }
+        let expected = of_box(&Picture::new(160, 160, 3, &values), case.cut);
         assert!(part_of(&mut decoder, &case, &case.file).unwrap() == expected);
     }
 }

@@ -3,7 +3,7 @@
 use super::ledger::BadSample;
 use super::{Shared, StoreEntry, Views};
 use crate::cpus::Workers;
-use crate::decode::Cut;
+use crate::decode::RegionOf;
 use crate::plan::ViewPlan;
 use crate::render::{Loader, SCRATCH_BYTES_MAX};
 use crate::source::{ReadError, Stamp};
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 /// Samples that may wait for a decoder, over all feeds. Enough to keep every thread busy between two plans.
 const JOBS_MAX: usize = 1_024;
-/// Views of a sample whose job takes no allocation: as many as a recipe has.
+/// Views of a sample up to which its job takes no allocation: as many as a preset has.
 const VIEWS: usize = 8;
 /// How long the pool's end waits for images that are being decoded.
 const END_TIMEOUT: Duration = Duration::from_millis(500);
@@ -46,9 +46,10 @@ pub struct Job {
 }
 
 impl Job {
-    /// Takes the views of `other` along if they are of the same sample, so that it is decoded once for all; else gives it back.
+    /// Takes the views of `other` along if both need the same sample decoded, so that it is decoded once for all; else gives it back.
     pub fn join(&mut self, other: Self) -> Option<Self> {
-        if self.sample != other.sample || self.entry.sources.is_none() {
+        let is_kept = self.entry.sources.as_ref().is_none_or(|sources| sources.is_kept(self.sample));
+        if self.sample != other.sample || is_kept {
             return Some(other);
         }
         self.views.extend(other.views);
@@ -132,7 +133,7 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
             Some(sources) => {
                 let views = Views { size, ..entry.views };
                 worker.render(
-                    &Order { sample, plans, views, split: entry.split, sources, is_wanted: &is_wanted },
+                    &RenderRequest { sample, plans, views, split: entry.split, sources, is_wanted: &is_wanted },
                     claims,
                 );
             }
@@ -141,7 +142,7 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
 }
 
 /// Views of a sample to render.
-struct Order<'a> {
+struct RenderRequest<'a> {
     sample: SampleId,
     plans: &'a [ViewPlan],
     views: Views,
@@ -221,8 +222,8 @@ impl Worker<'_> {
     }
 
     /// Renders views for one use each, from their source where that is kept.
-    fn render(&mut self, order: &Order<'_>, mut claims: SmallVec<[Claim; VIEWS]>) {
-        let Order { sample, plans, views, split, sources, is_wanted } = *order;
+    fn render(&mut self, request: &RenderRequest<'_>, mut claims: SmallVec<[Claim; VIEWS]>) {
+        let RenderRequest { sample, plans, views, split, sources, is_wanted } = *request;
         // What is kept or, where nothing is, the right to keep what is decoded, if there is room.
         let kept = match sources.request(sample, || !is_wanted()) {
             Found::Ready(picture) => Ok(picture),
@@ -254,7 +255,7 @@ impl Worker<'_> {
                     sources.set_bad(sample);
                 })
             }
-            Err(source) => match self.render_decoded(order, &mut claims, source) {
+            Err(source) => match self.render_decoded(request, &mut claims, source) {
                 Some(rendered) => rendered,
                 None => return,
             },
@@ -265,11 +266,11 @@ impl Worker<'_> {
     /// Decodes a sample, keeps it where it was claimed, and renders the views of it. `None` when nobody wants them any more.
     fn render_decoded(
         &mut self,
-        order: &Order<'_>,
+        request: &RenderRequest<'_>,
         claims: &mut [Claim],
         mut source: Option<SourceClaim<'_>>,
     ) -> Option<Result<(), ()>> {
-        let Order { sample, plans, views, split, sources, is_wanted } = *order;
+        let RenderRequest { sample, plans, views, split, sources, is_wanted } = *request;
         let read = self.read(split, sample, is_wanted)?;
         let Self { loader, bytes, decoding, rendering, .. } = self;
         let rendered = read.map_err(|error| error.to_string()).and_then(|stamp| {
@@ -280,8 +281,8 @@ impl Worker<'_> {
                 sources.reduce(CropBox::union)
             };
             let is_sound = sources.size(sample).is_some();
-            let cut: Option<Cut<'_>> = if source.is_none() && is_sound { Some(&shown) } else { None };
-            let rendered = loader.source_part(bytes, cut, |picture, maker| {
+            let region: Option<RegionOf<'_>> = if source.is_none() && is_sound { Some(&shown) } else { None };
+            let rendered = loader.source_region(bytes, region, |picture, maker| {
                 // Before anybody learns of it: who has its samples finds them counted.
                 decoding.count();
                 sources.note_size(sample, picture.size());

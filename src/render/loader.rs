@@ -1,7 +1,7 @@
 //! From encoded bytes to a u8 `[3, H, W]` row: decode and render with one thread's scratch.
 
 use super::{Geometry, ResizeKind, ViewMaker, ViewSteps};
-use crate::decode::{Cut, DecodeKind, Decoder, ImageError, Picture};
+use crate::decode::{DecodeKind, Decoder, ImageError, Picture, RegionOf};
 use crate::types::{ImageSize, Interpolation, ParseError};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -119,17 +119,17 @@ impl Loader {
         file: &[u8],
         use_it: impl FnOnce(&Picture<'_>, &mut ViewMaker) -> T,
     ) -> Result<T, ImageError> {
-        self.source_part(file, None, use_it)
+        self.source_region(file, None, use_it)
     }
 
-    /// The same for who looks at a box of the image alone ([`Decoder::decode_part`]), unless the image is bounded.
+    /// The same of a region of the image ([`Decoder::decode_region`]); of all of it, where the image is bounded.
     ///
     /// # Errors
     /// When the image cannot be decoded.
-    pub fn source_part<T>(
+    pub fn source_region<T>(
         &mut self,
         file: &[u8],
-        cut: Option<Cut<'_>>,
+        region: Option<RegionOf<'_>>,
         use_it: impl FnOnce(&Picture<'_>, &mut ViewMaker) -> T,
     ) -> Result<T, ImageError> {
         let LoadOptions { decode, sources, .. } = self.options;
@@ -137,9 +137,9 @@ impl Loader {
             SourceSize::Short(short) if decode == DecodeKind::Scaled => Some(ImageSize::square(short)),
             _ => None,
         };
-        let of_source = |size| cut.filter(|_| sources.bounded(size).is_none()).and_then(|cut| cut(size));
+        let unless_bounded = |size| region.filter(|_| sources.bounded(size).is_none()).and_then(|region| region(size));
         self.guarded(|Self { decoder, maker, planes, interleaved, .. }| {
-            let picture = decoder.decode_part(file, at_least, Some(&of_source))?;
+            let picture = decoder.decode_region(file, at_least, Some(&unless_bounded))?;
             let Some(size) = sources.bounded(picture.size()) else { return Ok(use_it(&picture, maker)) };
             let (values, pixels) = (size.values(), size.pixels());
             planes.resize(values, 0);

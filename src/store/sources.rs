@@ -273,6 +273,11 @@ impl Sources {
         self.states[sample as usize].load(Ordering::Acquire) & STATE == BAD
     }
 
+    /// Whether a sample is kept.
+    pub fn is_kept(&self, sample: SampleId) -> bool {
+        self.states[sample as usize].load(Ordering::Acquire) & STATE == READY
+    }
+
     /// Notes the size of a decoded sample.
     pub fn note_size(&self, sample: SampleId, size: ImageSize) {
         let word = u64::from(size.height) << 32 | u64::from(size.width);

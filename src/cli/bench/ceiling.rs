@@ -15,7 +15,7 @@ use crate::source::Source;
 use crate::spec::{EraseWhen, FeedSpec};
 #[cfg(feature = "cuda")]
 use crate::types::Device;
-use crate::types::{ImageSize, Split};
+use crate::types::{CropBox, ImageSize, Split};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -113,21 +113,25 @@ impl<'a> Ceiling<'a> {
             let (mut loader, mut out) = (Loader::new(self.pipeline.load()), vec![0; size.values()]);
             let mut bytes = Vec::new();
             while Instant::now() < until {
-                let sample = self.next.fetch_add(1, Ordering::Relaxed) % u64::from(samples);
-                let read = self.source.read(self.spec.split, sample as u32, &mut bytes);
+                let sample = self.next.fetch_add(1, Ordering::Relaxed);
+                let read = self.source.read(self.spec.split, (sample % u64::from(samples)) as u32, &mut bytes);
+                // The views that follow each other are made of one decoding.
+                let uses = if views.are_random() { u64::from(self.spec.views * self.spec.repeats) } else { 1 };
                 let made = if views.are_random() {
-                    let view = self.view(sample);
+                    let plans = || (0..uses).map(|nth| self.view(sample * uses + nth));
                     let make = |picture: &Picture<'_>, maker: &mut ViewMaker| {
-                        maker.run(picture, &views.random(&view, picture.size()), size, &mut out);
+                        plans()
+                            .for_each(|plan| maker.run(picture, &views.random(&plan, picture.size()), size, &mut out));
                     };
-                    let cut = |image| Some(views.random(&view, image).geometry.source);
-                    read.is_ok() && loader.source_part(&bytes, Some(&cut), make).is_ok()
+                    let shown =
+                        |image| plans().map(|plan| views.random(&plan, image).geometry.source).reduce(CropBox::union);
+                    read.is_ok() && loader.source_region(&bytes, Some(&shown), make).is_ok()
                 } else {
                     let geometry = |image| views.fixed(image);
                     read.is_ok() && loader.load(&bytes, views.at_least(), geometry, size, &mut out).is_ok()
                 };
                 if made {
-                    done.fetch_add(1, Ordering::Relaxed);
+                    done.fetch_add(uses, Ordering::Relaxed);
                 }
             }
         };

@@ -44,6 +44,7 @@ impl Kernel {
         let radius = l + fraction;
         let whole = (16_777_216.0_f32 / (radius * 2.0 + 1.0)) as u32;
         let pixels = 2 * radius as u32 + 1;
+        assert!(pixels * 255 <= u16::MAX.into(), "sums have 16 bits");
         Self { radius: radius as usize, whole, edge: ((1 << 24) - pixels * whole) / 2 }
     }
 
@@ -75,40 +76,27 @@ pub fn gaussian(level: Level, sigma: f64, size: ImageSize, planes: &mut [u8], sc
 each_level! {
     /// Blurs down the columns of rows of `width` values. The first and the last row repeat beyond the edges.
     fn box_blur(from: &[u8], width: usize, kernel: Kernel, to: &mut [u8]) {
-        for left in (0..width).step_by(STRIP) {
-            // The last strip overlaps the one before.
-            match width.checked_sub(STRIP) {
-                Some(last) => blur_strip(from, width, left.min(last), kernel, to),
-                None => (0..width).for_each(|left| blur_column(from, width, left, kernel, to)),
-            }
+        // The last strip overlaps the one before.
+        match width {
+            64.. => (0..width).step_by(64).for_each(|left| blur_strip::<16>(from, width, left.min(width - 64), kernel, to)),
+            16.. => (0..width).step_by(16).for_each(|left| blur_strip::<4>(from, width, left.min(width - 16), kernel, to)),
+            _ => (0..width).for_each(|left| blur_column(from, width, left, kernel, to)),
         }
     }
 }
 
-/// Columns that are blurred together: their sums stay in registers.
-const STRIP: usize = 64;
-
-/// The values of a strip's row, four in a word, as bytes lie in memory.
-type Words = [u32; STRIP / 4];
-
-/// Two of the values of each word, in its halves: the even ones, the odd ones.
-type Halves = [Words; 2];
-
+/// Blurs the columns from `left` on, so many that their sums stay in registers; `WORDS` of four, as bytes lie in memory, of which even values and odd ones are
+/// in halves of words. Words are computed with throughout: to widen bytes to numbers and to narrow them again takes more than the blur.
 #[inline(always)]
-fn halves(words: Words) -> Halves {
-    [words.map(|word| word & 0x00FF_00FF), words.map(|word| (word >> 8) & 0x00FF_00FF)]
-}
-
-/// Blurs the columns from `left` on. Words are computed with throughout: to widen bytes to numbers and to narrow them again takes more than the blur.
-#[inline(always)]
-fn blur_strip(from: &[u8], width: usize, left: usize, kernel: Kernel, to: &mut [u8]) {
+fn blur_strip<const WORDS: usize>(from: &[u8], width: usize, left: usize, kernel: Kernel, to: &mut [u8]) {
     let (last, radius) = ((from.len() / width - 1) as isize, kernel.radius as isize);
     let row = |y: isize| {
-        let row = &from[y.clamp(0, last) as usize * width + left..][..STRIP];
-        halves(bytemuck::pod_read_unaligned(row))
+        let row = &from[y.clamp(0, last) as usize * width + left..][..4 * WORDS];
+        let words: [u32; WORDS] = bytemuck::pod_read_unaligned(row);
+        [words.map(|word| word & 0x00FF_00FF), words.map(|word| (word >> 8) & 0x00FF_00FF)]
     };
-    // Of the rows `y − radius ..= y + radius`; a half has room for those of a radius of 128.
-    let mut sums: Halves = Default::default();
+    // Of the rows `y − radius ..= y + radius`.
+    let mut sums = [[0_u32; WORDS]; 2];
     for y in -radius..=radius {
         let values = row(y);
         sums.iter_mut().flatten().zip(values.as_flattened()).for_each(|(sum, values)| *sum += values);
@@ -116,7 +104,7 @@ fn blur_strip(from: &[u8], width: usize, left: usize, kernel: Kernel, to: &mut [
     let mut above = row(-radius - 1);
     for y in 0..=last {
         let (first, below) = (row(y - radius), row(y + radius + 1));
-        let mut out: Words = Default::default();
+        let mut out = [0_u32; WORDS];
         for parity in 0..2 {
             for (at, out) in out.iter_mut().enumerate() {
                 let (sums, edges) = (&mut sums[parity][at], above[parity][at] + below[parity][at]);
@@ -128,7 +116,7 @@ fn blur_strip(from: &[u8], width: usize, left: usize, kernel: Kernel, to: &mut [
             }
         }
         above = first;
-        to[y as usize * width + left..][..STRIP].copy_from_slice(bytemuck::bytes_of(&out));
+        to[y as usize * width + left..][..4 * WORDS].copy_from_slice(bytemuck::cast_slice(&out));
     }
 }
 

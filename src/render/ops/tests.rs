@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::operation::WarpFilter;
+use crate::spec::Blur;
 use proptest::prelude::*;
 
 fn operation() -> impl Strategy<Value = Operation> {
@@ -22,7 +23,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         (0_u8..=8).prop_map(Operation::Posterize),
         (-1.0_f64..260.0).prop_map(Operation::Solarize),
         (0_u8..=128).prop_map(Operation::SolarizeAdd),
-        (0.0_f64..4.0).prop_map(Operation::GaussianBlur),
+        prop_oneof![4 => 0.0_f64..4.0, 1 => 0.0..=Blur::SIGMA_MAX].prop_map(Operation::GaussianBlur),
         warp(),
         warp(),
     ]

@@ -23,10 +23,10 @@ pub fn run(level: Level, image: &Image<'_>, pixels: &[[u8; 4]], affine: &Affine,
     // SAFETY: a level with AVX2 exists only where the machine has it.
     unsafe {
         match (level, filter) {
-            (Level::Avx512, WarpFilter::Bicubic) => eight::warp::<4>(image, pixels, affine, filter, after),
-            (Level::Avx512, _) => eight::warp::<2>(image, pixels, affine, filter, after),
-            (_, WarpFilter::Bicubic) => four::warp::<4>(image, pixels, affine, filter, after),
-            (_, _) => four::warp::<2>(image, pixels, affine, filter, after),
+            (Level::Avx512, WarpFilter::Bicubic) => avx512::warp::<4>(image, pixels, affine, filter, after),
+            (Level::Avx512, _) => avx512::warp::<2>(image, pixels, affine, filter, after),
+            (_, WarpFilter::Bicubic) => avx2::warp::<4>(image, pixels, affine, filter, after),
+            (_, _) => avx2::warp::<2>(image, pixels, affine, filter, after),
         }
     }
 }
@@ -200,7 +200,7 @@ macro_rules! warps {
 
 warps! {
     /// In two vectors of four numbers.
-    four, "avx2",
+    avx2, "avx2",
     type Doubles = [__m256d; 2];
 
     #[target_feature(enable = "avx2")]
@@ -236,7 +236,7 @@ warps! {
 
 warps! {
     /// In one vector of eight numbers.
-    eight, "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi",
+    avx512, "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi",
     type Doubles = __m512d;
 
     #[target_feature(enable = "avx512f")]

@@ -38,8 +38,12 @@ impl Erasure {
             return None;
         }
         let count = 1 + rng::below(&mut rng, erase.count);
-        let boxes: Vec<Cut> = (0..count).filter_map(|_| draw_box(erase, count, size, &mut rng)).collect();
-        (!boxes.is_empty()).then(|| Self::new(&boxes, erase.mode, key))
+        let mut drawn = Self::new(&[], erase.mode, key);
+        for cut in (0..count).filter_map(|_| draw_box(erase, count, size, &mut rng)) {
+            drawn.boxes[drawn.len] = cut;
+            drawn.len += 1;
+        }
+        (drawn.len > 0).then_some(drawn)
     }
 
     /// The boxes, in the order in which they are erased.

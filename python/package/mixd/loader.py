@@ -199,6 +199,8 @@ class DataLoader(data.DataLoader[Any]):
         if padded == "mask" and self.targets != "label":
             raise SpecError(f'padded is "mask" with targets {self.targets}: only labels are masked (padded="drop", or targets="label")')
         self.feed, self.device, self.padded, self.keys, self.classes = feed, device, padded, keys, feed.classes
+        # Loaders that `new` gave, by what is other about them.
+        self._others: dict[tuple[tuple[str, Any], ...], DataLoader] = {}
         images = _Images(feed, dataset, self._made, self._batches())
         sampler = _Sampler(feed, images)
         super().__init__(images, feed.batch_size, sampler=sampler, drop_last=sampler.drop_last, collate_fn=_alone)
@@ -245,8 +247,11 @@ class DataLoader(data.DataLoader[Any]):
         changed = {name: value for name, value in (("shuffle", shuffle), ("last", last)) if value not in (None, self.feed.spec[name])}
         if not changed:
             return self
-        feed = self.feed._reopen(**changed, share=None, delivery=None, max_lag=None, start="now")
-        return DataLoader(feed, self.targets, self.device, padded=self.padded, keys=self.keys, dataset=self.dataset)
+        key = tuple(changed.items())
+        if key not in self._others:
+            feed = self.feed._reopen(**changed, share=None, delivery=None, max_lag=None, start="now")
+            self._others[key] = DataLoader(feed, self.targets, self.device, padded=self.padded, keys=self.keys, dataset=self.dataset)
+        return self._others[key]
 
     def to(self, device: Device) -> "DataLoader":
         """Delivers batches on `device` from now on."""
@@ -259,7 +264,8 @@ class DataLoader(data.DataLoader[Any]):
         return _Vocab(self.classes)
 
     def one_batch(self) -> Any:
-        """Returns the batch that the next loop begins with; the loop still begins with it."""
+        """Returns the batch that the next loop begins with; the loop still begins with it, unless the feed is shared."""
+        self.sampler.follow()
         feed, place, half_way = self.feed, self.feed.place, self.feed._left_half_way
         batch = next(iter(self))
         if not feed.spec["share"]:

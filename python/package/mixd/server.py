@@ -169,7 +169,8 @@ class Server:
         `NoDaemonError` where none answers.
         """
         # The options as they were given, to open another feed with them.
-        given = {name: value for name, value in locals().items() if name not in ("self", "unknown")}
+        given = dict(locals())
+        del given["self"], given["unknown"]
         for name in unknown:
             raise SpecError(f"{name} is no option of a feed ({_INSTEAD.get(name, 'help(mixd.Server.feed) lists them')})")
         if share is None and (delivery, max_lag) != (None, None):

@@ -186,6 +186,7 @@ def test_new_gives_a_loader_of_another_order(daemon: Daemon) -> None:
     assert loader.new(shuffle=False, drop_last=False) is loader
     mixed = DataLoader(server.feed("train", batch_size=32, size=16, last="drop", share="all", seed=4), targets="label", device="cpu")
     other = mixed.new(shuffle=False, drop_last=False)
+    assert mixed.new(shuffle=False, drop_last=False) is other and mixed.new(shuffle=True) is mixed
     assert (len(mixed), len(other), other.targets, other.feed.spec["share"]) == (6, 7, "label", None)
     assert torch.cat([y for _, y in other]).tolist() == [label for label in range(10) for _ in range(20)]
     assert (mixed.feed.spec["seed"], mixed.feed.place) == (other.feed.spec["seed"], (0, 0))

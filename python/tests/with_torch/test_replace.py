@@ -185,9 +185,15 @@ def test_an_epoch_set_on_the_replaced_sampler_is_the_loaders() -> None:
     next(iter(ours))
     sampler.set_epoch(5)
     assert torch.equal(collected(ours)[0], first)
-    # Nobody tells of the next ones.
+    sampler.set_epoch(4)
+    shown, _ = ours.one_batch()
+    assert ours.feed.place == (4, 0) and torch.equal(shown, next(iter(ours))[0])
+    sampler.set_epoch(6)
     collected(ours)
+    # Nobody tells of the next ones.
     assert ours.feed.place == (7, 0)
+    collected(ours)
+    assert ours.feed.place == (8, 0)
     ours.set_epoch(2)
     collected(ours)
     assert ours.feed.place == (3, 0)

@@ -1,4 +1,4 @@
-# mixd: `make` alone prints the targets. Variables: DATA, EPOCHS, ARGS, SECONDS, ROUNDS, and
+# mixd: `make` alone prints the targets. Variables: DATA, EPOCHS, ARGS, SECONDS, ROUNDS, ONLY (rows of compare), and
 #   LIBTORCH or LIBTORCH_USE_PYTORCH   your own libtorch 2.11.0 (absolute path): nothing is fetched then
 #   MIXD_LIBTORCH_CUDA=1               fetch libtorch with all its CUDA libraries (4.5 GB)
 
@@ -123,7 +123,7 @@ bench: build .python ## Measure mixd on DATA beside the machine's ceilings, and 
 
 compare: ROUNDS  ?= 3
 compare: build ## Measure mixd beside torch's DataLoader, timm, DALI and loops over memory, on DATA (installs them into .compare: 5 GB)
-	python3 scripts/compare.py --mixd $(MIXD) --data "$(DATA)" --rounds $(ROUNDS) --seconds $(SECONDS) --out benches/results
+	python3 scripts/compare.py --mixd $(MIXD) --data "$(DATA)" --rounds $(ROUNDS) --seconds $(SECONDS) $(if $(ONLY),--only "$(ONLY)") --out benches/results
 
 compare-training: python .venv/torch/ready ## Train on DATA fed by mixd, and by torchvision with torch's DataLoader: losses, accuracies, times of three seeds
 	.venv/torch/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(TARGET)/wheels/mixd-*.whl

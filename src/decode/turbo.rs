@@ -72,7 +72,9 @@ pub fn decode(
     }
     let to = &mut out[..bytes][region.y as usize * pitch + region.x as usize * channels..];
     if eighths < 8 {
-        let factor = tj::tjscalingfactor { num: eighths as c_int, denom: 8 };
+        // The library knows fractions in their lowest terms.
+        let common = 1 << eighths.trailing_zeros();
+        let factor = tj::tjscalingfactor { num: eighths as c_int / common, denom: 8 / common };
         // SAFETY: it takes no pointers but the instance's.
         jpeg.call(|instance| unsafe { tj::tj3SetScalingFactor(instance, factor) })?;
     }

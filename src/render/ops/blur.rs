@@ -76,11 +76,19 @@ pub fn gaussian(level: Level, sigma: f64, size: ImageSize, planes: &mut [u8], sc
 each_level! {
     /// Blurs down the columns of rows of `width` values. The first and the last row repeat beyond the edges.
     fn box_blur(from: &[u8], width: usize, kernel: Kernel, to: &mut [u8]) {
-        // The last strip overlaps the one before.
-        match width {
-            64.. => (0..width).step_by(64).for_each(|left| blur_strip::<16>(from, width, left.min(width - 64), kernel, to)),
-            16.. => (0..width).step_by(16).for_each(|left| blur_strip::<4>(from, width, left.min(width - 16), kernel, to)),
-            _ => (0..width).for_each(|left| blur_column(from, width, left, kernel, to)),
+        // The last strip overlaps the one before. Loops, not iterators' closures, which would be compiled without the level's instructions.
+        if width >= 64 {
+            for left in (0..width).step_by(64) {
+                blur_strip::<16>(from, width, left.min(width - 64), kernel, to);
+            }
+        } else if width >= 16 {
+            for left in (0..width).step_by(16) {
+                blur_strip::<4>(from, width, left.min(width - 16), kernel, to);
+            }
+        } else {
+            for left in 0..width {
+                blur_column(from, width, left, kernel, to);
+            }
         }
     }
 }

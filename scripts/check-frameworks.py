@@ -28,7 +28,7 @@ CPU = {
     },
     "utils.py": {"torch.cuda.set_device(args.gpu)": "pass", '"nccl"': '"gloo"', 'device="cuda"': 'device="cpu"'},
 }
-# What each training is told: the mixes of the reference itself, and torchvision's v2 transforms.
+# Options of each training run: the reference's own mixup and CutMix, and torchvision's v2 transforms.
 RECIPES = {
     "v1": "--mixup-alpha 0.2 --cutmix-alpha 1 --auto-augment ta_wide --random-erase 0.1 --label-smoothing 0.1",
     "v2": "--use-v2 --mixup-alpha 0.2 --cutmix-alpha 1 --auto-augment ra --interpolation bicubic",

@@ -425,8 +425,11 @@ mod tests {
 
     /// A pipeline over the sample data with one decoder.
     fn start(cache_bytes: u64) -> Pipeline {
-        let sample_data = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/sample-data"));
-        let source = crate::source::open(sample_data, None, &mut |_| {}).unwrap();
+        start_on(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/sample-data")), cache_bytes)
+    }
+
+    fn start_on(data: &Path, cache_bytes: u64) -> Pipeline {
+        let source = crate::source::open(data, None, &mut |_| {}).unwrap();
         let options = Options {
             workers: Workers::Count(std::num::NonZeroUsize::MIN),
             cache_bytes,
@@ -441,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn views_of_a_sample_are_rendered_from_one_decoding_and_later_ones_from_a_part_of_it() {
+    fn views_of_a_sample_share_one_decode() {
         let (kept, decoding) = (start(1 << 30), start(0));
         let crop = Crop::RandomResizedCrop { scale: [0.1, 0.4], ratio: [0.75, 1.5] };
         let spec = FeedSpec { batch_size: 12, views: 3, crop, mix: Mix::NONE, ..FeedSpec::train() };
@@ -453,6 +456,32 @@ mod tests {
                 [&decoding.stats().decode, &decoding.stats().render].map(|stage| stage.read().items);
             assert_eq!([decoded, rendered], [4 * round, 12 * round]);
         }
+    }
+
+    /// A file that becomes damaged below the crop goes on to be served, unless the daemon has not seen it whole yet.
+    #[cfg(feature = "turbojpeg")]
+    #[test]
+    fn after_the_first_decode_only_the_region_is_decoded() {
+        let dir = tempfile::tempdir().unwrap();
+        let [file, other] = ["train", "val"].map(|split| dir.path().join(split).join("n01440764/0.JPEG"));
+        let sample = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/sample-data/train/n01440764"));
+        let sound = std::fs::read(std::fs::read_dir(sample).unwrap().next().unwrap().unwrap().path()).unwrap();
+        for file in [&file, &other] {
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, &sound).unwrap();
+        }
+        let crop = Crop::RandomResizedCrop { scale: [0.01, 0.01], ratio: [1.0, 1.0] };
+        let spec = FeedSpec { batch_size: 1, crop, mix: Mix::NONE, ..FeedSpec::train() };
+        let (seen, unseen) = (start_on(dir.path(), 0), start_on(dir.path(), 0));
+        let before = seen.batch(spec, Place::default()).unwrap();
+        let [top, _, height, _] = before.view().crop[0];
+        assert!(top + height < 100, "a crop near the bottom: choose another seed");
+        let mut damaged = sound.clone();
+        let at = sound.len() - 20;
+        damaged[at..at + 2].copy_from_slice(&[0xFF, 0xC4]);
+        std::fs::write(&file, &damaged).unwrap();
+        assert!(seen.batch(spec, Place::default()).unwrap().view().x == before.view().x);
+        assert!(unseen.batch(spec, Place::default()).is_err());
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl PlanStage {
             clock.lap(Doing::WaitingOut);
             sent
         };
-        // Views of one sample that follow each other are one job.
+        // Consecutive views of one sample share a job.
         let mut unsent: Option<Job> = None;
         let mut ask = |image: &ImagePlan, at: usize| -> Result<Location, FeedError> {
             let (location, job) = self.requester.locate(image, size, &staging, at as u32);

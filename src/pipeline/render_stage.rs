@@ -9,7 +9,7 @@ use crate::render::{Loader, SCRATCH_BYTES_MAX};
 use crate::source::{ReadError, Stamp};
 use crate::stats::{Clock, Doing};
 use crate::store::{Claim, Found, SourceClaim, Sources};
-use crate::types::{CropBox, ImageSize, SampleId, Split};
+use crate::types::{ImageSize, SampleId, Split};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use smallvec::SmallVec;
 use std::io;
@@ -46,10 +46,10 @@ pub struct Job {
 }
 
 impl Job {
-    /// Takes the views of `other` along if both need the same sample decoded, so that it is decoded once for all; else gives it back.
+    /// Merges `other` into this job if both need the same sample decoded, so that it is decoded once; otherwise returns it.
     pub fn join(&mut self, other: Self) -> Option<Self> {
-        let is_kept = self.entry.sources.as_ref().is_none_or(|sources| sources.is_kept(self.sample));
-        if self.sample != other.sample || is_kept {
+        let needs_decode = || self.entry.sources.as_ref().is_some_and(|sources| !sources.is_kept(self.sample));
+        if self.sample != other.sample || !needs_decode() {
             return Some(other);
         }
         self.views.extend(other.views);
@@ -263,7 +263,7 @@ impl Worker<'_> {
         claims.into_iter().for_each(if rendered.is_ok() { Claim::ready } else { Claim::bad });
     }
 
-    /// Decodes a sample, keeps it where it was claimed, and renders the views of it. `None` when nobody wants them any more.
+    /// Decodes a sample, stores it if `source` is claimed, and renders its views. `None` when the request was canceled.
     fn render_decoded(
         &mut self,
         request: &RenderRequest<'_>,
@@ -274,14 +274,11 @@ impl Worker<'_> {
         let read = self.read(split, sample, is_wanted)?;
         let Self { loader, bytes, decoding, rendering, .. } = self;
         let rendered = read.map_err(|error| error.to_string()).and_then(|stamp| {
-            // An image that nobody keeps is decoded as far as these views show it; the first time all of it is: whether it is damaged must not
-            // depend on what is drawn.
-            let shown = |size| {
-                let sources = plans.iter().map(|plan| views.random(plan, size).geometry.source);
-                sources.reduce(CropBox::union)
-            };
+            // An uncached image is decoded only where its views read it. The first decode is whole: whether a file is damaged must not depend on
+            // the crops drawn.
+            let read = |size| views.region(plans.iter().copied(), size);
             let is_sound = sources.size(sample).is_some();
-            let region: Option<RegionOf<'_>> = if source.is_none() && is_sound { Some(&shown) } else { None };
+            let region: Option<RegionOf<'_>> = if source.is_none() && is_sound { Some(&read) } else { None };
             let rendered = loader.source_region(bytes, region, |picture, maker| {
                 // Before anybody learns of it: who has its samples finds them counted.
                 decoding.count();

@@ -75,6 +75,16 @@ impl Views {
         ViewSteps { geometry: geometry.flipped(view.flip), operations, warping: augment.warping }
     }
 
+    /// The region of an image of this size that the plans' views read; `None` where they read all of it.
+    ///
+    /// # Panics
+    /// When the crop is random and a plan has no draws.
+    pub fn region(&self, plans: impl Iterator<Item = ViewPlan>, image: ImageSize) -> Option<CropBox> {
+        // A padded crop may reflect any row and column.
+        let is_crop = matches!(self.crop, Crop::RandomResizedCrop { .. });
+        plans.filter(|_| is_crop).map(|plan| self.crop_box(&plan, image)).reduce(CropBox::union)
+    }
+
     /// The box of an image of this size that a view shows: what a random crop draws, all of the image otherwise.
     ///
     /// # Panics

@@ -190,7 +190,7 @@ def test_an_epoch_set_on_the_replaced_sampler_is_the_loaders() -> None:
     assert ours.feed.place == (4, 0) and torch.equal(shown, next(iter(ours))[0])
     sampler.set_epoch(6)
     collected(ours)
-    # Nobody tells of the next ones.
+    # Without set_epoch the loader advances by itself.
     assert ours.feed.place == (7, 0)
     collected(ours)
     assert ours.feed.place == (8, 0)

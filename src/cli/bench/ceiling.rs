@@ -15,7 +15,7 @@ use crate::source::Source;
 use crate::spec::{EraseWhen, FeedSpec};
 #[cfg(feature = "cuda")]
 use crate::types::Device;
-use crate::types::{CropBox, ImageSize, Split};
+use crate::types::{ImageSize, Split};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -115,17 +115,17 @@ impl<'a> Ceiling<'a> {
             while Instant::now() < until {
                 let sample = self.next.fetch_add(1, Ordering::Relaxed);
                 let read = self.source.read(self.spec.split, (sample % u64::from(samples)) as u32, &mut bytes);
-                // The views that follow each other are made of one decoding.
+                // As in the daemon, consecutive views of a sample share one decode.
                 let uses = if views.are_random() { u64::from(self.spec.views * self.spec.repeats) } else { 1 };
                 let made = if views.are_random() {
                     let plans = || (0..uses).map(|nth| self.view(sample * uses + nth));
                     let make = |picture: &Picture<'_>, maker: &mut ViewMaker| {
-                        plans()
-                            .for_each(|plan| maker.run(picture, &views.random(&plan, picture.size()), size, &mut out));
+                        for plan in plans() {
+                            maker.run(picture, &views.random(&plan, picture.size()), size, &mut out);
+                        }
                     };
-                    let shown =
-                        |image| plans().map(|plan| views.random(&plan, image).geometry.source).reduce(CropBox::union);
-                    read.is_ok() && loader.source_region(&bytes, Some(&shown), make).is_ok()
+                    let region = |image| views.region(plans(), image);
+                    read.is_ok() && loader.source_region(&bytes, Some(&region), make).is_ok()
                 } else {
                     let geometry = |image| views.fixed(image);
                     read.is_ok() && loader.load(&bytes, views.at_least(), geometry, size, &mut out).is_ok()

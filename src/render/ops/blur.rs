@@ -76,7 +76,7 @@ pub fn gaussian(level: Level, sigma: f64, size: ImageSize, planes: &mut [u8], sc
 each_level! {
     /// Blurs down the columns of rows of `width` values. The first and the last row repeat beyond the edges.
     fn box_blur(from: &[u8], width: usize, kernel: Kernel, to: &mut [u8]) {
-        // The last strip overlaps the one before. Loops, not iterators' closures, which would be compiled without the level's instructions.
+        // The last strip overlaps the one before. Plain loops: `for_each` on a StepBy is not inlined, and so not compiled for the level.
         if width >= 64 {
             for left in (0..width).step_by(64) {
                 blur_strip::<16>(from, width, left.min(width - 64), kernel, to);
@@ -93,8 +93,8 @@ each_level! {
     }
 }
 
-/// Blurs the columns from `left` on, so many that their sums stay in registers; `WORDS` of four, as bytes lie in memory, of which even values and odd ones are
-/// in halves of words. Words are computed with throughout: to widen bytes to numbers and to narrow them again takes more than the blur.
+/// Blurs `4 * WORDS` columns from `left` on; their running sums stay in registers. SIMD within a register: a u32 holds four neighbouring pixels, split into
+/// two u32 of two 16-bit lanes each (even pixels, odd pixels). Converting bytes to u32 vectors and back would cost more than the blur itself.
 #[inline(always)]
 fn blur_strip<const WORDS: usize>(from: &[u8], width: usize, left: usize, kernel: Kernel, to: &mut [u8]) {
     let (last, radius) = ((from.len() / width - 1) as isize, kernel.radius as isize);

@@ -1,5 +1,4 @@
-//! Turning the hue, as Pillow does by way of HSV in bytes: its results, in f32 and in fewer divisions. That they are the same for every colour was
-//! looked at (`hues_match_naive` turns each).
+//! Hue rotation, bit-exact with Pillow's round trip through 8-bit HSV, but in f32 and with fewer divisions. `hues_match_naive` compares every color.
 #![expect(unsafe_code, reason = "calls functions compiled for instruction sets that were detected at run time")]
 
 use super::color::{channels, truncated};
@@ -35,8 +34,7 @@ each_level! {
 
 #[inline(always)]
 fn turn_block([red, green, blue]: [&mut Bytes; 3], shift: u8) {
-    // Of the three channels: the greatest, its distances from the middle one and from the least, and from which corner of the colour wheel,
-    // counted in sixths, the middle one leads away, and in which direction.
+    // RGB to max, max − mid, max − min, and the hue's sector: the corner of the color wheel, in sixths, and whether the hue lies before it.
     let (mut top, mut range, mut below, mut corner, mut falls) =
         ([0; BLOCK], [0; BLOCK], [0; BLOCK], [0_i8; BLOCK], [false; BLOCK]);
     for at in 0..BLOCK {
@@ -61,18 +59,18 @@ fn turn_block([red, green, blue]: [&mut Bytes; 3], shift: u8) {
         };
         corner[at] = if falls[at] { falling } else { rising };
     }
-    // What the channels become: one keeps the greatest value, one gets the least, one lies between, by the sixth that the hue lies in.
+    // Hue and saturation in 8 bits, rotated, then back to the max, min and middle channel of the new sector.
     let (mut least, mut middle, mut sixth) = ([0; BLOCK], [0; BLOCK], [0; BLOCK]);
     for at in 0..BLOCK {
         let (max, range) = (f32::from(top[at]), f32::from(range[at]));
-        // No number for grays, which then have a hue of 0, and no saturation.
+        // NaN for gray pixels, which `truncated` turns into hue 0; their saturation is 0.
         let part = f32::from(below[at]) / range;
         let sixths = f32::from(corner[at]) + if falls[at] { -part } else { part };
         let turn = sixths / 6.0;
         let turn = if turn < 0.0 { 1.0 + turn } else { turn };
         let hue = truncated(turn * 255.0).wrapping_add(shift);
         let saturation = f32::from(truncated(range / max * 255.0));
-        // Quotients by 255, rounded once, without a division: the reciprocal in two parts, of which the first makes no rounding.
+        // Correctly rounded division by 255: the reciprocal is split so that the product with its high part is exact.
         let quotient = |number: f32, high: f32, low: f32| number * high + number * low;
         let sixths = quotient(hue.into(), 1_542.0 / 65_536.0, 6.0 / 255.0 / 65_536.0);
         let saturation = quotient(saturation, 257.0 / 65_536.0, 1.0 / 255.0 / 65_536.0);
@@ -86,7 +84,7 @@ fn turn_block([red, green, blue]: [&mut Bytes; 3], shift: u8) {
     }
     for at in 0..BLOCK {
         let (max, least, middle, sixth) = (top[at], least[at], middle[at], sixth[at]);
-        // By masks: compilers keep branches as branches.
+        // Masks instead of branches: LLVM would compile a `match` to a jump table.
         let mask = |[one, other]: [u8; 2]| 0_u8.wrapping_sub((sixth == one || sixth == other).into());
         let pick = |max_in: [u8; 2], middle_in: [u8; 2]| {
             let (is_max, is_middle) = (mask(max_in), mask(middle_in));

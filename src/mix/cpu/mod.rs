@@ -234,7 +234,7 @@ fn mix_row_as<E: Element>(
         }
     }
     if patch::erases(row) {
-        patch::erase(fills, format, row, image);
+        patch::erase(level, fills, format, row, image);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! An erased image's term is `λ·z` in place of `A·u`, and its share of C is left out; all else is the fused formula.
 
-use super::{BLOCK, Element, Factors};
+use super::{BLOCK, Element, Factors, Level};
 use crate::format::Format;
 use crate::mix::erase::{Fills, overlap};
 use crate::mix::{Row, Sample};
@@ -41,7 +41,33 @@ struct Place {
 }
 
 /// Erases the boxes in the mixed image of a row.
-pub fn erase<E: Element>(fills: &Fills, format: &Format, row: &Row<'_>, image: &mut [E]) {
+pub fn erase<E: Element>(level: Level, fills: &Fills, format: &Format, row: &Row<'_>, image: &mut [E]) {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,f16c")]
+    fn avx2<E: Element>(fills: &Fills, format: &Format, row: &Row<'_>, image: &mut [E]) {
+        erase_values(fills, format, row, image);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,f16c,avx512bw,avx512vbmi,avx512bf16")]
+    fn avx512<E: Element>(fills: &Fills, format: &Format, row: &Row<'_>, image: &mut [E]) {
+        erase_values(fills, format, row, image);
+    }
+
+    match level {
+        Level::Baseline => erase_values(fills, format, row, image),
+        // SAFETY: `Level::available` lists them only where the machine has the features.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { avx2(fills, format, row, image) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { avx512(fills, format, row, image) },
+    }
+}
+
+/// The loop of [`erase`], compiled for each level.
+#[inline(always)]
+fn erase_values<E: Element>(fills: &Fills, format: &Format, row: &Row<'_>, image: &mut [E]) {
     let (height, width) = (format.image_size.height as usize, format.image_size.width as usize);
     let partner = Some(&row.partner).filter(|_| shows_partner(row));
     let erasures = [row.own.erasure, partner.and_then(|partner| partner.erasure), row.erasure];
@@ -78,6 +104,7 @@ pub fn erase<E: Element>(fills: &Fills, format: &Format, row: &Row<'_>, image: &
 
 impl Line {
     /// Leaves the finished values in `own`.
+    #[inline(always)]
     fn mix(&mut self, fills: &Fills, format: &Format, row: &Row<'_>, weights: &Weights<'_>, place: &Place) {
         let (len, channel) = (place.columns.len(), place.channel);
         let Weights { factors, offsets } = weights;
@@ -103,11 +130,14 @@ impl Line {
         } else {
             terms.write(&row.partner, row.partner_flip, factors.partner, partner_weight, 2, partner, erased);
         }
+        let [of_both, of_partner, of_own, of_none] = *offsets;
         for ((own, partner), erased) in own.iter_mut().zip(partner).zip(erased) {
-            *own = (*own + *partner) + offsets[usize::from(*erased & 3)];
+            // Choices are faster than a look-up.
+            let (kept, patched) = if *erased & 2 == 0 { (of_both, of_partner) } else { (of_own, of_none) };
+            *own = (*own + *partner) + if *erased & 1 == 0 { kept } else { patched };
         }
         if let Some(erasure) = row.erasure {
-            terms.overlay(erasure, |at, fill| own[at.clone()].copy_from_slice(fill));
+            terms.overlay(erasure, 1.0, own, |_| {});
         }
     }
 }
@@ -123,6 +153,7 @@ struct Terms<'a> {
 impl Terms<'_> {
     /// An image's terms: `factor`·u, or where it is erased `weight`·z, which `mark` is set for.
     #[expect(clippy::too_many_arguments, reason = "an image's, and where to")]
+    #[inline(always)]
     fn write(
         &self,
         sample: &Sample<'_>,
@@ -143,23 +174,22 @@ impl Terms<'_> {
             terms.iter_mut().zip(&line[columns.clone()]).for_each(|(term, &u)| *term = factor * f32::from(u));
         }
         if let Some(erasure) = sample.erasure {
-            self.overlay(erasure, |at, fill| {
-                terms[at.clone()].iter_mut().zip(fill).for_each(|(term, z)| *term = weight * z);
-                erased[at.clone()].iter_mut().for_each(|erased| *erased |= mark);
-            });
+            self.overlay(erasure, weight, terms, |span| erased[span].iter_mut().for_each(|erased| *erased |= mark));
         }
     }
 
-    /// Hands the parts of the line that an erasure's boxes cover, and what stands there, to `write`.
-    fn overlay(&self, erasure: &Erasure, mut write: impl FnMut(&Range<usize>, &[f32])) {
+    /// Writes `weight`·z to the parts of the line that an erasure's boxes cover, and tells `covered` of each.
+    #[inline(always)]
+    fn overlay(&self, erasure: &Erasure, weight: f32, terms: &mut [f32], mut covered: impl FnMut(Range<usize>)) {
         let (size, Place { channel, y, columns }) = (self.format.image_size, self.place);
-        let mut fill = [0.0; BLOCK];
         for (nth, cut) in erasure.boxes().iter().enumerate() {
             let span = overlap(cut, *y, columns);
             if !span.is_empty() {
                 let index = channel * size.pixels() + y * size.width as usize + span.start;
-                self.fills.write(erasure, nth, *channel, index, &mut fill[..span.len()]);
-                write(&(span.start - columns.start..span.end - columns.start), &fill[..span.len()]);
+                let span = span.start - columns.start..span.end - columns.start;
+                self.fills.write(erasure, nth, *channel, index, &mut terms[span.clone()]);
+                terms[span.clone()].iter_mut().for_each(|term| *term *= weight);
+                covered(span);
             }
         }
     }

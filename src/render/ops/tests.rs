@@ -30,7 +30,7 @@ fn operation() -> impl Strategy<Value = Operation> {
 }
 
 fn warp() -> impl Strategy<Value = Operation> {
-    let pixels = || prop_oneof![-40.0_f64..40.0, (-40_i32..40).prop_map(f64::from)];
+    let pixels = || prop_oneof![-40.0_f64..40.0, (-160_i32..160).prop_map(|quarters| f64::from(quarters) / 4.0)];
     prop_oneof![
         (-400.0_f64..400.0).prop_map(Operation::Rotate),
         prop::sample::select(vec![0.0, 90.0, 180.0, 270.0, -90.0, 360.0, 45.0]).prop_map(Operation::Rotate),

@@ -1,5 +1,8 @@
-//! The filters of `sampled.rs` in vectors: the channels of a pixel side by side, four pixels' places at a time. The same operations in the same
-//! order, each rounded, and so the same bits; pixels whose taps reach beyond the image are left to it.
+//! The filters of `sampled.rs` in vectors: the channels of a pixel side by side, four pixels' places at a time.
+//!
+//! Places are computed in f64, each operation rounded as there; what the filters make of them in f32, with an error below [`ERROR`]. A value that
+//! comes that near to a whole number, where truncation decides, is left to `sampled.rs`, and so are pixels whose taps reach beyond the image.
+//! Hence the same bits.
 #![expect(unsafe_code, reason = "vectors of AVX2; loads whose places are checked first")]
 
 use super::affine::Affine;
@@ -10,6 +13,10 @@ use std::arch::x86_64::*;
 
 /// Pixels whose places are found at once.
 const LANES: usize = 4;
+
+/// More than f32 errs. A row errs by 2e-4 at most: its four weights by 2⁻²⁴ each, of values up to 255, and eight products and sums, of numbers
+/// below 512, by 2⁻¹⁶. Rows, whose weights' sizes sum to 1.3, err together by 3e-4, and their own weights, products and sums by 2e-4.
+const ERROR: f32 = 1.0 / 1024.0;
 
 /// Whether an image is wide enough.
 pub fn serves(image: &Image<'_>) -> bool {
@@ -40,11 +47,12 @@ struct Block<const TAPS: usize> {
     /// Numbers of the first taps; 0 where not all are of the image.
     first: [u32; LANES],
     /// Distances from the pixel before the place.
-    dx: [f64; LANES],
-    dy: [f64; LANES],
+    dx: __m128,
+    dy: __m128,
 }
 
 impl<const TAPS: usize> Block<TAPS> {
+    #[inline]
     #[target_feature(enable = "avx2")]
     fn at(image: &Image<'_>, affine: &Affine, x: usize, y: usize) -> Self {
         let Affine { a, b, c, d, e, f } = *affine;
@@ -78,14 +86,11 @@ impl<const TAPS: usize> Block<TAPS> {
         let first = _mm_andnot_si128(outside, first);
         // SAFETY: vectors and arrays of the same size, of which all bits are valid.
         let first = unsafe { std::mem::transmute::<__m128i, [u32; LANES]>(first) };
-        // SAFETY: as above.
-        let array = |distances| unsafe { std::mem::transmute::<__m256d, [f64; LANES]>(distances) };
-        let (dx, dy) = (array(dx), array(dy));
-        Self { inside, within, first, dx, dy }
+        Self { inside, within, first, dx: _mm256_cvtpd_ps(dx), dy: _mm256_cvtpd_ps(dy) }
     }
 }
 
-/// Warps by two pixels at a time: their eight channels as numbers of f64, `Doubles` of a module, with their arithmetic.
+/// Warps by some pixels at a time: their channels as f32 in one vector of a module, with its arithmetic.
 macro_rules! warps {
     ($(#[$doc:meta])* $name:ident, $features:literal, $($prelude:tt)*) => {
         $(#[$doc])*
@@ -111,26 +116,34 @@ macro_rules! warps {
                         let x = x.min(width - LANES);
                         let block = Block::<TAPS>::at(image, affine, x, y);
                         let out = y * width + x;
+                        let place = |lane: usize| affine.place(width, height, x + lane, y);
                         if block.within > 0 {
-                            // SAFETY: the first taps are of the image, and so are the others, right of them and below.
-                            let pair = |lane: usize| unsafe { sample::<TAPS>(pixels, width, &block, lane) };
-                            let colors = [pair(0), pair(2)];
-                            // Clipped to 0..=255 by the packs; four times four bytes, of which every fourth is a channel's.
-                            let [ab, cd] = colors.map(|pair| _mm_packs_epi32(_mm256_castsi256_si128(pair), _mm256_extracti128_si256::<1>(pair)));
-                            let bytes = _mm_packus_epi16(ab, cd);
-                            let order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, -1, -1, -1, -1);
-                            let mut planes = [0_u8; 16];
-                            // SAFETY: an array of 16 bytes.
-                            unsafe { _mm_storeu_si128(planes.as_mut_ptr().cast(), _mm_shuffle_epi8(bytes, order)) };
-                            for (channel, values) in planes.chunks_exact(LANES).take(3).enumerate() {
-                                after[channel * count + out..][..LANES].copy_from_slice(values);
+                            let mut values = [[0_i32; 4]; LANES];
+                            let mut doubts = 0;
+                            for (nth, values) in values.chunks_exact_mut(PIXELS).enumerate() {
+                                let lane = nth * PIXELS;
+                                // SAFETY: the first taps are of the image, and so are the others, right of them and below.
+                                doubts |= unsafe { sample::<TAPS>(pixels, width, &block, lane, values) } << (4 * lane);
+                            }
+                            for (channel, bytes) in planes(&values).chunks_exact(LANES).take(3).enumerate() {
+                                after[channel * count + out..][..LANES].copy_from_slice(bytes);
+                            }
+                            // Of all channels of the pixels that are used.
+                            doubts &= 0b111 * (0..LANES).fold(0, |bits, lane| bits | (block.within & 1 << lane) << (3 * lane));
+                            while doubts != 0 {
+                                let (lane, channel) =
+                                    (doubts.trailing_zeros() as usize / 4, doubts.trailing_zeros() as usize % 4);
+                                doubts &= doubts - 1;
+                                if let Some(place) = place(lane) {
+                                    after[channel * count + out + lane] = image.sample(filter, channel, place);
+                                }
                             }
                         }
                         let mut rest = !block.within & ((1 << LANES) - 1);
                         while rest != 0 {
                             let lane = rest.trailing_zeros() as usize;
                             rest &= rest - 1;
-                            let place = if block.inside >> lane & 1 == 1 { affine.place(width, height, x + lane, y) } else { None };
+                            let place = if block.inside >> lane & 1 == 1 { place(lane) } else { None };
                             for (channel, fill) in fill.into_iter().enumerate() {
                                 after[channel * count + out + lane] =
                                     place.map_or(fill, |place| image.sample(filter, channel, place));
@@ -140,132 +153,253 @@ macro_rules! warps {
                 }
             }
 
-
-            /// The channels of the two pixels from `lane` on, truncated.
+            /// Writes the channels of the pixels from `lane` on, truncated, and returns a bit for each that may be wrong.
             ///
             /// # Safety
             /// `pixels` has `TAPS` rows of `TAPS` pixels from each first one on, or that is 0 and its result is not used.
             #[target_feature(enable = $features)]
-            unsafe fn sample<const TAPS: usize>(pixels: &[[u8; 4]], width: usize, block: &Block<TAPS>, lane: usize) -> __m256i {
-                let places = [block.first[lane] as usize, block.first[lane + 1] as usize];
-                let (dx, dy) = (of_pair(block.dx[lane], block.dx[lane + 1]), of_pair(block.dy[lane], block.dy[lane + 1]));
-                // A place that is not used may have fewer rows.
-                let steps = places.map(|first| if first + (TAPS - 1) * width + TAPS <= pixels.len() { width } else { 0 });
-                let mut rows = [of_pair(0.0, 0.0); TAPS];
+            unsafe fn sample<const TAPS: usize>(
+                pixels: &[[u8; 4]],
+                width: usize,
+                block: &Block<TAPS>,
+                lane: usize,
+                values: &mut [[i32; 4]],
+            ) -> u32 {
+                let mut rows = [of_bytes([_mm_setzero_si128(); PIXELS]); TAPS];
                 for (nth, row) in rows.iter_mut().enumerate() {
-                    let taps = [0, 1].map(|one| {
-                        // SAFETY: all taps are of the image; without rows below the first, there are four pixels of it.
-                        unsafe {
-                            let from = pixels.as_ptr().add(places[one] + nth * steps[one]).cast();
-                            if TAPS == 4 { _mm_loadu_si128(from) } else { _mm_loadl_epi64(from) }
-                        }
-                    });
-                    let taps = _mm256_set_m128i(taps[1], taps[0]);
-                    // The channels of one tap of both, as numbers.
-                    let numbers = |tap: i64| {
-                        let first = 0x8080_8000_i64 + tap * 4 | (0x8080_8001_i64 + tap * 4) << 32;
-                        _mm256_shuffle_epi8(taps, _mm256_setr_epi64x(first, first + 0x2_0000_0002, first, first + 0x2_0000_0002))
-                    };
-                    *row = if TAPS == 4 {
-                        let (v1, v2, v3, v4) = (numbers(0), numbers(1), numbers(2), numbers(3));
-                        // The coefficients of bytes are whole numbers.
-                        let (v1_v2, v3_v4) = (_mm256_sub_epi32(v1, v2), _mm256_sub_epi32(v3, v4));
-                        let p3 = _mm256_add_epi32(_mm256_slli_epi32::<1>(v1_v2), v3_v4);
-                        let p4 = _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_add_epi32(v1_v2, v3_v4));
-                        horner(doubles(v2), doubles(_mm256_sub_epi32(v3, v1)), doubles(p3), doubles(p4), dx)
-                    } else {
-                        let (left, right) = (numbers(0), numbers(1));
-                        add(doubles(left), mul(doubles(_mm256_sub_epi32(right, left)), dx))
-                    };
-                }
-                truncated(match rows[..] {
-                    [v1, v2, v3, v4] => {
-                        let p3 = sub(add(mul(of_pair(2.0, 2.0), sub(v1, v2)), v3), v4);
-                        let p4 = add(sub(sub(v2, v1), v3), v4);
-                        horner(v2, sub(v3, v1), p3, p4, dy)
+                    let mut taps = [_mm_setzero_si128(); PIXELS];
+                    for (pixel, taps) in taps.iter_mut().enumerate() {
+                        let first = block.first[lane + pixel] as usize;
+                        // A place that is not used may have fewer rows.
+                        let step = if first + (TAPS - 1) * width + TAPS <= pixels.len() { width } else { 0 };
+                        // SAFETY: all taps are of the image; without rows below the first, there are as many.
+                        *taps = unsafe {
+                            let from = pixels.as_ptr().add(first + nth * step);
+                            if TAPS == 4 {
+                                _mm_loadu_si128(from.cast())
+                            } else {
+                                _mm_castpd_si128(_mm_loaddup_pd(from.cast()))
+                            }
+                        };
                     }
-                    [above, below, ..] => add(above, mul(sub(below, above), dy)),
-                    _ => unreachable!("two or four rows"),
-                })
+                    *row = of_bytes(taps);
+                }
+                let (across, down) = (weights::<TAPS>(of_pixels(block.dx, lane)), weights::<TAPS>(of_pixels(block.dy, lane)));
+                let mut value = of(ERROR);
+                for (row, weight) in rows.iter().zip(down) {
+                    let mut sum = mul(across[0], number(*row, 0));
+                    for tap in 1..TAPS {
+                        sum = mul_add(across[tap], number(*row, tap as i64), sum);
+                    }
+                    value = mul_add(weight, sum, value);
+                }
+                let mut doubts = write_truncated(value, values);
+                if doubts != 0 {
+                    // Of equal pixels the value is theirs, which the error does not change.
+                    let mut others = unlike(rows[0], rows[0]);
+                    for row in &rows[1..] {
+                        others = or(others, unlike(*row, rows[0]));
+                    }
+                    doubts &= any_tap(others);
+                }
+                doubts
             }
 
-            /// `p1 + d·(p2 + d·(p3 + d·p4))`.
+            /// The taps' weights at a distance from the second of four, or from the first of two.
             #[target_feature(enable = $features)]
-            fn horner(p1: Doubles, p2: Doubles, p3: Doubles, p4: Doubles, d: Doubles) -> Doubles {
-                add(p1, mul(d, add(p2, mul(d, add(p3, mul(d, p4))))))
+            fn weights<const TAPS: usize>(d: Numbers) -> [Numbers; TAPS] {
+                let e = sub(of(1.0), d);
+                let mut weights = [e; TAPS];
+                if let [first, second, third, fourth] = &mut weights[..] {
+                    // Keys' cubic with a = −1.
+                    let (minus_first, minus_fourth) = (mul(mul(d, e), e), mul(mul(d, d), e));
+                    (*first, *fourth) = (sub(of(0.0), minus_first), sub(of(0.0), minus_fourth));
+                    (*second, *third) = (add(e, minus_first), add(d, minus_fourth));
+                } else {
+                    weights[1] = d;
+                }
+                weights
             }
         }
     };
 }
 
+/// A mask of bytes, of two channels from `first` on of a tap, as numbers.
+fn channels(tap: i64, first: i64) -> i64 {
+    let byte = 4 * tap + first;
+    0x8080_8000 | byte | (0x8080_8000 | (byte + 1)) << 32
+}
+
+/// Four pixels' values, clipped to 0..=255: of each channel four bytes.
+#[target_feature(enable = "avx2")]
+fn planes(values: &[[i32; 4]; LANES]) -> [u8; 16] {
+    // SAFETY: four vectors of four numbers.
+    let [a, b, c, d] = values.each_ref().map(|pixel| unsafe { _mm_loadu_si128(pixel.as_ptr().cast()) });
+    let bytes = _mm_packus_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d));
+    let order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let mut planes = [0; 16];
+    // SAFETY: an array of 16 bytes.
+    unsafe { _mm_storeu_si128(planes.as_mut_ptr().cast(), _mm_shuffle_epi8(bytes, order)) };
+    planes
+}
+
 warps! {
-    /// In two vectors of four numbers.
+    /// Two pixels.
     avx2, "avx2",
-    type Doubles = [__m256d; 2];
+    const PIXELS: usize = 2;
+    type Numbers = __m256;
+    type Bytes = __m256i;
 
     #[target_feature(enable = "avx2")]
-    fn of_pair(first: f64, second: f64) -> Doubles {
-        [_mm256_set1_pd(first), _mm256_set1_pd(second)]
+    fn of_bytes(pixels: [__m128i; PIXELS]) -> Bytes {
+        _mm256_set_m128i(pixels[1], pixels[0])
+    }
+
+    /// Each pixel's number of four, `PIXELS` of them from `lane` on, for all its channels.
+    #[target_feature(enable = "avx2")]
+    fn of_pixels(numbers: __m128, lane: usize) -> Numbers {
+        let of = if lane == 0 { _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1) } else { _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3) };
+        _mm256_permutevar8x32_ps(_mm256_castps128_ps256(numbers), of)
+    }
+
+    /// The channels of one tap.
+    #[target_feature(enable = "avx2")]
+    fn number(taps: Bytes, tap: i64) -> Numbers {
+        let channels = _mm256_broadcastsi128_si256(_mm_set_epi64x(channels(tap, 2), channels(tap, 0)));
+        _mm256_cvtepi32_ps(_mm256_shuffle_epi8(taps, channels))
+    }
+
+    /// Writes numbers truncated, and returns a bit for each from 1 on that is less than twice `ERROR` above a whole one.
+    #[target_feature(enable = "avx2")]
+    fn write_truncated(numbers: Numbers, values: &mut [[i32; 4]]) -> u32 {
+        let values: &mut [[i32; 4]; PIXELS] = values.try_into().expect("as many");
+        let whole = _mm256_cvttps_epi32(numbers);
+        // SAFETY: an array of eight numbers.
+        unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), whole) };
+        let near = _mm256_cmp_ps::<_CMP_LT_OQ>(sub(numbers, _mm256_cvtepi32_ps(whole)), of(2.0 * ERROR));
+        _mm256_movemask_ps(_mm256_and_ps(near, _mm256_cmp_ps::<_CMP_GE_OQ>(numbers, of(1.0)))) as u32
+    }
+
+    /// Bits in which taps are unlike the first of `like`.
+    #[target_feature(enable = "avx2")]
+    fn unlike(taps: Bytes, like: Bytes) -> Bytes {
+        _mm256_xor_si256(taps, _mm256_shuffle_epi32::<0>(like))
     }
 
     #[target_feature(enable = "avx2")]
-    fn doubles(numbers: __m256i) -> Doubles {
-        [_mm256_cvtepi32_pd(_mm256_castsi256_si128(numbers)), _mm256_cvtepi32_pd(_mm256_extracti128_si256::<1>(numbers))]
+    fn or(a: Bytes, b: Bytes) -> Bytes {
+        _mm256_or_si256(a, b)
+    }
+
+    /// A bit for each channel of a pixel that has bits in any tap.
+    #[target_feature(enable = "avx2")]
+    fn any_tap(bits: Bytes) -> u32 {
+        let bits = or(bits, _mm256_shuffle_epi32::<0b01_00_11_10>(bits));
+        let bits = or(bits, _mm256_shuffle_epi32::<0b10_11_00_01>(bits));
+        let none = _mm256_cmp_ps::<_CMP_EQ_OQ>(number(bits, 0), of(0.0));
+        !_mm256_movemask_ps(none) as u32 & 0xFF
     }
 
     #[target_feature(enable = "avx2")]
-    fn truncated([first, second]: Doubles) -> __m256i {
-        _mm256_set_m128i(_mm256_cvttpd_epi32(second), _mm256_cvttpd_epi32(first))
+    fn of(number: f32) -> Numbers {
+        _mm256_set1_ps(number)
     }
 
     #[target_feature(enable = "avx2")]
-    fn add(a: Doubles, b: Doubles) -> Doubles {
-        [_mm256_add_pd(a[0], b[0]), _mm256_add_pd(a[1], b[1])]
+    fn add(a: Numbers, b: Numbers) -> Numbers {
+        _mm256_add_ps(a, b)
     }
 
     #[target_feature(enable = "avx2")]
-    fn sub(a: Doubles, b: Doubles) -> Doubles {
-        [_mm256_sub_pd(a[0], b[0]), _mm256_sub_pd(a[1], b[1])]
+    fn sub(a: Numbers, b: Numbers) -> Numbers {
+        _mm256_sub_ps(a, b)
     }
 
     #[target_feature(enable = "avx2")]
-    fn mul(a: Doubles, b: Doubles) -> Doubles {
-        [_mm256_mul_pd(a[0], b[0]), _mm256_mul_pd(a[1], b[1])]
+    fn mul(a: Numbers, b: Numbers) -> Numbers {
+        _mm256_mul_ps(a, b)
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn mul_add(a: Numbers, b: Numbers, c: Numbers) -> Numbers {
+        add(mul(a, b), c)
     }
 }
 
 warps! {
-    /// In one vector of eight numbers.
+    /// Four pixels.
     avx512, "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi",
-    type Doubles = __m512d;
+    const PIXELS: usize = 4;
+    type Numbers = __m512;
+    type Bytes = __m512i;
 
     #[target_feature(enable = "avx512f")]
-    fn of_pair(first: f64, second: f64) -> Doubles {
-        _mm512_insertf64x4::<1>(_mm512_set1_pd(first), _mm256_set1_pd(second))
+    fn of_bytes([a, b, c, d]: [__m128i; PIXELS]) -> Bytes {
+        let (first, last) = (_mm256_set_m128i(b, a), _mm256_set_m128i(d, c));
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), last)
     }
 
     #[target_feature(enable = "avx512f")]
-    fn doubles(numbers: __m256i) -> Doubles {
-        _mm512_cvtepi32_pd(numbers)
+    fn of_pixels(numbers: __m128, _: usize) -> Numbers {
+        let of = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+        _mm512_permutexvar_ps(of, _mm512_castps128_ps512(numbers))
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn number(taps: Bytes, tap: i64) -> Numbers {
+        let channels = _mm512_broadcast_i32x4(_mm_set_epi64x(channels(tap, 2), channels(tap, 0)));
+        _mm512_cvtepi32_ps(_mm512_shuffle_epi8(taps, channels))
     }
 
     #[target_feature(enable = "avx512f")]
-    fn truncated(numbers: Doubles) -> __m256i {
-        _mm512_cvttpd_epi32(numbers)
+    fn write_truncated(numbers: Numbers, values: &mut [[i32; 4]]) -> u32 {
+        let values: &mut [[i32; 4]; PIXELS] = values.try_into().expect("as many");
+        let whole = _mm512_cvttps_epi32(numbers);
+        // SAFETY: an array of sixteen numbers.
+        unsafe { _mm512_storeu_si512(values.as_mut_ptr().cast(), whole) };
+        let near = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sub(numbers, _mm512_cvtepi32_ps(whole)), of(2.0 * ERROR));
+        u32::from(near & _mm512_cmp_ps_mask::<_CMP_GE_OQ>(numbers, of(1.0)))
     }
 
     #[target_feature(enable = "avx512f")]
-    fn add(a: Doubles, b: Doubles) -> Doubles {
-        _mm512_add_pd(a, b)
+    fn unlike(taps: Bytes, like: Bytes) -> Bytes {
+        _mm512_xor_si512(taps, _mm512_shuffle_epi32::<0>(like))
     }
 
     #[target_feature(enable = "avx512f")]
-    fn sub(a: Doubles, b: Doubles) -> Doubles {
-        _mm512_sub_pd(a, b)
+    fn or(a: Bytes, b: Bytes) -> Bytes {
+        _mm512_or_si512(a, b)
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn any_tap(bits: Bytes) -> u32 {
+        let bits = or(bits, _mm512_shuffle_epi32::<0b01_00_11_10>(bits));
+        let bits = or(bits, _mm512_shuffle_epi32::<0b10_11_00_01>(bits));
+        u32::from(_mm512_cmp_ps_mask::<_CMP_NEQ_OQ>(number(bits, 0), of(0.0)))
     }
 
     #[target_feature(enable = "avx512f")]
-    fn mul(a: Doubles, b: Doubles) -> Doubles {
-        _mm512_mul_pd(a, b)
+    fn of(number: f32) -> Numbers {
+        _mm512_set1_ps(number)
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn add(a: Numbers, b: Numbers) -> Numbers {
+        _mm512_add_ps(a, b)
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn sub(a: Numbers, b: Numbers) -> Numbers {
+        _mm512_sub_ps(a, b)
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn mul(a: Numbers, b: Numbers) -> Numbers {
+        _mm512_mul_ps(a, b)
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn mul_add(a: Numbers, b: Numbers, c: Numbers) -> Numbers {
+        _mm512_fmadd_ps(a, b, c)
     }
 }

@@ -1,7 +1,12 @@
 //! The weights of one axis of a resize (docs/spec/pixels.md#resize): which inputs each output reads, and how much of each.
 //!
 //! Window, padding and flip are only a choice of outputs: padding has no weight at all, and an axis of equal sizes has one weight of 1.
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "calls functions compiled for instruction sets that were detected at run time")
+)]
 
+use super::each_level::each_level;
 use super::level::Level;
 use super::weights::FRACTION;
 #[cfg(target_arch = "x86_64")]
@@ -113,10 +118,7 @@ impl Scratch {
 impl Axis {
     /// Computes the weights of `key`, for the first pass (`across`) or the second.
     fn build(&mut self, key: &Key, level: Level, across: bool, scratch: &mut Scratch) {
-        match key.interpolation {
-            Interpolation::Bilinear => self.build_with(key, 1.0, |x| (1.0 - x).max(0.0), scratch),
-            Interpolation::Bicubic => self.build_with(key, 2.0, cubic, scratch),
-        }
+        weigh(level, self, key, scratch);
         #[cfg(target_arch = "x86_64")]
         {
             self.blocks.clear();
@@ -195,6 +197,16 @@ impl Axis {
         let weights = &self.weights[output * self.taps..][..self.used.min(self.inputs - first)];
         let sum: i32 = weights.iter().enumerate().map(|(tap, weight)| weight * i32::from(value(first + tap))).sum();
         ((sum + (1 << (FRACTION - 1))) >> FRACTION).clamp(0, 255) as u8
+    }
+}
+
+each_level! {
+    /// Computes the weights of an axis.
+    fn weigh(axis: &mut Axis, key: &Key, scratch: &mut Scratch) {
+        match key.interpolation {
+            Interpolation::Bilinear => axis.build_with(key, 1.0, |x| (1.0 - x).max(0.0), scratch),
+            Interpolation::Bicubic => axis.build_with(key, 2.0, cubic, scratch),
+        }
     }
 }
 

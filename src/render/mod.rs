@@ -12,6 +12,7 @@ mod avx2;
 mod avx512;
 mod axis;
 mod copy;
+mod each_level;
 mod exact;
 mod fast;
 mod geometry;

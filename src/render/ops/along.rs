@@ -10,9 +10,9 @@
 )]
 
 use super::affine::Affine;
-use super::each_level::each_level;
 use super::sampled::{Image, between, cubic};
 use crate::operation::WarpFilter;
+use crate::render::each_level::each_level;
 use crate::render::level::Level;
 use std::ops::Range;
 
@@ -25,83 +25,73 @@ const ERROR: f32 = 1.0 / 4096.0;
 /// Distances from a whole number above which rounding leaves all places of a row between the same neighbours.
 const APART: f64 = 1e-6;
 
+/// Pixels before a row that a filter may take, all like its first; as many follow it, like its last.
+const EDGE: usize = 2;
+
 /// Samples rows along themselves into `after`, of a warp that moves rows only: pixel (x, y) shows the place `x + ½ + b·(y + ½) + c` of its row.
-pub fn run(level: Level, image: &Image<'_>, affine: &Affine, filter: WarpFilter, after: &mut [u8]) {
-    let pixels = image.width * image.height;
-    for y in 0..image.height {
-        let row = Row {
-            image,
-            moved: affine.b * (y as f64 + 0.5),
-            offset: affine.c,
-            is_cubic: filter == WarpFilter::Bicubic,
-        };
-        let inside = row.inside();
-        let even = row.even(&inside);
-        for channel in 0..3 {
-            let before = &image.planes[channel * pixels + y * image.width..][..image.width];
-            let out = &mut after[channel * pixels + y * image.width..][..image.width];
-            out[..inside.start].fill(image.fill[channel]);
-            out[inside.end..].fill(image.fill[channel]);
-            row.sample(before, inside.start..even.pixels.start, out);
-            row.sample(before, even.pixels.end..inside.end, out);
-            let mut next = even.pixels.start;
-            while next < even.pixels.end {
-                // The last block computes pixels of the one before once more.
-                let first = next.min(even.pixels.end - BLOCK);
-                next = first + BLOCK;
-                let taps = before[(first as i64 + even.left - 1) as usize..].first_chunk().expect("pixels of the row");
-                let out = out[first..].first_chunk_mut().expect("pixels of the row");
-                if weigh(level, &even.weights, taps, out) && !even.is_exact {
-                    let left = first as f64 + even.left as f64;
-                    filter_block(level, &row, first, left, taps, out);
+pub fn run(
+    level: Level,
+    image: &Image<'_>,
+    affine: &Affine,
+    filter: WarpFilter,
+    scratch: &mut Scratch,
+    after: &mut [u8],
+) {
+    let Image { planes, width, height, fill } = *image;
+    let Scratch { before, made } = scratch;
+    before.resize(EDGE + width + EDGE + BLOCK, 0);
+    made.resize(width + BLOCK, 0);
+    for y in 0..height {
+        let row = Row { moved: affine.b * (y as f64 + 0.5), offset: affine.c, is_cubic: filter == WarpFilter::Bicubic };
+        let (inside, even) = (row.inside(width), row.even());
+        let rows =
+            planes[y * width..].chunks(width).step_by(height).zip(after[y * width..].chunks_mut(width).step_by(height));
+        for ((from, out), fill) in rows.zip(fill) {
+            out[..inside.start].fill(fill);
+            out[inside.end..].fill(fill);
+            before[..EDGE].fill(from[0]);
+            before[EDGE..][..width].copy_from_slice(from);
+            before[EDGE + width..].fill(from[width - 1]);
+            let Some(even) = &even else {
+                row.sample(before, inside.clone(), out);
+                continue;
+            };
+            for first in inside.clone().step_by(BLOCK) {
+                let left = first as i64 + even.left;
+                let taps = before[(left - 1) as usize + EDGE..].first_chunk().expect("a block beyond the edge");
+                let made = made[first..].first_chunk_mut().expect("a block beyond the row");
+                if weigh(level, &even.weights, taps, made) && !row.is_of_sixteenths() {
+                    filter_block(level, &row, first, left as f64, taps, made);
                 }
             }
+            out[inside.clone()].copy_from_slice(&made[inside.clone()]);
         }
     }
 }
 
+/// A row with its edges, and what is made of it.
+#[derive(Default)]
+pub struct Scratch {
+    before: Vec<u8>,
+    made: Vec<u8>,
+}
+
 /// A row that is sampled.
-struct Row<'a> {
-    image: &'a Image<'a>,
+struct Row {
     moved: f64,
     offset: f64,
     is_cubic: bool,
 }
 
-/// The pixels of a row that lie at one distance from the pixel left of their place.
+/// How a row is sampled whose places all lie at one distance from the pixel left of them.
 struct Even {
-    /// Those of which all neighbours are of the image; none where rounding may decide which these are, and none that fill no block.
-    pixels: Range<usize>,
     /// The pixel left of the place of pixel 0.
     left: i64,
     /// Weights of the neighbours but the second, which has what is missing to 1.
     weights: [f32; 3],
-    /// Whether f32 does not err: places are whole sixteenths.
-    is_exact: bool,
 }
 
-impl Row<'_> {
-    fn even(&self, inside: &Range<usize>) -> Even {
-        let moved = self.moved + self.offset;
-        let (left, width) = (moved.floor(), self.image.width as i64);
-        let d = moved - left;
-        let first_of = |place: i64| (place - left as i64).clamp(inside.start as i64, inside.end as i64);
-        let (first, end) = (first_of(1), first_of(width - 2));
-        let is_even = d > APART && d < 1.0 - APART && end - first >= BLOCK as i64;
-        let weights = if self.is_cubic {
-            // Keys' cubic with a = −1 (`cubic`).
-            [-d * (1.0 - d) * (1.0 - d), d * (1.0 + d - d * d), -d * d * (1.0 - d)]
-        } else {
-            [0.0, d, 0.0]
-        };
-        Even {
-            pixels: if is_even { first as usize..end as usize } else { inside.start..inside.start },
-            left: left as i64,
-            weights: weights.map(|weight| weight as f32),
-            is_exact: [self.moved, self.offset].iter().all(|part| (16.0 * part).fract() == 0.0),
-        }
-    }
-
+impl Row {
     /// The place of pixel `x`.
     #[inline(always)]
     fn place(&self, x: usize) -> f64 {
@@ -109,32 +99,58 @@ impl Row<'_> {
     }
 
     /// Pixels whose places are of the image.
-    fn inside(&self) -> Range<usize> {
+    fn inside(&self, width: usize) -> Range<usize> {
         // Places only grow.
-        let from = |place: f64| {
-            let (mut low, mut high) = (0, self.image.width);
-            while low < high {
-                let middle = (low + high) / 2;
-                if self.place(middle) < place { low = middle + 1 } else { high = middle }
+        let first_from = |place: f64| {
+            let mut first = (place - self.moved - self.offset).clamp(0.0, width as f64) as usize;
+            while first > 0 && self.place(first - 1) >= place {
+                first -= 1;
             }
-            low
+            while first < width && self.place(first) < place {
+                first += 1;
+            }
+            first
         };
-        from(0.0)..from(self.image.width as f64)
+        first_from(0.0)..first_from(width as f64)
+    }
+
+    /// None where rounding may decide between which pixels a place lies.
+    fn even(&self) -> Option<Even> {
+        let moved = self.moved + self.offset;
+        let left = floor(moved);
+        let d = moved - left as f64;
+        let weights = if self.is_cubic {
+            // Keys' cubic with a = −1 (`cubic`).
+            [-d * (1.0 - d) * (1.0 - d), d * (1.0 + d - d * d), -d * d * (1.0 - d)]
+        } else {
+            [0.0, d, 0.0]
+        };
+        (APART..1.0 - APART).contains(&d).then(|| Even { left, weights: weights.map(|weight| weight as f32) })
+    }
+
+    /// Whether all places are whole sixteenths, and f32 exact.
+    fn is_of_sixteenths(&self) -> bool {
+        [self.moved, self.offset].iter().all(|part| (16.0 * part).fract() == 0.0)
     }
 
     /// Samples some pixels as `sampled.rs` does: along the other axis places lie on pixels, of which the filters make that pixel's value.
     fn sample(&self, before: &[u8], pixels: Range<usize>, out: &mut [u8]) {
         for x in pixels {
             let place = self.place(x) - 0.5;
-            let left = if place < 0.0 { -1 } else { place as i32 };
-            let d = place - f64::from(left);
-            out[x] = if self.is_cubic {
-                cubic(self.image.columns(before, left - 1), d) as u8
-            } else {
-                between(self.image.columns(before, left), d) as u8
-            };
+            let left = floor(place);
+            let d = place - left as f64;
+            let taps = &before[(left + EDGE as i64 - 1) as usize..];
+            let of = |tap: usize| f64::from(taps[tap]);
+            let value = if self.is_cubic { cubic([of(0), of(1), of(2), of(3)], d) } else { between([of(1), of(2)], d) };
+            out[x] = value as u8;
         }
     }
+}
+
+/// The whole number below, in fewer instructions than of numbers of any size.
+fn floor(number: f64) -> i64 {
+    let whole = number as i64;
+    if whole as f64 > number { whole - 1 } else { whole }
 }
 
 each_level! {
@@ -159,7 +175,7 @@ each_level! {
     }
 
     /// Samples the block from pixel `first` on, the place of which is between the second and the third of `taps`; `left` is the second one's.
-    fn filter_block(row: &Row<'_>, first: usize, left: f64, taps: &[u8; BLOCK + 3], out: &mut [u8; BLOCK]) {
+    fn filter_block(row: &Row, first: usize, left: f64, taps: &[u8; BLOCK + 3], out: &mut [u8; BLOCK]) {
         for nth in 0..BLOCK {
             let d = row.place(first + nth) - 0.5 - (left + nth as f64);
             let of = |tap: usize| i32::from(taps[nth + tap]);

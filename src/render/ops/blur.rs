@@ -3,8 +3,8 @@
 //! A box blur runs down the columns, a strip of them with its sums in registers; the blurs along the rows do the same over the transposed plane.
 #![expect(unsafe_code, reason = "calls functions compiled for instruction sets that were detected at run time")]
 
-use super::each_level::each_level;
 use super::transpose::transpose;
+use crate::render::each_level::each_level;
 use crate::render::level::Level;
 use crate::types::ImageSize;
 

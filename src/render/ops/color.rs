@@ -1,7 +1,7 @@
 //! Operations on the three channels of each pixel, and the sharpening of each channel.
 #![expect(unsafe_code, reason = "calls functions compiled for instruction sets that were detected at run time")]
 
-use super::each_level::each_level;
+use crate::render::each_level::each_level;
 use crate::render::level::Level;
 use crate::types::ImageSize;
 
@@ -80,7 +80,6 @@ each_level! {
         if width < 3 || height < 3 {
             return after.copy_from_slice(before);
         }
-        let (side, centre) = (1.0_f32 / 13.0, 5.0_f32 / 13.0);
         for (before, after) in before.chunks_exact(width * height).zip(after.chunks_exact_mut(width * height)) {
             for y in 1..height - 1 {
                 let row = |y: usize| &before[y * width..][..width];
@@ -91,15 +90,11 @@ each_level! {
                 let (h0, h1, h2) = (&here[..inner], &here[1..][..inner], &here[2..][..inner]);
                 let (a0, a1, a2) = (&above[..inner], &above[1..][..inner], &above[2..][..inner]);
                 for x in 0..inner {
-                    let term = |left: u8, middle: u8, right: u8, weight: f32| {
-                        f32::from(left) * side + f32::from(middle) * weight + f32::from(right) * side
-                    };
-                    // From the lower row to the upper, as Pillow adds.
-                    let smooth = 0.5
-                        + term(b0[x], b1[x], b2[x], side)
-                        + term(h0[x], h1[x], h2[x], centre)
-                        + term(a0[x], a1[x], a2[x], side);
-                    out[x] = blend(truncated(smooth), h1[x], factor);
+                    let of = |row: &[u8]| u16::from(row[x]);
+                    let around = of(a0) + of(a1) + of(a2) + of(h0) + of(h2) + of(b0) + of(b1) + of(b2);
+                    // Pillow adds thirteenths in f32 and ½, and truncates: no sum comes nearer to a whole number than 1/26, which rounding is far below.
+                    let smooth = (2 * (around + 5 * of(h1)) + 13) / 26;
+                    out[x] = blend(smooth as u8, h1[x], factor);
                 }
             }
         }

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "calls functions compiled for instruction sets that were detected at run time")]
 
 use super::color::{channels, truncated};
-use super::each_level::each_level;
+use crate::render::each_level::each_level;
 use crate::render::level::Level;
 
 /// Pixels that are turned together.

@@ -7,7 +7,6 @@ mod affine;
 mod along;
 mod blur;
 mod color;
-mod each_level;
 mod hue;
 #[cfg(test)]
 pub mod naive;

@@ -30,7 +30,7 @@ impl Image<'_> {
     }
 
     /// Pixels of a row from column `x` on, repeated beyond the edges.
-    pub fn columns<const N: usize>(&self, row: &[u8], x: i32) -> [f64; N] {
+    fn columns<const N: usize>(&self, row: &[u8], x: i32) -> [f64; N] {
         std::array::from_fn(|nth| f64::from(row[(x + nth as i32).clamp(0, self.width as i32 - 1) as usize]))
     }
 

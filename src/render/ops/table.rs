@@ -1,7 +1,7 @@
 //! Lookup tables, one a channel, and the histograms from which some of them are made.
 #![expect(unsafe_code, reason = "calls functions compiled for instruction sets that were detected at run time")]
 
-use super::each_level::each_level;
+use crate::render::each_level::each_level;
 use crate::render::level::Level;
 
 /// What each value of each channel becomes.

@@ -6,12 +6,12 @@
 
 use super::affine::{Affine, Placement};
 use super::along;
-use super::each_level::each_level;
 use super::sampled::Image;
 use super::transpose::transpose;
 #[cfg(target_arch = "x86_64")]
 use super::warp_avx2;
 use crate::operation::{WarpFilter, Warping};
+use crate::render::each_level::each_level;
 use crate::render::level::Level;
 use crate::types::ImageSize;
 
@@ -22,6 +22,7 @@ pub struct Scratch {
     planes: Vec<u8>,
     /// u8 `[H, W, 4]`.
     pixels: Vec<[u8; 4]>,
+    rows: along::Scratch,
 }
 
 impl Scratch {
@@ -77,7 +78,7 @@ pub fn warp(
                 scratch.pixels.push([red, green, blue, 0]);
                 nearest(level, &image, &scratch.pixels, &affine, planes);
             }
-            filter if affine.moves_rows() => along::run(level, &image, &affine, filter, planes),
+            filter if affine.moves_rows() => along::run(level, &image, &affine, filter, &mut scratch.rows, planes),
             #[cfg(target_arch = "x86_64")]
             filter if level.has_avx2() && warp_avx2::serves(&image) => {
                 interleave(level, &scratch.planes, &mut scratch.pixels);

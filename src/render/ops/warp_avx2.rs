@@ -116,6 +116,12 @@ macro_rules! warps {
                         let x = x.min(width - LANES);
                         let block = Block::<TAPS>::at(image, affine, x, y);
                         let out = y * width + x;
+                        if block.inside == 0 {
+                            for (channel, fill) in fill.into_iter().enumerate() {
+                                after[channel * count + out..][..LANES].fill(fill);
+                            }
+                            continue;
+                        }
                         let place = |lane: usize| affine.place(width, height, x + lane, y);
                         if block.within > 0 {
                             let mut values = [[0_i32; 4]; LANES];

@@ -1,4 +1,4 @@
-//! One loop, compiled for every instruction set of [`super::Level`].
+//! Loops that are compiled for every instruction set of [`super::Level`].
 
 /// Defines functions whose first argument is a level, and which run their body as compiled for it: the same operations in the same order,
 /// so that every level gives the same bits.

@@ -66,10 +66,10 @@ demo: build ## Train on DATA (a folder or archive; default sample-data) for EPOC
 
 # Everything is built with --release, so that one compilation of the dependencies, and of libtorch's bindings
 # above all, serves build, lint and test. --all-targets runs each benchmark once.
-test: test-rust test-python ## Run every test and each benchmark once, without libtorch and libjpeg-turbo, and with them; then the package's
+test: test-rust test-python ## Run every test without libtorch and libjpeg-turbo; with them, and each benchmark once; then the package's
 
 test-rust: libtorch
-	$(CARGO_TEST) --all-targets
+	$(CARGO_TEST) --tests
 	$(CARGO_TEST) --doc
 	$(CARGO_TEST) --all-targets $(with)
 	$(CARGO_TEST) --doc $(with)

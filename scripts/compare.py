@@ -39,6 +39,7 @@ once = ("--repeats", "1")
 for name in RECIPES:
     OURS |= {
         f"mixd, {name}, decoding": (recipe(name, *once, "--cache", "off"), [other for other in CONTENDERS if other.startswith(f"{name}-")]),
+        f"mixd, {name}, decoding, bf16": (recipe(name, *once, "--cache", "off", "--dtype", "bf16"), []),
         f"mixd, {name}, stored": (recipe(name, *once), []),
         f"mixd, {name}, stored, bf16": (recipe(name, *once, "--dtype", "bf16"), []),
     }

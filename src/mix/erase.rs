@@ -71,7 +71,7 @@ impl Fills {
             EraseMode::Pixel => {
                 for (first, out) in (index as u32..).step_by(TOGETHER).zip(out.chunks_mut(TOGETHER)) {
                     let quantiles: [usize; TOGETHER] =
-                        std::array::from_fn(|nth| quantile(erasure.key, first + nth as u32));
+                        std::array::from_fn(|at| quantile(erasure.key, first + at as u32));
                     out.iter_mut().zip(quantiles).for_each(|(out, quantile)| *out = noise[quantile]);
                 }
             }

@@ -19,7 +19,7 @@ use std::ops::Range;
 /// Pixels that are computed together.
 const BLOCK: usize = 32;
 
-/// More than f32 errs: by 2⁻²⁴ of every weight (their sizes sum to 2), product and sum, all of numbers below 512.
+/// More than f32 errs: each weight (their sizes sum to 1.1), product and sum by 2⁻²⁴ of a number below 512, together by 1.5e-4.
 const ERROR: f32 = 1.0 / 4096.0;
 
 /// Distances from a whole number above which rounding leaves all places of a row between the same neighbours.
@@ -43,7 +43,8 @@ pub fn run(
     made.resize(width + BLOCK, 0);
     for y in 0..height {
         let row = Row { moved: affine.b * (y as f64 + 0.5), offset: affine.c, is_cubic: filter == WarpFilter::Bicubic };
-        let (inside, even) = (row.inside(width), row.even());
+        let inside = row.inside(width);
+        let even = if inside.is_empty() { None } else { row.even() };
         let rows =
             planes[y * width..].chunks(width).step_by(height).zip(after[y * width..].chunks_mut(width).step_by(height));
         for ((from, out), fill) in rows.zip(fill) {
@@ -60,7 +61,7 @@ pub fn run(
                 let left = first as i64 + even.left;
                 let taps = before[(left - 1) as usize + EDGE..].first_chunk().expect("a block beyond the edge");
                 let made = made[first..].first_chunk_mut().expect("a block beyond the row");
-                if weigh(level, &even.weights, taps, made) && !row.is_of_sixteenths() {
+                if weigh(level, &even.weights, taps, made) && !even.is_exact {
                     filter_block(level, &row, first, left as f64, taps, made);
                 }
             }
@@ -89,6 +90,8 @@ struct Even {
     left: i64,
     /// Weights of the neighbours but the second, which has what is missing to 1.
     weights: [f32; 3],
+    /// Whether f32 does not err: places are whole sixteenths.
+    is_exact: bool,
 }
 
 impl Row {
@@ -116,21 +119,20 @@ impl Row {
 
     /// None where rounding may decide between which pixels a place lies.
     fn even(&self) -> Option<Even> {
-        let moved = self.moved + self.offset;
-        let left = floor(moved);
-        let d = moved - left as f64;
+        let shift = self.moved + self.offset;
+        let left = floor(shift);
+        let d = shift - left as f64;
         let weights = if self.is_cubic {
             // Keys' cubic with a = −1 (`cubic`).
             [-d * (1.0 - d) * (1.0 - d), d * (1.0 + d - d * d), -d * d * (1.0 - d)]
         } else {
             [0.0, d, 0.0]
         };
-        (APART..1.0 - APART).contains(&d).then(|| Even { left, weights: weights.map(|weight| weight as f32) })
-    }
-
-    /// Whether all places are whole sixteenths, and f32 exact.
-    fn is_of_sixteenths(&self) -> bool {
-        [self.moved, self.offset].iter().all(|part| (16.0 * part).fract() == 0.0)
+        (APART..1.0 - APART).contains(&d).then(|| Even {
+            left,
+            weights: weights.map(|weight| weight as f32),
+            is_exact: [self.moved, self.offset].iter().all(|part| 16.0 * part == floor(16.0 * part) as f64),
+        })
     }
 
     /// Samples some pixels as `sampled.rs` does: along the other axis places lie on pixels, of which the filters make that pixel's value.

@@ -92,8 +92,8 @@ each_level! {
                 for x in 0..inner {
                     let of = |row: &[u8]| u16::from(row[x]);
                     let around = of(a0) + of(a1) + of(a2) + of(h0) + of(h2) + of(b0) + of(b1) + of(b2);
-                    // Pillow adds thirteenths in f32 and ½, and truncates: no sum comes nearer to a whole number than 1/26, which rounding is far below.
-                    let smooth = (2 * (around + 5 * of(h1)) + 13) / 26;
+                    // Pillow adds thirteenths and ½ in f32, and truncates. No sum comes nearer to a whole number than 1/26, and f32 errs by 4e-5.
+                    let smooth = (around + 5 * of(h1) + 6) / 13;
                     out[x] = blend(smooth as u8, h1[x], factor);
                 }
             }

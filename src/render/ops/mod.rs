@@ -17,7 +17,7 @@ mod tests;
 mod transpose;
 mod warp;
 #[cfg(target_arch = "x86_64")]
-mod warp_avx2;
+mod warp_vectors;
 
 use super::level::Level;
 use crate::operation::{Operation, Warping};

@@ -30,12 +30,14 @@ fn operation() -> impl Strategy<Value = Operation> {
 }
 
 fn warp() -> impl Strategy<Value = Operation> {
+    // Fifths move some rows by whole pixels.
+    let shears = || prop_oneof![-2.0_f64..2.0, (-50_i32..=50).prop_map(|fifths| f64::from(fifths) / 5.0)];
     let pixels = || prop_oneof![-40.0_f64..40.0, (-160_i32..160).prop_map(|quarters| f64::from(quarters) / 4.0)];
     prop_oneof![
         (-400.0_f64..400.0).prop_map(Operation::Rotate),
         prop::sample::select(vec![0.0, 90.0, 180.0, 270.0, -90.0, 360.0, 45.0]).prop_map(Operation::Rotate),
-        (-1.0_f64..1.0).prop_map(Operation::ShearX),
-        (-1.0_f64..1.0).prop_map(Operation::ShearY),
+        shears().prop_map(Operation::ShearX),
+        shears().prop_map(Operation::ShearY),
         pixels().prop_map(Operation::TranslateX),
         pixels().prop_map(Operation::TranslateY),
     ]

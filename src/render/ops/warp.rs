@@ -9,7 +9,7 @@ use super::along;
 use super::sampled::Image;
 use super::transpose::transpose;
 #[cfg(target_arch = "x86_64")]
-use super::warp_avx2;
+use super::warp_vectors;
 use crate::operation::{WarpFilter, Warping};
 use crate::render::each_level::each_level;
 use crate::render::level::Level;
@@ -18,8 +18,10 @@ use crate::types::ImageSize;
 /// A copy of the image that is warped.
 #[derive(Default)]
 pub struct Scratch {
-    /// u8 `[3, H, W]`.
+    /// u8 `[3, H, W]`, or transposed.
     planes: Vec<u8>,
+    /// What is made of transposed planes.
+    turned: Vec<u8>,
     /// u8 `[H, W, 4]`.
     pixels: Vec<[u8; 4]>,
     rows: along::Scratch,
@@ -47,45 +49,64 @@ pub fn warp(
         return;
     }
     let (width, height) = (size.width as usize, size.height as usize);
-    scratch.planes.clear();
-    scratch.planes.extend_from_slice(planes);
+    let Scratch { planes: before, turned, pixels, rows } = scratch;
+    let Warping { filter, fill } = *warping;
     if let Placement::Affine(affine) = placement
         && affine.moves_columns()
         // Whole pixels of columns are copied as they lie.
-        && (affine.d != 0.0 || warping.filter != WarpFilter::Nearest)
+        && (affine.d != 0.0 || filter != WarpFilter::Nearest)
     {
         // What rows do is faster: each is read from its beginning.
-        transpose(&scratch.planes, width, height, planes);
-        let (size, turned) = (ImageSize { height: size.width, width: size.height }, affine.transposed());
-        warp(level, &Placement::Affine(turned), warping, size, planes, scratch);
-        scratch.planes.clear();
-        scratch.planes.extend_from_slice(planes);
-        return transpose(&scratch.planes, height, width, planes);
+        before.resize(planes.len(), 0);
+        turned.resize(planes.len(), 0);
+        transpose(planes, width, height, before);
+        let image = Image { planes: before, width: height, height: width, fill };
+        move_rows(level, &image, &affine.transposed(), filter, rows, turned);
+        return transpose(turned, height, width, planes);
     }
-    let image = Image { planes: &scratch.planes, width, height, fill: warping.fill };
+    before.clear();
+    before.extend_from_slice(planes);
+    let image = Image { planes: before, width, height, fill };
     match *placement {
         Placement::Same => {}
         Placement::Half => turn(&image, planes, |x, y| (height - 1 - y) * width + width - 1 - x),
         Placement::Quarter => turn(&image, planes, |x, y| x * width + width - 1 - y),
         Placement::ThreeQuarters => turn(&image, planes, |x, y| (height - 1 - x) * width + y),
-        Placement::Affine(affine) if affine.moves_by_pixels() => shift(&image, &affine, planes),
-        Placement::Affine(affine) => match warping.filter {
-            WarpFilter::Nearest if affine.b == 0.0 && affine.d == 0.0 => shift(&image, &affine, planes),
-            WarpFilter::Nearest if affine.moves_rows() => slide_rows(&image, &affine, planes),
+        Placement::Affine(affine)
+            if affine.moves_by_pixels() || filter == WarpFilter::Nearest && affine.b == 0.0 && affine.d == 0.0 =>
+        {
+            shift(&image, &affine, planes);
+        }
+        Placement::Affine(affine) if affine.moves_rows() => move_rows(level, &image, &affine, filter, rows, planes),
+        Placement::Affine(affine) => match filter {
             WarpFilter::Nearest => {
-                interleave(level, &scratch.planes, &mut scratch.pixels);
-                let [red, green, blue] = warping.fill;
-                scratch.pixels.push([red, green, blue, 0]);
-                nearest(level, &image, &scratch.pixels, &affine, planes);
+                interleave(level, before, pixels);
+                let [red, green, blue] = fill;
+                pixels.push([red, green, blue, 0]);
+                nearest(level, &image, pixels, &affine, planes);
             }
-            filter if affine.moves_rows() => along::run(level, &image, &affine, filter, &mut scratch.rows, planes),
             #[cfg(target_arch = "x86_64")]
-            filter if level.has_avx2() && warp_avx2::serves(&image) => {
-                interleave(level, &scratch.planes, &mut scratch.pixels);
-                warp_avx2::run(level, &image, &scratch.pixels, &affine, filter, planes);
+            filter if level.has_avx2() && warp_vectors::serves(&image) => {
+                interleave(level, before, pixels);
+                warp_vectors::run(level, &image, pixels, &affine, filter, planes);
             }
             filter => interpolate(&image, &affine, filter, planes),
         },
+    }
+}
+
+/// Moves each row along itself.
+fn move_rows(
+    level: Level,
+    image: &Image<'_>,
+    affine: &Affine,
+    filter: WarpFilter,
+    scratch: &mut along::Scratch,
+    after: &mut [u8],
+) {
+    match filter {
+        WarpFilter::Nearest => slide_rows(image, affine, after),
+        filter => along::run(level, image, affine, filter, scratch, after),
     }
 }
 

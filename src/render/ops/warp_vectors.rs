@@ -3,7 +3,7 @@
 //! Places are computed in f64, each operation rounded as there; what the filters make of them in f32, with an error below [`ERROR`]. A value that
 //! comes that near to a whole number, where truncation decides, is left to `sampled.rs`, and so are pixels whose taps reach beyond the image.
 //! Hence the same bits.
-#![expect(unsafe_code, reason = "vectors of AVX2; loads whose places are checked first")]
+#![expect(unsafe_code, reason = "vectors of AVX2 and AVX-512; loads whose places are checked first")]
 
 use super::affine::Affine;
 use super::sampled::Image;
@@ -14,8 +14,8 @@ use std::arch::x86_64::*;
 /// Pixels whose places are found at once.
 const LANES: usize = 4;
 
-/// More than f32 errs. A row errs by 2e-4 at most: its four weights by 2⁻²⁴ each, of values up to 255, and eight products and sums, of numbers
-/// below 512, by 2⁻¹⁶. Rows, whose weights' sizes sum to 1.3, err together by 3e-4, and their own weights, products and sums by 2e-4.
+/// More than f32 errs. A row errs by 2e-4 at most: its four weights together by 4·2⁻²⁴ of values up to 255, and eight products and sums of
+/// numbers below 512 by 2⁻¹⁶ each. Rows, whose weights' sizes sum to at most 1.5, err together by 3e-4; their weights, products and sums by 2e-4.
 const ERROR: f32 = 1.0 / 1024.0;
 
 /// Whether an image is wide enough.
@@ -126,7 +126,7 @@ macro_rules! warps {
                         if block.within > 0 {
                             let mut values = [[0_i32; 4]; LANES];
                             let mut doubts = 0;
-                            for (nth, values) in values.chunks_exact_mut(PIXELS).enumerate() {
+                            for (nth, values) in values.as_chunks_mut().0.iter_mut().enumerate() {
                                 let lane = nth * PIXELS;
                                 // SAFETY: the first taps are of the image, and so are the others, right of them and below.
                                 doubts |= unsafe { sample::<TAPS>(pixels, width, &block, lane, values) } << (4 * lane);
@@ -134,8 +134,6 @@ macro_rules! warps {
                             for (channel, bytes) in planes(&values).chunks_exact(LANES).take(3).enumerate() {
                                 after[channel * count + out..][..LANES].copy_from_slice(bytes);
                             }
-                            // Of all channels of the pixels that are used.
-                            doubts &= 0b111 * (0..LANES).fold(0, |bits, lane| bits | (block.within & 1 << lane) << (3 * lane));
                             while doubts != 0 {
                                 let (lane, channel) =
                                     (doubts.trailing_zeros() as usize / 4, doubts.trailing_zeros() as usize % 4);
@@ -149,7 +147,7 @@ macro_rules! warps {
                         while rest != 0 {
                             let lane = rest.trailing_zeros() as usize;
                             rest &= rest - 1;
-                            let place = if block.inside >> lane & 1 == 1 { place(lane) } else { None };
+                            let place = place(lane);
                             for (channel, fill) in fill.into_iter().enumerate() {
                                 after[channel * count + out + lane] =
                                     place.map_or(fill, |place| image.sample(filter, channel, place));
@@ -162,35 +160,34 @@ macro_rules! warps {
             /// Writes the channels of the pixels from `lane` on, truncated, and returns a bit for each that may be wrong.
             ///
             /// # Safety
-            /// `pixels` has `TAPS` rows of `TAPS` pixels from each first one on, or that is 0 and its result is not used.
+            /// `pixels` has `TAPS` rows of `TAPS` pixels from each first one on.
             #[target_feature(enable = $features)]
             unsafe fn sample<const TAPS: usize>(
                 pixels: &[[u8; 4]],
                 width: usize,
                 block: &Block<TAPS>,
                 lane: usize,
-                values: &mut [[i32; 4]],
+                values: &mut [[i32; 4]; PIXELS],
             ) -> u32 {
                 let mut rows = [of_bytes([_mm_setzero_si128(); PIXELS]); TAPS];
                 for (nth, row) in rows.iter_mut().enumerate() {
                     let mut taps = [_mm_setzero_si128(); PIXELS];
                     for (pixel, taps) in taps.iter_mut().enumerate() {
                         let first = block.first[lane + pixel] as usize;
-                        // A place that is not used may have fewer rows.
-                        let step = if first + (TAPS - 1) * width + TAPS <= pixels.len() { width } else { 0 };
-                        // SAFETY: all taps are of the image; without rows below the first, there are as many.
+                        // SAFETY: all taps are of the image.
                         *taps = unsafe {
-                            let from = pixels.as_ptr().add(first + nth * step);
+                            let from = pixels.as_ptr().add(first + nth * width);
                             if TAPS == 4 {
                                 _mm_loadu_si128(from.cast())
                             } else {
-                                _mm_castpd_si128(_mm_loaddup_pd(from.cast()))
+                                _mm_set1_epi64x(from.cast::<i64>().read_unaligned())
                             }
                         };
                     }
                     *row = of_bytes(taps);
                 }
                 let (across, down) = (weights::<TAPS>(of_pixels(block.dx, lane)), weights::<TAPS>(of_pixels(block.dy, lane)));
+                // Too large by `ERROR`: Pillow's value lies within twice that below, so that only what is so little above a whole number is in doubt.
                 let mut value = of(ERROR);
                 for (row, weight) in rows.iter().zip(down) {
                     let mut sum = mul(across[0], number(*row, 0));
@@ -201,7 +198,7 @@ macro_rules! warps {
                 }
                 let mut doubts = write_truncated(value, values);
                 if doubts != 0 {
-                    // Of equal pixels the value is theirs, which the error does not change.
+                    // Among equal pixels the value is theirs, and truncated right.
                     let mut others = unlike(rows[0], rows[0]);
                     for row in &rows[1..] {
                         others = or(others, unlike(*row, rows[0]));
@@ -275,10 +272,9 @@ warps! {
         _mm256_cvtepi32_ps(_mm256_shuffle_epi8(taps, channels))
     }
 
-    /// Writes numbers truncated, and returns a bit for each from 1 on that is less than twice `ERROR` above a whole one.
+    /// Writes numbers truncated, and returns a bit for each that is in doubt; what is below 1 becomes 0 either way.
     #[target_feature(enable = "avx2")]
-    fn write_truncated(numbers: Numbers, values: &mut [[i32; 4]]) -> u32 {
-        let values: &mut [[i32; 4]; PIXELS] = values.try_into().expect("as many");
+    fn write_truncated(numbers: Numbers, values: &mut [[i32; 4]; PIXELS]) -> u32 {
         let whole = _mm256_cvttps_epi32(numbers);
         // SAFETY: an array of eight numbers.
         unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), whole) };
@@ -358,8 +354,7 @@ warps! {
     }
 
     #[target_feature(enable = "avx512f")]
-    fn write_truncated(numbers: Numbers, values: &mut [[i32; 4]]) -> u32 {
-        let values: &mut [[i32; 4]; PIXELS] = values.try_into().expect("as many");
+    fn write_truncated(numbers: Numbers, values: &mut [[i32; 4]; PIXELS]) -> u32 {
         let whole = _mm512_cvttps_epi32(numbers);
         // SAFETY: an array of sixteen numbers.
         unsafe { _mm512_storeu_si512(values.as_mut_ptr().cast(), whole) };

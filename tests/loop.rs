@@ -18,6 +18,24 @@ fn spec() -> FeedSpec {
 }
 
 #[test]
+fn a_pipe_is_written_to_and_stays_a_pipe() {
+    use std::os::unix::fs::FileTypeExt;
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("batch");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read(pipe)
+    });
+    let status =
+        mixd().args(["replay", "--batch-size=4", "--out"]).arg(&pipe).arg("--data").arg(sample_data()).status();
+    assert!(status.unwrap().success());
+    assert!(pipe.metadata().unwrap().file_type().is_fifo());
+    let bytes = reader.join().unwrap().unwrap();
+    assert_eq!(safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor("x").unwrap().shape(), [4, 3, 128, 128]);
+}
+
+#[test]
 fn a_trainer_gets_the_bytes_that_replay_makes() {
     let daemon = Daemon::start(&[]);
     let dir = tempfile::tempdir().unwrap();

@@ -126,5 +126,7 @@ fn write(batch: &OwnedBatch, spec: &FeedSpec, source: &dyn Source, out: &Path) -
     }
     let view = |(name, dtype, shape, bytes)| Ok((name, TensorView::new(dtype, shape, bytes)?));
     let tensors: Vec<_> = fields.into_iter().map(view).collect::<Result<_, SafeTensorError>>()?;
-    Ok(safetensors::serialize_to_file(tensors, Some(metadata).filter(|metadata| !metadata.is_empty()), out)?)
+    let bytes = safetensors::serialize(tensors, Some(metadata).filter(|metadata| !metadata.is_empty()))?;
+    // Not by serialize_to_file, which puts a new file in the place of whatever is there, a pipe and /dev/null included.
+    Ok(std::fs::write(out, bytes)?)
 }

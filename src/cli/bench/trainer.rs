@@ -64,7 +64,8 @@ impl BenchTrainer {
         let mut feed = spec.share.is_none().then_some(feed);
         say(&Report::Warm { attach_ns, first_batch_ns })?;
         // A line on standard input asks for a round.
-        for _ in std::io::stdin().lines() {
+        for line in std::io::stdin().lines() {
+            line?;
             let mut reading = feed.take().map_or_else(&attach, Ok)?;
             for _ in 0..in_flight(spec.slots) {
                 checksum ^= self.step(&reading.next_batch()?, &reader)?;

@@ -78,11 +78,19 @@ fn partial(path: &Path) -> PathBuf {
     partial.into()
 }
 
+/// Whether a file is put in the place of what is there; a pipe and a device are written to instead.
+fn is_replaced(path: &Path) -> bool {
+    path.metadata().map_or(true, |there| there.is_file() || there.is_dir())
+}
+
 /// Finds out whether [`save`] can write there, before hours of training.
 pub fn check(path: &Path) -> Result<(), CheckpointError> {
     if path.to_str().is_none() {
         let cause = "its name is not UTF-8".to_owned();
         return Err(CheckpointError::Write { path: path.to_owned(), cause });
+    }
+    if !is_replaced(path) {
+        return Ok(());
     }
     let partial = partial(path);
     let tried = std::fs::File::create(&partial).and_then(|_| std::fs::remove_file(&partial));
@@ -97,7 +105,7 @@ fn read(tensor: &Tensor) -> (Vec<usize>, Vec<f32>) {
     (tensor.size().into_iter().map(|side| side as usize).collect(), values)
 }
 
-/// Writes every variable, those of the mean where there is one, and the state; the file is there whole or not at all.
+/// Writes every variable, those of the mean where there is one, and the state; a file is there whole or not at all.
 pub fn save(variables: &VarStore, mean: Option<&VarStore>, state: &State, path: &Path) -> Result<(), CheckpointError> {
     let failed = |cause: String| CheckpointError::Write { path: path.to_owned(), cause };
     let under = |prefix: &str, variables: &VarStore| -> Vec<_> {
@@ -108,13 +116,19 @@ pub fn save(variables: &VarStore, mean: Option<&VarStore>, state: &State, path: 
         None => under("", variables),
     };
     let state = serde_json::to_string(state).map_err(|error| failed(error.to_string()))?;
-    let (partial, metadata) = (partial(path), HashMap::from([(KEY.to_owned(), state)]));
+    let metadata = HashMap::from([(KEY.to_owned(), state)]);
     let views = variables.iter().map(|(name, (shape, values))| {
         let view = TensorView::new(Element::F32, shape.clone(), bytemuck::cast_slice(values));
         (name.as_str(), view.expect("as many values as its shape says"))
     });
-    safetensors::serialize_to_file(views, Some(metadata), &partial).map_err(|error| failed(error.to_string()))?;
-    std::fs::rename(&partial, path).map_err(|error| failed(error.to_string()))
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| failed(error.to_string()))?;
+    let partial = partial(path);
+    let written = if is_replaced(path) {
+        std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path))
+    } else {
+        std::fs::write(path, bytes)
+    };
+    written.map_err(|error| failed(error.to_string()))
 }
 
 /// Reads how far the training of a checkpoint is.
@@ -205,6 +219,26 @@ mod tests {
         assert_eq!((logits(&b), logits(&d)), (logits(&c), logits(&a)));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(matches!(check(&dir.path().join("none/model.safetensors")), Err(CheckpointError::Write { .. })));
+    }
+
+    #[test]
+    fn a_pipe_is_written_to_and_stays_a_pipe() {
+        use std::os::unix::fs::FileTypeExt;
+        let _random = super::super::torch_random();
+        let dir = tempfile::tempdir().unwrap();
+        let [file, pipe] = ["file", "pipe"].map(|name| dir.path().join(name));
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+        let variables = VarStore::new(Device::Cpu);
+        let _cnn = Cnn::new(&variables, 10);
+        save(&variables, None, &far(), &file).unwrap();
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || std::fs::read(pipe)
+        });
+        check(&pipe).unwrap();
+        save(&variables, None, &far(), &pipe).unwrap();
+        assert!(pipe.metadata().unwrap().file_type().is_fifo());
+        assert_eq!(reader.join().unwrap().unwrap(), std::fs::read(&file).unwrap());
     }
 
     #[test]

@@ -27,8 +27,12 @@ fn a_pipe_is_written_to_and_stays_a_pipe() {
         let pipe = pipe.clone();
         move || std::fs::read(pipe)
     });
-    let status =
-        mixd().args(["replay", "--batch-size=4", "--out"]).arg(&pipe).arg("--data").arg(sample_data()).status();
+    let status = mixd()
+        .args(["replay", "--epoch=0", "--batch=0", "--batch-size=4", "--out"])
+        .arg(&pipe)
+        .arg("--data")
+        .arg(sample_data())
+        .status();
     assert!(status.unwrap().success());
     assert!(pipe.metadata().unwrap().file_type().is_fifo());
     let bytes = reader.join().unwrap().unwrap();

@@ -78,7 +78,7 @@ fn partial(path: &Path) -> PathBuf {
     partial.into()
 }
 
-/// Whether a file is put in the place of what is there; a pipe and a device are written to instead.
+/// Whether saving replaces `path`, as it does a file; a pipe or a device is written to in place.
 fn is_replaced(path: &Path) -> bool {
     path.metadata().map_or(true, |there| there.is_file() || there.is_dir())
 }

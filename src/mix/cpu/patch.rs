@@ -178,7 +178,7 @@ impl Terms<'_> {
         }
     }
 
-    /// Writes `weight`·z to the parts of the line that an erasure's boxes cover, and tells `covered` of each.
+    /// Writes `weight`·z to the parts of the line that an erasure's boxes cover, and calls `covered` with each span.
     #[inline(always)]
     fn overlay(&self, erasure: &Erasure, weight: f32, terms: &mut [f32], mut covered: impl FnMut(Range<usize>)) {
         let (size, Place { channel, y, columns }) = (self.format.image_size, self.place);

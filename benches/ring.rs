@@ -17,21 +17,16 @@ struct Ends {
     writer: RingWriter,
     reader: RingReader,
     batch: (Head, OwnedColumns),
-    _dir: tempfile::TempDir,
 }
 
 fn ends() -> Ends {
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let spec = FeedSpec::train();
-    let (writer, handle) = {
-        let (dir, format) = (dir.path().join("ring"), spec.format());
-        ring::create(&dir, &format, spec.batch_size, spec.slots, Pace::PRIVATE).unwrap()
-    };
+    let (writer, handle) = ring::create(&spec.format(), spec.batch_size, spec.slots, Pace::PRIVATE).unwrap();
     let (_, cursor) = handle.add_reader(Some).unwrap();
-    let reader = RingReader::open(&handle.data_path(), &cursor, std::sync::Arc::new(())).unwrap();
+    let reader = RingReader::open(handle.data(), cursor, std::sync::Arc::new(())).unwrap();
     let (plan, mut columns) = (Sampler::new(spec, 6_400).unwrap().epoch(0).plan(0), OwnedColumns::default());
     plan.fill(&mut columns, |_| 0, |_| CropBox::default());
-    Ends { writer, reader, batch: (plan.head(), columns), _dir: dir }
+    Ends { writer, reader, batch: (plan.head(), columns) }
 }
 
 fn publish(writer: &mut RingWriter, (head, columns): &(Head, OwnedColumns)) {
@@ -46,7 +41,7 @@ fn ring(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("ring");
     group.sample_size(20);
     group.bench_function("in turn", |bencher| {
-        let Ends { mut writer, mut reader, batch, _dir } = ends();
+        let Ends { mut writer, mut reader, batch } = ends();
         bencher.iter(|| {
             publish(&mut writer, &batch);
             take(&mut reader);
@@ -54,7 +49,7 @@ fn ring(criterion: &mut Criterion) {
     });
     group.bench_function("two threads", |bencher| {
         bencher.iter_custom(|batches| {
-            let Ends { mut writer, mut reader, batch, _dir } = ends();
+            let Ends { mut writer, mut reader, batch } = ends();
             let start = Instant::now();
             std::thread::scope(|scope| {
                 scope.spawn(|| (0..batches).for_each(|_| publish(&mut writer, &batch)));

@@ -25,6 +25,8 @@ pub mod status;
 #[doc(hidden)]
 pub mod sync;
 #[doc(hidden)]
+pub mod usage;
+#[doc(hidden)]
 pub mod ring;
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
@@ -66,9 +68,6 @@ pub mod mix;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
 pub mod stats;
-#[cfg(feature = "daemon")]
-#[doc(hidden)]
-pub mod usage;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
 pub mod pipeline;

@@ -57,9 +57,8 @@ fn per_batch(recipe: &str, cache_bytes: u64, batch_size: u32) -> f64 {
     let pipeline = Pipeline::start(mixd::source::open(data, None, &mut |_| {}).unwrap(), options).unwrap();
     let spec = recipe.parse::<Recipe>().unwrap().feed(Split::Train);
     let spec = FeedSpec { batch_size, image_size: ImageSize::square(48), ..spec };
-    let dir = tempfile::tempdir().unwrap();
-    let (feed, seat) = pipeline.open(spec, Place::default(), &dir.path().join("ring"), false).unwrap();
-    let mut reader = RingReader::open(&feed.ring().data_path(), &seat.cursor_path, std::sync::Arc::new(())).unwrap();
+    let (feed, seat) = pipeline.open(spec, Place::default(), false).unwrap();
+    let mut reader = RingReader::open(feed.ring().data(), seat.cursor, std::sync::Arc::new(())).unwrap();
     let mut read = |batches: u64| {
         for _ in 0..batches {
             assert!(matches!(reader.next_batch(|| false).unwrap(), Next::Batch(_)));

@@ -11,6 +11,7 @@ mod recipe;
 mod replay;
 mod rows;
 mod serve;
+mod signals;
 mod status;
 mod stop;
 mod train;

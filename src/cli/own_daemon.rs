@@ -49,7 +49,9 @@ impl OwnDaemon {
         let mut child = command.spawn().context("cannot start the daemon")?;
         let stdout = child.stdout.take().expect("piped");
         let child = Arc::new(Mutex::new(child));
-        let (mut signals, ended) = (Signals::new(ENDING)?, Arc::clone(&child));
+        // What this process was started to ignore stays ignored.
+        let ending = ENDING.into_iter().filter(|&signal| !super::signals::is_ignored(signal));
+        let (mut signals, ended) = (Signals::new(ending)?, Arc::clone(&child));
         std::thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
                 // Held to the end: the main thread, which loses its feeds now, waits for it before it reports that.

@@ -1,22 +1,25 @@
 //! `mixd serve`: the daemon.
 
 use super::options::{DataArgs, PipelineArgs, SocketArgs};
-use crate::control::{Daemon, Home, serve, serve_metrics};
+use crate::control::{Daemon, Home, Owners, SocketError, serve, serve_metrics};
 use crate::pipeline::Pipeline;
 use crate::spec::RecipeChoice;
 use crate::types::Split;
 use anyhow::Context;
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How long a job's daemon waits for one that the job had before, and that is ending.
+const HANDOVER_MAX: Duration = Duration::from_secs(10);
+const HANDOVER_PAUSE: Duration = Duration::from_millis(20);
 
 /// Serve a data set to trainers on this machine.
 #[derive(Debug, Args)]
@@ -30,15 +33,15 @@ pub struct Serve {
     /// Recipe of feeds that name none: a name that `mixd recipe` lists, or a .toml file [default: lesson].
     #[arg(long, env = "MIXD_RECIPE", value_name = "NAME|FILE.toml")]
     recipe: Option<RecipeChoice>,
-    /// The tmpfs for batches.
-    #[arg(long, env = "MIXD_SHM_DIR", default_value = "/dev/shm")]
-    shm_dir: PathBuf,
     /// Also answer HTTP requests here with figures for Prometheus, e.g. 127.0.0.1:9465.
     #[arg(long, env = "MIXD_METRICS", value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
     /// End when standard input ends: for a daemon that belongs to one process.
     #[arg(long, hide = true)]
     until_eof: bool,
+    /// With --until-eof: seconds for which a daemon whose owners have died waits for others, while their launcher runs.
+    #[arg(long, hide = true, default_value_t = 0.0, value_name = "SECONDS")]
+    linger: f64,
 }
 
 impl Serve {
@@ -54,12 +57,21 @@ impl Serve {
         // From here on signals wait for their turn, so that whatever is made is removed again.
         let stop = {
             let _context = runtime.enter();
-            stop_signal(self.until_eof)?
+            stop_signal()?
         };
         raise_descriptor_limit();
-        let home = Home::take(&self.socket.path(), &self.shm_dir)?;
+        let owners = Owners::new();
+        let linger = Duration::try_from_secs_f64(self.linger).context("--linger is a number of seconds")?;
+        if self.until_eof {
+            owners.add_stdin();
+        }
+        let home = take_home(&self.socket.path(), if linger.is_zero() { Duration::ZERO } else { HANDOVER_MAX })?;
         let served = runtime.block_on(async {
             let mut stop = std::pin::pin!(stop);
+            let gone = async |linger| {
+                if self.until_eof { owners.gone(linger).await } else { std::future::pending().await }
+                "the process that the daemon belongs to has ended"
+            };
             let (data, options) = (self.data, options);
             let start = tokio::task::spawn_blocking(move || {
                 let source = data.open()?;
@@ -68,11 +80,13 @@ impl Serve {
             let pipeline = tokio::select! {
                 pipeline = start => pipeline.context("the start failed")??,
                 _ = &mut stop => return Ok(()),
+                // Others cannot have joined yet: the next of them starts another.
+                _ = gone(Duration::ZERO) => return Ok(()),
             };
             let source = pipeline.source();
             let (train, val) = (source.len(Split::Train), source.len(Split::Val));
             let what = format!("{} ({train} train, {val} val, {} classes)", source.location(), source.classes().len());
-            let daemon = Arc::new(Daemon::new(pipeline, home.shm_dir().to_owned(), recipe.as_ref()));
+            let daemon = Arc::new(Daemon::new(pipeline, recipe.as_ref()));
             let listener = UnixListener::bind(home.socket())
                 .with_context(|| format!("cannot listen on {}", home.socket().display()))?;
             std::fs::set_permissions(home.socket(), PermissionsExt::from_mode(0o600))?;
@@ -85,11 +99,28 @@ impl Serve {
             // The one line on standard output: who started us may wait for it, or may have closed it.
             let line = format!("mixd: serving {what} on {} (pid {})", home.socket().display(), std::process::id());
             let _ = writeln!(std::io::stdout(), "{line}");
-            serve(listener, daemon, stop).await.context("the control plane failed")
+            let stop = async {
+                tokio::select! {
+                    reason = stop => reason,
+                    reason = gone(linger) => reason,
+                }
+            };
+            serve(listener, daemon, owners.clone(), stop).await.context("the control plane failed")
         });
         runtime.shutdown_timeout(Duration::from_secs(1));
         drop(home);
         served
+    }
+}
+
+/// Takes the daemon's places, and waits for a daemon that is about to leave them.
+fn take_home(socket: &Path, patience: Duration) -> Result<Home, SocketError> {
+    let since = Instant::now();
+    loop {
+        match Home::take(socket) {
+            Err(SocketError::Occupied { .. }) if since.elapsed() < patience => std::thread::sleep(HANDOVER_PAUSE),
+            taken => return taken,
+        }
     }
 }
 
@@ -99,28 +130,25 @@ fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// Resolves to the reason for which the daemon is to stop.
-fn stop_signal(until_eof: bool) -> anyhow::Result<impl Future<Output = &'static str>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let (ended, end) = oneshot::channel::<()>();
-    if until_eof {
-        // A plain thread, since a blocked read of standard input would hold up the runtime's end.
-        std::thread::spawn(move || {
-            let mut sink = [0; 64];
-            while std::io::stdin().read(&mut sink).is_ok_and(|bytes| bytes > 0) {}
-            drop(ended);
-        });
-    } else {
-        std::mem::forget(ended);
-    }
+/// Resolves to the signal for which the daemon is to stop. Those that it was started to ignore, by nohup or by a shell that started it in the
+/// background, stay ignored.
+fn stop_signal() -> anyhow::Result<impl Future<Output = &'static str>> {
+    let listen = |kind: SignalKind| {
+        let is_ignored = super::signals::is_ignored(kind.as_raw_value());
+        (!is_ignored).then(|| signal(kind)).transpose()
+    };
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut hangup = listen(SignalKind::hangup())?;
+    let next = async |signal: &mut Option<Signal>| match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    };
     Ok(async move {
         tokio::select! {
-            _ = terminate.recv() => "the daemon was stopped (SIGTERM)",
-            _ = interrupt.recv() => "the daemon was stopped (Ctrl-C)",
-            _ = hangup.recv() => "the daemon was stopped (its terminal was closed)",
-            _ = end => "the process that the daemon belongs to has ended",
+            () = next(&mut terminate) => "the daemon was stopped (SIGTERM)",
+            () = next(&mut interrupt) => "the daemon was stopped (Ctrl-C)",
+            () = next(&mut hangup) => "the daemon was stopped (its terminal was closed)",
         }
     })
 }

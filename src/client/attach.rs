@@ -7,8 +7,8 @@ use super::{Batch, ClientError};
 use crate::ring::{Eviction, GiveUp, Next, RingError, RingReader};
 use crate::spec::FeedSpec;
 use crate::types::{Class, Place, Start};
-use crate::wire::{AttachRequest, Attached, Former};
-use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
+use crate::wire::{AttachRequest, Attached, Former, take_seat};
+use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -209,25 +209,24 @@ impl Attachment {
         let attached = inbound.message().await.map_err(refused)?;
         let attached = attached.ok_or_else(|| ClientError::DaemonGone(self.socket.clone()))?;
         let (session, closed) = oneshot::channel::<()>();
-        let (data, cursor) = (&attached.data_path, &attached.cursor_path);
-        let slots = |bytes, slots| match (&self.device, &attached.slots_path) {
-            (Some(device), Some(path)) => device.slots(path, bytes, slots),
+        let gone = || ClientError::DaemonGone(self.socket.clone());
+        // Asked of whichever daemon has the socket now: another one does not know this seat.
+        let memory = take_seat(&self.socket, attached.seat).await.map_err(|source| match source.kind() {
+            NotFound | ConnectionRefused | ConnectionReset | BrokenPipe => gone(),
+            _ => RingError::Io { action: "take the feed's memory from the daemon", source }.into(),
+        })?;
+        let memory = memory.ok_or_else(gone)?;
+        let slots = |bytes, slots| match (&self.device, &memory.slots) {
+            (Some(device), Some((memory, found))) => device.slots(memory, *found, bytes, slots),
             _ => Err(RingError::NoDevice),
         };
-        let reader = RingReader::open_on_device(data, cursor, session, slots)?;
+        let reader = RingReader::open_on_device(memory.data, memory.cursor, session, slots)?;
         Ok((Stream { outbound, inbound, attached, ring: reader.give_up_handle(), closed }, reader))
     }
 }
 
 fn is_daemon_gone(error: &ClientError) -> bool {
-    match error {
-        ClientError::NoDaemon { .. } | ClientError::DaemonGone(_) => true,
-        // It was killed after its answer, and the next has tidied its ring away.
-        ClientError::Ring(RingError::Io { source, .. }) => {
-            matches!(source.kind(), NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | UnexpectedEof)
-        }
-        _ => false,
-    }
+    matches!(error, ClientError::NoDaemon { .. } | ClientError::DaemonGone(_))
 }
 
 impl Feed {

@@ -3,7 +3,7 @@
 use super::ClientError;
 use crate::ring::{DeviceSlots, RingError};
 use crate::types::Device;
-use std::path::Path;
+use std::fs::File;
 
 /// An open device.
 #[derive(Clone)]
@@ -40,19 +40,25 @@ impl OpenDevice {
         Vec::new()
     }
 
-    /// Opens the images of a ring's slots.
+    /// Opens the images of a ring's slots in the device memory, of `found` bytes, that the daemon has handed out.
     ///
     /// # Errors
-    /// When the daemon does not hand them out, or the device refuses them.
-    pub fn slots(&self, path: &Path, bytes: usize, slots: u32) -> Result<Box<dyn DeviceSlots>, RingError> {
+    /// When the device refuses it.
+    pub fn slots(
+        &self,
+        memory: &File,
+        found: u64,
+        bytes: usize,
+        slots: u32,
+    ) -> Result<Box<dyn DeviceSlots>, RingError> {
         #[cfg(feature = "cuda")]
         {
             let gpu = std::sync::Arc::clone(&self.gpu);
-            Ok(Box::new(crate::cuda::ReaderSlots::open(gpu, path, bytes, slots)?))
+            Ok(Box::new(crate::cuda::ReaderSlots::open(gpu, memory, found, bytes, slots)?))
         }
         #[cfg(not(feature = "cuda"))]
         {
-            let _ = (path, bytes, slots);
+            let _ = (memory, found, bytes, slots);
             Err(RingError::NoDevice)
         }
     }

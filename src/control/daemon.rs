@@ -6,9 +6,8 @@ use crate::spec::{Difference, FeedSpec, Recipe, ShareName};
 use crate::stats::{Stage, StageReading};
 use crate::status::{self, Status};
 use crate::types::{Place, Split};
-use crate::wire::{AttachRequest, Attached, Former};
+use crate::wire::{AttachRequest, Attached, Former, SeatMemory, SeatToken};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -33,6 +32,8 @@ pub struct Ticket {
     pub reader: ReaderId,
     /// Whether the feed waits for other trainers ([`Daemon::release_hold`]).
     pub holds: bool,
+    /// For which it fetches its memory.
+    token: SeatToken,
 }
 
 /// Why a trainer was not attached.
@@ -75,7 +76,8 @@ pub struct Daemon {
     // Declared, and so dropped, before the pipeline: feeds hold on to its decoders.
     feeds: Mutex<BTreeMap<u64, Open>>,
     pipeline: Pipeline,
-    shm_dir: PathBuf,
+    /// What trainers are still to fetch.
+    seats: Mutex<BTreeMap<SeatToken, SeatMemory>>,
     /// Of feeds that name none, as TOML.
     recipe: Option<String>,
     next_feed: AtomicU64,
@@ -87,12 +89,12 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// A daemon whose rings lie in `shm_dir`; clients take `recipe` for feeds that name none.
-    pub fn new(pipeline: Pipeline, shm_dir: PathBuf, recipe: Option<&Recipe>) -> Self {
+    /// A daemon without feeds; clients take `recipe` for feeds that name none.
+    pub fn new(pipeline: Pipeline, recipe: Option<&Recipe>) -> Self {
         Self {
             feeds: Mutex::default(),
             pipeline,
-            shm_dir,
+            seats: Mutex::default(),
             recipe: recipe.map(Recipe::to_toml),
             next_feed: AtomicU64::new(1),
             opening: Mutex::default(),
@@ -157,7 +159,7 @@ impl Daemon {
         let id = self.next_feed.fetch_add(1, Ordering::Relaxed);
         let origin = former.map_or_else(|| spec.start.of_a_new_feed(), |former| former.next);
         let hold = former.is_some_and(|former| former.trainers > 1);
-        let (feed, seat) = self.pipeline.open(spec, origin, &self.shm_dir.join(id.to_string()), hold)?;
+        let (feed, seat) = self.pipeline.open(spec, origin, hold)?;
         let mut feeds = self.open_feeds();
         // Looked at here, where `drain` either comes before or finds the feed in the list.
         if *self.draining.borrow() {
@@ -171,7 +173,7 @@ impl Daemon {
         Ok(attached)
     }
 
-    /// Enters a trainer, and tells it where everything lies.
+    /// Enters a trainer, and keeps the memory of its seat for it.
     fn seat(&self, id: u64, open: &mut Open, seat: Seat, pid: u32) -> (Ticket, Attached) {
         let Open { feed, spec, trainers, former } = open;
         trainers.insert(seat.reader, pid);
@@ -179,12 +181,13 @@ impl Daemon {
         if !holds {
             feed.release_hold();
         }
+        let token = random_token();
+        let memory = SeatMemory { data: feed.ring().data(), cursor: seat.cursor, slots: feed.slots() };
+        self.seats().insert(token, memory);
         let source = self.pipeline.source();
         let attached = Attached {
             feed_id: id,
-            data_path: feed.ring().data_path(),
-            cursor_path: seat.cursor_path,
-            slots_path: feed.slots_path().map(Into::into),
+            seat: token,
             batches: feed.batches(),
             samples: source.len(spec.split),
             classes: source.classes().to_vec(),
@@ -196,7 +199,16 @@ impl Daemon {
         };
         let share = spec.share.map(|share| tracing::field::display(share.name));
         tracing::info!(feed = id, share, pid, split = %spec.split, batch_size = spec.batch_size, "trainer attached");
-        (Ticket { feed: id, reader: seat.reader, holds }, attached)
+        (Ticket { feed: id, reader: seat.reader, holds, token }, attached)
+    }
+
+    fn seats(&self) -> MutexGuard<'_, BTreeMap<SeatToken, SeatMemory>> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The memory of a seat, for the one who knows its token; once.
+    pub fn take_seat(&self, token: SeatToken) -> Option<SeatMemory> {
+        self.seats().remove(&token)
     }
 
     /// Has a feed go on without the trainers that it waits for.
@@ -208,6 +220,7 @@ impl Daemon {
 
     /// Takes a trainer's seat: its leases are free. The last one's feed is closed; blocks until its threads have ended.
     pub fn detach(&self, ticket: Ticket) {
+        self.seats().remove(&ticket.token);
         let mut feeds = self.open_feeds();
         let Some(open) = feeds.get_mut(&ticket.feed) else { return };
         let Some(pid) = open.trainers.remove(&ticket.reader) else { return };
@@ -318,6 +331,14 @@ impl Daemon {
             classes: self.pipeline.source().classes().to_vec(),
         }
     }
+}
+
+fn random_token() -> SeatToken {
+    let mut token = [0; 16];
+    // Blocks only while a machine boots; short only where a signal comes meanwhile, and that not below 256 bytes.
+    let filled = rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty());
+    assert!(filled == Ok(token.len()), "the system has no random bytes: {filled:?}");
+    SeatToken(token)
 }
 
 fn store(entry: &StoreEntry) -> status::Store {

@@ -1,6 +1,8 @@
 //! The service on the socket: one method a call, one task a trainer.
 
+use super::connections::{DESCRIPTOR_PAUSE, accept};
 use super::daemon::{AttachError, Daemon};
+use super::owners::Owners;
 #[cfg(feature = "cuda")]
 use crate::cuda::CudaError;
 #[cfg(feature = "cuda")]
@@ -21,16 +23,13 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, mpsc};
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status, Streaming};
 
 /// How long readers may take to read what is published once the daemon goes down.
 const GRACE: Duration = Duration::from_secs(3);
-
-/// How often what takes a file descriptor is tried again where there is none.
-pub(super) const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a shared feed that is opened again keeps its first batches for the trainers that it had.
 const RETURN_TIME: Duration = Duration::from_secs(10);
@@ -42,18 +41,15 @@ const RETURN_TIME: Duration = Duration::from_secs(10);
 pub async fn serve(
     listener: UnixListener,
     daemon: Arc<Daemon>,
+    owners: Owners,
     stop: impl Future<Output = &'static str>,
 ) -> Result<(), tonic::transport::Error> {
     let asked = Arc::new(Notify::new());
     let service = Service { daemon: Arc::clone(&daemon), asked: Arc::clone(&asked) };
     let service = ControlServer::with_interceptor(service, same_user);
-    // Of a connection for which there is no descriptor the listener tells again and again until there is one.
-    let incoming = UnixListenerStream::new(listener).then(async |accepted| {
-        if accepted.is_err() {
-            tokio::time::sleep(DESCRIPTOR_PAUSE).await;
-        }
-        accepted
-    });
+    let (grpc, connections) = mpsc::channel(1);
+    let accepting = accept(listener, grpc, Arc::clone(&daemon), owners);
+    let incoming = ReceiverStream::new(connections);
     let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming);
     let shutdown = async {
         let reason = tokio::select! {
@@ -69,6 +65,7 @@ pub async fn serve(
     // Open connections end with the process: trainers have either left or had their time.
     tokio::select! {
         served = server => served,
+        () = accepting => Ok(()),
         () = shutdown => Ok(()),
     }
 }
@@ -133,7 +130,7 @@ fn refusal(error: &AttachError) -> Refusal {
             OpenError::Mix(error) if error.is_out_of_memory() => Reason::NoRoom { need: None, free: None },
             OpenError::Mix(_) => Reason::Device,
             OpenError::Memory(_) => Reason::NoRoom { need: None, free: None },
-            OpenError::Ring(RingError::NoSpace { need, free, .. }) => room(need, free),
+            OpenError::Ring(RingError::NoMemory { need, free }) => room(need, free),
             OpenError::Ring(RingError::TooManyReaders(_) | RingError::TooFewSlots { .. }) => Reason::TooManyTrainers,
             OpenError::CacheFile(FileError::NoSpace { need, free, .. }) => room(need, free),
             OpenError::Ring(_) | OpenError::CacheFile(_) => Reason::System,

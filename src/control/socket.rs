@@ -1,10 +1,10 @@
-//! Where a daemon lives: its socket, its lock and its folder on tmpfs, of which it is the only owner.
+//! Where a daemon lives: its socket and its lock, of which it is the only owner.
 
 use crate::wire::default_socket;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ pub enum SocketError {
         socket: PathBuf,
     },
     /// A folder belongs to somebody else or is open to others.
-    #[error("{} is not a folder that only this user can change (remove it, or name another --socket or --shm-dir)", .0.display())]
+    #[error("{} is not a folder that only this user can change (remove it, or name another --socket)", .0.display())]
     NotPrivate(PathBuf),
     /// What lies where the socket or its lock should is no daemon's.
     #[error("{} is there, and is not what a daemon left (remove it, or name another --socket)", .0.display())]
@@ -54,19 +54,16 @@ const LOCK_BYTES_MAX: u64 = 32;
 pub struct Home {
     socket: PathBuf,
     lock_path: PathBuf,
-    user_dir: PathBuf,
-    shm_dir: PathBuf,
-    /// Held for their locks, on the socket and on the folder.
-    locks: [File; 2],
+    /// Held for its lock.
+    lock: File,
 }
 
 impl Home {
-    /// Takes the places for `socket` and a folder of its own in `shm_root`; removes what dead daemons left in either, and beside the
-    /// default socket, where each daemon that belongs to a process has a socket of another name.
+    /// Takes the places for `socket`; removes what a dead daemon left there, and dead daemons beside the default socket, where each daemon that belongs to a process has a socket of another name.
     ///
     /// # Errors
     /// When another daemon serves there, naming its pid, or a folder is not private.
-    pub fn take(socket: &Path, shm_root: &Path) -> Result<Self, SocketError> {
+    pub fn take(socket: &Path) -> Result<Self, SocketError> {
         let dir = match socket.parent() {
             Some(dir) if !dir.as_os_str().is_empty() => dir,
             _ => Path::new("."),
@@ -82,51 +79,40 @@ impl Home {
         if std::fs::symlink_metadata(&socket).is_ok_and(|there| !there.file_type().is_socket()) {
             return Err(SocketError::Foreign(socket));
         }
-        let lock_path = socket.with_extension("lock");
-        let user_dir = shm_root.join(format!("mixd-{}", uid()));
-        let _guard = lock_user_dir(&user_dir)?;
-        // Trainers have working directories of their own.
-        let user_dir = user_dir.canonicalize().map_err(io_error("find", &user_dir))?;
-        let lock = lock_socket(&lock_path, &socket).inspect_err(|_| {
-            // Where no other daemon has it.
-            let _ = std::fs::remove_dir(&user_dir);
-        })?;
+        let lock_path = lock_path(&socket);
+        let lock = lock_socket(&lock_path, &socket)?;
         remove(&socket, std::fs::remove_file)?;
         if default_socket().parent().and_then(|home| home.canonicalize().ok()).is_some_and(|home| home == dir) {
             sweep(&dir);
         }
-        let (shm_dir, shm_lock) = take_shm_dir(&user_dir)?;
-        Ok(Self { socket, lock_path, user_dir, shm_dir, locks: [lock, shm_lock] })
+        Ok(Self { socket, lock_path, lock })
     }
 
     /// The socket's path.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
-
-    /// The folder for rings.
-    pub fn shm_dir(&self) -> &Path {
-        &self.shm_dir
-    }
 }
 
 impl Drop for Home {
     fn drop(&mut self) {
         // Who cleans temporary folders may have removed it: then what lies here is the next daemon's, if there is one.
-        let is_ours = is_still_at(&self.locks[0], &self.lock_path) || !self.lock_path.exists();
+        let is_ours = is_still_at(&self.lock, &self.lock_path) || !self.lock_path.exists();
         if is_ours {
             let _ = std::fs::remove_file(&self.socket);
-        }
-        if let Ok(_guard) = lock_user_dir(&self.user_dir) {
-            let _ = std::fs::remove_dir_all(&self.shm_dir);
-            // Fails while other daemons of this user have theirs there.
-            let _ = std::fs::remove_dir(&self.user_dir);
         }
         // Last, and while still locked: whoever opened it before this looks whether it is still there.
         if is_ours {
             let _ = std::fs::remove_file(&self.lock_path);
         }
     }
+}
+
+/// Where a socket's lock is: beside it, and no other socket's.
+fn lock_path(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    path.into()
 }
 
 fn remove(path: &Path, how: fn(PathBuf) -> io::Result<()>) -> Result<(), SocketError> {
@@ -201,57 +187,13 @@ fn sweep(dir: &Path) {
         let Ok(lock) = OpenOptions::new().read(true).custom_flags(careful).open(&path) else { continue };
         let is_dead = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() && is_still_at(&lock, &path);
         if is_dead && is_a_daemons(&lock).unwrap_or(false) {
-            let socket = path.with_extension("sock");
+            let socket = path.with_extension("");
             if std::fs::symlink_metadata(&socket).is_ok_and(|there| there.file_type().is_socket()) {
                 let _ = std::fs::remove_file(socket);
             }
             let _ = std::fs::remove_file(path);
         }
     }
-}
-
-/// Locks this user's folder on the tmpfs, in which each daemon has one, against other daemons that start or end.
-fn lock_user_dir(user_dir: &Path) -> Result<File, SocketError> {
-    loop {
-        DirBuilder::new().recursive(true).mode(0o700).create(user_dir).map_err(io_error("create", user_dir))?;
-        let meta = std::fs::symlink_metadata(user_dir).map_err(io_error("look at", user_dir))?;
-        if !meta.is_dir() || meta.uid() != uid() || meta.permissions().mode() & 0o077 != 0 {
-            return Err(SocketError::NotPrivate(user_dir.to_owned()));
-        }
-        let dir = match File::open(user_dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            dir => dir.map_err(io_error("open", user_dir))?,
-        };
-        flock(&dir, FlockOperation::LockExclusive).map_err(|errno| io_error("lock", user_dir)(errno.into()))?;
-        if is_still_at(&dir, user_dir) {
-            return Ok(dir);
-        }
-    }
-}
-
-/// Removes the folders of dead daemons, whatever their sockets were, and makes one for us; its `lock` says that we live.
-fn take_shm_dir(user_dir: &Path) -> Result<(PathBuf, File), SocketError> {
-    for entry in std::fs::read_dir(user_dir).map_err(io_error("read", user_dir))?.flatten() {
-        let lock = File::open(entry.path().join("lock"));
-        if lock.map_or(true, |lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()) {
-            remove(&entry.path(), std::fs::remove_dir_all)?;
-        }
-    }
-    // Process ids are not unique where containers share a tmpfs.
-    for nth in 0_u32.. {
-        let shm_dir = user_dir.join(format!("{}-{nth}", std::process::id()));
-        match DirBuilder::new().mode(0o700).create(&shm_dir) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            made => {
-                made.map_err(io_error("create", &shm_dir))?;
-                let lock = open_lock(&shm_dir.join("lock")).map_err(io_error("lock", &shm_dir))?;
-                flock(&lock, FlockOperation::LockExclusive)
-                    .map_err(|errno| io_error("lock", &shm_dir)(errno.into()))?;
-                return Ok((shm_dir, lock));
-            }
-        }
-    }
-    unreachable!("a folder has fewer entries")
 }
 
 #[cfg(test)]
@@ -262,30 +204,27 @@ mod tests {
     fn a_second_daemon_is_refused_naming_the_first_ones_pid() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("a/mixd.sock");
-        let first = Home::take(&socket, dir.path()).unwrap();
-        let error = Home::take(&socket, dir.path()).unwrap_err();
+        let first = Home::take(&socket).unwrap();
+        let error = Home::take(&socket).unwrap_err();
         assert!(
             matches!(&error, SocketError::Occupied { pid, .. } if *pid == std::process::id().to_string()),
             "{error}"
         );
         drop(first);
-        Home::take(&socket, dir.path()).unwrap();
+        Home::take(&socket).unwrap();
     }
 
     #[test]
-    fn what_dead_daemons_left_is_removed_and_what_live_ones_have_is_not() {
+    fn what_a_dead_daemon_left_is_removed_and_what_live_ones_have_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("mixd.sock");
-        let other = Home::take(&dir.path().join("other.sock"), dir.path()).unwrap();
-        let dead = other.user_dir.join("1-0");
-        std::fs::create_dir_all(dead.join("1")).unwrap();
-        for left in [&dead.join("1/data"), &dead.join("lock")] {
-            std::fs::write(left, "old").unwrap();
-        }
+        // Names that differ after a dot only.
+        let [socket, other] = ["node.0", "node.1"].map(|name| dir.path().join(name));
+        let other = Home::take(&other).unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(other.socket()).unwrap();
         drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
-        let home = Home::take(&socket, dir.path()).unwrap();
-        assert!(!dead.exists() && !socket.exists());
-        assert!(other.shm_dir().is_dir() && home.shm_dir().is_dir() && home.shm_dir() != other.shm_dir());
+        std::fs::write(dir.path().join("node.0.lock"), "1\n").unwrap();
+        let home = Home::take(&socket).unwrap();
+        assert!(!socket.exists() && other.socket().exists());
         drop((home, other));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
@@ -295,8 +234,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("precious");
         std::fs::write(&target, "precious").unwrap();
-        std::os::unix::fs::symlink(&target, dir.path().join("mixd.lock")).unwrap();
-        let error = Home::take(&dir.path().join("mixd.sock"), dir.path()).unwrap_err();
+        std::os::unix::fs::symlink(&target, dir.path().join("mixd.sock.lock")).unwrap();
+        let error = Home::take(&dir.path().join("mixd.sock")).unwrap_err();
         assert!(matches!(error, SocketError::Io { action: "open", .. }));
         assert_eq!(std::fs::read_to_string(&target).unwrap(), "precious");
     }
@@ -308,8 +247,8 @@ mod tests {
         for path in [&socket, &lock] {
             std::fs::write(path, "[[package]]").unwrap();
         }
-        for (socket, path) in [(socket.clone(), &socket), (lock.with_extension("sock"), &lock)] {
-            let error = Home::take(&socket, dir.path()).unwrap_err();
+        for (socket, path) in [(socket.clone(), &socket), (lock.with_extension(""), &lock)] {
+            let error = Home::take(&socket).unwrap_err();
             assert!(matches!(&error, SocketError::Foreign(foreign) if foreign == path), "{error}");
             assert_eq!(std::fs::read_to_string(path).unwrap(), "[[package]]");
         }
@@ -317,7 +256,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&lock).unwrap(), "[[package]]");
         let agent = dir.path().join("agent.sock");
         let _listener = std::os::unix::net::UnixListener::bind(&agent).unwrap();
-        let error = Home::take(&agent, dir.path()).unwrap_err();
+        let error = Home::take(&agent).unwrap_err();
         assert!(matches!(&error, SocketError::Occupied { pid, .. } if pid == "?"), "{error}");
         assert!(agent.exists());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
@@ -327,24 +266,14 @@ mod tests {
     fn a_daemon_whose_lock_was_removed_leaves_the_next_ones_places_alone() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("mixd.sock");
-        let first = Home::take(&socket, dir.path()).unwrap();
-        std::fs::remove_file(dir.path().join("mixd.lock")).unwrap();
-        let second = Home::take(&socket, dir.path()).unwrap();
+        let first = Home::take(&socket).unwrap();
+        std::fs::remove_file(dir.path().join("mixd.sock.lock")).unwrap();
+        let second = Home::take(&socket).unwrap();
         let _listener = std::os::unix::net::UnixListener::bind(second.socket()).unwrap();
         drop(first);
-        assert!(socket.exists() && dir.path().join("mixd.lock").exists());
-        std::fs::remove_file(dir.path().join("mixd.lock")).unwrap();
+        assert!(socket.exists() && dir.path().join("mixd.sock.lock").exists());
+        std::fs::remove_file(dir.path().join("mixd.sock.lock")).unwrap();
         drop(second);
         assert!(!socket.exists());
-    }
-
-    #[test]
-    fn a_folder_that_others_can_open_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let open = dir.path().join(format!("mixd-{}", uid()));
-        std::fs::create_dir(&open).unwrap();
-        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let error = Home::take(&dir.path().join("mixd.sock"), dir.path()).unwrap_err();
-        assert!(matches!(error, SocketError::NotPrivate(path) if path == open));
     }
 }

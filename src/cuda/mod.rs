@@ -12,7 +12,7 @@ mod slots;
 pub use driver::{Context, DeviceMemory, Event, Pin, PinnedMemory, SharedMemory, Stream};
 pub use kernel::{KernelBoxes, KernelCopy, KernelPatch, KernelRow, Kernels};
 pub use slot_memory::SlotMemory;
-pub use slots::{ReaderSlots, SlotServer, WriterSlots, slot_stride};
+pub use slots::{ReaderSlots, WriterSlots, slot_stride};
 
 use crate::types::Device;
 use cudarc::driver::{DriverError, result, sys};

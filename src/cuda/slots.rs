@@ -1,29 +1,11 @@
-//! The images of a ring's slots in a device's memory, one allocation: the daemon takes it, and hands a descriptor of it to trainers over a
-//! socket beside the ring's files.
+//! The images of a ring's slots in a device's memory, one allocation: the daemon allocates it, and trainers open it by a descriptor.
 //!
-//! Whoever connects is sent the allocation's size, eight bytes, with the descriptor. CUDA keeps the memory until everybody has unmapped it, so
-//! that neither side's death takes it from the other.
+//! CUDA keeps the memory until everybody has unmapped it, so that neither side's death takes it from the other.
 
 use super::{CudaError, Event, Gpu, SharedMemory};
 use crate::ring::{ANY_STREAM, DeviceSlots, Mark, RingError};
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
-};
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
-
-/// How long a trainer waits for the daemon's few bytes.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
-
-/// How soon the daemon tries again when it cannot accept a trainer.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
 
 /// Bytes from one slot to the next where each has `bytes`: each begins as `cudaMalloc` and torch would have it.
 pub fn slot_stride(bytes: usize) -> usize {
@@ -63,53 +45,17 @@ impl WriterSlots {
         self.0.address(slot)
     }
 
-    /// Hands the memory out at `path`, until the server is dropped.
+    /// A descriptor by which a trainer opens the memory.
     ///
     /// # Errors
-    /// When there can be no socket or no thread, or the device does not export its memory.
-    pub fn serve(&self, path: &Path) -> io::Result<SlotServer> {
-        let Slots { memory, .. } = &self.0;
-        let descriptor = memory.export().map_err(io::Error::other)?;
-        let (listener, bytes) = (Arc::new(UnixListener::bind(path)?), memory.bytes() as u64);
-        let listening = Arc::clone(&listener);
-        let run = move || {
-            loop {
-                match listening.accept() {
-                    // So little never waits; and who breaks off has only itself to blame.
-                    Ok((stream, _)) => drop(send(&stream, bytes, &descriptor)),
-                    Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
-                    // The process has as many files open as it may, say.
-                    Err(_) => std::thread::sleep(ACCEPT_AGAIN),
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("mixd-slots".to_owned()).spawn(run)?;
-        Ok(SlotServer { listener, thread: Some(thread) })
+    /// When the device does not export it.
+    pub fn export(&self) -> Result<OwnedFd, CudaError> {
+        self.0.memory.export()
     }
-}
 
-fn send(stream: &UnixStream, bytes: u64, descriptor: &OwnedFd) -> io::Result<()> {
-    let (descriptors, bytes) = ([descriptor.as_fd()], bytes.to_le_bytes());
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
-    sendmsg(stream, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
-    Ok(())
-}
-
-/// The thread that hands slots out. Dropping it ends the thread.
-#[derive(Debug)]
-pub struct SlotServer {
-    listener: Arc<UnixListener>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Drop for SlotServer {
-    fn drop(&mut self) {
-        // From here on there is nothing to accept, which also wakes whoever waits for it.
-        if shutdown(&self.listener, Shutdown::Both).is_ok() {
-            let _ = self.thread.take().map(JoinHandle::join);
-        }
+    /// Bytes of the whole memory.
+    pub fn bytes(&self) -> u64 {
+        self.0.memory.bytes() as u64
     }
 }
 
@@ -121,38 +67,20 @@ pub struct ReaderSlots {
 }
 
 impl ReaderSlots {
-    /// Opens the slots of the daemon that answers at `path`: so many, of `bytes` bytes each.
+    /// Opens the memory of `found` bytes that the daemon has handed out: so many slots, of `bytes` bytes each.
     ///
     /// # Errors
-    /// When the daemon does not hand them out, or the device refuses them.
-    pub fn open(gpu: Arc<Gpu>, path: &Path, bytes: usize, slots: u32) -> Result<Self, RingError> {
-        let refused = |source| RingError::Io { action: "ask for the device's slots at", path: path.to_owned(), source };
-        let (descriptor, found) = receive(path).map_err(refused)?;
+    /// When it is smaller, or the device refuses it.
+    pub fn open(gpu: Arc<Gpu>, memory: &impl AsRawFd, found: u64, bytes: usize, slots: u32) -> Result<Self, RingError> {
         let stride = slot_stride(bytes);
-        let needed = stride * slots as usize;
+        let (found, needed) = (found as usize, stride * slots as usize);
         if found < needed {
             return Err(RingError::NoDeviceSlots(format!("they have {found} bytes where {needed} are needed")));
         }
-        let opened = SharedMemory::import(gpu.context(), &descriptor, found);
+        let opened = SharedMemory::import(gpu.context(), memory, found);
         let memory = opened.map_err(|error| RingError::NoDeviceSlots(error.to_string()))?;
         Ok(Self { gpu, slots: Slots { memory, stride } })
     }
-}
-
-fn receive(path: &Path) -> io::Result<(OwnedFd, usize)> {
-    let stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(ANSWER_MAX))?;
-    let (mut bytes, mut space) = ([0; 8], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))]);
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL;
-    let received = recvmsg(&stream, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags)?;
-    let whole = received.bytes == bytes.len() && !received.flags.contains(ReturnFlags::CTRUNC);
-    let descriptor = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    let descriptor = descriptor.filter(|_| whole).ok_or(io::ErrorKind::UnexpectedEof)?;
-    Ok((descriptor, u64::from_le_bytes(bytes) as usize))
 }
 
 impl DeviceSlots for ReaderSlots {

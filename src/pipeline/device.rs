@@ -92,9 +92,7 @@ mod without_cuda {
     use crate::mix::{MixError, Mixer};
     use crate::spec::FeedSpec;
     use crate::types::Device;
-    use std::convert::Infallible;
-    use std::io;
-    use std::path::Path;
+    use std::os::fd::OwnedFd;
 
     /// There are none.
     #[derive(Clone, Copy)]
@@ -102,7 +100,12 @@ mod without_cuda {
 
     impl Slots {
         /// Never called.
-        pub fn serve(&self, _: &Path) -> io::Result<Infallible> {
+        pub fn export(&self) -> Result<OwnedFd, MixError> {
+            match *self {}
+        }
+
+        /// Never called.
+        pub fn bytes(&self) -> u64 {
             match *self {}
         }
     }

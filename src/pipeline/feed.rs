@@ -4,12 +4,13 @@ use super::device::Slots;
 use super::mix_stage::MixStage;
 use super::plan_stage::PlanStage;
 use super::{BATCHES_AHEAD, OpenError, Shared};
+use crate::mix::MixError;
 use crate::plan::Sampler;
 use crate::ring::{self, Pace, ReaderId, RingError, RingHandle};
 use crate::spec::Delivery;
 use crate::types::{Place, Start};
 use crossbeam_channel::bounded;
-use std::path::{Path, PathBuf};
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -21,8 +22,8 @@ pub struct Feed {
     sampler: Sampler,
     identity: u64,
     mixer: &'static str,
-    /// Where trainers ask for the slots of a ring on a device, and what answers them.
-    slots: Option<(PathBuf, Box<dyn Send + Sync>)>,
+    /// The slots' images of a ring on a device: their memory, and its bytes.
+    slots: Option<(Arc<File>, u64)>,
     shared: Arc<Shared>,
     stopped: Arc<AtomicBool>,
     reason: Arc<Mutex<String>>,
@@ -36,8 +37,8 @@ pub struct Feed {
 pub struct Seat {
     /// Which reader of the ring it is.
     pub reader: ReaderId,
-    /// The file of its cursor.
-    pub cursor_path: PathBuf,
+    /// Its cursor's memory.
+    pub cursor: Arc<File>,
     /// The first batch that it gets.
     pub start: Place,
 }
@@ -50,7 +51,6 @@ impl Feed {
         plan_stage: PlanStage,
         mix_stage: MixStage,
         slots: Option<Slots>,
-        dir: &Path,
         hold: bool,
     ) -> Result<(Self, Seat), OpenError> {
         let (spec, shared, stopped) = (*mix_stage.spec(), mix_stage.shared(), mix_stage.stopped());
@@ -58,14 +58,9 @@ impl Feed {
             delivery: share.delivery,
             max_lag: Duration::from_secs_f64(share.max_lag_s),
         });
-        let (writer, ring) = ring::create(dir, &spec.format(), spec.batch_size, spec.slots, pace)?;
-        let serve = |slots: Slots| {
-            let path = dir.join("slots");
-            let served = slots.serve(&path);
-            let served = served.map_err(|source| RingError::Io { action: "listen on", path: path.clone(), source })?;
-            Ok::<_, RingError>((path, Box::new(served) as Box<dyn Send + Sync>))
-        };
-        let slots = slots.map(serve).transpose()?;
+        let (writer, ring) = ring::create(&spec.format(), spec.batch_size, spec.slots, pace)?;
+        let export = |slots: Slots| Ok::<_, MixError>((Arc::new(slots.export()?.into()), slots.bytes()));
+        let slots = slots.map(export).transpose()?;
         let hold = hold.then(|| ring.hold(0)).transpose()?;
         let reason = Arc::new(Mutex::new("the feed was closed".to_owned()));
         let (identity, mixer) = (mix_stage.identity(), mix_stage.mixer());
@@ -76,7 +71,7 @@ impl Feed {
         let (batches, planned) = bounded(BATCHES_AHEAD);
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let made = std::thread::Builder::new().name(name.to_owned()).spawn(run);
-            made.map_err(|source| RingError::Io { action: "start a thread for", path: dir.to_owned(), source })
+            made.map_err(|source| RingError::Io { action: "start a thread of the feed", source })
         };
         let plans = {
             let sampler = feed.sampler.clone();
@@ -117,7 +112,7 @@ impl Feed {
         let added = self.ring.add_reader(choose);
         let start = Place::of_number(number, self.batches());
         match added {
-            Ok((reader, cursor_path)) => Ok(Seat { reader, cursor_path, start }),
+            Ok((reader, cursor)) => Ok(Seat { reader, cursor, start }),
             Err(RingError::Gone { published, .. }) => Err(OpenError::Passed { start, next: self.place(published) }),
             Err(error) => Err(error.into()),
         }
@@ -155,9 +150,9 @@ impl Feed {
         self.mixer
     }
 
-    /// Where trainers ask for the slots of a ring on a device.
-    pub fn slots_path(&self) -> Option<&Path> {
-        self.slots.as_ref().map(|(path, _)| path.as_path())
+    /// The slots' images of a ring on a device: their memory, and its bytes.
+    pub fn slots(&self) -> Option<(Arc<File>, u64)> {
+        self.slots.clone()
     }
 
     /// Batches in each epoch.
@@ -181,8 +176,6 @@ impl Feed {
 impl Drop for Feed {
     fn drop(&mut self) {
         self.wake();
-        // Before its socket goes with the ring's folder.
-        self.slots = None;
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }

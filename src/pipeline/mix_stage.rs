@@ -218,7 +218,7 @@ impl MixStage {
                 (reason.lock().unwrap_or_else(PoisonError::into_inner).clone(), false)
             }
             Stop::Ring(WriterStopped::Deserted) => ("nobody reads the feed any more".to_owned(), false),
-            Stop::Ring(WriterStopped::Evicted(why) | WriterStopped::NoSpace(why)) => (why, true),
+            Stop::Ring(WriterStopped::Evicted(why) | WriterStopped::NoMemory(why)) => (why, true),
             Stop::Ring(WriterStopped::Kept) => {
                 let why =
                     "trainers that were evicted keep all of its slots (end them, or open the feed with more slots)";

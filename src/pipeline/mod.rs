@@ -42,7 +42,7 @@ use plan_stage::PlanStage;
 use render_stage::DecodePool;
 use request::Requester;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use xxhash_rust::xxh3::Xxh3;
@@ -258,15 +258,14 @@ impl Pipeline {
         Ok(Sampler::new(*spec, self.source().len(spec.split))?)
     }
 
-    /// Opens a feed whose first batch is `origin` and whose ring lies in `dir`, a folder that must not exist, and starts its threads;
-    /// with a seat for the trainer that asked for it. With `hold` the first batches stay in the ring until [`Feed::release_hold`].
+    /// Opens a feed whose first batch is `origin`, and starts its threads; with a seat for the trainer that asked for it. With `hold` the first batches stay in the ring until [`Feed::release_hold`].
     ///
     /// # Errors
     /// When the spec cannot be served; nothing is left behind.
-    pub fn open(&self, spec: FeedSpec, origin: Place, dir: &Path, hold: bool) -> Result<(Feed, Seat), OpenError> {
+    pub fn open(&self, spec: FeedSpec, origin: Place, hold: bool) -> Result<(Feed, Seat), OpenError> {
         let sampler = self.sampler(&FeedSpec { start: Start::At(origin), ..spec })?;
         let (plan_stage, mix_stage, slots) = self.stages(spec)?;
-        Feed::start(sampler, plan_stage, mix_stage, slots, dir, hold)
+        Feed::start(sampler, plan_stage, mix_stage, slots, hold)
     }
 
     /// Makes one batch, in memory of its own.

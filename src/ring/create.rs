@@ -1,4 +1,4 @@
-//! Making a ring: its files, the end that writes and the end that the control plane holds.
+//! Making a ring: its memory, the end that writes and the end that the control plane holds.
 
 use super::error::RingError;
 use super::layout::{DataHeader, SPARES};
@@ -9,37 +9,29 @@ use super::writer::RingWriter;
 use crate::format::Format;
 use crate::spec::Delivery;
 use crate::types::Device;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Makes the ring's data file in `dir`, which is made with mode 0700 and removed with the ring.
+/// Makes a ring.
 ///
 /// # Errors
-/// When the file system lacks the room, naming bytes needed and free, or a system call fails or is not there.
+/// When there is no memory for it, naming bytes needed and available, or a system call fails or is not there.
 pub fn create(
-    dir: &Path,
     format: &Format,
     batch_size: u32,
     slots: u32,
     pace: Pace,
 ) -> Result<(RingWriter, RingHandle), RingError> {
-    use std::os::unix::fs::DirBuilderExt;
     if pace.delivery == Delivery::Latest && !can_wait_for_several() {
         return Err(RingError::OldKernel);
     }
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(|source| RingError::Io { action: "create", path: dir.to_owned(), source })?;
     // A device's slots are all there from the beginning: trainers cannot ask for more of them once the daemon is dead.
     let evicts = pace.delivery == Delivery::Lossless && pace.max_lag < Duration::MAX;
     let spares = if evicts && format.device == Device::Cpu { SPARES } else { 0 };
     let header = DataHeader::fixed(format, batch_size, slots, spares, pace.delivery);
-    let data = DataFile::create(&dir.join("data"), header).inspect_err(|_| {
-        let _ = std::fs::remove_dir(dir);
-    })?;
+    let data = DataFile::create(header)?;
     let shared = Arc::new(Shared {
-        dir: dir.to_owned(),
         data,
         pace,
         readers: Mutex::default(),

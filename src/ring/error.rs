@@ -1,42 +1,32 @@
 //! What can go wrong with a ring, at either end.
 
 use std::io;
-use std::path::{Path, PathBuf};
 
 /// Why a ring could not be made or opened.
 #[derive(Debug, thiserror::Error)]
 pub enum RingError {
-    /// The file system has no room for it.
+    /// There is no memory for it.
     #[error(
-        "no room for a ring of {need} bytes in {}: {free} bytes are free (use a smaller batch, fewer slots, a smaller \
-         dtype, or give the tmpfs more memory: mount -o remount,size=…)", dir.display()
+        "no memory for a ring: it needs {need} bytes and {free} are available (use a smaller batch, fewer slots or a smaller dtype; in a \
+         container, raise its memory limit: `docker run --memory`, or resources.limits.memory in Kubernetes)"
     )]
-    NoSpace {
+    NoMemory {
         /// Bytes needed.
         need: u64,
-        /// Bytes free.
+        /// Bytes available to this process: the machine's, or less where a cgroup limits it.
         free: u64,
-        /// The folder.
-        dir: PathBuf,
     },
     /// A system call failed.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action}: {source}")]
     Io {
         /// What was tried.
         action: &'static str,
-        /// On which file.
-        path: PathBuf,
         /// The system's answer.
         source: io::Error,
     },
-    /// The file is not a ring of this version.
-    #[error("{} is not a ring that this mixd can read: {found} (run the same mixd version on both sides)", path.display())]
-    Foreign {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        found: String,
-    },
+    /// The memory is not a ring of this version.
+    #[error("what the daemon has handed out is not a ring that this mixd can read: {0} (run the same mixd version on both sides)")]
+    Foreign(String),
     /// This process is a child of the one that opened the feed.
     #[error(
         "process {0} opened this feed, and a child that was forked from it cannot read it (open a feed in the child)"
@@ -101,7 +91,7 @@ pub enum RingError {
 }
 
 impl RingError {
-    pub(super) fn io(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
-        Self::Io { action, path: path.to_owned(), source: source.into() }
+    pub(super) fn io(action: &'static str, source: impl Into<io::Error>) -> Self {
+        Self::Io { action, source: source.into() }
     }
 }

@@ -13,7 +13,7 @@ use crate::spec::Delivery;
 use crate::sync::Ordering;
 use crate::types::{ImageSize, Place};
 use std::collections::VecDeque;
-use std::path::Path;
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -192,12 +192,12 @@ impl GiveUp {
 }
 
 impl RingReader {
-    /// Maps a ring's data file, and the cursor that was made for this reader. `session` is dropped after the last lease: what it
+    /// Maps a ring's data, and the cursor that was made for this reader. `session` is dropped after the last lease: what it
     /// stands for keeps the writer from this reader's slots.
     ///
     /// # Errors
-    /// When a file cannot be mapped or is not of this version.
-    pub fn open(data: &Path, cursor: &Path, session: impl Send + Sync + 'static) -> Result<Self, RingError> {
+    /// When either cannot be mapped or is not of this version.
+    pub fn open(data: Arc<File>, cursor: Arc<File>, session: impl Send + Sync + 'static) -> Result<Self, RingError> {
         Self::open_on_device(data, cursor, session, |_, _| Err(RingError::NoDevice))
     }
 
@@ -206,8 +206,8 @@ impl RingReader {
     /// # Errors
     /// As [`RingReader::open`], and those of `slots`.
     pub fn open_on_device(
-        data: &Path,
-        cursor: &Path,
+        data: Arc<File>,
+        cursor: Arc<File>,
         session: impl Send + Sync + 'static,
         slots: impl FnOnce(usize, u32) -> Result<Box<dyn DeviceSlots>, RingError>,
     ) -> Result<Self, RingError> {

@@ -7,7 +7,7 @@ use super::region::{CursorFile, DataFile};
 use super::wake::Futex;
 use crate::spec::Delivery;
 use crate::sync::Ordering;
-use std::path::PathBuf;
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -31,7 +31,6 @@ impl Pace {
 
 pub(super) struct ReaderEntry {
     pub(super) id: ReaderId,
-    pub(super) path: PathBuf,
     pub(super) cursor: CursorFile,
     /// Whether it stands for readers that are still to come, and is none itself.
     pub(super) is_hold: bool,
@@ -86,7 +85,6 @@ impl Readers {
 
 /// What writer and control plane share.
 pub(super) struct Shared {
-    pub(super) dir: PathBuf,
     pub(super) data: DataFile,
     pub(super) pace: Pace,
     pub(super) readers: Mutex<Readers>,
@@ -119,12 +117,6 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.dir);
-    }
-}
-
 /// What is to be known of a reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReaderStatus {
@@ -147,17 +139,18 @@ pub struct ReaderStatus {
 pub struct RingHandle(pub(super) Arc<Shared>);
 
 impl RingHandle {
-    /// The file that readers map read-only.
-    pub fn data_path(&self) -> PathBuf {
-        self.0.dir.join("data")
+    /// The memory that readers map read-only.
+    pub fn data(&self) -> Arc<File> {
+        self.0.data.descriptor()
     }
 
     /// Makes a cursor for a new reader, from which on the writer waits for it. It begins with the batch that `choose` names when
-    /// told how many are published, `None` being one before the first; nothing is published meanwhile.
+    /// told how many are published, `None` being one before the first; nothing is published meanwhile. Returns the reader's number and the
+    /// cursor's memory.
     ///
     /// # Errors
     /// When that batch was overwritten, the ring is full of readers or has ended, or the cursor cannot be made.
-    pub fn add_reader(&self, choose: impl FnOnce(u64) -> Option<u64>) -> Result<(ReaderId, PathBuf), RingError> {
+    pub fn add_reader(&self, choose: impl FnOnce(u64) -> Option<u64>) -> Result<(ReaderId, Arc<File>), RingError> {
         self.add(choose, false)
     }
 
@@ -169,8 +162,8 @@ impl RingHandle {
         self.add(|_| Some(seq), true).map(|(id, _)| id)
     }
 
-    fn add(&self, choose: impl FnOnce(u64) -> Option<u64>, is_hold: bool) -> Result<(ReaderId, PathBuf), RingError> {
-        let Shared { dir, data, pace, next_reader, .. } = &*self.0;
+    fn add(&self, choose: impl FnOnce(u64) -> Option<u64>, is_hold: bool) -> Result<(ReaderId, Arc<File>), RingError> {
+        let Shared { data, pace, next_reader, .. } = &*self.0;
         let mut readers = self.0.readers();
         if readers.closed {
             return Err(RingError::Closed);
@@ -188,15 +181,15 @@ impl RingHandle {
         let seq = choose(published).filter(|&seq| (seq..published).all(is_there));
         let seq = seq.ok_or(RingError::Gone { published })?;
         let id = next_reader.fetch_add(1, Ordering::Relaxed);
-        let path = dir.join(format!("cursor-{id}"));
-        let cursor = CursorFile::create(&path, seq)?;
-        let entry = ReaderEntry { id, path: path.clone(), cursor, is_hold, released: AtomicU64::new(seq) };
+        let cursor = CursorFile::create(seq)?;
+        let descriptor = cursor.descriptor();
+        let entry = ReaderEntry { id, cursor, is_hold, released: AtomicU64::new(seq) };
         readers.live.push(Arc::new(entry));
         if !is_hold {
             data.header().readers.fetch_add(1, Ordering::Relaxed);
         }
         self.0.dismiss(&readers);
-        Ok((id, path))
+        Ok((id, descriptor))
     }
 
     /// Takes a reader off the list: its leases are free, and the writer no longer waits for it.
@@ -214,8 +207,6 @@ impl RingHandle {
         };
         self.0.dismiss(&readers);
         self.0.data.words().dismiss(reader.cursor.words(), &Futex);
-        drop(readers);
-        let _ = std::fs::remove_file(&reader.path);
     }
 
     /// Stops the writer, wherever it waits.

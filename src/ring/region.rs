@@ -1,4 +1,8 @@
-//! Files on tmpfs as shared memory: reserved before use, opened with their contents checked.
+//! Memory that daemon and trainers share: sealed memfds, allocated before use and opened with their contents checked.
+//!
+//! A memfd has no name that could mean another one elsewhere: a trainer gets its descriptors from the daemon itself. The seals keep every
+//! process from shrinking it under another's feet (a fault, SIGBUS) and, of the data, all but the daemon from writing to it. The kernel frees it
+//! with its last user, however that ends.
 #![expect(unsafe_code, reason = "typed views of memory that is shared between processes")]
 
 use super::error::RingError;
@@ -7,98 +11,99 @@ use super::protocol::{CursorWords, NO_BATCH, WriterWords};
 use super::view::View;
 use crate::spec::{Delivery, SLOTS_MAX};
 use crate::types::{Dtype, ImageSize, Layout};
+use crate::usage::available_memory;
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
-use rustix::io::retry_on_intr;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, ftruncate, memfd_create,
+};
+use rustix::io::{Errno, retry_on_intr};
+use std::fs::File;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Bytes that files of this process are still going to reserve. A file's bytes are set against what is free when it is made, and
-/// reserved piece by piece: clearing a whole ring's memory takes many times what a trainer needs to attach.
+/// Bytes that rings of this process are still going to allocate. A ring's bytes are set against what is available when it is made, and
+/// allocated slot by slot: clearing a whole ring's memory takes many times what a trainer needs to attach.
 static PROMISED: Mutex<u64> = Mutex::new(0);
 
 fn promised() -> MutexGuard<'static, u64> {
     PROMISED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A whole file, mapped shared.
+/// Seals that readers rely on: the size stays.
+const FIXED_SIZE: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
+
+/// A whole memfd, mapped shared.
 struct Region {
     map: MmapRaw,
-    file: File,
-    path: PathBuf,
+    file: Arc<File>,
     /// Bytes of it among [`PROMISED`].
     promised: AtomicU64,
-    /// Bytes that it takes by now.
-    reserved: AtomicU64,
+    /// Bytes that are allocated by now.
+    allocated: AtomicU64,
 }
 
 impl Region {
-    /// Makes a file of `bytes` bytes, none of which may be written before [`Region::reserve`]; there must be room for the first
-    /// `promised` of them.
-    fn create(path: &Path, bytes: usize, promised_bytes: usize) -> Result<Self, RingError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|source| RingError::io("create", path, source))?;
-        let map = || -> Result<MmapRaw, RingError> {
-            let mut promised = promised();
-            let (need, free) = (promised_bytes as u64, free_bytes(&file).saturating_sub(*promised));
-            if need > free {
-                let dir = path.parent().unwrap_or(path).to_owned();
-                return Err(RingError::NoSpace { need, free, dir });
-            }
-            file.set_len(bytes as u64).map_err(|source| RingError::io("size", path, source))?;
-            let map = MmapOptions::new().map_raw(&file).map_err(|source| RingError::io("map", path, source))?;
-            *promised += need;
-            Ok(map)
-        };
-        // A half-made file would be left behind.
-        let map = map().inspect_err(|_| {
-            let _ = std::fs::remove_file(path);
-        })?;
-        let promised = AtomicU64::new(promised_bytes as u64);
-        Ok(Self { map, file, path: path.to_owned(), promised, reserved: AtomicU64::new(0) })
+    /// Makes a region of `bytes` bytes with these seals, none of which may be written before [`Region::allocate`]; there must be memory for
+    /// the first `promised` of them.
+    fn create(name: &str, bytes: usize, promised_bytes: usize, seals: SealFlags) -> Result<Self, RingError> {
+        let failed = |action| move |errno: Errno| RingError::io(action, errno);
+        let mut promised = promised();
+        let need = promised_bytes as u64;
+        enough_memory(need, *promised)?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        // Kernels before 6.3 do not know that a file is not meant to be run, and newer ones log it where it is not said.
+        let file = memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL).or_else(|errno| match errno {
+            Errno::INVAL => memfd_create(name, flags),
+            errno => Err(errno),
+        });
+        let file = file.map_err(failed("make shared memory"))?;
+        ftruncate(&file, bytes as u64).map_err(failed("size shared memory"))?;
+        let map = MmapOptions::new().map_raw(&file).map_err(|source| RingError::io("map shared memory", source))?;
+        fcntl_add_seals(&file, seals).map_err(failed("seal shared memory"))?;
+        *promised += need;
+        Ok(Self { map, file: Arc::new(file.into()), promised: AtomicU64::new(need), allocated: AtomicU64::new(0) })
     }
 
-    /// Reserves a piece, once, so that no later write of it can fail.
-    fn reserve(&self, from: usize, bytes: usize) -> Result<(), RingError> {
-        let reserve = || fallocate(&self.file, FallocateFlags::empty(), from as u64, bytes as u64);
-        // Older kernels let any signal interrupt it, a debugger's too.
-        let reserved = retry_on_intr(reserve);
+    /// Allocates a piece, once, so that no later write of it can fail.
+    fn allocate(&self, from: usize, bytes: usize) -> Result<(), RingError> {
         let bytes = bytes as u64;
         // What no promise was made of, spare slots, comes last.
         let kept = bytes.min(self.promised.load(Ordering::Relaxed));
         self.promised.fetch_sub(kept, Ordering::Relaxed);
-        *promised() -= kept;
-        self.reserved.fetch_add(bytes, Ordering::Relaxed);
-        reserved.map_err(|errno| match errno {
-            // Somebody else has taken it since the file was made.
-            rustix::io::Errno::NOSPC => {
-                let dir = self.path.parent().unwrap_or(&self.path).to_owned();
-                RingError::NoSpace { need: bytes, free: free_bytes(&self.file), dir }
+        let others = {
+            let mut promised = promised();
+            *promised -= kept;
+            *promised
+        };
+        // The kernel would rather end this process than refuse.
+        let spare = if kept == bytes { 0 } else { others };
+        enough_memory(bytes, spare)?;
+        // Older kernels let any signal interrupt it, a debugger's too.
+        retry_on_intr(|| fallocate(&self.file, FallocateFlags::empty(), from as u64, bytes)).map_err(|errno| {
+            match errno {
+                Errno::NOSPC | Errno::NOMEM => {
+                    RingError::NoMemory { need: bytes, free: available_memory(Path::new("/")).unwrap_or(0) }
+                }
+                errno => RingError::io("allocate shared memory", errno),
             }
-            errno => RingError::io("reserve", &self.path, errno),
-        })
+        })?;
+        self.allocated.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
     }
 
-    /// Maps an existing file of at least `bytes_min` bytes.
-    fn open(path: &Path, writable: bool, bytes_min: usize) -> Result<Self, RingError> {
-        let io = |action| move |source| RingError::io(action, path, source);
-        let file = OpenOptions::new().read(true).write(writable).open(path).map_err(io("open"))?;
+    /// Maps memory that the daemon has handed out: at least `bytes_min` bytes, of a fixed size.
+    fn open(file: Arc<File>, writable: bool, bytes_min: usize) -> Result<Self, RingError> {
+        if !fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(FIXED_SIZE)) {
+            return Err(RingError::Foreign("it is not sealed".to_owned()));
+        }
         let options = MmapOptions::new();
         let map = if writable { options.map_raw(&file) } else { options.map_raw_read_only(&file) };
-        let map = map.map_err(io("map"))?;
+        let map = map.map_err(|source| RingError::io("map shared memory", source))?;
         if map.len() < bytes_min {
-            let found = format!("it has {} bytes where {bytes_min} are needed", map.len());
-            return Err(RingError::Foreign { path: path.to_owned(), found });
+            return Err(RingError::Foreign(format!("it has {} bytes where {bytes_min} are needed", map.len())));
         }
-        Ok(Self { map, file, path: path.to_owned(), promised: AtomicU64::new(0), reserved: AtomicU64::new(0) })
+        Ok(Self { map, file, promised: AtomicU64::new(0), allocated: AtomicU64::new(0) })
     }
 }
 
@@ -108,9 +113,10 @@ impl Drop for Region {
     }
 }
 
-/// Bytes that the file's file system can still take; as many as there are where it has no limit.
-fn free_bytes(file: &File) -> u64 {
-    fstatvfs(file).map_or(0, |fs| if fs.f_blocks == 0 { u64::MAX } else { fs.f_bavail * fs.f_frsize })
+/// Whether so many bytes are available beside those that were promised.
+fn enough_memory(need: u64, promised: u64) -> Result<(), RingError> {
+    let free = available_memory(Path::new("/")).unwrap_or(u64::MAX).saturating_sub(promised);
+    if need > free { Err(RingError::NoMemory { need, free }) } else { Ok(()) }
 }
 
 /// The data file, as its writer or as a reader has it.
@@ -133,26 +139,28 @@ pub struct DataFile {
 }
 
 impl DataFile {
-    /// Makes the file and stores `header` in it.
-    pub fn create(path: &Path, header: DataHeader) -> Result<Self, RingError> {
+    /// Makes the memory and stores `header` in it.
+    pub fn create(header: DataHeader) -> Result<Self, RingError> {
         let images = header.images().expect("made from a format");
         let (slots, spares, batch_size) = (header.slots, header.spares, header.batch_size);
         let (layout, on_device) = (header.slot_layout(images), header.on_device != 0);
         let delivery = Delivery::ALL[header.delivery as usize];
         let promised = layout.slot_offset(slots + spares, slots);
-        let region = Region::create(path, layout.file_bytes(slots + spares), promised)?;
-        region.reserve(0, layout.slot_offset(slots + spares, 0))?;
-        // SAFETY: the map is page-aligned, larger than the header, writable, and nobody else knows the file yet.
+        // Trainers cannot write to it, whatever they map.
+        let seals = FIXED_SIZE | SealFlags::FUTURE_WRITE;
+        let region = Region::create("mixd-ring", layout.file_bytes(slots + spares), promised, seals)?;
+        region.allocate(0, layout.slot_offset(slots + spares, 0))?;
+        // SAFETY: the map is page-aligned, larger than the header, writable, and no other process has the memory yet.
         unsafe { region.map.as_mut_ptr().cast::<DataHeader>().write(header) };
         let file = Self { region, layout, slots, spares, batch_size, delivery, images, on_device };
         file.words().holds.iter().for_each(|holds| holds.store(NO_BATCH, Ordering::Relaxed));
         Ok(file)
     }
 
-    /// Maps the file read-only and checks that it is a ring of this version and of the size that its header claims.
-    pub fn open(path: &Path) -> Result<Self, RingError> {
-        let region = Region::open(path, false, PAGE_BYTES)?;
-        let foreign = |found: String| RingError::Foreign { path: path.to_owned(), found };
+    /// Maps the memory read-only and checks that it is a ring of this version and of the size that its header claims.
+    pub fn open(file: Arc<File>) -> Result<Self, RingError> {
+        let region = Region::open(file, false, PAGE_BYTES)?;
+        let foreign = RingError::Foreign;
         // SAFETY: the map is page-aligned and holds at least a page; every bit pattern is a `DataHeader`, of which only
         // the atomic fields change after creation.
         let header = unsafe { &*region.map.as_ptr().cast::<DataHeader>() };
@@ -207,9 +215,14 @@ impl DataFile {
         self.slots + self.spares
     }
 
-    /// Bytes of memory that the file takes, or will before any spare slot is used.
+    /// Its descriptor, for a reader.
+    pub fn descriptor(&self) -> Arc<File> {
+        Arc::clone(&self.region.file)
+    }
+
+    /// Bytes of memory that it takes, or will before any spare slot is used.
     pub fn bytes(&self) -> u64 {
-        self.region.promised.load(Ordering::Relaxed) + self.region.reserved.load(Ordering::Relaxed)
+        self.region.promised.load(Ordering::Relaxed) + self.region.allocated.load(Ordering::Relaxed)
     }
 
     /// Which batch each slot holds.
@@ -244,18 +257,18 @@ impl DataFile {
         self.layout.slot_offset(self.all_slots(), slot)
     }
 
-    /// Reserves the memory of a slot, once, before it is first written; of spare ones last.
+    /// Allocates the memory of a slot, once, before it is first written; of spare ones last.
     ///
     /// # Errors
-    /// When the file system has lost the room that it had when the file was made, or has none for a spare slot.
-    pub fn reserve_slot(&self, slot: u32) -> Result<(), RingError> {
-        self.region.reserve(self.slot_offset(slot), self.layout.slot_bytes)
+    /// When the memory that was available when the ring was made is gone, or there is none for a spare slot.
+    pub fn allocate_slot(&self, slot: u32) -> Result<(), RingError> {
+        self.region.allocate(self.slot_offset(slot), self.layout.slot_bytes)
     }
 
     /// The bytes of one slot, for its writer; readers have views.
     ///
     /// # Safety
-    /// The caller must be the ring's only writer, hold no other slice of this slot, have made this file and reserved the
+    /// The caller must be the ring's only writer, hold no other slice of this slot, have made this ring and allocated the
     /// slot, and every live reader must have released it.
     #[expect(clippy::mut_from_ref, reason = "exclusive by the ring's protocol, not by the borrow")]
     pub unsafe fn slot_mut(&self, slot: u32) -> &mut [u8] {
@@ -272,23 +285,28 @@ impl DataFile {
 pub struct CursorFile(Region);
 
 impl CursorFile {
-    /// Makes the file of a new reader that begins at batch `seq`.
-    pub fn create(path: &Path, seq: u64) -> Result<Self, RingError> {
-        let region = Region::create(path, PAGE_BYTES, PAGE_BYTES)?;
-        region.reserve(0, PAGE_BYTES)?;
-        // SAFETY: page-aligned, large enough, writable, and nobody else knows the file yet.
+    /// Makes the page of a new reader that begins at batch `seq`.
+    pub fn create(seq: u64) -> Result<Self, RingError> {
+        let region = Region::create("mixd-cursor", PAGE_BYTES, PAGE_BYTES, FIXED_SIZE)?;
+        region.allocate(0, PAGE_BYTES)?;
+        // SAFETY: page-aligned, large enough, writable, and no other process has the memory yet.
         unsafe { region.map.as_mut_ptr().cast::<Cursor>().write(Cursor::at(seq)) };
         Ok(Self(region))
     }
 
     /// Maps the reader's own cursor.
-    pub fn open(path: &Path) -> Result<Self, RingError> {
-        let file = Self(Region::open(path, true, PAGE_BYTES)?);
-        if file.page().magic != CURSOR_MAGIC {
-            let found = "its first bytes are not a cursor's".to_owned();
-            return Err(RingError::Foreign { path: path.to_owned(), found });
+    pub fn open(file: Arc<File>) -> Result<Self, RingError> {
+        let cursor = Self(Region::open(file, true, PAGE_BYTES)?);
+        if cursor.page().magic == CURSOR_MAGIC {
+            Ok(cursor)
+        } else {
+            Err(RingError::Foreign("its first bytes are not a cursor's".to_owned()))
         }
-        Ok(file)
+    }
+
+    /// Its descriptor, for the reader.
+    pub fn descriptor(&self) -> Arc<File> {
+        Arc::clone(&self.0.file)
     }
 
     /// Everything that a cursor says.

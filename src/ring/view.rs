@@ -247,20 +247,18 @@ mod tests {
         handle: RingHandle,
         readers: Vec<RingReader>,
         plan: Plan,
-        _dir: tempfile::TempDir,
     }
 
     impl Ring {
         fn new() -> Self {
-            let dir = tempfile::tempdir().unwrap();
             let spec = FeedSpec { batch_size: 2, image_size: ImageSize::square(64), ..FeedSpec::train() };
-            let (writer, handle) = create(&dir.path().join("ring"), &spec.format(), 2, 2, Pace::PRIVATE).unwrap();
+            let (writer, handle) = create(&spec.format(), 2, 2, Pace::PRIVATE).unwrap();
             let reader = |_| {
                 let (_, cursor) = handle.add_reader(Some).unwrap();
-                RingReader::open(&handle.data_path(), &cursor, ()).unwrap()
+                RingReader::open(handle.data(), cursor, ()).unwrap()
             };
             let readers = (0..2).map(reader).collect();
-            Self { writer, handle, readers, plan: Sampler::new(spec, 8).unwrap().epoch(0).plan(0), _dir: dir }
+            Self { writer, handle, readers, plan: Sampler::new(spec, 8).unwrap().epoch(0).plan(0) }
         }
 
         /// The next batch, all of this value, as each reader has it.

@@ -26,18 +26,18 @@ pub enum WriterStopped {
     Deserted,
     /// The last reader was put out because of what its cursor said.
     Evicted(String),
-    /// The file system lost the room that it had for the ring.
-    NoSpace(String),
+    /// The memory that was available when the ring was made is gone.
+    NoMemory(String),
     /// For as long as a reader may keep others waiting, those that were evicted have kept all slots that nobody else needs.
     Kept,
 }
 
 /// The only writer of a ring.
 pub struct RingWriter {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     seq: u64,
-    /// Whether each slot's memory is reserved.
-    reserved: Vec<bool>,
+    /// Whether each slot's memory is allocated.
+    allocated: Vec<bool>,
     /// Who keeps others waiting: which reader, with how much released, since when.
     late: RefCell<Vec<(ReaderId, u64, Instant)>>,
 }
@@ -59,8 +59,8 @@ enum Wait {
 impl RingWriter {
     /// The writer of a new ring.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let reserved = vec![false; shared.data.all_slots() as usize];
-        Self { shared, seq: 0, reserved, late: RefCell::default() }
+        let allocated = vec![false; shared.data.all_slots() as usize];
+        Self { shared, seq: 0, allocated, late: RefCell::default() }
     }
 
     /// Waits until there is a slot for the next batch, and hands it out for writing.
@@ -108,9 +108,9 @@ impl RingWriter {
                 }
             }
         };
-        if !self.reserved[slot as usize] {
-            self.shared.data.reserve_slot(slot).map_err(|error| WriterStopped::NoSpace(error.to_string()))?;
-            self.reserved[slot as usize] = true;
+        if !self.allocated[slot as usize] {
+            self.shared.data.allocate_slot(slot).map_err(|error| WriterStopped::NoMemory(error.to_string()))?;
+            self.allocated[slot as usize] = true;
         }
         Ok(SlotMut { writer: self, slot })
     }
@@ -166,7 +166,7 @@ impl RingWriter {
             let batches = |slot: u32| words.holds[slot as usize].load(Ordering::Relaxed).wrapping_add(1);
             let order = |&slot: &u32| match is_latest {
                 true => (0, batches(slot)),
-                false if self.reserved[slot as usize] => (1, u64::MAX - batches(slot)),
+                false if self.allocated[slot as usize] => (1, u64::MAX - batches(slot)),
                 false => (if slot < slots { 0 } else { 2 }, slot.into()),
             };
             let is_free = |slot: &u32| batches(*slot) <= needed_from && !tried.contains(slot);
@@ -281,7 +281,7 @@ pub struct SlotMut<'a> {
 
 impl SlotMut<'_> {
     fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: `next_slot` alone makes a `SlotMut`, once the slot is reserved, of the only writer (it is not `Clone`, and
+        // SAFETY: `next_slot` alone makes a `SlotMut`, once the slot is allocated, of the only writer (it is not `Clone`, and
         // `self` borrows it), after it claimed the slot: every live reader has released its batch (read with Acquire in `look`) or, with
         // delivery latest, has not leased it, and no evicted one keeps it; nobody can lease it until it is published. Readers that are
         // on neither list have lost their leases.

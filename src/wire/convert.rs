@@ -1,13 +1,12 @@
 //! Between the messages of the control plane and the types of the domain; the only file that sees both.
 
-use super::{AttachRequest, Attached, Former, ListFeedsReply, Reason, Refusal, ShutdownReply, WatchRequest};
+use super::{AttachRequest, Attached, Former, ListFeedsReply, Reason, Refusal, SeatToken, ShutdownReply, WatchRequest};
 use crate::operation::Warping;
 use crate::spec::{Augment, Blur, ColorJitter, Crop, Erase, FeedSpec, Grow, LaterViews, Mix, Share, Solarize};
 use crate::status::{BadSample, Feed, Mixed, Sources, Stage, Status, Store, Trainer};
 use crate::types::{Class, ImageSize, ParseError, Place, Split, Start};
 use prost::Message;
 use std::marker::PhantomData;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 use tonic::Code;
@@ -19,7 +18,7 @@ mod proto {
 }
 
 /// Version of `control.proto`.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 
 /// The versions of this build.
 fn versions() -> proto::Versions {
@@ -220,23 +219,14 @@ impl Field<String> for Split {
     }
 }
 
-impl Field<String> for PathBuf {
-    fn into_field(self) -> String {
-        self.display().to_string()
+impl Field<Vec<u8>> for SeatToken {
+    fn into_field(self) -> Vec<u8> {
+        self.0.into()
     }
 
-    fn from_field(field: String) -> Result<Self, Refusal> {
-        Ok(field.into())
-    }
-}
-
-impl Field<Option<String>> for Option<PathBuf> {
-    fn into_field(self) -> Option<String> {
-        self.map(PathBuf::into_field)
-    }
-
-    fn from_field(field: Option<String>) -> Result<Self, Refusal> {
-        field.map(PathBuf::from_field).transpose()
+    fn from_field(field: Vec<u8>) -> Result<Self, Refusal> {
+        let seat = field.try_into().map_err(|_| Reason::Version.because("a seat's token has 16 bytes"))?;
+        Ok(Self(seat))
     }
 }
 
@@ -277,7 +267,7 @@ macro_rules! fields {
 
 fields! {
     Attached {
-        feed_id, data_path, cursor_path, slots_path, batches, samples, classes, pid, origin, start, mixer, identity;
+        feed_id, seat, batches, samples, classes, pid, origin, start, mixer, identity;
         versions
     }
     BadSample { split, sample_id, name, cause }

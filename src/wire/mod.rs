@@ -4,11 +4,15 @@
 //! the messages.
 
 mod convert;
+mod descriptors;
 mod refusal;
 
 pub use crate::status::Status;
 pub(crate) use convert::Codec;
 pub use convert::PROTOCOL_VERSION;
+pub use descriptors::{SeatMemory, take_seat};
+#[cfg(feature = "daemon")]
+pub(crate) use descriptors::{OWN, SEAT, give_seat, receive};
 pub use refusal::{Reason, Refusal};
 pub(crate) use service::control_client;
 #[cfg(feature = "daemon")]
@@ -55,17 +59,17 @@ pub struct Former {
     pub trainers: u32,
 }
 
-/// A trainer's place at a feed, and where the feed's files are.
+/// Stands for a trainer's place at a feed: 16 random bytes, so that a daemon which takes another's socket does not know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SeatToken(pub [u8; 16]);
+
+/// A trainer's place at a feed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attached {
     /// Unique in the daemon's life.
     pub feed_id: u64,
-    /// The ring's data file.
-    pub data_path: PathBuf,
-    /// This trainer's cursor.
-    pub cursor_path: PathBuf,
-    /// The socket that hands out the slots of a ring on a CUDA device.
-    pub slots_path: Option<PathBuf>,
+    /// For which the daemon hands out the seat's memory, once ([`take_seat`]).
+    pub seat: SeatToken,
     /// Batches in each epoch.
     pub batches: u64,
     /// Samples of the split.

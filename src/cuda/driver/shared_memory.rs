@@ -51,7 +51,7 @@ impl SharedMemory {
     }
 
     /// The memory that another process has exported, of this size.
-    pub fn import(context: &Arc<Context>, descriptor: &OwnedFd, bytes: usize) -> Result<Self, CudaError> {
+    pub fn import(context: &Arc<Context>, descriptor: &impl AsRawFd, bytes: usize) -> Result<Self, CudaError> {
         let handle = context.call("open another process's memory", || {
             let mut handle = 0;
             let descriptor = descriptor.as_raw_fd() as usize as *mut c_void;

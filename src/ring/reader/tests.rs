@@ -4,11 +4,12 @@ use super::*;
 use crate::batch::Head;
 use crate::columns::OwnedColumns;
 use crate::plan::Sampler;
-use crate::ring::layout::{LAYOUT_VERSION, PAGE_BYTES};
-use crate::ring::protocol::NO_BATCH;
+use crate::ring::layout::LAYOUT_VERSION;
 use crate::ring::{Pace, RingHandle, RingWriter, WriterStopped, create};
 use crate::spec::FeedSpec;
 use crate::types::{CropBox, ImageSize};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 struct Fixture {
@@ -18,10 +19,9 @@ struct Fixture {
     id: u64,
     /// What is published, beside images.
     batches: Vec<(Head, OwnedColumns)>,
-    _dir: tempfile::TempDir,
 }
 
-fn open(data: &Path, cursor: &Path) -> Result<RingReader, RingError> {
+fn open(data: Arc<File>, cursor: Arc<File>) -> Result<RingReader, RingError> {
     RingReader::open(data, cursor, ())
 }
 
@@ -32,7 +32,6 @@ fn ring(slots: u32) -> Fixture {
 }
 
 fn ring_at(slots: u32, pace: Pace) -> Fixture {
-    let dir = tempfile::tempdir().unwrap();
     let spec = FeedSpec { batch_size: 3, image_size: SIZE, ..FeedSpec::train() };
     let sampler = Sampler::new(spec, 30).unwrap();
     let batch = |index| {
@@ -45,10 +44,10 @@ fn ring_at(slots: u32, pace: Pace) -> Fixture {
         (plan.head(), columns)
     };
     let batches = (0..10).map(batch).collect();
-    let (writer, handle) = create(&dir.path().join("ring"), &spec.format(), 3, slots, pace).unwrap();
+    let (writer, handle) = create(&spec.format(), 3, slots, pace).unwrap();
     let (id, cursor) = handle.add_reader(|_| Some(0)).unwrap();
-    let reader = open(&handle.data_path(), &cursor).unwrap();
-    Fixture { writer, handle, reader, id, batches, _dir: dir }
+    let reader = open(handle.data(), cursor).unwrap();
+    Fixture { writer, handle, reader, id, batches }
 }
 
 impl Fixture {
@@ -221,7 +220,7 @@ fn a_reader_joins_at_the_next_batch_or_later_or_at_one_that_is_still_there() {
     ring.write(1);
     let join = |choose: &dyn Fn(u64) -> Option<u64>| {
         let (_, cursor) = ring.handle.add_reader(choose)?;
-        open(&ring.handle.data_path(), &cursor)
+        open(ring.handle.data(), cursor)
     };
     let (mut there, mut now, mut later) =
         (join(&|_| Some(1)).unwrap(), join(&Some).unwrap(), join(&|published| Some(published + 1)).unwrap());
@@ -239,7 +238,7 @@ fn a_reader_joins_at_the_next_batch_or_later_or_at_one_that_is_still_there() {
 fn a_reader_that_begins_later_holds_up_nobody() {
     let mut ring = ring(2);
     let (_, cursor) = ring.handle.add_reader(|_| Some(4)).unwrap();
-    let mut later = open(&ring.handle.data_path(), &cursor).unwrap();
+    let mut later = open(ring.handle.data(), cursor).unwrap();
     for index in 0..5 {
         assert!(!later.is_ready());
         ring.write(index);
@@ -260,7 +259,7 @@ fn a_hold_keeps_the_first_batches_for_those_that_are_to_come() {
         scope.spawn(move || writer.next_slot().unwrap().publish(SIZE, plan.0, plan.1.view()));
         let (_, cursor) = ring.handle.add_reader(|_| Some(0)).unwrap();
         ring.handle.remove_reader(hold);
-        let mut late = open(&ring.handle.data_path(), &cursor).unwrap();
+        let mut late = open(ring.handle.data(), cursor).unwrap();
         for seq in 0..3 {
             assert_eq!(lease(&mut late).seq(), seq);
         }
@@ -282,7 +281,7 @@ fn a_reader_that_keeps_others_waiting_is_evicted_and_its_leases_stay_whole() {
     ring.write(0);
     let held = ring.read();
     let (_, cursor) = ring.handle.add_reader(Some).unwrap();
-    let mut other = open(&ring.handle.data_path(), &cursor).unwrap();
+    let mut other = open(ring.handle.data(), cursor).unwrap();
     let bytes = held.view().x.to_vec();
     std::thread::scope(|scope| {
         let reading = scope.spawn(|| (1..10).map(|_| lease(&mut other).seq()).collect::<Vec<_>>());
@@ -308,7 +307,7 @@ fn a_reader_that_keeps_others_waiting_is_evicted_and_its_leases_stay_whole() {
 /// Another reader, which is asleep as far as the writer can see.
 fn waiting(ring: &Fixture) -> RingReader {
     let (_, cursor) = ring.handle.add_reader(Some).unwrap();
-    let reader = open(&ring.handle.data_path(), &cursor).unwrap();
+    let reader = open(ring.handle.data(), cursor).unwrap();
     reader.inner.cursor.words().reader_waiting.store(1, Ordering::Relaxed);
     reader
 }
@@ -317,7 +316,7 @@ fn waiting(ring: &Fixture) -> RingReader {
 fn readers_that_lag_at_the_same_time_are_evicted_at_the_same_time() {
     let mut ring = ring_at(2, Pace { delivery: Delivery::Lossless, max_lag: Duration::from_nanos(1) });
     let (_, cursor) = ring.handle.add_reader(Some).unwrap();
-    let _lags_too = open(&ring.handle.data_path(), &cursor).unwrap();
+    let _lags_too = open(ring.handle.data(), cursor).unwrap();
     let mut other = waiting(&ring);
     for index in 0..2 {
         ring.write(index);
@@ -337,7 +336,7 @@ fn while_evicted_readers_keep_slots_others_use_the_spare_ones_and_if_these_are_k
     let mut kept = Vec::new();
     for _ in 0..2 {
         let (_, cursor) = ring.handle.add_reader(Some).unwrap();
-        let mut hoarder = open(&ring.handle.data_path(), &cursor).unwrap();
+        let mut hoarder = open(ring.handle.data(), cursor).unwrap();
         for index in 0..63 {
             ring.write(index % 10);
             kept.push((index % 10, lease(&mut hoarder)));
@@ -358,7 +357,7 @@ fn the_fastest_reader_of_the_latest_misses_nothing_while_others_hold_slots() {
     let mut ring = ring_at(4, latest());
     let join = || {
         let (_, cursor) = ring.handle.add_reader(Some).unwrap();
-        open(&ring.handle.data_path(), &cursor).unwrap()
+        open(ring.handle.data(), cursor).unwrap()
     };
     let mut stalled = [join(), join()];
     ring.write(0);
@@ -385,8 +384,7 @@ fn a_reader_of_the_latest_does_not_wait_awake_for_a_batch_that_no_slot_holds() {
     let mut ring = ring_at(3, latest());
     ring.write(0);
     // As the writer leaves it that is killed while it fills the slot of the newest batch.
-    let data = std::fs::OpenOptions::new().write(true).open(ring.handle.data_path()).unwrap();
-    data.write_all_at(&NO_BATCH.to_le_bytes(), PAGE_BYTES as u64).unwrap();
+    assert!(ring.writer.shared.data.words().claim(0, || false));
     let handle = ring.reader.give_up_handle();
     let reading =
         std::thread::spawn(move || (matches!(ring.reader.next_batch(|| false).unwrap(), Next::GaveUp), ring.reader));
@@ -402,7 +400,7 @@ fn a_reader_of_the_latest_does_not_wait_awake_for_a_batch_that_no_slot_holds() {
 fn a_slow_reader_of_the_latest_skips_and_holds_up_nobody() {
     let mut ring = ring_at(3, latest());
     let (_, cursor) = ring.handle.add_reader(Some).unwrap();
-    let mut slow = open(&ring.handle.data_path(), &cursor).unwrap();
+    let mut slow = open(ring.handle.data(), cursor).unwrap();
     ring.write(0);
     let held = lease(&mut slow);
     assert!(matches!(slow.next_batch(|| false), Err(RingError::OneAtATime)));
@@ -433,7 +431,7 @@ fn the_fastest_reader_of_the_latest_sets_the_pace_whoever_that_is() {
         // Nobody has read anything, so the writer waits; then one joins who has room.
         scope.spawn(move || writer.next_slot().unwrap().publish(SIZE, plan.0, plan.1.view()));
         let (_, cursor) = ring.handle.add_reader(Some).unwrap();
-        let mut other = open(&ring.handle.data_path(), &cursor).unwrap();
+        let mut other = open(ring.handle.data(), cursor).unwrap();
         assert_eq!(lease(&mut other).seq(), 3);
     });
 }
@@ -470,26 +468,45 @@ fn a_cursor_that_lies_is_evicted() {
     }
 }
 
-#[test]
-fn files_of_another_version_are_refused() {
-    let ring = ring(2);
-    let path = ring.handle.data_path();
-    let mut bytes = std::fs::read(&path).unwrap();
-    let copy = path.with_file_name("copy");
-    let cursor = path.with_file_name("cursor-0");
-    bytes[8] = 9;
-    std::fs::write(&copy, &bytes).unwrap();
-    assert!(matches!(open(&copy, &cursor), Err(RingError::Foreign { .. })));
-    bytes[8] = LAYOUT_VERSION as u8;
-    std::fs::write(&copy, &bytes[..bytes.len() - 1]).unwrap();
-    assert!(matches!(open(&copy, &cursor), Err(RingError::Foreign { .. })));
-    std::fs::write(&copy, &bytes).unwrap();
-    assert!(open(&copy, &cursor).is_ok());
+/// Sealed memory with these bytes.
+fn sealed(bytes: &[u8]) -> Arc<File> {
+    let file = File::from(memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap());
+    file.write_all_at(bytes, 0).unwrap();
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL).unwrap();
+    Arc::new(file)
 }
 
 #[test]
-fn the_ring_leaves_no_file() {
-    let Fixture { writer, handle, reader, _dir: dir, .. } = ring(2);
-    drop((writer, handle, reader));
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+fn memory_of_another_version_or_size_or_without_seals_is_refused() {
+    let ring = ring(2);
+    let (data, (_, cursor)) = (ring.handle.data(), ring.handle.add_reader(Some).unwrap());
+    let mut bytes = vec![0; data.metadata().unwrap().len() as usize];
+    data.read_exact_at(&mut bytes, 0).unwrap();
+    let is_refused = |data| matches!(open(data, Arc::clone(&cursor)), Err(RingError::Foreign(_)));
+    assert!(!is_refused(sealed(&bytes)));
+    assert!(is_refused(sealed(&bytes[..bytes.len() - 1])));
+    bytes[8] = LAYOUT_VERSION as u8 + 1;
+    assert!(is_refused(sealed(&bytes)));
+    bytes[8] = LAYOUT_VERSION as u8;
+    let unsealed = File::from(memfd_create("test", MemfdFlags::empty()).unwrap());
+    unsealed.write_all_at(&bytes, 0).unwrap();
+    assert!(is_refused(Arc::new(unsealed)));
+}
+
+#[test]
+fn a_trainer_can_neither_write_to_the_data_nor_shrink_what_it_was_given() {
+    let ring = ring(2);
+    let (data, (_, cursor)) = (ring.handle.data(), ring.handle.add_reader(Some).unwrap());
+    for file in [&data, &cursor] {
+        for bytes in [0, 1 << 30] {
+            assert!(file.set_len(bytes).is_err());
+        }
+    }
+    assert!(data.write_all_at(b"x", 0).is_err());
+    // Nor through the descriptor opened anew.
+    let again = format!("/proc/self/fd/{}", data.as_raw_fd());
+    if let Ok(again) = std::fs::OpenOptions::new().read(true).write(true).open(again) {
+        assert!(again.write_all_at(b"x", 0).is_err() && memmap2::MmapOptions::new().map_raw(&again).is_err());
+    }
+    assert!(memmap2::MmapOptions::new().map_raw(&*data).is_err());
 }

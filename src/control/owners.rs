@@ -1,0 +1,136 @@
+//! Who a daemon belongs to, where it is not to outlive them: its standard input, and connections of the processes that share it.
+//!
+//! A part ends when its descriptor is closed, which the kernel does for a process that dies. One that leaves in order sends [`LEAVES`] first. A
+//! connection may bring a descriptor (pidfd) of its launcher, the process that would start it again: `torchrun`, `mpirun` and the like.
+
+use crate::wire::receive;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::OwnedFd;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+/// What an owner sends before it leaves in order.
+const LEAVES: u8 = b'q';
+/// What the daemon sends once a connection counts.
+const COUNTS: [u8; 1] = [b'+'];
+/// Launchers that are remembered: one a node and agent, and a launcher sends itself once for each of its ranks.
+const LAUNCHERS_MAX: usize = 256;
+
+#[derive(Default)]
+struct Parts {
+    now: usize,
+    /// Whether one has died since there was none.
+    died: bool,
+    launchers: Vec<Arc<OwnedFd>>,
+}
+
+/// The owners of a daemon.
+#[derive(Clone)]
+pub struct Owners(Arc<watch::Sender<Parts>>);
+
+impl Owners {
+    /// None so far.
+    pub fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(Parts::default())))
+    }
+
+    /// Counts standard input as a part.
+    pub fn add_stdin(&self) {
+        self.join(None);
+        let owners = self.clone();
+        // A plain thread, since a blocked read of standard input would hold up the runtime's end.
+        std::thread::spawn(move || {
+            let (mut last, mut byte) = (None, [0]);
+            while std::io::stdin().read(&mut byte).is_ok_and(|bytes| bytes > 0) {
+                last = Some(byte[0]);
+            }
+            owners.leave(last == Some(LEAVES));
+        });
+    }
+
+    /// Counts a connection as a part until it ends; its first bytes were read.
+    ///
+    /// # Errors
+    /// When the connection fails before it counts.
+    pub async fn serve(&self, mut stream: UnixStream, launcher: Option<OwnedFd>) -> io::Result<()> {
+        self.join(launcher);
+        if let Err(error) = stream.write_all(&COUNTS).await {
+            self.leave(false);
+            return Err(error);
+        }
+        let (mut last, mut bytes) = (None, [0; 64]);
+        while let Ok((count @ 1.., _)) = receive(&stream, &mut bytes).await {
+            last = Some(bytes[count - 1]);
+        }
+        self.leave(last == Some(LEAVES));
+        Ok(())
+    }
+
+    fn join(&self, launcher: Option<OwnedFd>) {
+        self.0.send_modify(|parts| {
+            parts.died &= parts.now > 0;
+            parts.now += 1;
+            parts.launchers.retain(|launcher| is_running(launcher));
+            if parts.launchers.len() < LAUNCHERS_MAX {
+                parts.launchers.extend(launcher.map(Arc::new));
+            }
+        });
+    }
+
+    fn leave(&self, in_order: bool) {
+        self.0.send_modify(|parts| {
+            parts.now -= 1;
+            parts.died |= !in_order;
+        });
+    }
+
+    /// Waits until there is no owner, and none can be expected: the last have all left in order, or their launchers have ended, or none has come for as
+    /// long as `linger`.
+    pub async fn gone(&self, linger: Duration) {
+        let mut parts = self.0.subscribe();
+        // Fails only when the sender is gone, and `self` holds it.
+        while parts.wait_for(|parts| parts.now == 0).await.is_ok() {
+            let (died, launchers) = {
+                let parts = parts.borrow();
+                (parts.died, parts.launchers.clone())
+            };
+            if !died {
+                return;
+            }
+            tokio::select! {
+                () = ended(launchers) => return,
+                () = tokio::time::sleep(linger) => return,
+                _ = parts.wait_for(|parts| parts.now > 0) => {}
+            }
+        }
+    }
+}
+
+/// Whether the process of a pidfd runs.
+fn is_running(process: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(process, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec::default())) == Ok(0)
+}
+
+/// Waits until all of these processes have ended; for ever where there are none.
+async fn ended(processes: Vec<Arc<OwnedFd>>) {
+    if processes.is_empty() {
+        return std::future::pending().await;
+    }
+    for process in processes {
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe, for descriptors that somebody else may close; this one is owned"
+        )]
+        let watched = AsyncFd::with_interest(process, Interest::READABLE);
+        match watched {
+            Ok(watched) => drop(watched.readable().await),
+            Err(_) => return std::future::pending().await,
+        }
+    }
+}

@@ -189,7 +189,7 @@ class Daemon:
     """A daemon that is killed, not ended."""
 
     def __init__(self, mixd: Path, folder: Path, data: Path = SAMPLE_DATA) -> None:
-        self.command = [mixd, "serve", "--until-eof", "--data", data, "--socket", folder / "d.sock", "--shm-dir", folder / "shm"]
+        self.command = [mixd, "serve", "--until-eof", "--data", data, "--socket", folder / "d.sock"]
         self.socket = folder / "d.sock"
         self.start()
 
@@ -450,10 +450,7 @@ def main() -> None:
 
                 with_torch, torch_home = torch.cuda.is_available(), Path(torch.__file__).parent
         os.environ["LD_LIBRARY_PATH"] = library_path(torch_home)
-        shared = shutil.disk_usage("/dev/shm").free
-        print(f"LD_LIBRARY_PATH={os.environ['LD_LIBRARY_PATH']}; /dev/shm has {shared >> 20} MiB free", file=sys.stderr)
-        if shared < 1 << 30:
-            os.environ["MIXD_SHM_DIR"] = temporary
+        print(f"LD_LIBRARY_PATH={os.environ['LD_LIBRARY_PATH']}", file=sys.stderr)
         has_torch_mixer = with_torch and mixd.with_name("mixd-torch").exists()
         missing = [name for name in ("mixd-tests", "mixd-torch") if not (options.pack / name).exists()]
         if missing:

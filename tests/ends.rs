@@ -24,8 +24,7 @@ fn a_killed_trainers_feed_is_freed_and_others_read_on() {
     victim.kill().unwrap();
     victim.wait().unwrap();
     until("its feed closes", || (client::status(&daemon.socket()).unwrap().feeds.len() == 1).then_some(()));
-    let rings = |file: &&std::path::PathBuf| file.ends_with("data");
-    until("its ring is gone", || (daemon.files().iter().filter(rings).count() == 1).then_some(()));
+    until("its ring is gone", || (daemon.memory("mixd-ring") == 1).then_some(()));
     for (index, batch) in other.epoch().enumerate() {
         assert_eq!(batch.unwrap().view().head.index, index as u64);
     }
@@ -34,8 +33,8 @@ fn a_killed_trainers_feed_is_freed_and_others_read_on() {
 #[test]
 fn a_trainer_that_dies_while_it_attaches_leaves_no_feed() {
     let daemon = Daemon::start(&[]);
-    let rings = || daemon.files().iter().filter(|file| file.ends_with("data")).count();
-    // 200 MB, which take the daemon long enough to reserve.
+    let rings = || daemon.memory("mixd-ring");
+    // 200 MB, which take the daemon long enough to allocate.
     let mut trainer = daemon.bench_trainer(&["--batch-size=64", "--size=512", "--warmup=0"]);
     until("its ring is being made", || (rings() == 1).then_some(()));
     trainer.kill().unwrap();
@@ -53,7 +52,6 @@ fn ctrl_c(command: &[&str], sign: &str) {
     let mut terminal = common::command("script")
         .args(["-qefc", &command, "/dev/null"])
         .env("XDG_RUNTIME_DIR", dir.path())
-        .env("MIXD_SHM_DIR", dir.path())
         .env("RUST_LOG", "mixd=info")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -131,11 +129,10 @@ fn the_next_daemon_removes_what_a_killed_one_left() {
     let feed = first.attach(spec()).unwrap();
     first.child.kill().unwrap();
     first.child.wait().unwrap();
-    assert!(first.files().iter().any(|file| file.ends_with("data")), "nothing was left to remove");
+    assert_eq!(first.files().len(), 2, "nothing was left to remove");
     drop(feed);
     let dir = std::mem::replace(&mut first.dir, tempfile::tempdir().unwrap());
     let second = Daemon::again(dir, &sample_data(), &[]);
-    assert!(!second.files().iter().any(|file| file.ends_with("data")));
     assert_eq!(second.attach(spec()).unwrap().epoch().count(), 25);
 }
 
@@ -253,11 +250,11 @@ fn the_next_command_removes_what_the_killed_daemon_of_another_left() {
     let (mut bench, pid, socket, _more_lines) = benching(dir.path());
     rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
     bench.wait().unwrap();
-    let lock = socket.with_extension("lock");
+    let lock = socket.with_extension("sock.lock");
     assert!(socket.exists() && lock.exists(), "nothing was left to remove");
     let (mut next, _, _, _next_lines) = benching(dir.path());
     assert!(!socket.exists() && !lock.exists());
-    assert!(living.with_extension("lock").exists());
+    assert!(living.with_extension("sock.lock").exists());
     client::status(&living).unwrap();
     for command in [&mut alive, &mut next] {
         command.kill().unwrap();
@@ -340,7 +337,7 @@ fn what_is_asked_of_a_stopped_daemon_ends_in_time() {
 }
 
 #[test]
-fn trainers_in_other_folders_find_a_relative_shm_dir() {
+fn trainers_in_other_folders_find_a_relative_socket() {
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::command(Path::new("here"), &sample_data())
         .current_dir(dir.path())

@@ -3,22 +3,15 @@
 
 mod common;
 
+use common::trainer::{ENDLESS, Oracle, Orders, Trainer};
 use common::{DEADLINE, Daemon, refusal, run, sample_data, stderr, twice_the_sample_data, until};
 use mixd::client::{self, ClientError, Reason};
-use mixd::mix::MixerKind;
-use mixd::pipeline::{OnBadImage, Options, Pipeline};
-use mixd::plan::Sampler;
-use mixd::render::LoadOptions;
 use mixd::spec::{Delivery, FeedSpec, Mix, Pairing, Share};
 use mixd::status::Feed;
-use mixd::types::{Device, Dtype, ImageSize, Layout, Place, Start};
+use mixd::types::{Dtype, ImageSize, Layout, Place, Start};
 use rustix::process::Signal;
-use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::io::Write;
+use std::time::{Duration, Instant};
 
 fn spec() -> FeedSpec {
     FeedSpec { batch_size: 16, image_size: ImageSize::square(48), digest: true, seed: 3, ..FeedSpec::train() }
@@ -28,174 +21,10 @@ fn shared(name: &str, delivery: Delivery) -> Option<Share> {
     Some(Share { delivery, ..Share::new(name.parse().unwrap()) })
 }
 
-/// What a trainer of these tests is told in the variable `TRAINER`.
-#[derive(serde::Serialize, serde::Deserialize)]
-struct Orders {
-    socket: PathBuf,
-    spec: FeedSpec,
-    /// Batches to read.
-    batches: u64,
-    /// Milliseconds that it works on each.
-    step_ms: u64,
-    /// Whether to wait for a line on standard input while holding the first batch.
-    holds_the_first: bool,
-}
-
-/// Not a test but a trainer: a process that reads batches, checks them against the plan and their digests, and says what it got.
 #[test]
 #[ignore = "run by the others, in a process of its own"]
 fn trainer_process() {
-    let Ok(orders) = std::env::var("TRAINER") else { return };
-    let Orders { socket, spec, batches, step_ms, holds_the_first } = serde_json::from_str(&orders).unwrap();
-    let mut feed = client::attach_for(&socket, &spec, DEADLINE).unwrap();
-    let sampler = Sampler::new(FeedSpec { start: Start::Now, ..spec }, feed.samples()).unwrap();
-    println!("\nattached {} {}", feed.place().epoch, feed.place().index);
-    for nth in 0..batches {
-        let batch = match feed.next_batch() {
-            Ok(batch) => batch,
-            Err(error) => return println!("error {error}"),
-        };
-        std::thread::sleep(Duration::from_millis(step_ms));
-        if holds_the_first && nth == 0 {
-            println!("holding");
-            std::io::stdin().lines().next().unwrap().unwrap();
-        }
-        let view = batch.view();
-        let plan = sampler.epoch(view.head.epoch).plan(view.head.index);
-        assert_eq!((view.sample_id, view.partner_id), (&plan.own()[..], &plan.partners()[..]));
-        assert_eq!((view.lambda, view.partner), (&plan.lambdas()[..], &plan.partner_rows()[..]));
-        assert!(view.head.digest != 0 && feed.is_intact(&batch), "torn: {} {}", view.head.epoch, view.head.index);
-        println!("batch {} {} {}", view.head.epoch, view.head.index, view.head.digest);
-    }
-}
-
-/// More batches than any test waits for.
-const ENDLESS: u64 = 1_000_000;
-
-struct Trainer {
-    spec: FeedSpec,
-    child: Child,
-    /// Read as they come, so that it never has to wait for this test.
-    lines: mpsc::Receiver<String>,
-    /// Places and digests of what it has read.
-    read: Vec<(Place, u64)>,
-    /// The first batch that it was promised.
-    start: Place,
-}
-
-impl Trainer {
-    fn start(daemon: &Daemon, spec: FeedSpec, batches: u64, step_ms: u64) -> Self {
-        Self::obey(Orders { socket: daemon.socket(), spec, batches, step_ms, holds_the_first: false })
-    }
-
-    fn obey(orders: Orders) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "trainer_process", "--ignored", "--nocapture"])
-            .env("TRAINER", serde_json::to_string(&orders).unwrap())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (said, lines) = mpsc::channel();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| said.send(line)));
-        let mut trainer = Self { spec: orders.spec, child, lines, read: Vec::new(), start: Place::default() };
-        let line = trainer.line("attached ").expect("it attaches");
-        let numbers: Vec<u64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
-        trainer.start = Place { epoch: numbers[0], index: numbers[1] };
-        trainer
-    }
-
-    /// The rest of the next line that begins so; `None` when it has ended, or says nothing more.
-    fn line(&mut self, begin: &str) -> Option<String> {
-        let next = || self.lines.recv_timeout(DEADLINE).ok();
-        std::iter::from_fn(next).find_map(|line| line.strip_prefix(begin).map(str::to_owned))
-    }
-
-    /// Takes note of its next batch.
-    fn batch(&mut self) -> Option<(Place, u64)> {
-        let line = self.line("batch ")?;
-        let numbers: Vec<u64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
-        self.read.push((Place { epoch: numbers[0], index: numbers[1] }, numbers[2]));
-        self.read.last().copied()
-    }
-
-    fn batches(&mut self, count: usize) {
-        (0..count).for_each(|_| assert!(self.batch().is_some(), "it ended"));
-    }
-
-    /// Kills it; what it had said before counts.
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        while self.batch().is_some() {}
-    }
-
-    /// Reads to its end, which must be a good one.
-    fn finish(&mut self) {
-        while self.batch().is_some() {}
-        assert!(self.child.wait().unwrap().success());
-    }
-
-    fn signal(&self, signal: Signal) {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
-    }
-}
-
-impl Drop for Trainer {
-    fn drop(&mut self) {
-        // An error says that it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The same data set in this process, with one decoder and nothing kept: what every batch should be.
-struct Oracle {
-    pipeline: Pipeline,
-    digests: HashMap<(String, Place), u64>,
-}
-
-impl Oracle {
-    fn new() -> Self {
-        Self::of(&sample_data())
-    }
-
-    fn of(data: &Path) -> Self {
-        let source = mixd::source::open(data, None, &mut |_| {}).unwrap();
-        let options = Options {
-            workers: "1".parse().unwrap(),
-            cache_bytes: 1 << 30,
-            cache_file: None,
-            load: LoadOptions::default(),
-            mixer: MixerKind::Cpu,
-            device: Device::Cpu,
-            device_cache_bytes: None,
-            on_bad_image: OnBadImage::Fail,
-        };
-        Self { pipeline: Pipeline::start(source, options).unwrap(), digests: HashMap::new() }
-    }
-
-    fn digest(&mut self, spec: FeedSpec, place: Place) -> u64 {
-        let spec = FeedSpec { share: None, start: Start::Now, ..spec };
-        let key = (serde_json::to_string(&spec).unwrap(), place);
-        let make = || self.pipeline.batch(spec, place).unwrap().view().head.digest;
-        *self.digests.entry(key).or_insert_with(make)
-    }
-
-    /// Every batch that a trainer read is the right one, and, unless it may skip, none is lost, repeated or out of order.
-    fn check(&mut self, trainer: &Trainer) {
-        let Trainer { spec, read, start, .. } = trainer;
-        let samples = self.pipeline.source().len(spec.split);
-        let sampler = Sampler::new(FeedSpec { start: Start::Now, ..*spec }, samples).unwrap();
-        let may_skip = spec.share.is_some_and(|share| share.delivery == Delivery::Latest);
-        let mut next = *start;
-        for &(place, digest) in read {
-            assert!(place == next || may_skip && place > next, "{place} where {next} should come, of {spec:?}");
-            assert_eq!(digest, self.digest(*spec, place), "{place} of {spec:?}");
-            next = place.next(sampler.batches());
-        }
-    }
+    common::trainer::run();
 }
 
 #[test]
@@ -324,9 +153,8 @@ fn a_trainer_outlives_daemons_that_are_killed_while_it_comes_back() {
     let mut trainer = Trainer::start(&daemon, spec(), ENDLESS, 1);
     for _ in 0..5 {
         daemon = killed_and_started_again(daemon, &[]);
-        // Stopped when it has a seat and does not know it yet, as a rule, so that it looks for a ring that was tidied away.
-        let is_cursor = |path: &PathBuf| path.ends_with("cursor-0");
-        until("it has a seat", || daemon.files().into_iter().find(is_cursor));
+        // Stopped when it has a seat and not its memory yet, as a rule, so that it asks the next daemon for a seat that this one had.
+        until("it has a seat", || (daemon.memory("mixd-cursor") == 1).then_some(()));
         trainer.signal(Signal::STOP);
         until("it is told", || client::status(&daemon.socket()).unwrap().feeds.pop());
         daemon = killed_and_started_again(daemon, &[]);
@@ -399,6 +227,40 @@ fn an_evicted_trainer_takes_no_seat_at_the_next_daemon() {
     let mut oracle = Oracle::new();
     oracle.check(&evicted);
     oracle.check(&other);
+}
+
+/// SIGSTOP of all, a cgroup that is frozen, a laptop whose lid is closed: the slower trainer is not to be evicted for that.
+#[test]
+fn time_for_which_trainers_are_stopped_is_no_lag() {
+    let daemon = Daemon::start(&[]);
+    let max_lag = Duration::from_millis(1_500);
+    let share = shared("all", Delivery::Lossless).map(|share| Share { max_lag_s: max_lag.as_secs_f64(), ..share });
+    let mut trainers = [0, 1].map(|_| Trainer::start(&daemon, FeedSpec { share, ..spec() }, ENDLESS, 1));
+    for daemon_too in [false, true] {
+        let [slow, fast] = &mut trainers;
+        slow.batches(5);
+        slow.signal(Signal::STOP);
+        let waits = || shared_by_all(&daemon)?.trainers.iter().find(|trainer| trainer.lag == 0).map(drop);
+        until("the other waits for it", waits);
+        fast.signal(Signal::STOP);
+        if daemon_too {
+            daemon.signal(Signal::STOP);
+        }
+        let since = Instant::now();
+        while since.elapsed() < 2 * max_lag {
+            std::thread::park_timeout(2 * max_lag);
+        }
+        daemon.signal(Signal::CONT);
+        fast.signal(Signal::CONT);
+        slow.signal(Signal::CONT);
+        slow.batches(20);
+        fast.batches(20);
+    }
+    let mut oracle = Oracle::new();
+    for trainer in &mut trainers {
+        trainer.kill();
+        oracle.check(trainer);
+    }
 }
 
 #[test]

@@ -57,8 +57,7 @@ class Daemon:
 
     def start(self, *options: str) -> None:
         """Starts it, or the next one in its place."""
-        places = {"--data": SAMPLE_DATA, "--socket": self.socket, "--shm-dir": self.folder / "shm"}
-        command = [_program(), "serve", *(f"{flag}={path}" for flag, path in places.items()), *(options or self.options)]
+        command = [_program(), "serve", f"--data={SAMPLE_DATA}", f"--socket={self.socket}", *(options or self.options)]
         self.process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
         assert self.process.stdout
         assert self.process.stdout.readline().startswith("mixd: serving")

@@ -34,12 +34,18 @@ pub struct Feed {
     ahead: Option<Batch>,
     socket: PathBuf,
     /// What comes after the reader gave up.
-    later: mpsc::Receiver<Opened>,
+    later: Later,
     /// The client's thread.
     keeper: JoinHandle<()>,
 }
 
 type Opened = Result<(Attached, RingReader), ClientError>;
+
+/// What the client's thread opens. Dropping it cancels an attempt to attach.
+struct Later {
+    opened: mpsc::Receiver<Opened>,
+    _wanted: oneshot::Sender<()>,
+}
 
 /// Opens a feed on the daemon behind `socket`, or joins a shared one. Should the daemon die, the feed waits [`RECONNECT`] for the next
 /// and goes on with the next batch.
@@ -68,11 +74,12 @@ pub fn attach_unless(
     reconnect: Duration,
     interrupted: &dyn Fn() -> bool,
 ) -> Result<Option<Feed>, ClientError> {
-    let (opened, later) = mpsc::channel();
+    let ((opened, receiver), (wanted, unwanted)) = (mpsc::channel(), oneshot::channel());
+    let later = Later { opened: receiver, _wanted: wanted };
     let runtime = runtime()?;
     let device = Device::open(spec.device)?;
     let attachment = Attachment { socket: socket.to_owned(), spec: *spec, device, reconnect, opened };
-    let run = move || runtime.block_on(attachment.keep());
+    let run = move || runtime.block_on(attachment.keep(unwanted));
     let keeper = std::thread::Builder::new().name("mixd-client".to_owned()).spawn(run).map_err(ClientError::Start)?;
     let Some((attached, reader)) = receive(&later, socket, interrupted)? else { return Ok(None) };
     let place = attached.start;
@@ -81,12 +88,12 @@ pub fn attach_unless(
 
 /// Waits for the client's thread; `None` when `interrupted`.
 fn receive(
-    later: &mpsc::Receiver<Opened>,
+    later: &Later,
     socket: &Path,
     interrupted: &dyn Fn() -> bool,
 ) -> Result<Option<(Attached, RingReader)>, ClientError> {
     loop {
-        match later.recv_timeout(LOOK_INTERVAL) {
+        match later.opened.recv_timeout(LOOK_INTERVAL) {
             Ok(opened) => return opened.map(Some),
             Err(mpsc::RecvTimeoutError::Timeout) if interrupted() => return Ok(None),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
@@ -125,9 +132,14 @@ impl Stream {
 }
 
 impl Attachment {
-    /// Attaches, and keeps the stream open until the reader is gone; again and again while daemons die.
-    async fn keep(self) {
-        let mut stream = match self.attach(self.spec.start, None).await {
+    /// Attaches, and keeps the stream open until the reader is gone; again and again while daemons die. An attempt that is `unwanted`
+    /// is canceled: a daemon that is stopped might never answer.
+    async fn keep(self, mut unwanted: oneshot::Receiver<()>) {
+        let attached = tokio::select! {
+            attached = self.attach(self.spec.start, None) => attached,
+            _ = &mut unwanted => return,
+        };
+        let mut stream = match attached {
             Err(error) => {
                 let _ = self.opened.send(Err(error));
                 return;
@@ -151,6 +163,7 @@ impl Attachment {
             let Stream { attached, ring, closed, .. } = &mut stream;
             let next = tokio::select! {
                 _ = closed => return,
+                _ = &mut unwanted => return,
                 next = self.again(attached, ring) => next,
             };
             let (outcome, next) = match next {

@@ -4,6 +4,7 @@ use super::ClientError;
 use crate::spec::Recipe;
 use crate::status::Status;
 use crate::wire::control_client::ControlClient;
+use crate::wire::too_long;
 use std::path::Path;
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -24,6 +25,9 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, ClientError> {
 /// Connects to a daemon.
 pub(super) async fn connect(socket: &Path) -> Result<ControlClient<Channel>, ClientError> {
     let no_daemon = |cause: String| ClientError::NoDaemon { socket: socket.to_owned(), cause };
+    if let Some(why) = too_long(socket) {
+        return Err(no_daemon(why));
+    }
     // The transport's errors hide the system's answer at the end of a chain; a plain connect gives it plainly.
     drop(UnixStream::connect(socket).await.map_err(|error| no_daemon(error.to_string()))?);
     let endpoint =

@@ -114,6 +114,9 @@ impl Daemon {
     /// # Errors
     /// When the spec cannot be served or the daemon is going down; other feeds are untouched.
     pub fn attach(&self, request: AttachRequest) -> Result<(Ticket, Attached), AttachError> {
+        if *self.draining.borrow() {
+            return Err(AttachError::Draining);
+        }
         let AttachRequest { spec, pid, former, device_uuid } = request;
         // Open until the feed has it open, too.
         let (spec, _device) = crate::pipeline::resolve(spec, &device_uuid).map_err(OpenError::Mix)?;
@@ -161,7 +164,7 @@ impl Daemon {
         let hold = former.is_some_and(|former| former.trainers > 1);
         let (feed, seat) = self.pipeline.open(spec, origin, hold)?;
         let mut feeds = self.open_feeds();
-        // Looked at here, where `drain` either comes before or finds the feed in the list.
+        // Looked at again here, where `drain` either comes before or finds the feed in the list.
         if *self.draining.borrow() {
             drop(feeds);
             return Err(AttachError::Draining);

@@ -1,6 +1,6 @@
 //! Where a daemon lives: its socket and its lock, of which it is the only owner.
 
-use crate::wire::default_socket;
+use crate::wire::{default_socket, too_long};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -22,6 +22,14 @@ pub enum SocketError {
     /// A folder belongs to somebody else or is open to others.
     #[error("{} is not a folder that only this user can change (remove it, or name another --socket)", .0.display())]
     NotPrivate(PathBuf),
+    /// The path is longer than the system allows.
+    #[error("cannot serve on {}: {cause}", socket.display())]
+    TooLong {
+        /// The socket.
+        socket: PathBuf,
+        /// How long it is, and the remedy.
+        cause: String,
+    },
     /// What lies where the socket or its lock should is no daemon's.
     #[error("{} is there, and is not what a daemon left (remove it, or name another --socket)", .0.display())]
     Foreign(PathBuf),
@@ -76,6 +84,9 @@ impl Home {
             return Err(SocketError::NotPrivate(dir));
         }
         let socket = dir.join(socket.file_name().unwrap_or("mixd.sock".as_ref()));
+        if let Some(cause) = too_long(&socket) {
+            return Err(SocketError::TooLong { socket, cause });
+        }
         if std::fs::symlink_metadata(&socket).is_ok_and(|there| !there.file_type().is_socket()) {
             return Err(SocketError::Foreign(socket));
         }
@@ -260,6 +271,18 @@ mod tests {
         assert!(matches!(&error, SocketError::Occupied { pid, .. } if pid == "?"), "{error}");
         assert!(agent.exists());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_for_a_socket_is_refused_with_the_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let longest = 107 - dir.path().canonicalize().unwrap().as_os_str().len() - 1;
+        for (bytes, is_refused) in [(longest, false), (longest + 1, true)] {
+            let taken = Home::take(&dir.path().join("s".repeat(bytes)));
+            assert_eq!(matches!(&taken, Err(SocketError::TooLong { .. })), is_refused, "{taken:?}");
+            let Ok(home) = taken else { continue };
+            drop(std::os::unix::net::UnixListener::bind(home.socket()).unwrap());
+        }
     }
 
     #[test]

@@ -420,6 +420,7 @@ mod tests {
     use super::*;
     use crate::spec::{Crop, Mix};
     use crate::store::Lookup;
+    use std::path::Path;
     use std::time::{Duration, Instant};
 
     /// A pipeline over the sample data with one decoder.

@@ -14,7 +14,7 @@ use std::mem::{offset_of, size_of};
 use std::sync::atomic::AtomicU8;
 
 /// Version of everything in this file; both sides must have the same.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// First bytes of a data file.
 pub const DATA_MAGIC: [u8; 8] = *b"mixdring";
@@ -38,7 +38,7 @@ pub const EVICTED_UNLAWFUL: u32 = 2;
 #[cfg(target_endian = "big")]
 compile_error!("the ring's layout is little-endian");
 
-/// First page of the data file. Cache lines are kept apart by who writes them and how often.
+/// First page of the data. Cache lines are kept apart by who writes them and how often.
 #[repr(C)]
 pub struct DataHeader {
     /// [`DATA_MAGIC`].
@@ -109,7 +109,9 @@ pub struct Cursor {
     pub waited_ns: AtomicU64,
     /// Nanoseconds that it takes to wake the reader, about; 0 before it is known. Bounded by the writer.
     pub wake_ns: AtomicU64,
-    gap3: [u8; 96],
+    /// How often the reader has found nothing to read while it waited: it moves four times a second at least, unless the process is stopped.
+    pub looks: AtomicU64,
+    gap3: [u8; 88],
     /// A bit for each slot that is leased.
     pub held: [AtomicU64; HELD_WORDS],
     /// 0, or one of the `EVICTED_…` codes; the daemon stores it.
@@ -224,7 +226,8 @@ impl Cursor {
             skipped: AtomicU64::new(0),
             waited_ns: AtomicU64::new(0),
             wake_ns: AtomicU64::new(0),
-            gap3: [0; 96],
+            looks: AtomicU64::new(0),
+            gap3: [0; 88],
             held: [const { AtomicU64::new(0) }; HELD_WORDS],
             evicted: AtomicU32::new(0),
         }
@@ -298,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_of_the_seed_pipeline_lie_where_version_6_says() {
+    fn slots_of_the_seed_pipeline_lie_where_version_7_says() {
         let layout = SlotLayout::new(64, 3 * 128 * 128 * 4);
         assert_eq!(layout.columns, [64, 576, 1088, 1344, 1600, 1856, 2112, 3136, 4160]);
         assert_eq!((layout.x, layout.slot_bytes), (8192, 8192 + 12_582_912));

@@ -305,7 +305,10 @@ impl RingReader {
         }
         // After a lease that failed, ordered by its fence: sync point G.
         let evicted = || cursor.words().eviction();
-        let gave_up = || give_up.load(Ordering::SeqCst) || evicted() != 0 || interrupted();
+        let gave_up = || {
+            count(&cursor.page().looks, 1);
+            give_up.load(Ordering::SeqCst) || evicted() != 0 || interrupted()
+        };
         let (seq, slot) = loop {
             let since = (!self.is_ready()).then(Instant::now);
             let woken = Woken { woke_ns: &data.header().woke_ns, wake_ns: &cursor.page().wake_ns };
@@ -384,7 +387,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Adds to a counter that only this reader stores.
 fn count(counter: &AtomicU64, more: u64) {
     if more > 0 {
-        counter.fetch_add(more, Ordering::Relaxed);
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
     }
 }
 

@@ -18,7 +18,7 @@ use std::ffi::c_void;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// As the daemon writes it.
 const SHARED: u8 = 0;
@@ -48,8 +48,12 @@ unsafe impl Sync for Entry {}
 unsafe impl Send for Entry {}
 
 static ENTRIES: AtomicPtr<Entry> = AtomicPtr::new(std::ptr::null_mut());
-/// Held while an entry is taken.
-static TAKING: Mutex<()> = Mutex::new(());
+/// Entries whose views are gone.
+static FREE: Mutex<Vec<&Entry>> = Mutex::new(Vec::new());
+
+fn free_entries() -> MutexGuard<'static, Vec<&'static Entry>> {
+    FREE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn entries() -> impl Iterator<Item = &'static Entry> {
     let mut next = ENTRIES.load(Ordering::Acquire).cast_const();
@@ -131,9 +135,9 @@ impl View {
             mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::SHARED, file.as_fd(), offset as u64)
         };
         let address = address.map_err(|errno| RingError::NoView { bytes, source: errno.into() })?;
-        let _taking = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = entries().find(|entry| entry.start.load(Ordering::Relaxed) == 0);
-        let entry = free.unwrap_or_else(|| {
+        // Locked to the end: one thread at a time adds to the list.
+        let mut free = free_entries();
+        let entry = free.pop().unwrap_or_else(|| {
             let entry = Box::leak(Box::new(Entry {
                 next: ENTRIES.load(Ordering::Relaxed),
                 start: AtomicUsize::new(0),
@@ -228,6 +232,8 @@ impl Drop for View {
         if is_own {
             // SAFETY: mapped by `open`, and nobody refers to it any more.
             let _ = unsafe { munmap(address, bytes) };
+            // A child's copy of the lock may be held for good.
+            free_entries().push(self.0);
         }
     }
 }

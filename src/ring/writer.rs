@@ -38,8 +38,39 @@ pub struct RingWriter {
     seq: u64,
     /// Whether each slot's memory is allocated.
     allocated: Vec<bool>,
-    /// Who keeps others waiting: which reader, with how much released, since when.
-    late: RefCell<Vec<(ReaderId, u64, Instant)>>,
+    lag: RefCell<Lag>,
+}
+
+/// For how long readers have kept others waiting.
+#[derive(Default)]
+struct Lag {
+    /// Which reader, with how much released, for how long.
+    late: Vec<(ReaderId, u64, Duration)>,
+    /// How often each reader that waits had looked when time was last counted.
+    looks: Vec<(ReaderId, u64)>,
+    /// When that was.
+    counted: Option<Instant>,
+}
+
+/// The most time that counts as lag between two looks of a reader that waits, which come four times a second.
+const LOOK_MAX: Duration = Duration::from_millis(500);
+
+impl Lag {
+    /// The time since this was last asked for which a reader has waited and was running: where all are stopped, by a signal, with their cgroup or
+    /// with the machine, nobody is kept waiting.
+    fn passed(&mut self, waiting: Vec<(ReaderId, u64)>, max_lag: Duration) -> Duration {
+        let now = Instant::now();
+        let before = |id| self.looks.iter().find(|&&(known, _)| known == id).map(|&(_, looks)| looks);
+        if !waiting.iter().any(|&(id, looks)| before(id).is_some_and(|before| before != looks)) {
+            let new: Vec<_> = waiting.into_iter().filter(|&(id, _)| before(id).is_none()).collect();
+            self.looks.extend(new);
+            self.counted.get_or_insert(now);
+            return Duration::ZERO;
+        }
+        self.looks = waiting;
+        let since = self.counted.replace(now).map_or(Duration::ZERO, |counted| now - counted);
+        since.min(LOOK_MAX).min(max_lag / 2 + Duration::from_nanos(1))
+    }
 }
 
 /// A reader, and its event word as it was.
@@ -60,7 +91,7 @@ impl RingWriter {
     /// The writer of a new ring.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let allocated = vec![false; shared.data.all_slots() as usize];
-        Self { shared, seq: 0, allocated, late: RefCell::default() }
+        Self { shared, seq: 0, allocated, lag: RefCell::default() }
     }
 
     /// Waits until there is a slot for the next batch, and hands it out for writing.
@@ -186,25 +217,28 @@ impl RingWriter {
         if pace.max_lag == Duration::MAX {
             return false;
         }
-        let (mut readers, mut late, now) = (self.shared.readers(), self.late.borrow_mut(), Instant::now());
+        let (mut readers, mut lag) = (self.shared.readers(), self.lag.borrow_mut());
         let stands = |reader: &ReaderEntry| reader.cursor.words().released();
         let is_late = |reader: &ReaderEntry| !reader.is_hold && !has_room(self.seq, stands(reader), data.slots);
-        let waits = |reader: &ReaderEntry| {
+        let waits = |reader: &&Arc<ReaderEntry>| {
             let has_begun = stands(reader) <= self.seq;
             has_begun && !is_late(reader) && reader.cursor.words().reader_waiting.load(Ordering::Relaxed) != 0
         };
-        if !readers.live.iter().any(|reader| waits(reader)) {
-            late.clear();
+        let looks = |reader: &Arc<ReaderEntry>| (reader.id, reader.cursor.page().looks.load(Ordering::Relaxed));
+        let waiting: Vec<_> = readers.live.iter().filter(waits).map(looks).collect();
+        if waiting.is_empty() {
+            *lag = Lag::default();
             return false;
         }
-        let stood = std::mem::take(&mut *late);
+        let passed = lag.passed(waiting, pace.max_lag);
+        let before = std::mem::take(&mut lag.late);
         for reader in readers.live.iter().filter(|reader| is_late(reader)) {
             let here = (reader.id, stands(reader));
-            let since = stood.iter().find(|&&(id, at, _)| (id, at) == here).map_or(now, |&(.., since)| since);
-            late.push((here.0, here.1, since));
+            let stood = before.iter().find(|&&(id, at, _)| (id, at) == here).map(|&(.., stood)| stood + passed);
+            lag.late.push((here.0, here.1, stood.unwrap_or_default()));
         }
         let over: Vec<ReaderId> =
-            late.iter().filter(|(.., since)| now - *since > pace.max_lag).map(|&(id, ..)| id).collect();
+            lag.late.iter().filter(|&&(.., stood)| stood > pace.max_lag).map(|&(id, ..)| id).collect();
         for id in &over {
             let at = readers.live.iter().position(|reader| reader.id == *id).expect("it is late");
             let reader = readers.live.swap_remove(at);

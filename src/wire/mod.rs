@@ -37,6 +37,20 @@ pub fn default_socket() -> PathBuf {
     }
 }
 
+/// Longest path of a socket, in bytes: `sun_path` has 108, with a zero at the end (unix(7)).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Why a path is too long for a socket, and the remedy; `None` where it is not.
+pub fn too_long(socket: &Path) -> Option<String> {
+    let bytes = socket.as_os_str().len();
+    (bytes > SOCKET_PATH_MAX).then(|| {
+        format!(
+            "a socket's path has at most {SOCKET_PATH_MAX} bytes, and this one has {bytes} (name a shorter --socket, or set XDG_RUNTIME_DIR to a \
+             shorter folder)"
+        )
+    })
+}
+
 /// A trainer asks for a feed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttachRequest {

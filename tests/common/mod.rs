@@ -1,6 +1,8 @@
 //! A real daemon process in folders of its own, and the data that tests use.
 #![allow(dead_code, missing_docs, reason = "each test binary uses its own share of this")]
 
+pub mod trainer;
+
 use mixd::client::{self, ClientError, Reason};
 use mixd::spec::FeedSpec;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -67,7 +69,7 @@ pub fn files(dir: &Path) -> Vec<PathBuf> {
 pub struct Daemon {
     pub child: Child,
     pub dir: tempfile::TempDir,
-    _lifeline: ChildStdin,
+    lifeline: Option<ChildStdin>,
 }
 
 impl Daemon {
@@ -95,14 +97,19 @@ impl Daemon {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.starts_with("mixd: serving"), "{line:?}");
-        Self { child, dir, _lifeline: lifeline }
+        Self { child, dir, lifeline: Some(lifeline) }
     }
 
     pub fn command(dir: &Path, data: &Path) -> Command {
         let mut command = mixd();
         command.arg("serve").arg("--data").arg(data).arg("--socket").arg(dir.join("mixd.sock"));
-        command.arg("--shm-dir").arg(dir.join("shm")).env("RUST_LOG", "mixd=error");
+        command.env("RUST_LOG", "mixd=error");
         command
+    }
+
+    /// Gives up its standard input, the part that this process has in it, with these last bytes.
+    pub fn close_stdin(&mut self, last: &[u8]) {
+        self.lifeline.take().expect("open").write_all(last).unwrap();
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -113,7 +120,14 @@ impl Daemon {
         client::attach(&self.socket(), &spec)
     }
 
-    /// Files of rings, sockets and locks that are there.
+    /// Sealed memory of this name, `mixd-ring` or `mixd-cursor`, that the daemon has open.
+    pub fn memory(&self, name: &str) -> usize {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).into_iter().flatten().flatten();
+        let links = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        links.filter(|link| link.starts_with(format!("/memfd:{name} (deleted)"))).count()
+    }
+
+    /// Files of sockets and locks that are there.
     pub fn files(&self) -> Vec<PathBuf> {
         files(self.dir.path())
     }

@@ -304,6 +304,29 @@ fn a_reader_that_keeps_others_waiting_is_evicted_and_its_leases_stay_whole() {
     assert_eq!(ring.handle.readers().len(), 1);
 }
 
+/// Looks again and again, as a reader does that waits, until it is dropped.
+struct Looking(Arc<AtomicBool>);
+
+impl Looking {
+    fn of(reader: &RingReader) -> Self {
+        let (inner, over) = (Arc::clone(&reader.inner), Arc::new(AtomicBool::new(false)));
+        let looking = Self(Arc::clone(&over));
+        std::thread::spawn(move || {
+            while !over.load(Ordering::Relaxed) {
+                count(&inner.cursor.page().looks, 1);
+                std::thread::yield_now();
+            }
+        });
+        looking
+    }
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Another reader, which is asleep as far as the writer can see.
 fn waiting(ring: &Fixture) -> RingReader {
     let (_, cursor) = ring.handle.add_reader(Some).unwrap();
@@ -323,15 +346,36 @@ fn readers_that_lag_at_the_same_time_are_evicted_at_the_same_time() {
         assert_eq!(lease(&mut other).seq(), index as u64);
     }
     assert!(!ring.writer.evict_late(), "they are late from here on");
-    assert!(ring.writer.evict_late());
+    let _looking = Looking::of(&other);
+    while !ring.writer.evict_late() {}
     let evicted: Vec<bool> = ring.handle.readers().iter().map(|reader| reader.evicted).collect();
     assert_eq!(evicted, [false, true, true]);
+}
+
+#[test]
+fn time_for_which_those_who_wait_are_stopped_is_no_lag() {
+    let max_lag = Duration::from_millis(2);
+    let mut ring = ring_at(2, Pace { delivery: Delivery::Lossless, max_lag });
+    let mut other = waiting(&ring);
+    for index in 0..2 {
+        ring.write(index);
+        assert_eq!(lease(&mut other).seq(), index as u64);
+    }
+    let since = Instant::now();
+    while since.elapsed() < 10 * max_lag {
+        assert!(!ring.writer.evict_late());
+    }
+    count(&other.inner.cursor.page().looks, 1);
+    assert!(!ring.writer.evict_late(), "it runs again, and the time before does not count");
+    let _looking = Looking::of(&other);
+    while !ring.writer.evict_late() {}
 }
 
 #[test]
 fn while_evicted_readers_keep_slots_others_use_the_spare_ones_and_if_these_are_kept_too_the_ring_ends() {
     let mut ring = ring_at(63, Pace { delivery: Delivery::Lossless, max_lag: Duration::from_millis(1) });
     let mut other = waiting(&ring);
+    let _looking = Looking::of(&other);
     ring.handle.remove_reader(ring.id);
     let mut kept = Vec::new();
     for _ in 0..2 {

@@ -3,7 +3,7 @@
 use super::error::RingError;
 use super::layout::{DataHeader, SPARES};
 use super::readers::{Pace, RingHandle, Shared};
-use super::region::DataFile;
+use super::region::Data;
 use super::wake::can_wait_for_several;
 use super::writer::RingWriter;
 use crate::format::Format;
@@ -30,7 +30,7 @@ pub fn create(
     let evicts = pace.delivery == Delivery::Lossless && pace.max_lag < Duration::MAX;
     let spares = if evicts && format.device == Device::Cpu { SPARES } else { 0 };
     let header = DataHeader::fixed(format, batch_size, slots, spares, pace.delivery);
-    let data = DataFile::create(header)?;
+    let data = Data::create(header)?;
     let shared = Arc::new(Shared {
         data,
         pace,

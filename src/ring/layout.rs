@@ -1,6 +1,6 @@
-//! The bytes of the ring: what lies where in the data file and in a cursor.
+//! The bytes of the ring: what lies where in the data and in a cursor.
 //!
-//! Integers are little-endian and of fixed width. The data file is one page of [`DataHeader`], then the directory (for each slot, spare
+//! Integers are little-endian and of fixed width. The data is one page of [`DataHeader`], then the directory (for each slot, spare
 //! ones included, the number of its batch, a u64), then the slots, each a [`BatchHeader`], the columns and `x` at the offsets of
 //! [`SlotLayout`]. Slots take memory from when they are first used.
 
@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicU8;
 /// Version of everything in this file; both sides must have the same.
 pub const LAYOUT_VERSION: u32 = 7;
 
-/// First bytes of a data file.
+/// First bytes of the data.
 pub const DATA_MAGIC: [u8; 8] = *b"mixdring";
 /// First bytes of a cursor.
 pub const CURSOR_MAGIC: [u8; 8] = *b"mixdcurs";
@@ -148,9 +148,9 @@ pub struct BatchHeader {
     pub plan_version: u16,
     /// Which columns the digest covers ([`crate::batch::Head::digest_version`]).
     pub digest_version: u16,
-    /// Height of the images, at most the data file's.
+    /// Height of the images, at most the ring's.
     pub height: u16,
-    /// Width of the images, at most the data file's.
+    /// Width of the images, at most the ring's.
     pub width: u16,
 }
 
@@ -261,14 +261,14 @@ impl SlotLayout {
         Self { columns, x, image_bytes, slot_bytes }
     }
 
-    /// Offset of slot number `slot` of `slots`, spare ones included, in the data file.
+    /// Offset of slot number `slot` of `slots`, spare ones included, in the data.
     pub const fn slot_offset(&self, slots: u32, slot: u32) -> usize {
         let directory = slots as usize * size_of::<u64>();
         PAGE_BYTES + directory.next_multiple_of(PAGE_BYTES) + slot as usize * self.slot_bytes
     }
 
-    /// Bytes of the data file.
-    pub const fn file_bytes(&self, slots: u32) -> usize {
+    /// Bytes of the data.
+    pub const fn data_bytes(&self, slots: u32) -> usize {
         self.slot_offset(slots, slots)
     }
 }
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(layout.columns, [64, 576, 1088, 1344, 1600, 1856, 2112, 3136, 4160]);
         assert_eq!((layout.x, layout.slot_bytes), (8192, 8192 + 12_582_912));
         assert_eq!(layout.slot_offset(4, 1), 4096 + 4096 + layout.slot_bytes);
-        assert_eq!(layout.file_bytes(513), 4096 + 8192 + 513 * layout.slot_bytes);
+        assert_eq!(layout.data_bytes(513), 4096 + 8192 + 513 * layout.slot_bytes);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The ring: batches in shared memory, from one writer (the daemon) to up to [`READERS_MAX`] readers (trainers).
 //!
-//! **Files.** On tmpfs, mode 0600 in a folder of mode 0700: `data` holds a header page, the directory and the slots, and readers map
-//! it read-only; each reader has a page of its own, its *cursor*, the only thing that it may write.
+//! **Memory.** Two sealed memfds, whose descriptors the daemon passes to each reader: the *data* holds a header page, the directory and the slots,
+//! and readers can only map it read-only; each reader has a page of its own, its *cursor*, the only thing that it may write.
 //!
 //! **Counters.** `published` counts the batches made so far, so batch number `seq` (from 0) is readable once
 //! `published > seq`; the directory says which slot it lies in. A reader's `released` counts the batches it has given back:
@@ -24,7 +24,8 @@
 //! others have released what it claims).
 //!
 //! **Eviction.** A reader of a lossless feed that keeps others waiting for longer than `max_lag` is put out: the daemon stores `evicted`
-//! in its cursor and waits for it no more. What it had leased then is not overwritten until it lets go or its process is gone; spare
+//! in its cursor and waits for it no more. Time counts as lag only while a reader that waits looks again and again (`looks`): where all are
+//! stopped nobody is kept waiting. What it had leased then is not overwritten until it lets go or its process is gone; spare
 //! slots, which follow the others and take memory from their first use, stand in for it. If these are kept, too, for `max_lag`, the
 //! feed ends. A ring on a device has none.
 //!
@@ -50,7 +51,7 @@
 //! **Trust.** The daemon checks what it reads in a cursor: `released` never falls and never passes `published`, and a reader of a latest
 //! feed leases one slot; else that reader is evicted, and its leases count for nothing. Its event word costs at most a needless
 //! wake-up, its announcement has those that it outruns be late while it reads on, the time that it says it takes to wake calls it early by
-//! 100 µs at most, its counters are for people to see. When a reader goes, the daemon takes it off the list and wakes the writer,
+//! 100 µs at most, its looks have those that it outruns be late no sooner than if it did wait; its other counters are for people to see. When a reader goes, the daemon takes it off the list and wakes the writer,
 //! which no longer waits for it; when the last goes, the feed is over.
 //!
 //! **Keeping.** A reader may keep a batch for longer than the ring can wait: it puts a copy in the place where it saw the slot, and ends the

@@ -4,7 +4,7 @@
 use super::device::{DeviceSlots, Mark};
 use super::error::RingError;
 use super::layout::{BatchHeader, ENDED_FAILED, EVICTED_UNLAWFUL};
-use super::region::{CursorFile, DataFile};
+use super::region::{CursorPage, Data};
 use super::view::View;
 use super::wake::{Futex, Woken};
 use crate::batch::{BatchView, Head, OnDevice};
@@ -65,10 +65,10 @@ impl Window {
 }
 
 struct Inner {
-    /// How each slot is seen, from its first lease on. They map the file of `data`, and go before it.
+    /// How each slot is seen, from its first lease on. They map the memory of `data`, and go before it.
     views: Mutex<Vec<Option<Arc<View>>>>,
-    data: DataFile,
-    cursor: CursorFile,
+    data: Data,
+    cursor: CursorPage,
     /// Where the images lie, of a ring on a device.
     device: Option<Box<dyn DeviceSlots>>,
     window: Mutex<Window>,
@@ -211,7 +211,7 @@ impl RingReader {
         session: impl Send + Sync + 'static,
         slots: impl FnOnce(usize, u32) -> Result<Box<dyn DeviceSlots>, RingError>,
     ) -> Result<Self, RingError> {
-        let (data, cursor) = (DataFile::open(data)?, CursorFile::open(cursor)?);
+        let (data, cursor) = (Data::open(data)?, CursorPage::open(cursor)?);
         let device =
             data.on_device.then(|| slots(data.device_bytes(data.images.0, data.batch_size), data.slots)).transpose()?;
         let next = cursor.words().released.load(Ordering::Relaxed);
@@ -393,7 +393,7 @@ fn count(counter: &AtomicU64, more: u64) {
 
 /// The right to read one batch in place; dropping it gives the slot back.
 pub struct Lease {
-    // It maps a file of `inner`, and goes before it.
+    // It maps memory of `inner`, and goes before it.
     view: Arc<View>,
     inner: Arc<Inner>,
     seq: u64,

@@ -3,7 +3,7 @@
 use super::READERS_MAX;
 use super::error::RingError;
 use super::protocol::is_lawful;
-use super::region::{CursorFile, DataFile};
+use super::region::{CursorPage, Data};
 use super::wake::Futex;
 use crate::spec::Delivery;
 use crate::sync::Ordering;
@@ -31,7 +31,7 @@ impl Pace {
 
 pub(super) struct ReaderEntry {
     pub(super) id: ReaderId,
-    pub(super) cursor: CursorFile,
+    pub(super) cursor: CursorPage,
     /// Whether it stands for readers that are still to come, and is none itself.
     pub(super) is_hold: bool,
     /// The last `released` that was found lawful; only the writer stores it.
@@ -85,7 +85,7 @@ impl Readers {
 
 /// What writer and control plane share.
 pub(super) struct Shared {
-    pub(super) data: DataFile,
+    pub(super) data: Data,
     pub(super) pace: Pace,
     pub(super) readers: Mutex<Readers>,
     pub(super) next_reader: AtomicU64,
@@ -181,7 +181,7 @@ impl RingHandle {
         let seq = choose(published).filter(|&seq| (seq..published).all(is_there));
         let seq = seq.ok_or(RingError::Gone { published })?;
         let id = next_reader.fetch_add(1, Ordering::Relaxed);
-        let cursor = CursorFile::create(seq)?;
+        let cursor = CursorPage::create(seq)?;
         let descriptor = cursor.descriptor();
         let entry = ReaderEntry { id, cursor, is_hold, released: AtomicU64::new(seq) };
         readers.live.push(Arc::new(entry));

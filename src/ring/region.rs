@@ -80,14 +80,8 @@ impl Region {
         let spare = if kept == bytes { 0 } else { others };
         enough_memory(bytes, spare)?;
         // Older kernels let any signal interrupt it, a debugger's too.
-        retry_on_intr(|| fallocate(&self.file, FallocateFlags::empty(), from as u64, bytes)).map_err(|errno| {
-            match errno {
-                Errno::NOSPC | Errno::NOMEM => {
-                    RingError::NoMemory { need: bytes, free: available_memory(Path::new("/")).unwrap_or(0) }
-                }
-                errno => RingError::io("allocate shared memory", errno),
-            }
-        })?;
+        retry_on_intr(|| fallocate(&self.file, FallocateFlags::empty(), from as u64, bytes))
+            .map_err(|errno| RingError::io("allocate shared memory", errno))?;
         self.allocated.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
@@ -119,8 +113,8 @@ fn enough_memory(need: u64, promised: u64) -> Result<(), RingError> {
     if need > free { Err(RingError::NoMemory { need, free }) } else { Ok(()) }
 }
 
-/// The data file, as its writer or as a reader has it.
-pub struct DataFile {
+/// The data, as its writer or as a reader has it.
+pub struct Data {
     region: Region,
     /// Where things lie in a slot.
     pub layout: SlotLayout,
@@ -138,7 +132,7 @@ pub struct DataFile {
     pub on_device: bool,
 }
 
-impl DataFile {
+impl Data {
     /// Makes the memory and stores `header` in it.
     pub fn create(header: DataHeader) -> Result<Self, RingError> {
         let images = header.images().expect("made from a format");
@@ -148,7 +142,7 @@ impl DataFile {
         let promised = layout.slot_offset(slots + spares, slots);
         // Trainers cannot write to it, whatever they map.
         let seals = FIXED_SIZE | SealFlags::FUTURE_WRITE;
-        let region = Region::create("mixd-ring", layout.file_bytes(slots + spares), promised, seals)?;
+        let region = Region::create("mixd-ring", layout.data_bytes(slots + spares), promised, seals)?;
         region.allocate(0, layout.slot_offset(slots + spares, 0))?;
         // SAFETY: the map is page-aligned, larger than the header, writable, and no other process has the memory yet.
         unsafe { region.map.as_mut_ptr().cast::<DataHeader>().write(header) };
@@ -175,7 +169,7 @@ impl DataFile {
         let delivery = Delivery::ALL.get(header.delivery as usize).copied();
         let delivery = delivery.ok_or_else(|| foreign("its delivery is unknown".to_owned()))?;
         let (layout, on_device) = (header.slot_layout(images), header.on_device != 0);
-        if slots == 0 || slots > SLOTS_MAX || spares > SPARES || region.map.len() != layout.file_bytes(slots + spares) {
+        if slots == 0 || slots > SLOTS_MAX || spares > SPARES || region.map.len() != layout.data_bytes(slots + spares) {
             return Err(foreign("its size is not what its header says".to_owned()));
         }
         Ok(Self { region, layout, slots, spares, batch_size, delivery, images, on_device })
@@ -282,9 +276,9 @@ impl DataFile {
 }
 
 /// A reader's cursor, as that reader or as the daemon has it.
-pub struct CursorFile(Region);
+pub struct CursorPage(Region);
 
-impl CursorFile {
+impl CursorPage {
     /// Makes the page of a new reader that begins at batch `seq`.
     pub fn create(seq: u64) -> Result<Self, RingError> {
         let region = Region::create("mixd-cursor", PAGE_BYTES, PAGE_BYTES, FIXED_SIZE)?;

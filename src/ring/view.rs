@@ -34,7 +34,7 @@ struct Entry {
     /// Address of the first byte; 0 while there is no view.
     start: AtomicUsize,
     bytes: AtomicUsize,
-    /// The data file, and where the slot lies in it.
+    /// The data's descriptor, and where the slot lies in it.
     file: AtomicI32,
     offset: AtomicUsize,
     /// The process that mapped it.
@@ -128,7 +128,7 @@ impl Entry {
 pub struct View(&'static Entry);
 
 impl View {
-    /// Maps a slot of a ring's data file, which must outlive the view.
+    /// Maps a slot of a ring's data, which must outlive the view.
     pub fn open(file: &File, offset: usize, bytes: usize) -> Result<Self, RingError> {
         // SAFETY: a new mapping, in a place that the system chooses, of what the file was seen to hold.
         let address = unsafe {

@@ -26,6 +26,8 @@ struct Parts {
     now: usize,
     /// Whether one has died since there was none.
     died: bool,
+    /// Whether the daemon ends: none is counted any more.
+    closed: bool,
     launchers: Vec<Arc<OwnedFd>>,
 }
 
@@ -41,7 +43,7 @@ impl Owners {
 
     /// Counts standard input as a part.
     pub fn add_stdin(&self) {
-        self.join(None);
+        let _ = self.join(None);
         let owners = self.clone();
         // A plain thread, since a blocked read of standard input would hold up the runtime's end.
         std::thread::spawn(move || {
@@ -53,12 +55,14 @@ impl Owners {
         });
     }
 
-    /// Counts a connection as a part until it ends; its first bytes were read.
+    /// Counts a connection as a part until it ends, unless the daemon is about to end; its first bytes were read.
     ///
     /// # Errors
     /// When the connection fails before it counts.
     pub async fn serve(&self, mut stream: UnixStream, launcher: Option<OwnedFd>) -> io::Result<()> {
-        self.join(launcher);
+        if !self.join(launcher) {
+            return Ok(());
+        }
         if let Err(error) = stream.write_all(&COUNTS).await {
             self.leave(false);
             return Err(error);
@@ -71,15 +75,20 @@ impl Owners {
         Ok(())
     }
 
-    fn join(&self, launcher: Option<OwnedFd>) {
-        self.0.send_modify(|parts| {
+    /// Whether it counts.
+    fn join(&self, launcher: Option<OwnedFd>) -> bool {
+        self.0.send_if_modified(|parts| {
+            if parts.closed {
+                return false;
+            }
             parts.died &= parts.now > 0;
             parts.now += 1;
             parts.launchers.retain(|launcher| is_running(launcher));
             if parts.launchers.len() < LAUNCHERS_MAX {
                 parts.launchers.extend(launcher.map(Arc::new));
             }
-        });
+            true
+        })
     }
 
     fn leave(&self, in_order: bool) {
@@ -87,6 +96,19 @@ impl Owners {
             parts.now -= 1;
             parts.died |= !in_order;
         });
+    }
+
+    /// Counts none any more: the daemon ends.
+    pub fn close(&self) {
+        self.0.send_modify(|parts| parts.closed = true);
+    }
+
+    /// [`Owners::close`] where there is none; whether that is so.
+    fn close_if_none(&self) -> bool {
+        self.0.send_if_modified(|parts| {
+            parts.closed |= parts.now == 0;
+            parts.now == 0
+        })
     }
 
     /// Waits until there is no owner, and none can be expected: the last have all left in order, or their launchers have ended, or none has come for as
@@ -99,13 +121,16 @@ impl Owners {
                 let parts = parts.borrow();
                 (parts.died, parts.launchers.clone())
             };
-            if !died {
-                return;
+            if died {
+                tokio::select! {
+                    () = ended(launchers) => {}
+                    () = tokio::time::sleep(linger) => {}
+                    _ = parts.wait_for(|parts| parts.now > 0) => {}
+                }
             }
-            tokio::select! {
-                () = ended(launchers) => return,
-                () = tokio::time::sleep(linger) => return,
-                _ = parts.wait_for(|parts| parts.now > 0) => {}
+            // One that comes from here on is refused, and starts another daemon.
+            if self.close_if_none() {
+                return;
             }
         }
     }

@@ -48,7 +48,7 @@ pub async fn serve(
     let service = Service { daemon: Arc::clone(&daemon), asked: Arc::clone(&asked) };
     let service = ControlServer::with_interceptor(service, same_user);
     let (grpc, connections) = mpsc::channel(1);
-    let accepting = accept(listener, grpc, Arc::clone(&daemon), owners);
+    let accepting = accept(listener, grpc, Arc::clone(&daemon), owners.clone());
     let incoming = ReceiverStream::new(connections);
     let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming);
     let shutdown = async {
@@ -57,6 +57,7 @@ pub async fn serve(
             () = asked.notified() => "the daemon was stopped",
         };
         tracing::info!("{reason}");
+        owners.close();
         daemon.stop_feeds(reason);
         if tokio::time::timeout(GRACE, daemon.closed()).await.is_err() {
             tracing::warn!("some trainers did not leave within {} s", GRACE.as_secs());

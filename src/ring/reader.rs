@@ -3,7 +3,7 @@
 
 use super::device::{DeviceSlots, Mark};
 use super::error::RingError;
-use super::layout::{BatchHeader, ENDED_FAILED, EVICTED_UNLAWFUL};
+use super::layout::{BatchHeader, ENDED_FAILED, EVICTED_UNLAWFUL, SlotLayout};
 use super::region::{CursorPage, Data};
 use super::view::View;
 use super::wake::{Futex, Woken};
@@ -11,11 +11,11 @@ use crate::batch::{BatchView, Head, OnDevice};
 use crate::columns::{COLUMNS, Columns};
 use crate::spec::Delivery;
 use crate::sync::Ordering;
-use crate::types::{ImageSize, Place};
+use crate::types::{Dtype, ImageSize, Layout, Place};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// How long a reader of a ring on a device stays awake for a batch before it waits for the device to give back another.
@@ -30,9 +30,16 @@ struct Window {
     /// Batches released: all below it.
     released: u64,
     /// For each batch from `released` on that was leased: its slot, for as long as it is.
-    held: VecDeque<Option<(u32, Session)>>,
+    held: VecDeque<Option<Leased>>,
     /// Batches whose leases were dropped while a device had work queued that reads them.
     queued: VecDeque<Queued>,
+}
+
+/// A batch whose slot is leased. Until it is given back, or kept in a copy, it keeps the ring mapped; its [`Lease`] does not.
+struct Leased {
+    slot: u32,
+    _session: Session,
+    _ring: Arc<Inner>,
 }
 
 /// A batch that only a device still reads.
@@ -44,12 +51,12 @@ struct Queued {
 }
 
 impl Window {
-    /// Leases batch `seq`, which lies in `slot`; those before it that were not leased are skipped.
-    fn lease(&mut self, seq: u64, slot: u32, session: Session) {
+    /// Leases batch `seq`; those before it that were not leased are skipped.
+    fn lease(&mut self, seq: u64, leased: Leased) {
         if self.held.is_empty() {
             self.released = seq;
         }
-        self.held.push_back(Some((slot, session)));
+        self.held.push_back(Some(leased));
     }
 
     /// Gives batch `seq` back; returns the new `released` where it moved.
@@ -237,7 +244,7 @@ impl RingReader {
         }
         let mut window = lock(window);
         // The first in the window is one that is held.
-        let Some(&Some((slot, _))) = window.held.front() else { return Ok(()) };
+        let Some(&Some(Leased { slot, .. })) = window.held.front() else { return Ok(()) };
         let mut views = lock(views);
         let view = &mut views[slot as usize];
         view.as_ref().expect("it is leased").keep()?;
@@ -358,10 +365,12 @@ impl RingReader {
             }
         };
         let on_device = device.as_ref().map(|device| (device.ordinal(), device.address(slot)));
-        lock(window).lease(seq, slot, Arc::clone(&self.session));
+        let leased = Leased { slot, _session: Arc::clone(&self.session), _ring: Arc::clone(&self.inner) };
+        lock(window).lease(seq, leased);
         count(&cursor.page().read, 1);
         self.next = seq + 1;
-        let lease = Lease { view, inner: Arc::clone(&self.inner), seq, slot, on_device, streams: Mutex::default() };
+        let (ring, streams) = (Arc::downgrade(&self.inner), Mutex::default());
+        let lease = Lease { view, ring, layout: data.layout, images: data.images, seq, slot, on_device, streams };
         let (found, rows_max) = (lease.header(), data.batch_size);
         if found.seq != seq || found.len > rows_max {
             return Err(RingError::Torn { seq });
@@ -393,9 +402,11 @@ fn count(counter: &AtomicU64, more: u64) {
 
 /// The right to read one batch in place; dropping it gives the slot back.
 pub struct Lease {
-    // It maps memory of `inner`, and goes before it.
     view: Arc<View>,
-    inner: Arc<Inner>,
+    /// Kept by the window while the slot is leased: a copy that was kept needs no ring.
+    ring: Weak<Inner>,
+    layout: SlotLayout,
+    images: (ImageSize, Dtype, Layout),
     seq: u64,
     slot: u32,
     /// Which device, and where the images lie there.
@@ -441,17 +452,13 @@ impl Lease {
 
     /// The batch, where it lies.
     pub fn view(&self) -> BatchView<'_> {
-        let (slot, header, data) = (self.slot(), self.header(), &self.inner.data);
-        let (layout, (_, dtype, axes)) = (data.layout, data.images);
+        let (slot, header, layout, (_, dtype, axes)) = (self.slot(), self.header(), self.layout, self.images);
         let image_size = ImageSize { height: header.height.into(), width: header.width.into() };
         let len = header.len as usize;
+        let bytes = len * image_size.values() * dtype.bytes();
         BatchView {
-            x: &slot[layout.x..][..len * data.image_bytes(image_size)],
-            x_on_device: self.on_device.map(|(ordinal, address)| OnDevice {
-                ordinal,
-                address,
-                bytes: data.device_bytes(image_size, header.len),
-            }),
+            x: &slot[layout.x..][..if self.on_device.is_some() { 0 } else { bytes }],
+            x_on_device: self.on_device.map(|(ordinal, address)| OnDevice { ordinal, address, bytes }),
             dtype,
             layout: axes,
             image_size,
@@ -472,11 +479,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Inner { window, device, left, .. } = &*self.inner;
-        // What a child was forked with is its parent's to give back.
-        if !self.inner.is_ours() {
-            return;
-        }
+        // Where the ring is gone the batch lies in a copy; and what a child was forked with is its parent's to give back.
+        let Some(ring) = self.ring.upgrade().filter(|ring| ring.is_ours()) else { return };
+        let Inner { window, device, left, .. } = &*ring;
         let marks = device.as_ref().map_or_else(Vec::new, |device| {
             let streams: Vec<usize> = std::iter::once(0).chain(lock(&self.streams).drain(..)).collect();
             device.mark(&streams)
@@ -487,10 +492,10 @@ impl Drop for Lease {
             window.queued.push_back(Queued { seq: self.seq, slot: self.slot, marks });
             drop(window);
             // Looked at after that: either this waits, or the reader, which is being dropped, does.
-            while left.load(Ordering::SeqCst) && self.inner.give_back_read(true) {}
+            while left.load(Ordering::SeqCst) && ring.give_back_read(true) {}
         } else if !self.view.is_kept() {
             self.view.share();
-            self.inner.give_back(&mut window, self.seq, self.slot);
+            ring.give_back(&mut window, self.seq, self.slot);
         }
     }
 }

@@ -91,17 +91,56 @@ impl Spec {
 struct State {
     /// None once it was closed.
     feed: Option<client::Feed>,
-    /// Batches that were lent and may be held still.
-    lent: Vec<Weak<Held>>,
+    /// The first batch after the epoch that was asked for, whose end was skipped (delivery latest): it comes next.
+    ahead: Option<(Batch, Place)>,
+    lent: Lent,
+}
+
+/// Batches that were lent and may be held still.
+#[derive(Default)]
+struct Lent {
+    list: Vec<Weak<Held>>,
+    /// At how many those that are not held any more are looked for.
+    sweep_at: usize,
+}
+
+impl Lent {
+    /// Adds one; in constant time, amortized: there are never more than twice as many as were held at once, and a few.
+    fn push(&mut self, held: &Arc<Held>) {
+        if self.list.len() >= self.sweep_at {
+            self.list.retain(|lent| lent.strong_count() > 0);
+            self.sweep_at = 2 * self.list.len() + 16;
+        }
+        self.list.push(Arc::downgrade(held));
+    }
+
+    /// Each that is held, with what holds it.
+    fn describe(&self) -> Vec<String> {
+        self.list.iter().filter_map(Weak::upgrade).map(|held| held.describe()).collect()
+    }
+}
+
+/// What came of waiting for a batch.
+enum Taken {
+    Batch(Batch),
+    /// The next batch is of another epoch than was asked for.
+    Over,
+    /// None has come yet, or the feed was closed.
+    Nothing,
 }
 
 /// A feed that this process reads.
 #[pyclass(frozen, module = "mixd")]
 pub struct Feed {
     state: Mutex<State>,
+    /// Place of the next batch. Written under the lock of the state, which a thread that waits for a batch holds.
+    next: Mutex<Place>,
     /// With delivery latest, the batch that is given back when the next is asked for.
     last: Mutex<Option<Py<Batch>>>,
     lends_one: bool,
+    batches: u64,
+    samples: u32,
+    identity: u64,
     /// The process that opened it: a child's copy of the locks may be held for good.
     pid: u32,
     closing: AtomicBool,
@@ -166,17 +205,21 @@ pub fn attach(
     fault::catch_writes();
     let feed = uninterrupted(py, |interrupted| client::attach_unless(&socket, &spec, reconnect, interrupted))?;
     let lends_one = spec.share.is_some_and(|share| share.delivery == Delivery::Latest);
-    let state = Mutex::new(State { feed: Some(feed), lent: Vec::new() });
+    let (next, batches, samples, identity) = (Mutex::new(feed.place()), feed.batches(), feed.samples(), feed.identity());
+    let state = Mutex::new(State { feed: Some(feed), ahead: None, lent: Lent::default() });
     let (closing, warned) = (AtomicBool::new(false), AtomicBool::new(false));
-    Ok(Feed { state, last: Mutex::new(None), lends_one, pid: std::process::id(), closing, warned })
+    let (last, pid) = (Mutex::new(None), std::process::id());
+    Ok(Feed { state, next, last, lends_one, batches, samples, identity, pid, closing, warned })
 }
 
 #[pymethods]
 impl Feed {
-    /// Waits for the next batch.
-    fn next_batch(&self, py: Python<'_>) -> PyResult<Py<Batch>> {
+    /// Waits for the next batch; with `epoch` for the next of that epoch, and returns None where it is over. Each batch goes to one thread.
+    #[pyo3(signature = (epoch=None))]
+    fn next_batch(&self, py: Python<'_>, epoch: Option<u64>) -> PyResult<Option<Py<Batch>>> {
         self.check()?;
         if self.lends_one
+            && epoch.is_none_or(|epoch| lock(&self.next).epoch == epoch)
             && let Some(last) = lock(&self.last).take()
         {
             last.get().give_back();
@@ -186,20 +229,23 @@ impl Feed {
             let interrupted = || self.closing.load(Ordering::Relaxed) || since.elapsed() > PATIENCE;
             let next = py.detach(|| {
                 let mut state = lock(&self.state);
-                let Some(feed) = &mut state.feed else { return Ok(None) };
-                let next = feed.next_batch_unless(&interrupted)?;
-                Ok(next.map(|lease| state.lend(lease)))
+                let taken = state.take(epoch, &interrupted);
+                if let Some(place) = state.place() {
+                    *lock(&self.next) = place;
+                }
+                taken
             });
             match next {
-                Ok(Some(batch)) => {
+                Ok(Taken::Batch(batch)) => {
                     let batch = Py::new(py, batch)?;
                     if self.lends_one {
                         *lock(&self.last) = Some(batch.clone_ref(py));
                     }
-                    return Ok(batch);
+                    return Ok(Some(batch));
                 }
-                Ok(None) if self.closing.load(Ordering::Relaxed) => return Err(closed()),
-                Ok(None) => py.check_signals()?,
+                Ok(Taken::Over) => return Ok(None),
+                Ok(Taken::Nothing) if self.closing.load(Ordering::Relaxed) => return Err(closed()),
+                Ok(Taken::Nothing) => py.check_signals()?,
                 // What is held for longer than the ring can wait becomes a copy, so that the feed goes on.
                 Err(ClientError::Ring(RingError::AllLeased(_) | RingError::OneAtATime)) => self.keep_oldest(py)?,
                 Err(error) => return Err(raised(&error)),
@@ -210,7 +256,7 @@ impl Feed {
     /// Batches that are held still, each with what holds it.
     fn held(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         self.check()?;
-        Ok(py.detach(|| lock(&self.state).held()))
+        Ok(py.detach(|| lock(&self.state).lent.describe()))
     }
 
     /// Leaves the feed, and ends a wait that goes on in another thread. Batches that are held stay as they are, in copies.
@@ -222,27 +268,34 @@ impl Feed {
         if let Some(last) = lock(&self.last).take() {
             last.get().give_back();
         }
-        let left = py.detach(|| lock(&self.state).feed.take().map_or(Ok(()), client::Feed::leave));
+        let left = py.detach(|| {
+            let mut state = lock(&self.state);
+            state.ahead = None;
+            state.feed.take().map_or(Ok(()), client::Feed::leave)
+        });
         left.map_err(|error| raised(&error))
     }
 
     /// Epoch and index of the next batch.
     #[getter]
-    fn place(&self, py: Python<'_>) -> PyResult<(u64, u64)> {
-        let Place { epoch, index } = self.of(py, client::Feed::place)?;
+    fn place(&self) -> PyResult<(u64, u64)> {
+        self.check()?;
+        let Place { epoch, index } = *lock(&self.next);
         Ok((epoch, index))
     }
 
     /// Batches in each epoch.
     #[getter]
-    fn batches(&self, py: Python<'_>) -> PyResult<u64> {
-        self.of(py, client::Feed::batches)
+    fn batches(&self) -> PyResult<u64> {
+        self.check()?;
+        Ok(self.batches)
     }
 
     /// Samples of the split.
     #[getter]
-    fn samples(&self, py: Python<'_>) -> PyResult<u32> {
-        self.of(py, client::Feed::samples)
+    fn samples(&self) -> PyResult<u32> {
+        self.check()?;
+        Ok(self.samples)
     }
 
     /// The classes in the order of their labels: folder and readable name.
@@ -254,8 +307,9 @@ impl Feed {
 
     /// Hash of everything beside its spec that the feed's bytes depend on.
     #[getter]
-    fn identity(&self, py: Python<'_>) -> PyResult<u64> {
-        self.of(py, client::Feed::identity)
+    fn identity(&self) -> PyResult<u64> {
+        self.check()?;
+        Ok(self.identity)
     }
 
     /// The daemon's process id.
@@ -278,13 +332,15 @@ fn closed() -> PyErr {
 impl Feed {
     /// Copies the oldest batch that is held, and says once which one that is. A latest feed lends one batch at a time anyway.
     fn keep_oldest(&self, py: Python<'_>) -> PyResult<()> {
+        // What holds them is looked for once: there may be thousands.
+        let warns = !self.lends_one && !self.warned.swap(true, Ordering::Relaxed);
         let held = py.detach(|| {
             let mut state = lock(&self.state);
-            let held = state.held();
+            let held = if warns { state.lent.describe() } else { Vec::new() };
             state.feed.as_mut().map_or(Ok(()), client::Feed::keep_oldest).map(|()| held)
         });
         let held = held.map_err(|error| raised(&error))?;
-        if !self.lends_one && !self.warned.swap(true, Ordering::Relaxed) {
+        if warns {
             let text = format!(
                 "a batch was held for longer than the feed's slots allow, and has been copied so that the feed goes on; held are {} (drop what is \
                  not needed any more, or open the feed with more slots)",
@@ -308,15 +364,30 @@ impl Feed {
 }
 
 impl State {
-    fn lend(&mut self, lease: client::Batch) -> Batch {
-        let mixer = self.feed.as_ref().map_or("", client::Feed::mixer);
-        let held = Arc::new(Held::new(lease, mixer));
-        self.lent.retain(|lent| lent.strong_count() > 0);
-        self.lent.push(Arc::downgrade(&held));
-        Batch::new(held)
+    /// Waits for the next batch, if it is of this epoch, until `interrupted`.
+    fn take(&mut self, epoch: Option<u64>, interrupted: &dyn Fn() -> bool) -> Result<Taken, ClientError> {
+        let is_wanted = |place: Place| epoch.is_none_or(|epoch| epoch == place.epoch);
+        let Some(feed) = &mut self.feed else { return Ok(Taken::Nothing) };
+        let (batch, place) = match self.ahead.take() {
+            Some(ahead) => ahead,
+            None if !is_wanted(feed.place()) => return Ok(Taken::Over),
+            None => {
+                let Some(lease) = feed.next_batch_unless(interrupted)? else { return Ok(Taken::Nothing) };
+                let (place, mixer) = (lease.place(), feed.mixer());
+                let held = Arc::new(Held::new(lease, mixer));
+                self.lent.push(&held);
+                (Batch::new(held), place)
+            }
+        };
+        if is_wanted(place) {
+            return Ok(Taken::Batch(batch));
+        }
+        self.ahead = Some((batch, place));
+        Ok(Taken::Over)
     }
 
-    fn held(&self) -> Vec<String> {
-        self.lent.iter().filter_map(Weak::upgrade).map(|held| held.describe()).collect()
+    /// Where the next batch stands.
+    fn place(&self) -> Option<Place> {
+        self.ahead.as_ref().map(|(_, place)| *place).or_else(|| self.feed.as_ref().map(client::Feed::place))
     }
 }

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import mixd
 import pytest
-from mixd.server import _program
+from mixd.launch import program
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_DATA = ROOT / "sample-data"
@@ -45,7 +45,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def mixd_output(*arguments: object) -> str:
     """What the command `mixd` prints."""
-    return subprocess.run([_program(), *map(str, arguments)], env=environment(), check=True, capture_output=True, text=True).stdout
+    return subprocess.run([program(), *map(str, arguments)], env=environment(), check=True, capture_output=True, text=True).stdout
 
 
 class Daemon:
@@ -57,7 +57,7 @@ class Daemon:
 
     def start(self, *options: str) -> None:
         """Starts it, or the next one in its place."""
-        command = [_program(), "serve", f"--data={SAMPLE_DATA}", f"--socket={self.socket}", *(options or self.options)]
+        command = [program(), "serve", f"--data={SAMPLE_DATA}", f"--socket={self.socket}", *(options or self.options)]
         self.process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
         assert self.process.stdout
         assert self.process.stdout.readline().startswith("mixd: serving")
@@ -94,7 +94,8 @@ import mixd
 # Whoever runs the tests in the background may have had it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 server = mixd.connect(os.environ["SOCKET"], reconnect=float(os.environ["RECONNECT"])) if "SOCKET" in os.environ else None
-def say(*things): print(json.dumps(things), flush=True)
+# In one piece: others may say something on the same pipe.
+def say(*things): os.write(1, (json.dumps(things) + "\\n").encode())
 """
 
     def __init__(self, code: str, daemon: Daemon | None = None, reconnect: float = 0.0, **variables: str) -> None:
@@ -155,6 +156,14 @@ def script() -> Iterator[Callable[..., Script]]:
         for stream in (one.process.stdin, one.process.stderr):
             assert stream
             stream.close()
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process runs."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def mapping_of(address: int) -> str:

@@ -1,20 +1,28 @@
 """A feed: an endless sequence of batches, epoch after epoch, that this process reads."""
 
 import json
+import operator
 import os
+import threading
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from ._native import Array, Batch, Spec, attach, forget
 from ._native import Feed as Reader
-from .errors import DaemonGoneError, NoRoomError, SpecError
+from .errors import DaemonGoneError, MixdError, NoRoomError, SpecError
+from .rendezvous import Part
 
 __all__ = ["Array", "Batch", "Epoch", "Feed", "Place"]
+
+T = TypeVar("T")
 
 # What the order of the batches does not depend on: where and how a trainer reads them. One rank's state serves all ranks.
 _FREE_KEYS = {"start", "slots", "share", "digest", "rank", "dtype", "layout", "mean", "std", "smoothing", "device"}
 
+
+# Bound of epochs (src/types.rs, EPOCH_BITS).
+_EPOCHS_MAX = 2**56
 
 # A child has no lease on its parent's batches, which would change under its hands.
 os.register_at_fork(after_in_child=forget)
@@ -34,12 +42,13 @@ class Feed:
 
     A batch is leased while it, its `x`, or a tensor or array over `x` is there. One that is held while as many others come as the feed has slots
     becomes a copy, at the very same address, and a warning says once what holds it. In a child that was forked the feed is refused: open one
-    there.
+    there. Threads may share a feed, and an epoch of it: each batch goes to one of them.
     """
 
-    def __init__(self, socket: str | os.PathLike[str], spec: Spec, reconnect: float) -> None:
-        self._socket, self._spec, self._reconnect = socket, spec, reconnect
-        self._ahead: Batch | None = None
+    def __init__(self, socket: str | os.PathLike[str], spec: Spec, reconnect: float, part: Part | None = None) -> None:
+        self._socket, self._spec, self._reconnect, self._part = socket, spec, reconnect, part
+        # Held between waits only, while what follows is looked at and changed; a child's copy may be held for good.
+        self._lock, self._pid = threading.RLock(), os.getpid()
         self._reader: Reader | None = attach(os.fspath(socket), spec, None, reconnect)
         self._identity = self._reader.identity
         # Whether somebody has taken batches since the feed was put where it stands.
@@ -88,7 +97,7 @@ class Feed:
     @property
     def place(self) -> Place:
         """Where the next batch stands."""
-        return Place(*self._open.place) if self._ahead is None else Place(self._ahead.epoch, self._ahead.index)
+        return Place(*self._open.place)
 
     @property
     def daemon_pid(self) -> int:
@@ -99,61 +108,126 @@ class Feed:
         """Batches in each epoch."""
         return self._open.batches
 
+    @property
+    def _guard(self) -> threading.RLock:
+        """The lock, this process's own."""
+        if self._pid != os.getpid():
+            self._lock, self._pid = threading.RLock(), os.getpid()
+        return self._lock
+
+    def _take(self, iterator: "Epoch | None") -> Batch | None:
+        """Waits for the next batch, of the iterator's epoch where there is one; None where that is over."""
+        while True:
+            with self._guard:
+                if iterator and iterator._nth != self._begun:
+                    raise RuntimeError(
+                        "another iterator over this feed was begun after this one, and has its place (open a feed for each: server.feed(...); "
+                        "a mixd.torch.DataLoader may be iterated over twice at once)"
+                    )
+                reader, self._left_half_way = self._open, True
+            try:
+                return reader.next_batch(iterator.start.epoch if iterator else None)
+            except DaemonGoneError as error:
+                self._explain(error)
+                raise
+            except RuntimeError:
+                # Another thread has moved the feed meanwhile, and closed this reader.
+                if self._reader in (reader, None):
+                    raise
+
+    def _explain(self, error: MixdError) -> None:
+        """Adds to an error how the daemon ended, where that is known."""
+        if self._part:
+            self._part.explain(error)
+
     def next_batch(self) -> Batch:
         """Waits for the next batch of the endless sequence, across the ends of epochs.
 
         Raises `DaemonGoneError`, `EvictedError` or `FeedEndedError` after everything published was read.
         """
-        batch, self._ahead, self._left_half_way = self._ahead, None, True
-        return self._open.next_batch() if batch is None else batch
+        batch = self._take(None)
+        assert batch, "the sequence is endless"
+        return batch
 
     def epoch(self, number: int | None = None) -> "Epoch":
         """Gives the batches of epoch `number`; by default, of the one that the next batch is of.
 
         If the feed stands in that epoch, these are the batches that are left of it; else the feed goes to its beginning, forwards or back.
         """
-        if number is not None and number != self.place.epoch:
-            self.seek(number)
-        return Epoch(self, self.place)
+        with self._guard:
+            place = self.place
+            if number is None or number == place.epoch:
+                return Epoch(self, place)
+        return self._move(number, 0, lambda: Epoch(self, self.place))
 
     def __iter__(self) -> "Epoch":
         """Gives a whole epoch, unless the feed was just opened, moved or resumed in the middle of one: then the rest of that."""
-        if self._left_half_way and self.place.batch:
-            self.seek(self.place.epoch + 1)
-        return self.epoch()
+        with self._guard:
+            place = self.place
+            if not (self._left_half_way and place.batch):
+                return Epoch(self, place)
+        return self._move(place.epoch + 1, 0, lambda: Epoch(self, self.place))
 
     def seek(self, epoch: int, index: int = 0) -> None:
         """Goes to a batch of any epoch, forwards or back; nothing of what lies between is decoded. A shared feed is joined at that place.
 
-        Where that fails the feed stays where it is; only a private one for which there is no memory twice may be closed then.
+        Where that fails the feed stays where it is; only a private one for which there is no memory twice may be closed then. Raises
+        `RuntimeError` where another thread closes or moves it meanwhile.
         """
-        if epoch < 0 or not 0 <= index < len(self):
-            raise SpecError(f"no batch {index} of epoch {epoch}: epochs count from 0, batches from 0 to {len(self) - 1}")
-        before, place = self._open, (epoch, index)
+        self._move(epoch, index, lambda: None)
+
+    def _move(self, epoch: int, index: int, then: Callable[[], T]) -> T:
+        """Goes to a batch, and does what is to be done before another thread may go on."""
+        place = _place(epoch, index, len(self))
+        with self._guard:
+            before = self._open
         try:
-            reader = attach(os.fspath(self._socket), self._spec, place, self._reconnect)
-        except NoRoomError:
-            # A private feed's own ring and samples make room.
-            if self.spec["share"]:
-                raise
-            self.close()
-            reader = attach(os.fspath(self._socket), self._spec, place, self._reconnect)
-        if reader.identity != self._identity:
-            reader.close()
-            raise DaemonGoneError("the daemon that answers now does not make the same batches (start it as before, or open another feed)")
-        self._reader, self._ahead, self._left_half_way = reader, None, False
-        before.close()
+            try:
+                reader = attach(os.fspath(self._socket), self._spec, place, self._reconnect)
+            except NoRoomError:
+                # A private feed's own ring and samples make room.
+                if self.spec["share"]:
+                    raise
+                before.close()
+                try:
+                    reader = attach(os.fspath(self._socket), self._spec, place, self._reconnect)
+                except BaseException:
+                    self.close()
+                    raise
+        except MixdError as error:
+            self._explain(error)
+            raise
+        with self._guard:
+            is_same, is_ours = reader.identity == self._identity, self._reader is before
+            if is_same and is_ours:
+                self._reader, self._left_half_way = reader, False
+                result = then()
+        if is_same and is_ours:
+            before.close()
+            return result
+        reader.close()
+        if is_same:
+            raise RuntimeError("another thread has closed or moved the feed meanwhile (have one thread do that)")
+        raise DaemonGoneError("the daemon that answers now does not make the same batches (start it as before, or open another feed)")
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on with the batch after the last one that was taken, as torchdata's StatefulDataLoader has it."""
-        return {"epoch": self.place.epoch, "index": self.place.batch, "identity": self._identity, "spec": self.spec}
+        place = self.place
+        return {"epoch": place.epoch, "index": place.batch, "identity": self._identity, "spec": self.spec}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where the feed stood whose state this is. A state of one rank serves all ranks.
 
-        Raises `SpecError` where this feed's spec has another order of batches, and warns where data set, decoder, resize, mixer or version is
-        another, so that they are not the same to the bit.
+        Raises `SpecError` where this is no such state or this feed's spec has another order of batches, and warns where data set, decoder, resize,
+        mixer or version is another, so that they are not the same to the bit.
         """
+        if (
+            not isinstance(state, Mapping)
+            or not isinstance(state.get("spec"), Mapping)
+            or not {"epoch", "index", "identity"} <= state.keys()
+        ):
+            raise SpecError(f"a {type(state).__name__} that is no state of a feed (load what feed.state_dict() returned)")
+        place = _place(state["epoch"], state["index"], len(self))
         spec = {key: value for key, value in state["spec"].items() if key not in _FREE_KEYS}
         differing = [f"{key} ({value}, not {self.spec.get(key)})" for key, value in spec.items() if self.spec.get(key) != value]
         if differing:
@@ -163,8 +237,8 @@ class Feed:
                 "the feed goes on, but not to the bit: data set, decoder, resize, mixer or version is another than when the state was taken"
             )
             warnings.warn(text, stacklevel=2)
-        if self.place != (state["epoch"], state["index"]) or self._left_half_way:
-            self.seek(state["epoch"], state["index"])
+        if self.place != place or self._left_half_way:
+            self.seek(*place)
 
     def held(self) -> list[str]:
         """The batches that this process holds, each with what holds it."""
@@ -172,9 +246,13 @@ class Feed:
 
     def close(self) -> None:
         """Leaves the feed. Batches that are held stay as they are, in copies of their own."""
-        reader, self._reader, self._ahead = self._reader, None, None
+        with self._guard:
+            reader, self._reader = self._reader, None
         if reader:
             reader.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a feed belongs to the process that opened it, and is not pickled (open one in the other process)")
 
     def __enter__(self) -> "Feed":
         return self
@@ -188,8 +266,19 @@ class Feed:
         return f"<mixd.Feed: {self.spec['split']}, {len(self)} batches of {self.batch_size}, next is {tuple(self.place)}>"
 
 
+def _place(epoch: object, index: object, batches: int) -> Place:
+    """A batch of an epoch of so many, checked."""
+    try:
+        place = Place(operator.index(epoch), operator.index(index))  # type: ignore[arg-type]
+    except TypeError:
+        place = Place(-1, -1)
+    if not 0 <= place.epoch < _EPOCHS_MAX or not 0 <= place.batch < batches:
+        raise SpecError(f"no batch {index} of epoch {epoch}: epochs count from 0 to 2**56 - 1, batches from 0 to {batches - 1}")
+    return place
+
+
 class Epoch(Iterator[Batch]):
-    """The batches of an epoch, from `start` on. It keeps none of them: each is held by whoever took it."""
+    """The batches of an epoch, from `start` on. It keeps none of them: each is held by whoever took it. Threads may share it."""
 
     def __init__(self, feed: Feed, start: Place) -> None:
         self._feed, self.start, self._over = feed, start, False
@@ -201,16 +290,13 @@ class Epoch(Iterator[Batch]):
         return len(self._feed) - self.start.batch
 
     def __next__(self) -> Batch:
-        if not self._over and self._nth != self._feed._begun:
-            raise RuntimeError(
-                "another iterator over this feed was begun after this one, and has its place (open a feed for each: server.feed(...); a "
-                "mixd.torch.DataLoader may be iterated over twice at once)"
-            )
-        if not self._over and self._feed.place.epoch == self.start.epoch:
-            batch = self._feed.next_batch()
-            if batch.epoch == self.start.epoch:
-                return batch
-            # The end of the epoch was skipped (delivery latest).
-            self._feed._ahead = batch
-        self._over = True
-        raise StopIteration
+        batch = None if self._over else self._feed._take(self)
+        if batch is None:
+            self._over = True
+            raise StopIteration
+        return batch
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "the batches of a feed belong to the process that opened it, and are not pickled (open a feed in the other process)"
+        )

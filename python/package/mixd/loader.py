@@ -343,7 +343,7 @@ def replace_loader(
         }  # fmt: skip
     spec |= sampled | mixed | options
     folder, split = _folder_of(images, indices, spec["shuffle"])
-    own = server or _server(folder)
+    own = server or serve(data=folder)
     if own.class_ids != list(images.classes):
         why = f"the daemon's classes are {own.class_ids}, which gives other labels"
         raise _refuse("these classes", why, "have images of each class, in the order of the folders' names")
@@ -360,16 +360,6 @@ def replace_loader(
             f"{len(loader)} batches an epoch", f"the feed has {len(made)}", "say drop_last both of loader and sampler, or of neither"
         )
     return made
-
-
-_servers: dict[Path, Server] = {}
-
-
-def _server(folder: Path) -> Server:
-    """This process's daemon over a folder."""
-    if folder not in _servers:
-        _servers[folder] = serve(data=folder)
-    return _servers[folder]
 
 
 def _refuse(what: str, why: str, remedy: str) -> SpecError:

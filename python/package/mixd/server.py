@@ -1,34 +1,26 @@
 """A daemon as its trainers see it: one that runs, or one of their own."""
 
-import collections
 import contextlib
 import functools
-import itertools
 import json
 import math
 import os
-import shutil
-import stat
-import subprocess
 import sys
-import sysconfig
-import threading
-import time
 import weakref
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, NoReturn
 
 from ._native import Spec, daemon, default_socket
-from .errors import NoDaemonError, SpecError
+from .errors import MixdError, NoDaemonError, SpecError
 from .feed import Feed
+from .job import world
 from .recipe import Blur, ColorJitter, Crop, Erase, Recipe, Solarize
+from .rendezvous import Part, check_path, part
 
 __all__ = ["Server", "connect", "serve"]
 
 _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "uint8": "u8"}
-_own = itertools.count()
 
 # Options of other loaders, and what to do instead.
 _INSTEAD = {
@@ -47,25 +39,22 @@ _INSTEAD = {
     "split": 'the first argument: server.feed("train")',
 }
 
-# Seconds for which the ranks of one machine wait for the daemon that the first of them starts: it may unpack an archive.
-_START_MAX = 1800.0
-# Lines of a daemon's log that an error may show.
-_LINES_KEPT = 20
-# Seconds in which a daemon has ended once its owner is gone.
-_END_MAX = 10.0
-
 
 class Server:
     """A daemon that serves a data set; `serve` and `connect` give one. Opens feeds."""
 
-    def __init__(self, socket: Path, reconnect: float, owned: "_Owned | None" = None) -> None:
-        self.socket, self._reconnect, self._owned = socket, reconnect, owned
+    def __init__(self, socket: Path, reconnect: float, taken: Part | None = None) -> None:
+        self.socket, self._reconnect, self._part = socket, reconnect, taken
         self.pid, self._recipe, classes = daemon(os.fspath(socket))
         self.classes = [name for _, name in classes]
         """Readable names of the classes, in the order of their labels."""
         self.class_ids = [folder for folder, _ in classes]
         """Names of the classes' folders, in the order of their labels."""
         self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
+        # Where nobody closes it. At the process's end, which may be that of a rank that failed, the kernel closes the connection.
+        self._end = weakref.finalize(self, taken.release) if taken else None
+        if self._end:
+            self._end.atexit = False
 
     def feed(
         self,
@@ -175,7 +164,7 @@ class Server:
             raise SpecError(f"{name} is no option of a feed ({_INSTEAD.get(name, 'help(mixd.Server.feed) lists them')})")
         if share is None and (delivery, max_lag) != (None, None):
             raise SpecError("bad feed spec: delivery and max_lag are for feeds that are shared (name a share, or leave them out)")
-        rank, world_size = _world(rank, world_size)
+        rank, world_size = world(rank, world_size)
         options = {
             "split": split,
             "recipe": _recipe(recipe),
@@ -226,19 +215,29 @@ class Server:
             "device": _device(device),
         }
         spec = Spec(_json(options), _json(extra), self._recipe)
-        feed = Feed(self.socket, spec, self._reconnect if reconnect is None else reconnect)
+        try:
+            feed = Feed(self.socket, spec, self._reconnect if reconnect is None else reconnect, self._part)
+        except MixdError as error:
+            if self._part:
+                self._part.explain(error)
+            raise
         feed.steps = recipe.steps if isinstance(recipe, Recipe) else ()
         feed._reopen = functools.partial(self.feed, **given | {"rank": rank, "world_size": world_size})
         self._feeds.add(feed)
         return feed
 
     def close(self) -> None:
-        """Leaves the feeds that were opened through this, and ends the daemon where it is this process's own."""
+        """Leaves the feeds that were opened through this, and ends the daemon where it is this process's own and no other `Server` has it."""
         with contextlib.ExitStack() as ends:
-            if self._owned:
-                ends.callback(self._owned.close)
+            if self._part and self._end and self._end.detach():
+                ends.callback(self._part.release, wait=True)
             for feed in self._feeds:
                 ends.callback(feed.close)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a server belongs to the process that made it, and is not pickled (there: mixd.connect({os.fspath(self.socket)!r}))"
+        )
 
     def __enter__(self) -> "Server":
         return self
@@ -255,188 +254,32 @@ def connect(socket: str | os.PathLike[str] | None = None, *, reconnect: float = 
 
     Feeds wait `reconnect` seconds for the next daemon when this one has died, and go on with the next batch. Raises `NoDaemonError`.
     """
-    path = Path(socket or os.environ.get("MIXD_SOCKET") or default_socket())
+    path = check_path(Path(socket or os.environ.get("MIXD_SOCKET") or default_socket()))
     return Server(path, reconnect)
 
 
 def serve(data: str | os.PathLike[str], **options: object) -> Server:
-    """Starts a daemon on an image folder or its .tgz or .tar, and returns when it serves. It ends with this process, however that ends.
+    """Serves an image folder or its .tgz or .tar by a daemon of this process or its job; starts the daemon where there is none.
 
-    `options` are those of `mixd serve`, with _ for -, such as `workers=4`, `cache="2G"`, `cache_file=path`. Under torchrun all ranks of a
-    machine get one daemon: the first starts it, and it ends with the last of them; they call this equally often, in the same order. Raises
-    `NoDaemonError`, with the daemon's own message, where it does not come up. Its log goes to standard error.
+    `options` are those of `mixd serve`, with _ for -, such as `workers=4`, `cache="2G"`, `cache_file=path`. A process by itself shares one
+    daemon among its servers of the same data and options; it ends with the last of them and their feeds (`close`, `with`, `del`), and with the
+    process, however that ends. The ranks of a job share one on each machine: those of torchrun, Ray Train, Slurm, Open MPI and MPICH, those that
+    WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT describe, and children of `torch.multiprocessing.spawn`. It outlives a restart of the ranks, by two
+    minutes at most, and ends when all have left it or the job's launcher has ended. `socket` names another place for it.
+
+    Raises `NoDaemonError`, with the daemon's own message, where it does not come up. Its log goes to standard error.
     """
     socket = options.pop("socket", None)
-    local_world_size = _number("LOCAL_WORLD_SIZE", 1)
-    if local_world_size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
-        # All ranks of a machine are children of one process; a restart of them is another group.
-        group = f"ranks-{os.getppid()}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{next(_own)}"
-        path = Path(os.fspath(socket)) if isinstance(socket, str | os.PathLike) else _folder() / f"{group}.sock"
-        owners = path.with_suffix(".owners")
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            owned = _Owned.join(owners)
-            try:
-                return Server(path, 0.0, owned)
-            except BaseException:
-                owned.close()
-                raise
-    else:
-        path = Path(os.fspath(socket)) if isinstance(socket, str | os.PathLike) else _folder() / f"own-{os.getpid()}-{next(_own)}.sock"
-        owners = None
-    command = [_program(), "serve", "--data", os.fspath(data), "--socket", os.fspath(path), "--until-eof"]
-    for name, value in options.items():
-        flag = "--" + name.replace("_", "-")
-        command += [] if value is None or value is False else [flag] if value is True else [f"{flag}={value}"]
-    owned = _Owned.start(command, owners)
+    if not isinstance(socket, str | os.PathLike | None):
+        raise SpecError(f"socket is {socket!r}: it must be a path")
+    taken = part(Path(data), options, None if socket is None else Path(os.fspath(socket)))
     try:
-        return Server(path, 0.0, owned)
-    except BaseException:
-        owned.close()
+        return Server(taken.path, 0.0, taken)
+    except BaseException as error:
+        if isinstance(error, NoDaemonError):
+            taken.explain(error)
+        taken.release()
         raise
-
-
-# Ends of pipes that keep daemons going. A child that is forked lets go of them: it must not outlive its parent's part.
-_pipes: set[int] = set()
-
-
-def _let_go() -> None:
-    while _pipes:
-        os.close(_pipes.pop())
-
-
-os.register_at_fork(after_in_child=_let_go)
-
-
-class _Owned:
-    """A part in a daemon that ends when the last part is gone: its standard input is a pipe whose other end only the owners have."""
-
-    def __init__(self, pipe: int, process: "subprocess.Popen[str] | None", owners: Path | None) -> None:
-        self._pipe: int | None = pipe
-        self._process, self._owners = process, owners
-        self.pid = process.pid if process else 0
-        _pipes.add(pipe)
-
-    @classmethod
-    def start(cls, command: list[str], owners: Path | None) -> "_Owned":
-        """Starts the daemon and waits until it serves; others may then join at `owners`."""
-        new = owners.with_suffix(".new") if owners else None
-        if new:
-            _prune(new.parent)
-            os.mkfifo(new, 0o600)
-            # Opened without waiting for the other end; the daemon then waits for what it reads.
-            reading = os.open(new, os.O_RDONLY | os.O_NONBLOCK)
-            pipe = os.open(new, os.O_WRONLY)
-            os.set_blocking(reading, True)
-        else:
-            reading, pipe = os.pipe()
-        environment = {"RUST_LOG": "mixd=warn", **os.environ, "LD_LIBRARY_PATH": _library_path()}
-        if owners:
-            # A rank that sees one device starts the daemon of all; feeds name devices by what they are.
-            environment.pop("CUDA_VISIBLE_DEVICES", None)
-        # In a group of its own, so that a terminal's Ctrl-C does not reach it: it ends when its owners do.
-        pipes: dict[str, Any] = {"stdin": reading, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen(command, **pipes, text=True, errors="replace", env=environment, process_group=0)
-        os.close(reading)
-        owned = cls(pipe, process, None)
-        assert process.stdout and process.stderr
-        said: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
-        relay = threading.Thread(target=_relay, args=(process.stderr, said), name="mixd-log", daemon=True)
-        relay.start()
-        try:
-            with process.stdout as out:
-                if not out.readline():
-                    code = process.wait()
-                    relay.join(_END_MAX)
-                    raise NoDaemonError(f"the daemon did not come up (exit code {code}): {''.join(said).strip()}")
-            if new and owners:
-                new.rename(owners)
-                owned._owners = owners
-        except BaseException:
-            if new and owners:
-                new.unlink(missing_ok=True)
-                _tell(owners, "the first rank's daemon did not come up (see that rank's message)")
-            owned.close()
-            raise
-        return owned
-
-    @classmethod
-    def join(cls, owners: Path) -> "_Owned":
-        """Waits for the daemon that the first rank of this machine starts, and takes part in it."""
-        deadline = time.monotonic() + _START_MAX
-        while time.monotonic() < deadline:
-            # It is a pipe once the daemon serves, and a file where that is over.
-            with contextlib.suppress(OSError):
-                pipe = os.open(owners, os.O_WRONLY | os.O_NONBLOCK)
-                if stat.S_ISFIFO(os.fstat(pipe).st_mode):
-                    return cls(pipe, None, None)
-                os.close(pipe)
-                raise NoDaemonError(owners.read_text())
-            time.sleep(0.02)
-        raise NoDaemonError(f"the first rank of this machine has started no daemon within {_START_MAX:.0f} s (see its own message)")
-
-    def close(self) -> None:
-        """Gives this part up, and waits for the daemon's end where no other process has one."""
-        pipe, self._pipe = self._pipe, None
-        if pipe not in _pipes:
-            return
-        _pipes.remove(pipe)
-        os.close(pipe)
-        if self._owners:
-            _tell(self._owners, "the first rank has left its daemon before this rank came (have the ranks wait for each other)")
-        elif self._process:
-            self._process.terminate()
-            try:
-                self._process.wait(_END_MAX)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-
-
-def _relay(log: TextIO, said: "collections.deque[str]") -> None:
-    """Passes a daemon's log on to standard error, and keeps its last lines."""
-    for line in log:
-        said.append(line)
-        # Past Python's own buffer, whose lock a thread must not hold when the interpreter ends.
-        with contextlib.suppress(OSError):
-            os.write(2, line.encode())
-
-
-def _tell(owners: Path, why: str) -> None:
-    """Tells the ranks that come later why they cannot join."""
-    new = owners.with_suffix(".new")
-    new.write_text(why)
-    new.rename(owners)
-
-
-def _prune(folder: Path) -> None:
-    """Removes what groups left whose launchers are gone."""
-    for left in folder.glob("ranks-*"):
-        if not Path("/proc", left.name.split("-")[1]).exists():
-            left.unlink(missing_ok=True)
-
-
-def _folder() -> Path:
-    """Where sockets lie, which nobody else may enter."""
-    folder = Path(default_socket()).parent
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
-
-
-def _program() -> str:
-    """The daemon's program, which this package brings: where its installer says, or beside the interpreter or the package."""
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        for file in metadata.distribution("mixd").files or ():
-            if file.parts[-2:] == ("bin", "mixd"):
-                found = Path(os.fspath(file.locate())).resolve()
-                if os.access(found, os.X_OK):
-                    return str(found)
-    places = [sysconfig.get_path("scripts"), Path(__file__).parent.parent / "bin"]
-    found_else = shutil.which("mixd", path=os.pathsep.join(map(str, places))) or shutil.which("mixd")
-    if not found_else:
-        raise NoDaemonError(
-            f"the program mixd, which comes with this package, is neither in {places[0]} nor on PATH (install the package anew)"
-        )
-    return found_else
 
 
 def _dtype(dtype: object) -> str:
@@ -481,33 +324,3 @@ def _device(device: object) -> str:
     """The name of a device; of torch's current one where it has no number."""
     name, torch = str(device), sys.modules.get("torch")
     return f"cuda:{torch.cuda.current_device()}" if name == "cuda" and torch and torch.cuda.is_available() else name
-
-
-def _library_path() -> str:
-    """LD_LIBRARY_PATH for a daemon: with NVRTC, which it compiles its kernels with, where an installed package brings it, as PyTorch's do."""
-    own = os.environ.get("LD_LIBRARY_PATH", "")
-    found = (str(path.parent) for folder in sys.path for path in Path(folder).glob("nvidia/*/lib/libnvrtc.so.*"))
-    return os.pathsep.join(filter(None, [own, next(found, "")]))
-
-
-def _world(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Which process this is of how many, where that is not given."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed and distributed.is_available() and distributed.is_initialized():
-        there = distributed.get_rank(), distributed.get_world_size()
-        return there[0] if rank is None else rank, there[1] if world_size is None else world_size
-    if world_size is None:
-        world_size = _number("WORLD_SIZE", 1)
-        if rank is None and world_size > 1 and not os.environ.get("RANK"):
-            raise SpecError(
-                f"WORLD_SIZE is {world_size}, but RANK is not set: all would read the first rank's part (set both, or give rank and world_size)"
-            )
-    return _number("RANK", 0) if rank is None else rank, world_size
-
-
-def _number(variable: str, default: int) -> int:
-    """What a launcher has put into a variable."""
-    text = os.environ.get(variable) or str(default)
-    if not text.isdecimal():
-        raise SpecError(f"the variable {variable} is {text!r}: it must be a number (launchers such as torchrun set it; unset it)")
-    return int(text)

@@ -159,7 +159,7 @@ def test_a_daemon_of_ones_own_finds_what_torch_brings(tmp_path: Path) -> None:
     library = tmp_path / "nvidia" / "cu13" / "lib" / "libnvrtc.so.13"
     library.parent.mkdir(parents=True)
     library.touch()
-    code = "from mixd.server import _library_path; print(_library_path())"
+    code = "from mixd.launch import library_path; print(library_path())"
     variables = environment(PYTHONPATH=str(tmp_path), LD_LIBRARY_PATH="/own")
     printed = subprocess.run([sys.executable, "-c", code], env=variables, check=True, capture_output=True, text=True).stdout
     assert printed.strip() == f"/own{os.pathsep}{library.parent}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import mixd
 import pytest
 
-from ..conftest import DEADLINE, SAMPLE_DATA, Daemon, Script, mixd_output, until
+from ..conftest import DEADLINE, SAMPLE_DATA, Daemon, Script, is_alive, mixd_output, until
 
 Start = Callable[..., Script]
 
@@ -288,14 +288,6 @@ time.sleep(60)
             assert is_alive(child)
         finally:
             os.kill(child, signal.SIGKILL)
-
-
-def is_alive(process: int) -> bool:
-    """Whether a process runs."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_child_may_leave_through_its_parents_with(daemon: Daemon) -> None:

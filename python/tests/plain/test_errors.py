@@ -11,7 +11,7 @@ from typing import Any
 import mixd
 import numpy
 import pytest
-from mixd.server import _program
+from mixd.launch import program
 
 from ..conftest import SAMPLE_DATA, Daemon, Script, environment
 
@@ -78,7 +78,7 @@ def test_a_daemon_that_stops_refuses_feeds(daemon: Daemon) -> None:
     feed = server.feed("train", size=16)
     held = feed.next_batch()
     # It waits three seconds for this process to leave.
-    with subprocess.Popen([_program(), "stop", "--socket", daemon.socket], env=environment()), pytest.raises(mixd.RefusedError) as caught:
+    with subprocess.Popen([program(), "stop", "--socket", daemon.socket], env=environment()), pytest.raises(mixd.RefusedError) as caught:
         while True:
             server.feed("val", size=16).close()
     assert (type(caught.value), caught.value.kind) == (mixd.RefusedError, "stopping")
@@ -104,7 +104,7 @@ def test_a_cursor_that_something_wrote_into_is_not_a_slow_trainer(daemon: Daemon
     server = daemon.connect()
     victim = server.feed("train", size=16, share="a")
     held = victim.next_batch()
-    [cursor] = [path for path in Path("/proc/self/fd").iterdir() if "memfd:mixd-cursor" in os.readlink(path)]
+    [cursor] = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink() and "memfd:mixd-cursor" in os.readlink(path)]
     other = server.feed("train", size=16, share="a")
     with cursor.open("r+b") as file:
         # Batches released (src/ring/layout.rs).
@@ -131,7 +131,7 @@ def test_one_who_keeps_others_waiting_has_no_corrupt_cursor(daemon: Daemon) -> N
 
 def test_a_feed_that_is_stopped_has_not_failed(daemon: Daemon) -> None:
     feed = daemon.connect().feed("train", size=16)
-    with subprocess.Popen([_program(), "stop", "--socket", daemon.socket], env=environment()):
+    with subprocess.Popen([program(), "stop", "--socket", daemon.socket], env=environment()):
         with pytest.raises(mixd.FeedEndedError) as caught:
             while True:
                 feed.next_batch()

@@ -1,0 +1,160 @@
+"""Starts a daemon as a process of its own: its program, its environment, its log, and how it ended."""
+
+import collections
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+from .errors import NoDaemonError
+
+# Lines of a daemon's log that an error may show.
+_LINES_KEPT = 20
+# Seconds in which a daemon that is to end has ended.
+END_MAX = 10.0
+# Seconds in which a daemon whose connection broke has become a process that has ended.
+_REAP_MAX = 1.0
+
+# Descriptors that keep daemons going. A child that is forked closes its copies: it must not outlive its parent's part.
+held: set[int] = set()
+
+
+def _close_copies() -> None:
+    while held:
+        os.close(held.pop())
+
+
+os.register_at_fork(after_in_child=_close_copies)
+
+
+class Launched:
+    """A daemon that this process started."""
+
+    def __init__(self, command: list[str], *, hides_devices: bool) -> None:
+        """Starts the daemon and waits until it serves. `hides_devices`: whether it may use those devices only that this process sees.
+
+        Raises `NoDaemonError`, with the daemon's last lines, where it does not come up.
+        """
+        environment = {"RUST_LOG": "mixd=warn", **os.environ, "LD_LIBRARY_PATH": library_path()}
+        if not hides_devices:
+            environment.pop("CUDA_VISIBLE_DEVICES", None)
+        self._oom_kills = _oom_kills()
+        # In a group of its own, so that a terminal's Ctrl-C does not reach it: it ends when its owners do.
+        reading, self._pipe = os.pipe()
+        held.add(self._pipe)
+        pipes: dict[str, Any] = {"stdin": reading, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        try:
+            self.process = subprocess.Popen(command, **pipes, text=True, errors="replace", env=environment, process_group=0)
+        except OSError as error:
+            self.let_go()
+            raise NoDaemonError(f"cannot start {command[0]}: {error} (install the package anew)") from None
+        finally:
+            os.close(reading)
+        assert self.process.stdout and self.process.stderr
+        said: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
+        relay = threading.Thread(target=_relay, args=(self.process, self.process.stderr, said), name="mixd-log", daemon=True)
+        relay.start()
+        try:
+            with self.process.stdout as out:
+                if not out.readline():
+                    code = self.process.wait()
+                    relay.join(END_MAX)
+                    raise NoDaemonError(f"the daemon did not come up (exit code {code}): {''.join(said).strip()}")
+        except BaseException:
+            self.end()
+            raise
+
+    def let_go(self) -> None:
+        """Closes the daemon's standard input: from here on connections alone keep it."""
+        if self._pipe in held:
+            held.remove(self._pipe)
+            with contextlib.suppress(OSError):
+                os.write(self._pipe, b"q")
+            os.close(self._pipe)
+
+    def end(self) -> None:
+        """Has it end, and waits for that."""
+        self.let_go()
+        self.process.terminate()
+        self.wait()
+
+    def wait(self) -> None:
+        """Waits for its end, and kills it where it takes too long."""
+        try:
+            self.process.wait(END_MAX)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def how_it_ended(self) -> str:
+        """Says how it ended, as far as the system knows; empty while it runs."""
+        try:
+            code = self.process.wait(_REAP_MAX)
+        except subprocess.TimeoutExpired:
+            return ""
+        if code >= 0:
+            return f"it ended with exit code {code}"
+        text = f"it was killed by {signal.Signals(-code).name}" if -code in set(signal.Signals) else f"it was killed by signal {-code}"
+        kills = _oom_kills() - self._oom_kills
+        if -code == signal.SIGKILL and kills > 0:
+            text += (
+                f"; the kernel's out-of-memory killer has killed {kills} processes of this cgroup since it started (give it less: cache=)"
+            )
+        return text
+
+
+def _relay(process: "subprocess.Popen[str]", log: TextIO, said: "collections.deque[str]") -> None:
+    """Passes a daemon's log on to standard error, keeps its last lines, and reaps the daemon when it has ended."""
+    for line in log:
+        said.append(line)
+        # Past Python's own buffer, whose lock a thread must not hold when the interpreter ends.
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode())
+    process.wait()
+
+
+def _oom_kills() -> int:
+    """How many processes of this process's cgroup, its descendants included, the kernel has killed for lack of memory; 0 where that is not known."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+                continue
+            root, name = ("", "memory.events") if not controllers else ("memory", "memory.oom_control")
+            # In a container the path may be one outside it.
+            for folder in (Path("/sys/fs/cgroup", root, path.lstrip("/")), Path("/sys/fs/cgroup", root)):
+                if (folder / name).exists():
+                    counters = dict(entry.split() for entry in (folder / name).read_text().splitlines())
+                    return int(counters.get("oom_kill", 0))
+    return 0
+
+
+def program() -> str:
+    """Finds the daemon's program, which this package brings: where its installer says, or beside the interpreter or the package."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for file in metadata.distribution("mixd").files or ():
+            if file.parts[-2:] == ("bin", "mixd"):
+                found = Path(os.fspath(file.locate())).resolve()
+                if os.access(found, os.X_OK):
+                    return str(found)
+    places = [sysconfig.get_path("scripts"), Path(__file__).parent.parent / "bin"]
+    found_else = shutil.which("mixd", path=os.pathsep.join(map(str, places))) or shutil.which("mixd")
+    if not found_else:
+        raise NoDaemonError(
+            f"the program mixd, which comes with this package, is neither in {places[0]} nor on PATH (install the package anew)"
+        )
+    return found_else
+
+
+def library_path() -> str:
+    """LD_LIBRARY_PATH for a daemon: with NVRTC, which it compiles its kernels with, where an installed package brings it, as PyTorch's do."""
+    own = os.environ.get("LD_LIBRARY_PATH", "")
+    found = (str(path.parent) for folder in sys.path for path in Path(folder).glob("nvidia/*/lib/libnvrtc.so.*"))
+    return os.pathsep.join(filter(None, [own, next(found, "")]))

@@ -1,0 +1,228 @@
+"""What a process owns lasts as long as its handle: daemons, rings, batches; and threads share a feed without losing any."""
+
+import gc
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mixd
+import pytest
+
+from ..conftest import SAMPLE_DATA, Daemon, Script, is_alive, until
+
+Start = Callable[..., Script]
+
+
+def test_serving_the_same_again_shares_the_daemon_until_the_last_handle_is_gone() -> None:
+    server = mixd.serve(data=SAMPLE_DATA, workers=1)
+    first, other = server.pid, mixd.serve(data=SAMPLE_DATA, workers=2).pid
+    # As a cell of a notebook that runs again; nothing but the name is left of what it made before.
+    for _ in range(3):
+        server = mixd.serve(data=SAMPLE_DATA, workers=1)
+        feed = server.feed("train", batch_size=8, size=16)
+        assert (server.pid, feed.daemon_pid) == (first, first)
+    until("the other daemon has ended with its handle", lambda: not is_alive(other), 5.0)
+    del server
+    gc.collect()
+    assert feed.next_batch().index == 0 and is_alive(first)
+    del feed
+    until("the daemon has ended with the last feed", lambda: not is_alive(first), 5.0)
+
+
+def test_closing_one_of_two_servers_leaves_the_other_its_daemon() -> None:
+    with mixd.serve(data=SAMPLE_DATA) as one, mixd.serve(data=str(SAMPLE_DATA)) as other:
+        feeds = [server.feed("train", batch_size=8, size=16) for server in (one, other)]
+        one.close()
+        one.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            feeds[0].next_batch()
+        assert feeds[1].next_batch().index == 0
+        pid = other.pid
+    assert not is_alive(pid) and not other.socket.exists()
+
+
+def test_a_daemon_that_was_killed_is_not_shared_and_its_end_is_told() -> None:
+    server = mixd.serve(data=SAMPLE_DATA)
+    feed = server.feed("train", batch_size=8, size=16)
+    feed.next_batch()
+    os.kill(server.pid, signal.SIGKILL)
+    with pytest.raises(mixd.DaemonGoneError, match=r"is gone .*: it was killed by SIGKILL"):
+        while True:
+            feed.next_batch()
+    with pytest.raises(mixd.NoDaemonError, match=r"no daemon answers .*: it was killed by SIGKILL"):
+        feed.seek(3)
+    with pytest.raises(mixd.NoDaemonError, match="it was killed by SIGKILL"):
+        server.feed("val")
+    with mixd.serve(data=SAMPLE_DATA) as next_one:
+        assert next_one.pid != server.pid and next_one.feed("train", size=16).next_batch().index == 0
+
+
+def test_the_kernels_out_of_memory_killer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with mixd.serve(data=SAMPLE_DATA) as server:
+        feed = server.feed("train", batch_size=8, size=16)
+        killed = mixd.launch._oom_kills() + 2
+        os.kill(server.pid, signal.SIGKILL)
+        monkeypatch.setattr(mixd.launch, "_oom_kills", lambda: killed)
+        with pytest.raises(mixd.DaemonGoneError, match="out-of-memory killer has killed 2 processes of this cgroup since it started"):
+            while True:
+                feed.next_batch()
+
+
+def test_a_child_that_was_forked_shares_no_daemon_with_its_parent(script: Start) -> None:
+    code = f"""
+server = mixd.serve(data={str(SAMPLE_DATA)!r})
+child = os.fork()
+if child == 0:
+    own = mixd.serve(data={str(SAMPLE_DATA)!r})
+    say(own.pid, len(own.feed("train", size=16).next_batch()))
+    own.close()
+    os._exit(0)
+os.waitpid(child, 0)
+say(server.pid, len(server.feed("train", size=16).next_batch()))
+"""
+    trainer = script(code)
+    (child, *_), (parent, *_) = trainer.heard(), trainer.heard()
+    assert child != parent and trainer.finish()[0] == 0
+
+
+def shared_memory() -> list[str]:
+    """What this process has of rings: mappings and descriptors."""
+    links = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return [line for line in [*Path("/proc/self/maps").read_text().splitlines(), *links] if "memfd:mixd" in line]
+
+
+def test_a_kept_array_keeps_its_own_bytes_and_no_ring(daemon: Daemon) -> None:
+    server, kept = daemon.connect(), []
+    for _ in range(3):
+        with server.feed("train", batch_size=8, size=32, digest=True) as feed:
+            kept += [feed.next_batch() for _ in range(9)]
+    until("the rings are gone", lambda: not shared_memory())
+    assert all(batch.is_intact() for batch in kept)
+    arrays = [batch.x.numpy() for batch in kept]
+    del kept, feed
+    assert all(array.any() for array in arrays)
+
+
+def test_a_loop_that_was_left_gives_its_ring_back_though_its_batch_is_held(script: Start, daemon: Daemon) -> None:
+    code = """
+feed = server.feed("train", batch_size=64, size=64)
+held, rings = [], []
+for _ in range(4):
+    for batch in feed: break
+    held.append(batch.x)
+    rings.append(sum("memfd:mixd-ring" in line for line in open("/proc/self/maps")))
+say(rings, [x.numpy().any().item() for x in held])
+"""
+    rings, whole = script(code, daemon).heard()
+    assert len(set(rings)) == 1 and whole == [True] * 4
+
+
+def test_threads_that_share_an_epoch_take_each_batch_once(daemon: Daemon) -> None:
+    feed = daemon.connect().feed("train", batch_size=2, size=8, slots=16)
+    threads_count, epochs = 8, 6
+    for number in range(epochs):
+        epoch, begin = feed.epoch(number), threading.Barrier(threads_count)
+        taken: list[int] = []
+        ended: list[bool] = []
+
+        def read(epoch: mixd.Epoch = epoch, taken: list[int] = taken, ended: list[bool] = ended, begin: threading.Barrier = begin) -> None:
+            begin.wait()
+            for batch in epoch:
+                taken.append(batch.index)
+            ended.append(next(epoch, None) is None)
+
+        threads = [threading.Thread(target=read) for _ in range(threads_count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(taken) == list(range(100)) and ended == [True] * threads_count
+        assert feed.place == (number + 1, 0)
+
+
+def test_a_move_by_one_thread_is_seen_or_refused_by_the_others(daemon: Daemon) -> None:
+    feed = daemon.connect().feed("train", batch_size=2, size=8, slots=8)
+    places: list[tuple[int, int]] = []
+    errors: list[BaseException] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                batch = feed.next_batch()
+            except RuntimeError as error:
+                errors.append(error)
+                return
+            places.append((batch.epoch, batch.index))
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    moved = [(10 * turn, turn) for turn in range(1, 9)]
+    for place in moved:
+        feed.seek(*place)
+        until("the first batch from there on", lambda place=place: place in places)  # type: ignore[misc]
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not errors and len(places) == len(set(places))
+    feed.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        feed.seek(3)
+
+
+def test_a_batch_costs_the_same_however_many_are_held(daemon: Daemon) -> None:
+    feed = daemon.connect().feed("train", batch_size=1, size=8, shuffle=False)
+
+    def seconds(count: int) -> float:
+        begin = time.process_time()
+        held.extend(feed.next_batch() for _ in range(count))
+        return time.process_time() - begin
+
+    held: list[mixd.Batch] = []
+    with pytest.warns(UserWarning, match="a batch was held for longer"):
+        few = min(seconds(200) for _ in range(3))
+    seconds(8000)
+    many = min(seconds(200) for _ in range(3))
+    assert many < 4 * few, f"{few / 200 * 1e6:.0f} and {many / 200 * 1e6:.0f} µs a batch"
+
+
+def test_what_belongs_to_a_process_is_not_pickled_and_says_what_to_do(daemon: Daemon) -> None:
+    server = daemon.connect()
+    feed = server.feed("train", size=16)
+    epoch = iter(feed)
+    batch = next(epoch)
+    for thing, remedy in (
+        (server, "mixd.connect"),
+        (feed, "open one"),
+        (epoch, "open a feed"),
+        (batch, "open a feed"),
+        (batch.x, "pickle its"),
+    ):
+        with pytest.raises(TypeError, match=rf"not pickled \(.*{remedy}"):
+            pickle.dumps(thing)
+
+
+def test_leaving_a_process_at_its_end_ends_its_daemon(script: Start) -> None:
+    trainer = script(f"server = mixd.serve(data={str(SAMPLE_DATA)!r})\nfeed = server.feed('train', size=16)\nsay(server.pid)\nsys.exit(3)")
+    [pid] = trainer.heard()
+    assert trainer.finish()[0] == 3
+    until("the daemon has ended", lambda: not is_alive(pid), 5.0)
+
+
+def test_a_socket_path_that_no_socket_can_have_names_the_limit(tmp_path: Path, script: Start) -> None:
+    long = tmp_path / ("x" * 120)
+    uses: list[Callable[[], object]] = [lambda: mixd.serve(data=SAMPLE_DATA, socket=long), lambda: mixd.connect(long)]
+    for use in uses:
+        with pytest.raises(
+            mixd.NoDaemonError, match=r"bytes, and the system takes 107: .*\(name a shorter socket=, or set XDG_RUNTIME_DIR"
+        ):
+            use()
+    long.mkdir()
+    trainer = script(f"mixd.serve(data={str(SAMPLE_DATA)!r})", XDG_RUNTIME_DIR=str(long))
+    code, error = trainer.finish()
+    assert code == 1 and "the system takes 107" in error

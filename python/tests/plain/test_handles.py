@@ -162,7 +162,7 @@ def test_a_move_by_one_thread_is_seen_or_refused_by_the_others(daemon: Daemon) -
     threads = [threading.Thread(target=read) for _ in range(4)]
     for thread in threads:
         thread.start()
-    moved = [(10 * turn, turn) for turn in range(1, 9)]
+    moved = [(100_000 * turn, turn) for turn in range(1, 9)]
     for place in moved:
         feed.seek(*place)
         until("the first batch from there on", lambda place=place: place in places)  # type: ignore[misc]

@@ -1,7 +1,6 @@
 """Data-parallel training under torchrun, on one machine and on two that are this one."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -10,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from ..conftest import EXAMPLES, SAMPLE_DATA, environment, until
+from ..conftest import EXAMPLES, SAMPLE_DATA, environment, is_alive, until
 
 Lines = list[dict[str, Any]]
 
 
-def torchrun(*arguments: object) -> "subprocess.Popen[str]":
+def torchrun(*arguments: object, **variables: str) -> "subprocess.Popen[str]":
     """Starts ranks."""
     command = [sys.executable, "-m", "torch.distributed.run", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment(OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    own = environment(OMP_NUM_THREADS="1", **variables)
+    return subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def ended(*groups: "subprocess.Popen[str]") -> None:
@@ -47,27 +47,6 @@ def check(ranks: list[Lines], epochs: int) -> None:
     assert epochs == 1 or first != second
 
 
-def test_a_rank_that_comes_late_or_whose_first_rank_failed_is_told_so(tmp_path: Path) -> None:
-    code = tmp_path / "ranks.py"
-    code.write_text(
-        f"""
-import os, pathlib, sys, time
-import mixd
-rank, left = os.environ["LOCAL_RANK"], pathlib.Path({str(tmp_path)!r}, "left")
-for data in ({str(SAMPLE_DATA)!r}, {str(tmp_path / "nowhere")!r}):
-    while rank == "1" and not left.exists(): time.sleep(0.01)
-    try:
-        with mixd.serve(data=data): pass
-    except mixd.NoDaemonError as error: (left.parent / f"said-{{rank}}").open("a").write(str(error) + "\\n")
-    left.touch()
-"""
-    )
-    ended(torchrun("--standalone", "--nproc-per-node", 2, code))
-    assert "exit code 1" in (tmp_path / "said-0").read_text()
-    late, failed = (tmp_path / "said-1").read_text().splitlines()
-    assert "left its daemon before this rank came" in late and "did not come up" in failed
-
-
 def daemons(ranks: list[Lines]) -> set[int]:
     """The process ids of the daemons that served."""
     return {line["daemon"] for rank in ranks for line in rank}
@@ -78,7 +57,7 @@ def test_the_ranks_of_a_machine_share_a_daemon_and_each_epoch(tmp_path: Path) ->
     ranks = logs(tmp_path)
     check(ranks, 2)
     [daemon] = daemons(ranks)
-    until("the daemon has ended with the last rank", lambda: not os.path.exists(f"/proc/{daemon}"), 5.0)
+    until("the daemon has ended with the last rank", lambda: not is_alive(daemon), 5.0)
 
 
 def test_a_training_that_is_resumed_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
@@ -98,18 +77,94 @@ def test_a_training_that_is_resumed_goes_on_as_if_it_had_not_stopped(tmp_path: P
     assert strip(logs(parts)) == strip(logs(whole))
 
 
-def test_two_machines_have_a_daemon_each_and_one_epoch_between_them(tmp_path: Path) -> None:
+def two_agents(*arguments: object, **variables: str) -> "list[subprocess.Popen[str]]":
+    """Starts a job of two agents that meet at an address of this machine; `variables` have {node} in them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = ("--nnodes", 2, "--nproc-per-node", 1, "--master-addr", "127.0.0.1", "--master-port", port)
-    groups = [
-        torchrun(*command, "--node-rank", rank, EXAMPLES / "ddp.py", SAMPLE_DATA, "--epochs", 2, "--journal", tmp_path) for rank in range(2)
-    ]
-    ended(*groups)
+    own = [{name: value.format(node=node) for name, value in variables.items()} for node in range(2)]
+    return [torchrun(*command, "--node-rank", node, *arguments, **own[node]) for node in range(2)]
+
+
+def test_two_machines_have_a_daemon_each_and_one_epoch_between_them(tmp_path: Path) -> None:
+    for node in range(2):
+        (tmp_path / f"machine-{node}").mkdir()
+    arguments = (EXAMPLES / "ddp.py", SAMPLE_DATA, "--epochs", 2, "--journal", tmp_path)
+    ended(*two_agents(*arguments, XDG_RUNTIME_DIR=str(tmp_path / "machine-{node}")))
     ranks = logs(tmp_path)
     check(ranks, 2)
     assert len(daemons(ranks)) == 2
+
+
+def test_two_agents_of_a_machine_share_a_daemon(tmp_path: Path) -> None:
+    ended(*two_agents(EXAMPLES / "ddp.py", SAMPLE_DATA, "--epochs", 2, "--journal", tmp_path))
+    ranks = logs(tmp_path)
+    check(ranks, 2)
+    [daemon] = daemons(ranks)
+    until("the daemon has ended with the last agent", lambda: not is_alive(daemon), 5.0)
+
+
+# Each rank notes its daemon; in their first life they die together.
+MORTAL = f"""
+import os, pathlib, signal, time
+import mixd
+folder, restart = pathlib.Path(os.environ["FOLDER"]), os.environ["TORCHELASTIC_RESTART_COUNT"]
+server = mixd.serve(data={str(SAMPLE_DATA)!r})
+server.feed("train", size=16).next_batch()
+(folder / f"{{restart}}-{{os.environ['RANK']}}").write_text(str(server.pid))
+while len(list(folder.glob(restart + "-?"))) < 2: time.sleep(0.005)
+if restart == "0": os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("meeting", [(), ("--standalone",)])
+def test_a_daemon_outlives_the_restart_of_ranks_behind_a_wrapper(tmp_path: Path, meeting: tuple[str, ...]) -> None:
+    code, wrapper = tmp_path / "mortal.py", tmp_path / "wrapper.sh"
+    code.write_text(MORTAL)
+    wrapper.write_text(f"#!/bin/sh\n{sys.executable} {code}\nexit $?\n")
+    wrapper.chmod(0o700)
+    options = (*meeting, "--max-restarts", 2, "--monitor-interval", 0.1, "--nproc-per-node", 2)
+    ended(torchrun(*options, "--no-python", wrapper, FOLDER=str(tmp_path)))
+    said = {path.name: path.read_text() for path in tmp_path.glob("?-?")}
+    assert set(said) == {"0-0", "0-1", "1-0", "1-1"} and len(set(said.values())) == 1
+    until("the daemon has ended with the agent", lambda: not is_alive(int(said["1-0"])), 5.0)
+
+
+def test_processes_of_mp_spawn_share_a_daemon(tmp_path: Path) -> None:
+    code = tmp_path / "spawn.py"
+    code.write_text(f"""
+import os, sys
+import mixd, torch
+import torch.distributed as dist
+def train(rank, meeting):
+    if meeting == "tcp":
+        dist.init_process_group("gloo", init_method="tcp://127.0.0.1:" + sys.argv[1], rank=rank, world_size=4)
+    else:
+        os.environ |= {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1], "RANK": str(rank), "WORLD_SIZE": "4"}}
+    with mixd.serve(data={str(SAMPLE_DATA)!r}) as server:
+        feed = server.feed("train", batch_size=10, size=16)
+        rows = sum(len(batch) for batch in feed)
+        os.write(1, f"{{server.pid}} {{rows}} {{feed.spec['rank']}}\\n".encode())
+        # One that comes when all others have left finds another daemon.
+        if meeting == "variables": dist.init_process_group("gloo")
+        dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)
+if __name__ == "__main__":
+    for meeting in ("variables", "tcp"):
+        torch.multiprocessing.spawn(train, (meeting,), 4)
+""")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    own = environment(OMP_NUM_THREADS="1")
+    run = subprocess.run([sys.executable, code, str(port)], env=own, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    lines = [line.split() for line in run.stdout.splitlines()]
+    for group in (lines[:4], lines[4:]):
+        assert len({pid for pid, _, _ in group}) == 1
+        assert sorted((int(rows), int(rank)) for _, rows, rank in group) == [(50, rank) for rank in range(4)]
 
 
 VALIDATION = f"""

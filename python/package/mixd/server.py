@@ -170,7 +170,7 @@ class Server:
             "recipe": _recipe(recipe),
             "batch_size": batch_size,
             "size": _joined(size, "x"),
-            "grow": None if grow is None else f"{_joined(grow[0], 'x')},{grow[1]},{grow[2]}",
+            "grow": None if grow is None else _grow(grow),
             "crop": None if crop is None else str(crop),
             "interpolation": interpolation,
             "flip": {True: 0.5, False: 0.0}[flip] if isinstance(flip, bool) else flip,
@@ -180,7 +180,7 @@ class Server:
             "blur": _text(blur),
             "solarize": _text(solarize),
             "warp": warp,
-            "fill": None if fill is None else list(fill),
+            "fill": list(fill) if isinstance(fill, Iterable) else fill,
             "erase": _text(erase),
             "shuffle": shuffle,
             "seed": seed,
@@ -216,7 +216,7 @@ class Server:
         }
         spec = Spec(_json(options), _json(extra), self._recipe)
         try:
-            feed = Feed(self.socket, spec, self._reconnect if reconnect is None else reconnect, self._part)
+            feed = Feed(self.socket, spec, self._reconnect if reconnect is None else _seconds(reconnect), self._part)
         except MixdError as error:
             if self._part:
                 self._part.explain(error)
@@ -255,7 +255,7 @@ def connect(socket: str | os.PathLike[str] | None = None, *, reconnect: float = 
     Feeds wait `reconnect` seconds for the next daemon when this one has died, and go on with the next batch. Raises `NoDaemonError`.
     """
     path = check_path(Path(socket or os.environ.get("MIXD_SOCKET") or default_socket()))
-    return Server(path, reconnect)
+    return Server(path, _seconds(reconnect))
 
 
 def serve(data: str | os.PathLike[str], **options: object) -> Server:
@@ -293,6 +293,26 @@ def _joined(value: Any, separator: str) -> Any:
     """A sequence of numbers, numpy's and torch's too, as one text; anything else as it is."""
     value = value.tolist() if hasattr(value, "tolist") else value
     return separator.join(map(str, value)) if isinstance(value, tuple | list) else value
+
+
+def _grow(value: Any) -> str:
+    """A smaller size and two epochs as the text that the option takes."""
+    try:
+        size, first, full = value
+    except (TypeError, ValueError):
+        raise SpecError(f"grow is {value!r}: it must be a size and two epochs, such as (128, 0, 50)") from None
+    return f"{_joined(size, 'x')},{first},{full}"
+
+
+def _seconds(reconnect: Any) -> float:
+    """For how long a feed waits for the next daemon, checked."""
+    try:
+        seconds = math.nan if isinstance(reconnect, str | bytes) else float(reconnect)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise SpecError(f"reconnect is {reconnect!r}: it must be a number of seconds, 0 or more")
+    return seconds
 
 
 def _text(value: Any) -> str | None:

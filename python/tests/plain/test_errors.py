@@ -1,5 +1,8 @@
 """Each refusal and each end has its exception; what a program can act on is an attribute, not a text."""
 
+import contextlib
+import inspect
+import math
 import os
 import shutil
 import signal
@@ -45,6 +48,36 @@ def test_any_bad_argument_is_a_spec_error(daemon: Daemon, options: dict[str, Any
     error = refused(daemon.connect(), **options)
     assert type(error) is mixd.SpecError and isinstance(error, ValueError)
     assert (error.keys, error.next) == ((), None)
+
+
+BAD: list[Any] = [-6, 2**64, 10**400, -(10**30), math.nan, -math.inf, 1e300, "x", b"x", object(), {}, [math.nan] * 3, (10**30, 10**30), 1j]
+
+
+@pytest.mark.parametrize("name", list(inspect.signature(mixd.Server.feed).parameters)[1:-1])
+def test_whatever_an_option_is_given_is_taken_or_a_spec_error(daemon: Daemon, name: str) -> None:
+    server = daemon.connect()
+    for value in BAD:
+        # Other exceptions are not caught.
+        with contextlib.suppress(mixd.SpecError):
+            server.feed(**{"size": 8, name: value}).close()
+
+
+def test_rubbish_for_a_place_a_state_or_a_wait_is_a_spec_error(daemon: Daemon) -> None:
+    server = daemon.connect()
+    feed = server.feed("train", size=8)
+    state = feed.state_dict()
+    for value in BAD:
+        uses: list[Callable[[Any], object]] = [feed.seek, lambda value: feed.seek(0, value), feed.epoch, feed.load_state_dict]
+        uses += [lambda value, key=key: feed.load_state_dict({**state, key: value}) for key in ("epoch", "index", "spec")]  # type: ignore[misc]
+        for use in uses:
+            # An empty spec differs in nothing.
+            if value != {} or use not in uses[-1:]:
+                with pytest.raises(mixd.SpecError):
+                    use(value)
+        if value != 1e300:
+            with pytest.raises(mixd.SpecError, match="reconnect is"):
+                mixd.connect(daemon.socket, reconnect=value).feed("train", size=8)
+    assert feed.place == (0, 0) and feed.next_batch().index == 0
 
 
 def test_a_shared_feed_that_differs_names_the_keys_and_one_that_has_passed_its_place(daemon: Daemon) -> None:
@@ -101,10 +134,13 @@ def test_a_cache_file_that_another_daemon_has_is_the_systems_fault(tmp_path: Pat
 
 
 def test_a_cursor_that_something_wrote_into_is_not_a_slow_trainer(daemon: Daemon) -> None:
-    server = daemon.connect()
+    def cursors() -> set[Path]:
+        return {path for path in Path("/proc/self/fd").iterdir() if path.is_symlink() and "memfd:mixd-cursor" in os.readlink(path)}
+
+    server, before = daemon.connect(), cursors()
     victim = server.feed("train", size=16, share="a")
     held = victim.next_batch()
-    [cursor] = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink() and "memfd:mixd-cursor" in os.readlink(path)]
+    [cursor] = cursors() - before
     other = server.feed("train", size=16, share="a")
     with cursor.open("r+b") as file:
         # Batches released (src/ring/layout.rs).

@@ -134,32 +134,23 @@ def test_a_daemon_outlives_the_restart_of_ranks_behind_a_wrapper(tmp_path: Path,
 def test_processes_of_mp_spawn_share_a_daemon(tmp_path: Path) -> None:
     code = tmp_path / "spawn.py"
     code.write_text(f"""
-import os, sys
+import os
 import mixd, torch
-import torch.distributed as dist
-def train(rank, meeting):
-    if meeting == "tcp":
-        dist.init_process_group("gloo", init_method="tcp://127.0.0.1:" + sys.argv[1], rank=rank, world_size=4)
-    else:
-        os.environ |= {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1], "RANK": str(rank), "WORLD_SIZE": "4"}}
+def train(rank, has_variables, barrier):
+    if has_variables:
+        os.environ |= {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29515", "RANK": str(rank), "WORLD_SIZE": "4"}}
     with mixd.serve(data={str(SAMPLE_DATA)!r}) as server:
-        feed = server.feed("train", batch_size=10, size=16)
+        feed = server.feed("train", batch_size=10, size=16, **{{}} if has_variables else {{"rank": rank, "world_size": 4}})
         rows = sum(len(batch) for batch in feed)
         os.write(1, f"{{server.pid}} {{rows}} {{feed.spec['rank']}}\\n".encode())
         # One that comes when all others have left finds another daemon.
-        if meeting == "variables": dist.init_process_group("gloo")
-        dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)
+        barrier.wait(60)
 if __name__ == "__main__":
-    for meeting in ("variables", "tcp"):
-        torch.multiprocessing.spawn(train, (meeting,), 4)
+    for has_variables in (True, False):
+        torch.multiprocessing.spawn(train, (has_variables, torch.multiprocessing.get_context("spawn").Barrier(4)), 4)
 """)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     own = environment(OMP_NUM_THREADS="1")
-    run = subprocess.run([sys.executable, code, str(port)], env=own, capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, code], env=own, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     lines = [line.split() for line in run.stdout.splitlines()]
     for group in (lines[:4], lines[4:]):

@@ -1,5 +1,7 @@
 """Frameworks that bring a training loop of their own, run over loaders that took the place of torch's."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from mixd.torch import DataLoader, replace_loader
 from torch import Tensor, nn
 from torch.utils import data
 
-from ..conftest import Daemon
+from ..conftest import SAMPLE_DATA, Daemon, environment, is_alive, until
 from .test_replace import CENTER, RANDOM, folder
 
 matplotlib.use("agg")
@@ -110,3 +112,50 @@ def test_fastai_trains_predicts_and_shows(daemon: Daemon, tmp_path: Path) -> Non
         learn.summary()
         dls.cpu()
         fast.vision_learner(dls, resnet18, pretrained=False, loss_func=nn.CrossEntropyLoss()).fit(1)
+
+
+# Two nodes that are this machine, one worker on each; the worker group fails once, and Ray starts it anew.
+RAY = f"""
+import os, pathlib, signal, sys, time
+import ray
+from ray.cluster_utils import Cluster
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+from ray.train.torch import TorchTrainer
+folder = pathlib.Path(sys.argv[1])
+def train():
+    import mixd
+    restart = "1" if (folder / "failed").exists() else "0"
+    server = mixd.serve(data={str(SAMPLE_DATA)!r})
+    feed = server.feed("train", batch_size=10, size=16)
+    samples = [sample for batch in feed for sample in batch.sample_id.tolist()]
+    note = " ".join(map(str, [server.pid, os.environ["RAY_RAYLET_PID"], *samples]))
+    (folder / f"{{restart}}-{{get_context().get_world_rank()}}").write_text(note)
+    end = time.monotonic() + 60
+    while len(list(folder.glob(restart + "-?"))) < 2 and time.monotonic() < end: time.sleep(0.01)
+    if restart == "0" and get_context().get_world_rank() == 0:
+        (folder / "failed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if restart == "0": time.sleep(600)
+local = {{"node_ip_address": "127.0.0.1", "num_cpus": 1, "object_store_memory": 100 << 20}}
+cluster = Cluster(initialize_head=True, head_node_args={{**local, "include_dashboard": False}})
+cluster.add_node(**local)
+ray.init(address=cluster.address, _node_ip_address="127.0.0.1")
+run = RunConfig(storage_path=str(folder / "storage"), failure_config=FailureConfig(max_failures=1))
+TorchTrainer(train, scaling_config=ScalingConfig(num_workers=2, resources_per_worker={{"CPU": 1}}), run_config=run).fit()
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_the_workers_of_ray_train_share_a_daemon_that_outlives_their_restart(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    variables = environment(RAY_TRAIN_V2_ENABLED="1", RAY_USAGE_STATS_ENABLED="0", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    run = subprocess.run([sys.executable, "-c", RAY, tmp_path], env=variables, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    notes = {path.name: list(map(int, path.read_text().split())) for path in tmp_path.glob("?-?")}
+    assert set(notes) == {"0-0", "0-1", "1-0", "1-1"}
+    [daemon] = {note[0] for note in notes.values()}
+    # A node each, and half of the epoch.
+    assert len({note[1] for note in notes.values()}) == 2
+    assert sorted(notes["1-0"][2:] + notes["1-1"][2:]) == list(range(200))
+    until("the daemon has ended with the nodes", lambda: not is_alive(daemon), 5.0)

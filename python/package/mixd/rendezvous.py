@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TypeVar
 
 from ._native import default_socket
 from .errors import MixdError, NoDaemonError
@@ -38,8 +37,6 @@ _ANSWER_MAX = 5.0
 _LINGER_S = 120
 # Bytes of a path that a socket may have (sockaddr_un).
 _PATH_MAX = 107
-
-T = TypeVar("T")
 
 
 class Part:
@@ -172,22 +169,27 @@ def _meet(path: Path, command: list[str], job: Job | None, key: str, given: Path
         mine: int | None = None
         while time.monotonic() < deadline:
             connection = _join(path, job)
+            if connection is None:
+                if mine is None:
+                    mine = _open(start)
+                    files.callback(os.close, mine)
+                if _lock_file(mine):
+                    if why := os.read(mine, 1 << 16):
+                        raise NoDaemonError(why.decode(errors="replace"))
+                    if _is_at(mine, start):
+                        connection = _await_former(path, job)
+                        if connection is None:
+                            return _start(path, start, mine, command, job, key if given else None)
+                        start.unlink(missing_ok=True)
+                    else:
+                        # Its daemon served, or a starter was interrupted: the next file decides.
+                        files.pop_all().close()
+                        mine = None
             if connection is not None:
                 if _is_for(path, key, given):
                     return connection, None
                 _leave(connection)
                 raise NoDaemonError(f"the daemon on {path} serves other data or was started with other options (name another socket=)")
-            if mine is None:
-                mine = _open(start)
-                files.callback(os.close, mine)
-            if _lock_file(mine):
-                if why := os.read(mine, 1 << 16):
-                    raise NoDaemonError(why.decode(errors="replace"))
-                if _is_at(mine, start):
-                    return _start(path, start, mine, command, job, key if given else None)
-                # Its daemon served, or a starter was interrupted: the next file decides.
-                files.pop_all().close()
-                mine = None
             time.sleep(_LOOK_S)
     raise NoDaemonError(
         f"another process of this job is starting the daemon on {path}, and has not come to an end within {_START_MAX:.0f} s (see its own "
@@ -202,13 +204,11 @@ def _start(path: Path, start: Path, mine: int, command: list[str], job: Job | No
         ends.callback(start.unlink, missing_ok=True)
         try:
             _sweep(start)
-            # One that has lost its last owner may be on its way out.
-            _until(lambda: not _is_locked(path.with_name(path.name + ".lock")))
             if key:
                 path.with_name(path.name + ".key").write_text(key)
             launched = Launched(command, hides_devices=job is None)
             try:
-                connection = _until(lambda: _join(path, job))
+                connection = _await(lambda: _join(path, job), lambda: True)
                 if connection is None:
                     raise NoDaemonError(
                         f"the daemon of {command[0]} serves, but does not answer as one of this version does (install the package anew)"
@@ -309,9 +309,14 @@ def _sweep(own: Path) -> None:
                 os.close(file)
 
 
-def _until(look: Callable[[], T]) -> T:
-    """Looks until there is something to see, for as long as a daemon may take to end; returns what it saw last."""
+def _await_former(path: Path, job: Job | None) -> int | None:
+    """Joins a daemon that has come up since this process looked, or waits for the end of one that is on its way out."""
+    return _await(lambda: _join(path, job), lambda: _is_locked(path.with_name(path.name + ".lock")))
+
+
+def _await(look: Callable[[], int | None], goes_on: Callable[[], bool]) -> int | None:
+    """Looks until there is something or nothing goes on, for as long as a daemon may take to end."""
     end = time.monotonic() + END_MAX
-    while not (found := look()) and time.monotonic() < end:
+    while (found := look()) is None and goes_on() and time.monotonic() < end:
         time.sleep(_LOOK_S)
     return found

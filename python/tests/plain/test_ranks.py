@@ -1,5 +1,7 @@
 """The ranks of a job on one machine, as launchers start them: one daemon for all, whatever becomes of the ranks, and none after the job."""
 
+import itertools
+import os
 import shutil
 import signal
 import subprocess
@@ -15,32 +17,34 @@ from ..conftest import SAMPLE_DATA, Script, environment, is_alive, until
 
 Start = Callable[..., Script]
 
+jobs = itertools.count()
+
 # What each launcher puts into the environment of its ranks.
 LAUNCHERS = {
     "torchrun": {
         "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "0", "RANK": "{rank}", "LOCAL_RANK": "{rank}", "WORLD_SIZE": "3",
-        "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512",
+        "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "{job}",
     },
     "torchrun-elastic": {
-        "TORCHELASTIC_RUN_ID": "run-7", "RANK": "{rank}", "LOCAL_RANK": "{rank}", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1",
+        "TORCHELASTIC_RUN_ID": "run-{job}", "RANK": "{rank}", "LOCAL_RANK": "{rank}", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1",
         # Another after each restart.
         "MASTER_PORT": "4000{generation}",
     },
     "ray": {
-        "RAY_JOB_ID": "07000000", "RAY_RAYLET_PID": "1", "RANK": "{rank}", "LOCAL_RANK": "{rank}", "WORLD_SIZE": "3",
+        "RAY_JOB_ID": "{job}", "RAY_RAYLET_PID": "1", "RANK": "{rank}", "LOCAL_RANK": "{rank}", "WORLD_SIZE": "3",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "5000{generation}",
     },
     "slurm": {
-        "SLURM_JOB_ID": "99", "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "3", "SLURM_NTASKS": "3", "SLURM_PROCID": "{rank}",
+        "SLURM_JOB_ID": "{job}", "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "3", "SLURM_NTASKS": "3", "SLURM_PROCID": "{rank}",
         "SLURM_LOCALID": "{rank}",
     },
     "openmpi-5": {
-        "PMIX_NAMESPACE": "prterun-node-77@1", "PMIX_RANK": "{rank}", "OMPI_COMM_WORLD_RANK": "{rank}", "OMPI_COMM_WORLD_SIZE": "3",
+        "PMIX_NAMESPACE": "prterun-node-{job}@1", "PMIX_RANK": "{rank}", "OMPI_COMM_WORLD_RANK": "{rank}", "OMPI_COMM_WORLD_SIZE": "3",
         "OMPI_COMM_WORLD_LOCAL_RANK": "{rank}",
     },
-    "openmpi-3": {"OMPI_MCA_ess_base_jobid": "1853161473", "OMPI_COMM_WORLD_RANK": "{rank}", "OMPI_COMM_WORLD_SIZE": "3"},
+    "openmpi-3": {"OMPI_MCA_ess_base_jobid": "{job}", "OMPI_COMM_WORLD_RANK": "{rank}", "OMPI_COMM_WORLD_SIZE": "3"},
     "mpich": {"PMI_RANK": "{rank}", "PMI_SIZE": "3", "PMI_FD": "9", "MPI_LOCALRANKID": "{rank}"},
-    "variables": {"RANK": "{rank}", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29513"},
+    "variables": {"RANK": "{rank}", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "{job}"},
 }  # fmt: skip
 
 # A launcher that starts three ranks whenever it is asked to; each runs CODE.
@@ -49,7 +53,7 @@ import pathlib, subprocess
 def launch(generation):
     ranks = []
     for rank in range(3):
-        more = {name: value.format(rank=rank, generation=generation) for name, value in VARIABLES.items()}
+        more = {name: value.format(rank=rank, generation=generation, job=JOB) for name, value in VARIABLES.items()}
         more |= {"NUMBER": str(rank), "GENERATION": str(generation)}
         ranks.append(subprocess.Popen([*WRAPPER, sys.executable, "-c", CODE], env=os.environ | more))
     for rank in ranks: rank.wait()
@@ -86,7 +90,9 @@ DIE = "os.kill(os.getpid(), signal.SIGKILL)\n"
 def launcher(script: Start, folder: Path, kind: str, code: str, wrapper: list[str] | None = None) -> Script:
     """Starts a launcher of this kind whose ranks run some code."""
     code = Script.PRELUDE + RANK + code
-    named = f"VARIABLES, WRAPPER, CODE = {LAUNCHERS[kind]!r}, {wrapper or []!r}, {code!r}\n"
+    # What a failed test has left must not be joined by the next one.
+    job = f"{os.getpid()}{next(jobs)}"
+    named = f"VARIABLES, WRAPPER, CODE, JOB = {LAUNCHERS[kind]!r}, {wrapper or []!r}, {code!r}, {job!r}\n"
     return script(named + LAUNCHER, FOLDER=str(folder))
 
 
@@ -178,6 +184,25 @@ while len(list(folder.glob("served-*"))) < 2: pathlib.Path(folder, "served-" + r
     said = heard(launcher(script, tmp_path, "slurm", code), ranks=2)
     assert said[0] == said[1]
     assert len(list(tmp_path.glob("waiting-*"))) == 2
+
+
+def test_a_rank_that_looked_before_the_daemon_was_there_and_locks_after_it_joins(script: Start, tmp_path: Path) -> None:
+    code = """
+if rank == "0":
+    while len(list(folder.glob("opening-*"))) < 2: time.sleep(0.005)
+else:
+    opens = mixd.rendezvous._open
+    def late(start):
+        pathlib.Path(folder, "opening-" + rank).touch()
+        while not pathlib.Path(folder, "served").exists(): time.sleep(0.005)
+        return opens(start)
+    mixd.rendezvous._open = late
+server = mixd.serve(data=data)
+if rank == "0": pathlib.Path(folder, "served").touch()
+say(server.pid)
+meet("served")
+"""
+    assert len({pid for [pid] in heard(launcher(script, tmp_path, "slurm", code))}) == 1
 
 
 def test_all_ranks_raise_what_the_daemon_says_where_it_does_not_come_up(script: Start, tmp_path: Path) -> None:

@@ -205,7 +205,8 @@ pub fn attach(
     fault::catch_writes();
     let feed = uninterrupted(py, |interrupted| client::attach_unless(&socket, &spec, reconnect, interrupted))?;
     let lends_one = spec.share.is_some_and(|share| share.delivery == Delivery::Latest);
-    let (next, batches, samples, identity) = (Mutex::new(feed.place()), feed.batches(), feed.samples(), feed.identity());
+    let (next, batches, samples, identity) =
+        (Mutex::new(feed.place()), feed.batches(), feed.samples(), feed.identity());
     let state = Mutex::new(State { feed: Some(feed), ahead: None, lent: Lent::default() });
     let (closing, warned) = (AtomicBool::new(false), AtomicBool::new(false));
     let (last, pid) = (Mutex::new(None), std::process::id());

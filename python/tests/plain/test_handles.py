@@ -42,6 +42,7 @@ def test_closing_one_of_two_servers_leaves_the_other_its_daemon() -> None:
             feeds[0].next_batch()
         assert feeds[1].next_batch().index == 0
         pid = other.pid
+        assert pid == one.pid
     assert not is_alive(pid) and not other.socket.exists()
 
 

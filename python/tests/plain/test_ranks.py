@@ -160,30 +160,40 @@ meet("served")
     assert len(set(daemons)) == 3
 
 
-def test_the_next_rank_starts_the_daemon_where_the_first_was_killed_as_it_did(script: Start, tmp_path: Path) -> None:
-    code = """
+# The first rank is about to start the daemon, and the others wait for it, when it comes to an END.
+STARTING = """
 if rank == "0":
     def launched(*_, **__):
         pathlib.Path(folder, "starting").touch()
         while len(list(folder.glob("waiting-*"))) < 2: time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGKILL)
+        END
     mixd.rendezvous.Launched = launched
 else:
     while not pathlib.Path(folder, "starting").exists(): time.sleep(0.005)
-    locked, lock = [], mixd.rendezvous._lock_file
+    lock = mixd.rendezvous._lock_file
     def look(file):
         "Notes that the lock is another's."
         is_mine = lock(file)
         is_mine or pathlib.Path(folder, "waiting-" + rank).touch()
         return is_mine
     mixd.rendezvous._lock_file = look
-server = mixd.serve(data=data)
-say(server.pid)
-while len(list(folder.glob("served-*"))) < 2: pathlib.Path(folder, "served-" + rank).touch()
+try:
+    server = mixd.serve(data=data)
+    say(server.pid)
+    while len(list(folder.glob("served-*"))) < 2: pathlib.Path(folder, "served-" + rank).touch()
+except mixd.NoDaemonError as error: say(str(error))
 """
+
+
+def test_the_next_rank_starts_the_daemon_where_the_first_was_killed_as_it_did(script: Start, tmp_path: Path) -> None:
+    code = STARTING.replace("END", "os.kill(os.getpid(), signal.SIGKILL)")
     said = heard(launcher(script, tmp_path, "slurm", code), ranks=2)
-    assert said[0] == said[1]
-    assert len(list(tmp_path.glob("waiting-*"))) == 2
+    assert said[0] == said[1] and isinstance(said[0][0], int)
+
+
+def test_who_waits_for_a_start_that_fails_is_told_why(script: Start, tmp_path: Path) -> None:
+    code = STARTING.replace("END", "raise mixd.NoDaemonError('the disk is full')")
+    assert heard(launcher(script, tmp_path, "slurm", code)) == [["the disk is full"]] * 3
 
 
 def test_a_rank_that_looked_before_the_daemon_was_there_and_locks_after_it_joins(script: Start, tmp_path: Path) -> None:

@@ -162,7 +162,8 @@ def is_alive(process: int) -> bool:
     """Whether a process runs."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    # The second where it goes while it is looked at.
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

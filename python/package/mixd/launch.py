@@ -22,6 +22,12 @@ END_MAX = 10.0
 # Seconds in which a daemon whose connection broke has become a process that has ended.
 _REAP_MAX = 1.0
 
+# The daemon's parent is a shell that ends as it does: Ray kills the children of a worker that it ends, and the daemon is to outlive the worker.
+# (A shell's background process has no standard input of its own accord.)
+_SHELL = ["sh", "-c", 'exec 3<&0; "$@" <&3 3<&- & wait "$!"', "mixd"]
+# What a shell adds to the number of the signal that ended a process.
+_SIGNALLED = 128
+
 # Descriptors that keep daemons going. A child that is forked closes its copies: it must not outlive its parent's part.
 held: set[int] = set()
 
@@ -51,10 +57,10 @@ class Launched:
         held.add(self._pipe)
         pipes: dict[str, Any] = {"stdin": reading, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         try:
-            self.process = subprocess.Popen(command, **pipes, text=True, errors="replace", env=environment, process_group=0)
+            self.process = subprocess.Popen(_SHELL + command, **pipes, text=True, errors="replace", env=environment, process_group=0)
         except OSError as error:
             self.let_go()
-            raise NoDaemonError(f"cannot start {command[0]}: {error} (install the package anew)") from None
+            raise NoDaemonError(f"cannot start a shell for {command[0]}: {error} (have sh on the PATH)") from None
         finally:
             os.close(reading)
         assert self.process.stdout and self.process.stderr
@@ -82,7 +88,6 @@ class Launched:
     def end(self) -> None:
         """Has it end, and waits for that."""
         self.let_go()
-        self.process.terminate()
         self.wait()
 
     def wait(self) -> None:
@@ -90,7 +95,7 @@ class Launched:
         try:
             self.process.wait(END_MAX)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def how_it_ended(self) -> str:
@@ -99,11 +104,13 @@ class Launched:
             code = self.process.wait(_REAP_MAX)
         except subprocess.TimeoutExpired:
             return ""
-        if code >= 0:
+        ended_by = abs(code) if code < 0 else code - _SIGNALLED
+        if ended_by <= 0:
             return f"it ended with exit code {code}"
-        text = f"it was killed by {signal.Signals(-code).name}" if -code in set(signal.Signals) else f"it was killed by signal {-code}"
+        name = signal.Signals(ended_by).name if ended_by in set(signal.Signals) else f"signal {ended_by}"
+        text = f"it was killed by {name}"
         kills = _oom_kills() - self._oom_kills
-        if -code == signal.SIGKILL and kills > 0:
+        if ended_by == signal.SIGKILL and kills > 0:
             text += (
                 f"; the kernel's out-of-memory killer has killed {kills} processes of this cgroup since it started (give it less: cache=)"
             )

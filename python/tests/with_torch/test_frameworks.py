@@ -125,12 +125,14 @@ folder = pathlib.Path(sys.argv[1])
 def train():
     import mixd
     restart = "1" if (folder / "failed").exists() else "0"
+    # The first daemon is the other worker's child, which Ray kills with all its children.
+    end = time.monotonic() + 60
+    while get_context().get_world_rank() == 0 and not (folder / f"{{restart}}-1").exists() and time.monotonic() < end: time.sleep(0.01)
     server = mixd.serve(data={str(SAMPLE_DATA)!r})
     feed = server.feed("train", batch_size=10, size=16)
     samples = [sample for batch in feed for sample in batch.sample_id.tolist()]
     note = " ".join(map(str, [server.pid, os.environ["RAY_RAYLET_PID"], *samples]))
     (folder / f"{{restart}}-{{get_context().get_world_rank()}}").write_text(note)
-    end = time.monotonic() + 60
     while len(list(folder.glob(restart + "-?"))) < 2 and time.monotonic() < end: time.sleep(0.01)
     if restart == "0" and get_context().get_world_rank() == 0:
         (folder / "failed").touch()

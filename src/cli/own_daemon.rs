@@ -52,14 +52,15 @@ impl OwnDaemon {
         // What this process was started to ignore stays ignored.
         let ending = ENDING.into_iter().filter(|&signal| !super::signals::is_ignored(signal));
         let (mut signals, ended) = (Signals::new(ending)?, Arc::clone(&child));
-        std::thread::spawn(move || {
+        let watch = move || {
             if let Some(signal) = signals.forever().next() {
                 // Held to the end: the main thread, which loses its feeds now, waits for it before it reports that.
                 let mut child = lock(&ended);
                 let _ = end(&mut child);
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
             }
-        });
+        };
+        std::thread::Builder::new().name("mixd-signals".to_owned()).spawn(watch)?;
         let daemon = Self { child, socket };
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;

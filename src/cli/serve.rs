@@ -63,7 +63,7 @@ impl Serve {
         let owners = Owners::new();
         let linger = Duration::try_from_secs_f64(self.linger).context("--linger is a number of seconds")?;
         if self.until_eof {
-            owners.add_stdin();
+            owners.add_stdin().context("cannot watch standard input (--until-eof)")?;
         }
         let home = take_home(&self.socket.path(), if linger.is_zero() { Duration::ZERO } else { HANDOVER_MAX })?;
         let served = runtime.block_on(async {

@@ -4,16 +4,20 @@ use super::daemon::Daemon;
 use super::owners::Owners;
 use crate::wire::{OWN, SEAT, SeatToken, give_seat, receive};
 use rustix::net::{RecvFlags, recv};
+use rustix::process::{Resource, getrlimit};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 /// How often what takes a file descriptor is retried where there is none.
 pub(super) const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
+
+/// Of the descriptors that the daemon may have, one in so many may be connections of which nothing has come.
+const SILENT_SHARE: u64 = 4;
 
 /// How long a connection may be open before its first bytes come.
 const FIRST_BYTES_MAX: Duration = Duration::from_secs(10);
@@ -25,15 +29,21 @@ pub(super) async fn accept(
     daemon: Arc<Daemon>,
     owners: Owners,
 ) {
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
+    let silent = Arc::new(Semaphore::new((descriptors / SILENT_SHARE).clamp(1, 1 << 20) as usize));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // Without a free descriptor `accept` fails again at once.
             tokio::time::sleep(DESCRIPTOR_PAUSE).await;
             continue;
         };
+        // Connections that send nothing must not take the descriptors that reading images needs.
+        let Ok(place) = Arc::clone(&silent).try_acquire_owned() else { continue };
         let (grpc, daemon, owners) = (grpc.clone(), Arc::clone(&daemon), owners.clone());
         tokio::spawn(async move {
-            match timeout(FIRST_BYTES_MAX, first_byte(&stream)).await {
+            let first = timeout(FIRST_BYTES_MAX, first_byte(&stream)).await;
+            drop(place);
+            match first {
                 Ok(Ok(Some(byte))) if byte == SEAT[0] => drop(answer(stream, &daemon, &owners).await),
                 // HTTP/2, or what its server refuses.
                 Ok(Ok(Some(_))) => drop(grpc.send(Ok(stream)).await),

@@ -42,17 +42,22 @@ impl Owners {
     }
 
     /// Counts standard input as a part.
-    pub fn add_stdin(&self) {
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub fn add_stdin(&self) -> io::Result<()> {
         let _ = self.join(None);
         let owners = self.clone();
         // A plain thread, since a blocked read of standard input would hold up the runtime's end.
-        std::thread::spawn(move || {
+        let watch = move || {
             let (mut last, mut byte) = (None, [0]);
             while std::io::stdin().read(&mut byte).is_ok_and(|bytes| bytes > 0) {
                 last = Some(byte[0]);
             }
             owners.leave(last == Some(LEAVES));
-        });
+        };
+        std::thread::Builder::new().name("mixd-owner".to_owned()).spawn(watch)?;
+        Ok(())
     }
 
     /// Counts a connection as a part until it ends, unless the daemon is about to end; its first bytes were read.

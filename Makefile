@@ -1,4 +1,4 @@
-# mixd: `make` alone prints the targets. Variables: DATA, EPOCHS, ARGS, SECONDS, ROUNDS, ONLY (rows of compare), and
+# mixd: `make` alone prints the targets. Variables: DATA, EPOCHS, ARGS, SECONDS, ROUNDS, ONLY (rows of compare), STORM_SECONDS, SOAK_SECONDS, and
 #   LIBTORCH or LIBTORCH_USE_PYTORCH   your own libtorch 2.11.0 (absolute path): nothing is fetched then
 #   MIXD_LIBTORCH_CUDA=1               fetch libtorch with all its CUDA libraries (4.5 GB)
 
@@ -25,7 +25,7 @@ export LIBTORCH := $(CURDIR)/.libtorch/$(if $(filter 1,$(MIXD_LIBTORCH_CUDA)),cu
 export MIXD_LIBTORCH_CUDA
 endif
 
-.PHONY: help program build python demo test test-rust test-python check-replay check-bench check-gpu check-frameworks lint bench compare compare-training gpu-pack gpu-check libtorch clean-libtorch tools
+.PHONY: help program build python demo test test-rust test-python check-replay check-bench check-gpu check-frameworks storm soak lint bench compare compare-training gpu-pack gpu-check libtorch clean-libtorch tools
 .NOTPARALLEL:
 
 help: ## Print the targets
@@ -79,8 +79,20 @@ test-rust: libtorch
 test-python: python .venv/torch/ready ## Test the Python package, with torch and without
 	for kind in plain torch; do .venv/$$kind/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(TARGET)/wheels/mixd-*.whl; done
 	cd python && ../.venv/plain/bin/python -m pytest tests/plain
-	@$(MAKE) --no-print-directory check-gpu
+	@$(MAKE) --no-print-directory check-gpu storm STORM_SECONDS=30
 	cd python && ../.venv/torch/bin/python -m pytest tests
+
+# Both run the wheel's program and package.
+storm soak: plain_wheel = .venv/plain/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(TARGET)/wheels/mixd-*.whl
+storm: STORM_SECONDS ?= 300
+storm: python ## Kill, stop and starve a daemon and eight trainers at random for STORM_SECONDS, and check every batch; ARGS="--seed N" draws the same events
+	$(plain_wheel)
+	.venv/plain/bin/python scripts/storm.py --data sample-data --seconds $(STORM_SECONDS) $(ARGS)
+
+soak: SOAK_SECONDS ?= 600
+soak: python ## Let trainers come and go at one daemon for SOAK_SECONDS; fails where its memory, descriptors or threads grow
+	$(plain_wheel)
+	.venv/plain/bin/python scripts/soak.py --data sample-data --seconds $(SOAK_SECONDS) $(ARGS)
 
 check-frameworks: python .venv/frameworks/ready ## Run fastai and Hugging Face's Trainer over the package's loaders; with VISION=DIR, a checkout of torchvision, its reference script, too
 	.venv/frameworks/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(TARGET)/wheels/mixd-*.whl

@@ -49,7 +49,6 @@ class Weather:
         self.strangers: list[tuple[float, socket.socket]] = []
         self.openers = 0
         self.selector = selectors.DefaultSelector()
-        self.calm = False
 
     def run(self) -> None:
         """The storm, then a calm in which each trainer must have progress, then everyone's orderly end."""
@@ -59,11 +58,9 @@ class Weather:
             while self.events and self.events[0][0] <= time.monotonic() - start:
                 _, kind, which, how = self.events.pop(0)
                 getattr(self, "_" + kind)(which, how)
-        self.calm = True
         for seat in self.seats:
             seat.has_read = False
         self._until("each trainer reads again", lambda: all(seat.has_read for seat in self.seats if not isinstance(seat, Opener)))
-        self.calm = False
         for seat in self.seats:
             seat.start_at = math.inf
             if seat.runs:
@@ -115,7 +112,7 @@ class Weather:
         if seat is None:
             goes = self.daemon_killed or self.drain_by < math.inf
             if not goes and any(line.startswith(b"mixd: serving") for line in lines):
-                self.serves, self.serves_since = True, time.monotonic()
+                self.serves, self.serves_since, self.daemon_stall = True, time.monotonic(), 0.0
             return None
         for line in lines:
             seat.heard(line, self.storm)

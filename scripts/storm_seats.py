@@ -226,7 +226,8 @@ class PythonSeat(Seat):
         name, text, attributes = self.error
         if name == "EvictedError" and self.share and attributes["gap_s"] > 0.9 * self.sharing.get("max_lag", float("inf")):
             storm.counts.evictions += 1
-        elif name == "FeedEndedError" and not attributes["failed"] and storm.drains > self.drains:
+        elif storm.drains > self.drains and (attributes["failed"] is False or attributes["kind"] == "stopping"):
+            # One that comes back finds the next daemon on its way out.
             pass
         elif self.share and storm.deaths > self.deaths and (attributes["next"] or "before this one came back" in text):
             # README.md: one that comes back too late, or finds a newcomer's feed, is refused by name of the place.

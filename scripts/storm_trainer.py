@@ -122,21 +122,29 @@ def recheck(held: collections.deque, keep: int) -> None:
             report("torn", batch.epoch, batch.index)
 
 
-def main() -> int:
+def run() -> int:
     """Reads until the end, and returns the exit status."""
+    try:
+        read(json.loads(sys.argv[1]))
+    except mixd.MixdError as error:
+        attributes = {name: getattr(error, name, None) for name in ("kind", "next", "failed", "need_bytes")}
+        times.append(time.monotonic())
+        gap = max((after - before for before, after in itertools.pairwise(times)), default=0.0)
+        report("error", type(error).__name__, str(error)[:1000], {**attributes, "gap_s": gap})
+        return 3
+    return 0
+
+
+def main() -> int:
+    """Runs until the end, or until it is asked to leave, which it is once at most."""
     signal.signal(signal.SIGUSR1, leave)
     try:
-        try:
-            read(json.loads(sys.argv[1]))
-        except mixd.MixdError as error:
-            attributes = {name: getattr(error, name, None) for name in ("kind", "next", "failed", "need_bytes")}
-            times.append(time.monotonic())
-            gap = max((after - before for before, after in itertools.pairwise(times)), default=0.0)
-            report("error", type(error).__name__, str(error)[:1000], {**attributes, "gap_s": gap})
-            return 3
+        code = run()
+        # The interpreter's own end would give the signal its default back, which kills.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     except Leave:
-        pass
-    return 0
+        code = 0
+    return code
 
 
 if __name__ == "__main__":

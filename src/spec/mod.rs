@@ -29,7 +29,7 @@ pub const BATCH_SIZE_MAX: u32 = 65_536;
 /// The most slots that a ring may have.
 pub const SLOTS_MAX: u32 = 1_024;
 /// The most ranks that an epoch may be dealt to.
-pub const WORLD_SIZE_MAX: u32 = 256;
+pub const WORLD_SIZE_MAX: u32 = 65_536;
 /// The most times that a sample may come in a row.
 pub const REPEATS_MAX: u32 = 64;
 /// The most views that a sample may have in a row.
@@ -347,6 +347,7 @@ mod tests {
             ("size", FeedSpec { image_size: ImageSize { height: 0, width: 9 }, ..train }),
             ("rank", FeedSpec { rank: 2, world_size: 2, ..train }),
             ("world_size", FeedSpec { world_size: 0, ..train }),
+            ("world_size", FeedSpec { world_size: WORLD_SIZE_MAX + 1, ..train }),
             ("slots", FeedSpec { slots: 1, ..train }),
             ("smoothing", FeedSpec { smoothing: 1.0, ..train }),
             ("mean", FeedSpec { mean: [0.0, f32::NAN, 0.0], ..train }),

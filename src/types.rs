@@ -289,20 +289,20 @@ impl fmt::Display for Place {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Start {
-    /// At the next batch; a feed that is opened begins at epoch 0, batch 0.
+    /// At the next batch; a feed that is opened begins at its first place: epoch 0, batch 0, or the first batch that is not consumed.
     #[default]
     Now,
-    /// At the first batch of the next epoch; a feed that is opened begins at epoch 0, batch 0.
+    /// At the first batch of the next epoch; a feed that is opened begins at its first place.
     NextEpoch,
     /// At this batch.
     At(Place),
 }
 
 impl Start {
-    /// Where a feed begins that is opened with this.
-    pub fn of_a_new_feed(self) -> Place {
+    /// Where a feed whose first place is `first` begins when it is opened with this.
+    pub fn of_a_new_feed(self, first: Place) -> Place {
         match self {
-            Self::Now | Self::NextEpoch => Place::default(),
+            Self::Now | Self::NextEpoch => first,
             Self::At(place) => place,
         }
     }

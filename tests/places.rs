@@ -6,7 +6,7 @@ use common::{Daemon, mixd, run, sample_data, stderr, until};
 use mixd::client::{self, ClientError};
 use mixd::pipeline::in_flight;
 use mixd::plan::Sampler;
-use mixd::spec::{FeedSpec, Mix, MixPer, Pairing, Share};
+use mixd::spec::{Consumed, FeedSpec, Mix, MixPer, Pairing, Share};
 use mixd::types::{Dtype, ImageSize, Last, Layout, Place, Start};
 
 fn spec() -> FeedSpec {
@@ -48,7 +48,7 @@ fn replay_verifies_the_digests_of_whatever_is_delivered() {
     let cut_by_batch = Mix { per: MixPer::Batch, ..Mix::cutmix(1.0) };
     let val = FeedSpec { batch_size: 16, image_size: ImageSize::square(48), digest: true, seed: 3, ..FeedSpec::val() };
     let at = |index| Place { epoch: 2, index };
-    let cases: [(FeedSpec, Place, &[&str]); 9] = [
+    let cases: [(FeedSpec, Place, &[&str]); 10] = [
         (spec(), at(4), &[]),
         (FeedSpec { share: Some(Share::new("any".parse().unwrap())), ..spec() }, at(12), &[]),
         (FeedSpec { flip: 0.5, mix: Mix::cutmix(1.0), ..spec() }, at(4), &["--flip", "--cutmix=1"]),
@@ -70,6 +70,12 @@ fn replay_verifies_the_digests_of_whatever_is_delivered() {
         ),
         // Its last batch of three rows, of which one is padding.
         (FeedSpec { rank: 2, world_size: 3, ..spec() }, at(4), &["--rank=2", "--world-size=3"]),
+        // The last of the four batches that 40 samples, which others have read, leave of five.
+        (
+            FeedSpec { rank: 2, world_size: 3, consumed: Some(Consumed { epoch: 2, samples: 40 }), ..spec() },
+            at(4),
+            &["--rank=2", "--world-size=3", "--consumed=2,40"],
+        ),
         (val, at(3), &["--split=val"]),
     ];
     for (spec, place, options) in cases {

@@ -32,10 +32,10 @@ impl Plan {
         let labels = |ids: &[u32]| ids.iter().map(|&id| source.label(spec.split, id)).collect::<Vec<_>>();
         let sampler = Sampler::new(spec, source.len(spec.split))?;
         anyhow::ensure!(self.epoch >> EPOCH_BITS == 0, "--epoch is {}: it must be below 2^56", self.epoch);
-        let epoch = sampler.epoch(self.epoch);
+        let (epoch, indices) = (sampler.epoch(self.epoch), sampler.indices(self.epoch)?);
         let mut headers = Headers::of(&*source);
         super::print(|out| {
-            for index in 0..sampler.batches() {
+            for index in indices.clone() {
                 let plan = epoch.plan(index);
                 if self.json {
                     let (own, partner) = (plan.own(), plan.partners());

@@ -160,7 +160,10 @@ impl Daemon {
 
     fn open(&self, spec: FeedSpec, pid: u32, former: Option<Former>) -> Result<(Ticket, Attached), AttachError> {
         let id = self.next_feed.fetch_add(1, Ordering::Relaxed);
-        let origin = former.map_or_else(|| spec.start.of_a_new_feed(), |former| former.next);
+        let origin = match former {
+            Some(former) => former.next,
+            None => self.pipeline.sampler(&spec)?.start(),
+        };
         let hold = former.is_some_and(|former| former.trainers > 1);
         let (feed, seat) = self.pipeline.open(spec, origin, hold)?;
         let mut feeds = self.open_feeds();

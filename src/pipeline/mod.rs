@@ -28,11 +28,11 @@ pub use view::Views;
 use crate::cpus::Workers;
 use crate::decode::JPEG_DECODER;
 use crate::mix::{Helpers, MixError, MixerKind};
-use crate::plan::{Sampler, SamplerError};
+use crate::plan::Sampler;
 use crate::render::LoadOptions;
 use crate::ring::RingError;
 use crate::source::Source;
-use crate::spec::{Crop, FeedSpec, SpecError};
+use crate::spec::{Crop, DealError, FeedSpec, SpecError};
 use crate::stats::{Clock, Stats};
 use crate::store::{Budget, FileError, Key, SampleStore, Settled, Sources};
 use crate::types::{Device, Interpolation, Place, Split, Start};
@@ -94,7 +94,7 @@ pub enum OpenError {
     Spec(#[from] SpecError),
     /// Nothing to deliver.
     #[error(transparent)]
-    Sampler(#[from] SamplerError),
+    Sampler(#[from] DealError),
     /// No such mixer.
     #[error(transparent)]
     Mix(#[from] MixError),

@@ -7,7 +7,7 @@ mod sampler;
 mod view;
 
 pub use erasure::Erasure;
-pub use sampler::{Epoch, Sampler, SamplerError};
+pub use sampler::{Epoch, Sampler};
 pub use view::{Draws, ViewPlan};
 
 use crate::batch::Head;

@@ -1,6 +1,8 @@
 //! What a feed is asked to be: the feed spec, its defaults and its limits.
 
 mod augment;
+mod consumed;
+mod deal;
 mod erase;
 mod grow;
 mod mix;
@@ -12,6 +14,8 @@ mod size;
 mod view;
 
 pub use augment::{Augment, Blur, ColorJitter, LaterViews, Policy, Solarize, TimmRand};
+pub use consumed::Consumed;
+pub use deal::{Deal, DealError};
 pub use erase::{Erase, EraseMode, EraseWhen};
 pub use grow::Grow;
 pub use mix::{Mix, MixPer, Pairing};
@@ -21,8 +25,9 @@ pub use share::{Delivery, MAX_LAG_S_MAX, Share, ShareName};
 pub use view::Crop;
 
 use crate::format::Format;
-use crate::types::{Device, Dtype, EPOCH_BITS, ImageSize, Interpolation, Last, Layout, Split, Start};
+use crate::types::{Device, Dtype, EPOCH_BITS, ImageSize, Interpolation, Last, Layout, Place, Split, Start};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// The most rows that a batch may have.
 pub const BATCH_SIZE_MAX: u32 = 65_536;
@@ -88,6 +93,9 @@ pub struct FeedSpec {
     pub rank: u32,
     /// Ranks that the epoch is dealt to, 1 to [`WORLD_SIZE_MAX`].
     pub world_size: u32,
+    /// What ranks of another world size have read of an epoch: its rest is dealt to these ranks, and the feed begins there at the earliest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumed: Option<Consumed>,
     /// Slots of the ring, 2 to [`SLOTS_MAX`].
     pub slots: u32,
     /// Whether each batch carries its digest ([`crate::batch::BatchView::digest_by`]).
@@ -145,6 +153,7 @@ impl FeedSpec {
             device: Device::Cpu,
             rank: 0,
             world_size: 1,
+            consumed: None,
             slots: 4,
             digest: false,
             share: None,
@@ -210,7 +219,7 @@ impl FeedSpec {
             Ok(()) => (true, "augment", String::new(), String::new()),
             Err((key, found, allowed)) => (false, key, found, allowed),
         };
-        let checks: [(bool, &'static str, String, String); 25] = [
+        let checks: [(bool, &'static str, String, String); 26] = [
             range("batch_size", self.batch_size, 1, BATCH_SIZE_MAX),
             (
                 side.contains(&self.image_size.height) && side.contains(&self.image_size.width),
@@ -277,10 +286,16 @@ impl FeedSpec {
                 "off there, since digests are of main memory".to_owned(),
             ),
             (
-                self.start.of_a_new_feed().epoch >> EPOCH_BITS == 0,
+                self.start.of_a_new_feed(Place::default()).epoch >> EPOCH_BITS == 0,
                 "start",
                 self.start.to_string(),
                 format!("in an epoch below 2^{}", EPOCH_BITS),
+            ),
+            (
+                self.consumed.is_none_or(|consumed| consumed.epoch >> EPOCH_BITS == 0),
+                "consumed",
+                self.consumed.map_or(String::new(), |consumed| consumed.to_string()),
+                format!("of an epoch below 2^{}", EPOCH_BITS),
             ),
         ];
         match checks.into_iter().find(|(ok, ..)| !ok) {
@@ -298,9 +313,14 @@ impl FeedSpec {
             Ok(serde_json::Value::Object(keys)) => keys,
             other => unreachable!("a struct of plain values is {other:?}"),
         };
-        let (ours, theirs) = (keys(self), keys(other));
-        let differing = ours.into_iter().filter(|(key, value)| theirs.get(key) != Some(value));
-        differing.map(|(key, ours)| Difference { theirs: theirs[&key].clone(), key, ours }).collect()
+        let (mut ours, mut theirs) = (keys(self), keys(other));
+        // A key may stand in one of them only.
+        let all: BTreeSet<String> = ours.keys().chain(theirs.keys()).cloned().collect();
+        let mut difference = |key: String| {
+            let [ours, theirs] = [&mut ours, &mut theirs].map(|spec| spec.remove(&key).unwrap_or_default());
+            (ours != theirs).then_some(Difference { key, ours, theirs })
+        };
+        all.into_iter().filter_map(|key| difference(key)).collect()
     }
 }
 
@@ -330,7 +350,6 @@ fn range(key: &'static str, value: u32, low: u32, high: u32) -> (bool, &'static 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Place;
 
     #[test]
     fn the_defaults_are_valid() {
@@ -348,6 +367,7 @@ mod tests {
             ("rank", FeedSpec { rank: 2, world_size: 2, ..train }),
             ("world_size", FeedSpec { world_size: 0, ..train }),
             ("world_size", FeedSpec { world_size: WORLD_SIZE_MAX + 1, ..train }),
+            ("consumed", FeedSpec { consumed: Some(Consumed { epoch: 1 << 56, samples: 0 }), ..train }),
             ("slots", FeedSpec { slots: 1, ..train }),
             ("smoothing", FeedSpec { smoothing: 1.0, ..train }),
             ("mean", FeedSpec { mean: [0.0, f32::NAN, 0.0], ..train }),
@@ -397,6 +417,19 @@ mod tests {
     }
 
     #[test]
+    fn only_feeds_that_others_have_begun_have_consumed_in_their_json() {
+        let rest = FeedSpec { consumed: Some("3, 40".parse().unwrap()), ..FeedSpec::train() };
+        for (spec, has_it) in [(FeedSpec::train(), false), (rest, true)] {
+            let json = serde_json::to_string(&spec).unwrap();
+            assert_eq!(json.contains("consumed"), has_it);
+            assert_eq!(serde_json::from_str::<FeedSpec>(&json).unwrap(), spec);
+        }
+        for text in ["3", "3,-1", "3,40,1", "3,4294967296"] {
+            assert!(text.parse::<Consumed>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn differences_name_the_keys_and_both_values_but_not_the_start() {
         let train = FeedSpec::train();
         let start = Start::At(Place { epoch: 3, index: 1 });
@@ -404,5 +437,11 @@ mod tests {
         let other = FeedSpec { batch_size: 32, dtype: Dtype::U8, ..train };
         let text = Difference::list(&train.differences(&other));
         assert_eq!(text, "batch_size (64, not 32), dtype (\"f32\", not \"u8\")");
+        // A key that stands in the JSON of one of them only.
+        let rest = FeedSpec { consumed: Some(Consumed { epoch: 3, samples: 40 }), ..train };
+        let texts =
+            [(&rest, &train), (&train, &rest)].map(|(ours, theirs)| Difference::list(&ours.differences(theirs)));
+        let value = r#"{"epoch":3,"samples":40}"#;
+        assert_eq!(texts, [format!("consumed ({value}, not null)"), format!("consumed (null, not {value})")]);
     }
 }

@@ -2,8 +2,8 @@
 //! the recipe's value, and where the recipe has none the split's default.
 
 use super::{
-    Augment, Blur, ColorJitter, Crop, Erase, FeedSpec, Grow, Mix, MixPer, Pairing, Policy, Recipe, RecipeError,
-    Solarize, SpecError,
+    Augment, Blur, ColorJitter, Consumed, Crop, Erase, FeedSpec, Grow, Mix, MixPer, Pairing, Policy, Recipe,
+    RecipeError, Solarize, SpecError,
 };
 use crate::operation::{WarpFilter, Warping};
 use crate::types::{Dtype, ImageSize, Interpolation, Last, Layout, ParseError, Split};
@@ -242,6 +242,10 @@ pub struct FeedOptions {
     /// How many ranks share each epoch [default: 1].
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_WORLD_SIZE"))]
     pub world_size: Option<u32>,
+    /// Deal the rest of an epoch of which ranks of another world size have read so many samples, over all ranks [default: none].
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_CONSUMED", value_name = "EPOCH,SAMPLES"))]
+    #[serde(with = "text")]
+    pub consumed: Option<Consumed>,
     /// Slots of the ring [default: 4].
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_SLOTS"))]
     pub slots: Option<u32>,
@@ -361,6 +365,7 @@ impl FeedOptions {
             std,
             rank,
             world_size,
+            consumed,
             slots,
         } = self;
         let channels = |key, values: &Option<Vec<f32>>, base| match values.as_deref() {
@@ -417,6 +422,7 @@ impl FeedOptions {
             std: channels("std", std, base.std)?,
             rank: rank.unwrap_or(base.rank),
             world_size: world_size.unwrap_or(base.world_size),
+            consumed: *consumed,
             slots: slots.unwrap_or(base.slots),
             ..base
         };
@@ -548,6 +554,7 @@ mod tests {
             "--std=1,2,3",
             "--rank=1",
             "--world-size=2",
+            "--consumed=3,40",
             "--slots=5",
         ];
         let options = parse(&arguments);

@@ -2,7 +2,9 @@
 
 use super::{AttachRequest, Attached, Former, ListFeedsReply, Reason, Refusal, SeatToken, ShutdownReply, WatchRequest};
 use crate::operation::Warping;
-use crate::spec::{Augment, Blur, ColorJitter, Crop, Erase, FeedSpec, Grow, LaterViews, Mix, Share, Solarize};
+use crate::spec::{
+    Augment, Blur, ColorJitter, Consumed, Crop, Erase, FeedSpec, Grow, LaterViews, Mix, Share, Solarize,
+};
 use crate::status::{BadSample, Feed, Mixed, Sources, Stage, Status, Store, Trainer};
 use crate::types::{Class, ImageSize, ParseError, Place, Split, Start};
 use prost::Message;
@@ -272,6 +274,7 @@ fields! {
     }
     BadSample { split, sample_id, name, cause }
     Class { id, name }
+    Consumed { epoch, samples }
     Feed { feed_id, spec, published, next, batches, ring_bytes, trainers }
     Former { next, trainers }
     LaterViews { blur, solarize }
@@ -405,6 +408,7 @@ impl Crosses for FeedSpec {
             device,
             rank,
             world_size,
+            consumed,
             slots,
             digest,
             share,
@@ -434,6 +438,7 @@ impl Crosses for FeedSpec {
             std: std.to_vec(),
             rank: Some(rank),
             world_size: Some(world_size),
+            consumed: consumed.into_field(),
             slots: Some(slots),
             start: start.into_field(),
             digest: Some(digest),
@@ -474,6 +479,7 @@ impl Crosses for FeedSpec {
             erase,
             views,
             grow,
+            consumed,
         } = from;
         let base = FeedSpec::of(parse(split.as_deref())?.unwrap_or(Split::Train));
         Ok(FeedSpec {
@@ -503,6 +509,7 @@ impl Crosses for FeedSpec {
             device: parse(device.as_deref())?.unwrap_or(base.device),
             rank: rank.unwrap_or(base.rank),
             world_size: world_size.unwrap_or(base.world_size),
+            consumed: Field::from_field(consumed)?,
             slots: slots.unwrap_or(base.slots),
             digest: digest.unwrap_or(base.digest),
             share: Field::from_field(share)?,
@@ -763,6 +770,7 @@ mod tests {
             device: Device::Cuda(3),
             rank: 3,
             world_size: 5,
+            consumed: Some(Consumed { epoch: 4, samples: 1_000 }),
             slots: 9,
             start: Start::At(Place { epoch: 4, index: 2 }),
             digest: true,

@@ -174,7 +174,8 @@ impl<'a> Ceiling<'a> {
         let Some(sources) = &self.sources else { return Ok(None) };
         let (views, size, format) = (Views::of(&self.spec), self.spec.image_size, self.spec.format());
         let sampler = Sampler::new(self.spec, self.source.len(self.spec.split))?;
-        let epoch = sampler.epoch(0);
+        let first = sampler.start().epoch;
+        let (epoch, indices) = (sampler.epoch(first), sampler.indices(first)?);
         let (done, start) = (AtomicU64::new(0), Instant::now());
         let work = || -> anyhow::Result<()> {
             // Fails only where the daemon's start has failed.
@@ -187,7 +188,7 @@ impl<'a> Ceiling<'a> {
             let aligned = slot.as_ptr().align_offset(ALIGNMENT);
             while Instant::now() < until {
                 let nth = self.next.fetch_add(1, Ordering::Relaxed);
-                let plan = epoch.plan(nth % sampler.batches());
+                let plan = epoch.plan(indices.start + nth % (indices.end - indices.start));
                 for (row, out) in plan.rows.iter().zip(staging.chunks_exact_mut(size.values())) {
                     let (image, channels, values) = &sources[row.own.sample as usize % sources.len()];
                     let picture = Picture::new(image.width, image.height, *channels, values);

@@ -43,6 +43,7 @@ impl Train {
             repeats: 1,
             rank: 0,
             world_size: 1,
+            consumed: None,
             // Where trainers validate at the same time, they share the samples.
             share: None,
             start: Start::Now,

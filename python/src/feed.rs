@@ -5,7 +5,7 @@ use crate::errors::{SpecError, raised};
 use crate::fault;
 use crate::held::Held;
 use mixd::client::{self, ClientError, RingError};
-use mixd::spec::{Delivery, FeedOptions, FeedSpec, Recipe, Share, ShareName};
+use mixd::spec::{Consumed, Deal, Delivery, FeedOptions, FeedSpec, Recipe, Share, ShareName};
 use mixd::types::{Device, Place, Start};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyUserWarning};
 use pyo3::prelude::*;
@@ -85,6 +85,25 @@ impl Spec {
     /// The spec with all its keys, as JSON.
     fn json(&self) -> PyResult<String> {
         serde_json::to_string(&self.0).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+    }
+
+    /// The spec, and the place, with which this feed goes on where `world_size` ranks of it stopped before `place`, over a split of `samples`.
+    fn resumed(
+        &self,
+        samples: u32,
+        world_size: u32,
+        consumed: Option<(u64, u32)>,
+        place: (u64, u64),
+    ) -> PyResult<(Self, (u64, u64))> {
+        let consumed = consumed.map(|(epoch, samples)| Consumed { epoch, samples });
+        let start = Start::At(Place { epoch: place.0, index: place.1 });
+        let stopped = FeedSpec { rank: 0, world_size, consumed, start, ..self.0 };
+        let refused = |error: String| SpecError::new_err(format!("the state names a place that is not there: {error}"));
+        stopped.validate().map_err(|error| refused(error.to_string()))?;
+        let resumed = Deal::new(stopped, samples).and_then(|deal| deal.resharded(self.0));
+        let resumed = resumed.map_err(|error| refused(error.to_string()))?;
+        let Place { epoch, index } = resumed.start.of_a_new_feed(Place::default());
+        Ok((Self(FeedSpec { start: self.0.start, ..resumed }), (epoch, index)))
     }
 }
 

@@ -91,6 +91,9 @@ class Batch:
 class Spec:
     def __new__(cls, options: str, extra: str, recipe: str | None = None) -> Spec: ...
     def json(self) -> str: ...
+    def resumed(
+        self, samples: int, world_size: int, consumed: tuple[int, int] | None, place: tuple[int, int]
+    ) -> tuple[Spec, tuple[int, int]]: ...
 
 @final
 class Feed:

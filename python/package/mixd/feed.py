@@ -17,12 +17,16 @@ __all__ = ["Array", "Batch", "Epoch", "Feed", "Place"]
 
 T = TypeVar("T")
 
-# What the order of the batches does not depend on: where and how a trainer reads them. One rank's state serves all ranks.
-_FREE_KEYS = {"start", "slots", "share", "digest", "rank", "dtype", "layout", "mean", "std", "smoothing", "device"}
+# What the order of an epoch's samples does not depend on: where and how trainers read them, and how many. One rank's state serves all ranks.
+_FREE_KEYS = {
+    "start", "slots", "share", "digest", "rank", "world_size", "consumed", "dtype", "layout", "mean", "std", "smoothing", "device",
+}  # fmt: skip
 
 
 # Bound of epochs (src/types.rs, EPOCH_BITS).
 _EPOCHS_MAX = 2**56
+# Bound of batches an epoch (src/types.rs, BATCH_BITS).
+_BATCHES_MAX = 2**24
 
 # A child has no lease on its parent's batches, which would change under its hands.
 os.register_at_fork(after_in_child=forget)
@@ -216,10 +220,13 @@ class Feed:
         return {"epoch": place.epoch, "index": place.batch, "identity": self._identity, "spec": self.spec}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where the feed stood whose state this is. A state of one rank serves all ranks.
+        """Goes on where the feed stood whose state this is. A state of one rank serves all ranks, which have read as many batches.
 
-        Raises `SpecError` where this is no such state or this feed's spec has another order of batches, and warns where data set, decoder, resize,
-        mixer or version is another, so that they are not the same to the bit.
+        With another world size the samples of the epoch that were not read yet are dealt to the new ranks, as the epoch's last batches; what lies
+        before them cannot be asked for again (`seek`). Where too few are left for a batch (`last` drop, repeats), the next epoch comes.
+
+        Raises `SpecError` where this is no such state, where this feed's spec has another order of samples, or where it is shared and the world size
+        is another; warns where data set, decoder, resize, mixer or version is another, so that batches are not the same to the bit.
         """
         if (
             not isinstance(state, Mapping)
@@ -227,9 +234,9 @@ class Feed:
             or not {"epoch", "index", "identity"} <= state.keys()
         ):
             raise SpecError(f"a {type(state).__name__} that is no state of a feed (load what feed.state_dict() returned)")
-        place = _place(state["epoch"], state["index"], len(self))
-        spec = {key: value for key, value in state["spec"].items() if key not in _FREE_KEYS}
-        differing = [f"{key} ({value}, not {self.spec.get(key)})" for key, value in spec.items() if self.spec.get(key) != value]
+        place = _place(state["epoch"], state["index"], _BATCHES_MAX)
+        order = {key: value for key, value in state["spec"].items() if key not in _FREE_KEYS}
+        differing = [f"{key} ({value}, not {self.spec.get(key)})" for key, value in order.items() if self.spec.get(key) != value]
         if differing:
             raise SpecError(f"the state is one of a feed with other batches: its {', '.join(differing)} (open the feed with the same)")
         if state["identity"] != self._identity:
@@ -237,8 +244,29 @@ class Feed:
                 "the feed goes on, but not to the bit: data set, decoder, resize, mixer or version is another than when the state was taken"
             )
             warnings.warn(text, stacklevel=2)
-        if self.place != place or self._left_half_way:
-            self.seek(*place)
+        before = self._spec
+        spec, place = self._resumed(state["spec"], place)
+        is_another = spec.json() != before.json()
+        if is_another and self.spec["share"]:
+            raise SpecError("a shared feed cannot go on with another world size: others read the old one (open it without share)")
+        if is_another or self.place != place or self._left_half_way:
+            self._spec = spec
+            try:
+                self.seek(*place)
+            except BaseException:
+                self._spec = before
+                raise
+            self.spec = json.loads(spec.json())
+
+    def _resumed(self, there: Mapping[str, Any], place: Place) -> tuple[Spec, Place]:
+        """The spec and the place with which this feed goes on where ranks of another stopped."""
+        world_size, consumed = there.get("world_size"), there.get("consumed")
+        try:
+            pair = (consumed["epoch"], consumed["samples"]) if consumed else None
+            spec, place = self._spec.resumed(self.samples, operator.index(world_size), pair, place)  # type: ignore[arg-type]
+        except (KeyError, TypeError, OverflowError) as error:
+            raise SpecError(f"the state has world_size {world_size!r} and consumed {consumed!r}, as no feed has them (load another)") from error
+        return spec, Place(*place)
 
     def held(self) -> list[str]:
         """The batches that this process holds, each with what holds it."""

@@ -31,7 +31,7 @@ IGNORED_LABEL = -100
 class _Images(data.Dataset[Any]):
     """A feed as a dataset: `len`, `classes` and `class_to_idx`, and what the dataset has whose place it takes; indexed by a `Place`, a batch."""
 
-    def __init__(self, feed: Feed, instead_of: Any, make: Callable[[Batch], Any], batches: int) -> None:
+    def __init__(self, feed: Feed, instead_of: Any, make: Callable[[Batch], Any], batches: "Callable[[int | None], int]") -> None:
         self._feed, self._instead_of, self._make, self._batches = feed, instead_of, make, batches
         # One that skips batches has no place of its own to return to.
         share = feed.spec["share"]
@@ -121,13 +121,13 @@ class _BatchSampler(data.Sampler[list[Place]]):
         if isinstance(self.sampler, _Sampler):
             self.sampler.follow()
         start = Place(0, 0) if self.is_fixed else iter(self._feed).start
-        if start.batch >= self._batches:
+        if start.batch >= self._batches(start.epoch):
             # Resumed behind the last batch that is not dropped.
             start = Place(start.epoch + 1, 0)
-        return ([Place(start.epoch, index)] for index in range(start.batch, self._batches))
+        return ([Place(start.epoch, index)] for index in range(start.batch, self._batches(start.epoch)))
 
     def __len__(self) -> int:
-        return int(self._batches)
+        return int(self._batches(None))
 
 
 class _Vocab(UserList[str]):
@@ -201,7 +201,7 @@ class DataLoader(data.DataLoader[Any]):
         self.feed, self.device, self.padded, self.keys, self.classes = feed, device, padded, keys, feed.classes
         # Loaders that `new` gave, by what is other about them.
         self._others: dict[tuple[tuple[str, Any], ...], DataLoader] = {}
-        images = _Images(feed, dataset, self._made, self._batches())
+        images = _Images(feed, dataset, self._made, self._batches)
         sampler = _Sampler(feed, images)
         super().__init__(images, feed.batch_size, sampler=sampler, drop_last=sampler.drop_last, collate_fn=_alone)
         # Past torch's own, which would make batches of the samples.
@@ -213,17 +213,20 @@ class DataLoader(data.DataLoader[Any]):
             given_sampler._batch_sampler = own
             self.__dict__["batch_sampler"] = given_sampler
 
-    def _batches(self) -> int:
-        """Batches that a loop over an epoch gets."""
+    def _batches(self, epoch: int | None) -> int:
+        """Behind which batch a loop over an epoch ends; `None` stands for one that is dealt as a whole."""
         spec = self.feed.spec
         if self.padded != "drop" or spec["last"] == "drop" or spec["repeats"] > 1:
             return len(self.feed)
-        own = -(-(self.feed.samples - spec["rank"]) // spec["world_size"]) * spec["views"]
-        return int(-(-own // self.feed.batch_size))
+        consumed = spec.get("consumed") or {"epoch": -1}
+        left = self.feed.samples - (consumed["samples"] if consumed["epoch"] == epoch else 0)
+        # The first rank's batches hold no padding.
+        first, own = (-(-(-(-(left - rank) // spec["world_size"]) * spec["views"]) // self.feed.batch_size) for rank in (0, spec["rank"]))
+        return int(len(self.feed) - first + own)
 
     def __len__(self) -> int:
         """Batches in each epoch."""
-        return self._batches()
+        return self._batches(None)
 
     def _made(self, batch: Batch) -> Any:
         rows = len(batch) - batch.pad if self.padded == "drop" else len(batch)

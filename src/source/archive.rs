@@ -3,8 +3,15 @@
 //! The cache is keyed by the archive's path, size and time of change. Unpacking goes to a folder beside the final one, which
 //! gets its name when it is whole; a lock keeps two processes from doing it at once. Only regular files with an image's
 //! name are written; links and special files never are, so nothing written can be led elsewhere.
+//!
+//! A manifest in the folder holds the number of images and a hash of their names. A folder that does not match its manifest, since a cleaner
+//! of old files removed some, or that has none, is unpacked anew.
 
-use super::{DatasetError, walk::is_image};
+use super::index::Index;
+use super::remembered::Walk;
+use super::walk::{self, is_image};
+use super::{DatasetError, Progress};
+use crate::types::Split;
 use flate2::bufread::MultiGzDecoder;
 use rustix::fs::{FlockOperation, flock, syncfs};
 use std::cell::Cell;
@@ -14,22 +21,20 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
-
-/// How far the unpacking is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
-    /// Bytes of the archive read.
-    pub read_bytes: u64,
-    /// Bytes of the archive.
-    pub total_bytes: u64,
-}
+use xxhash_rust::xxh3::Xxh3;
 
 /// The most bytes that an archive may unpack to: 1 TiB.
 const UNPACKED_BYTES_MAX: u64 = 1 << 40;
 const TAR_BLOCK_BYTES: u64 = 512;
+/// The manifest's file; the walk does not see names with a leading dot.
+const MANIFEST: &str = ".mixd-manifest";
 
-/// Unpacks `archive`, or finds it unpacked; returns the folder.
-pub fn unpack(archive: &Path, cache_dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf, DatasetError> {
+/// Unpacks `archive`, or finds it unpacked and whole; returns the folder and its images, which have no labels yet.
+pub fn unpack(
+    archive: &Path,
+    cache_dir: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(PathBuf, Index), DatasetError> {
     let name = archive.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let lower = name.to_ascii_lowercase();
     let Some(ending) = [".tgz", ".tar.gz", ".tar"].into_iter().find(|ending| lower.ends_with(ending)) else {
@@ -43,31 +48,64 @@ pub fn unpack(archive: &Path, cache_dir: &Path, progress: &mut dyn FnMut(Progres
     }
     std::fs::create_dir_all(cache_dir).map_err(DatasetError::io("create", cache_dir))?;
     let stem = format!("{}-{:016x}", &name[..name.len() - ending.len()], xxhash_rust::xxh3::xxh3_64(&key));
-    let (whole, partial) = (cache_dir.join(&stem), cache_dir.join(format!("{stem}.partial")));
-    if whole.is_dir() {
-        return Ok(whole);
+    let [whole, partial, stale] =
+        ["", ".partial", ".stale.partial"].map(|ending| cache_dir.join(stem.clone() + ending));
+    if let Some(index) = whole_index(&whole, cache_dir) {
+        return Ok((whole, index));
     }
     let lock_path = cache_dir.join(format!("{stem}.lock"));
     let lock = File::create(&lock_path).map_err(DatasetError::io("create", &lock_path))?;
     flock(&lock, FlockOperation::LockExclusive).map_err(|errno| DatasetError::io("lock", &lock_path)(errno.into()))?;
-    if whole.is_dir() {
-        return Ok(whole);
+    if let Some(index) = whole_index(&whole, cache_dir) {
+        return Ok((whole, index));
     }
-    remove_partials(cache_dir, &partial);
+    if whole.is_dir() {
+        tracing::warn!("{} lacks images of its archive: it is unpacked anew", whole.display());
+    }
+    remove_partials(cache_dir, &[&partial, &stale]);
     std::fs::create_dir(&partial).map_err(DatasetError::io("create", &partial))?;
     extract(&archive, &partial, meta.len(), progress).map_err(|error| {
         let _ = std::fs::remove_dir_all(&partial);
         DatasetError::Archive { path: archive.clone(), cause: error.to_string() }
     })?;
+    let (mut walked, mut found) = (Walk::new(), 0);
+    walk::walk(&partial, Path::new(""), &mut walked, &mut found)?;
+    if walked.images() == 0 {
+        let _ = std::fs::remove_dir_all(&partial);
+        return Err(DatasetError::NotAnImageFolder { root: archive, found });
+    }
+    let path = partial.join(MANIFEST);
+    std::fs::write(&path, manifest(&walked.into_index())).map_err(DatasetError::io("write", &path))?;
     // The name must not reach the disk before the content does.
     let written = File::open(&partial).and_then(|dir| Ok(syncfs(&dir)?));
-    written.and_then(|()| std::fs::rename(&partial, &whole)).map_err(DatasetError::io("name", &whole))?;
+    // Another daemon may read the old one: it is never away for longer than reads are retried.
+    let moved = || if whole.is_dir() { std::fs::rename(&whole, &stale) } else { Ok(()) };
+    let named = written.and_then(|()| moved()).and_then(|()| std::fs::rename(&partial, &whole));
+    named.map_err(DatasetError::io("name", &whole))?;
+    let _ = std::fs::remove_dir_all(&stale);
     let _ = std::fs::remove_file(&lock_path);
-    Ok(whole)
+    let index = walk::index(&whole, cache_dir)?;
+    Ok((whole, index))
 }
 
-/// Removes what unpackings that did not end have left: `own`, whose lock is held, and those whose locks nobody holds.
-fn remove_partials(cache_dir: &Path, own: &Path) {
+/// The content of the manifest of a folder with these images.
+fn manifest(index: &Index) -> String {
+    let (mut hash, mut images) = (Xxh3::new(), 0_u64);
+    for [folder, name] in Split::ALL.iter().flat_map(|&split| index.paths(split)) {
+        [folder, b"/", name, &[0]].iter().for_each(|part| hash.update(part));
+        images += 1;
+    }
+    format!("mixd manifest 1: {images} images, {:016x}\n", hash.digest())
+}
+
+/// The images of an unpacked folder; `None` where it is missing, or does not hold what its manifest names.
+fn whole_index(folder: &Path, cache_dir: &Path) -> Option<Index> {
+    let expected = std::fs::read_to_string(folder.join(MANIFEST)).ok()?;
+    walk::index(folder, cache_dir).ok().filter(|index| manifest(index) == expected)
+}
+
+/// Removes what unpackings that did not end have left: `own`, whose lock is held, and those whose locks are free.
+fn remove_partials(cache_dir: &Path, own: &[&Path]) {
     for entry in std::fs::read_dir(cache_dir).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.extension() != Some("partial".as_ref()) {
@@ -75,7 +113,7 @@ fn remove_partials(cache_dir: &Path, own: &Path) {
         }
         let lock_path = path.with_extension("lock");
         let is_free = |lock: File| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
-        if path == own || File::open(&lock_path).is_ok_and(is_free) {
+        if own.contains(&&*path) || File::open(&lock_path).is_ok_and(is_free) {
             let _ = std::fs::remove_dir_all(&path);
         }
     }
@@ -154,7 +192,6 @@ fn extract(archive: &Path, to: &Path, total_bytes: u64, progress: &mut dyn FnMut
 mod tests {
     use super::super::{Folder, Source};
     use super::*;
-    use crate::types::Split;
     use flate2::write::GzEncoder;
     use tar::{Builder, EntryType, Header};
 
@@ -224,6 +261,39 @@ mod tests {
         let second = fixture.open(&second).unwrap();
         assert_ne!(root(&first), root(&second));
         assert_eq!(second.len(Split::Train), 2);
+    }
+
+    #[test]
+    fn a_folder_that_lost_images_is_unpacked_anew() {
+        let fixture = Fixture::new();
+        let archive = fixture.archive(|tar| {
+            for name in ["set/train/b/3.jpg", "set/train/b/4.jpg"] {
+                add(tar, name, EntryType::Regular, b"more");
+            }
+        });
+        let source = fixture.open(&archive).unwrap();
+        let root = root(&source);
+        for lost in [&["set/train/b/3.jpg"][..], &["set/val/a/2.jpg"], &["set/train/b/3.jpg", MANIFEST], &[MANIFEST]] {
+            lost.iter().for_each(|path| std::fs::remove_file(root.join(path)).unwrap());
+            // Beside the images that are left, which must not survive either.
+            std::fs::write(root.join("set/train/a/1.jpg"), "changed").unwrap();
+            assert_eq!(fixture.open(&archive).unwrap(), source, "{lost:?}");
+            assert_eq!(std::fs::read(root.join("set/train/a/1.jpg")).unwrap(), b"pixels", "{lost:?}");
+        }
+        let names = std::fs::read_dir(root.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names.collect::<Vec<_>>(), [root.file_name().unwrap()], "something was left");
+    }
+
+    #[test]
+    fn an_image_that_vanishes_from_the_cache_has_a_clear_cause() {
+        let fixture = Fixture::new();
+        let source = fixture.open(&fixture.archive(|_| {})).unwrap();
+        std::fs::remove_file(root(&source).join(source.name(Split::Train, 0))).unwrap();
+        let error = source.read(Split::Train, 0, &mut Vec::new()).unwrap_err().to_string();
+        assert!(
+            error.contains("where the archive was unpacked") && error.contains("start the daemon again"),
+            "{error}"
+        );
     }
 
     #[test]

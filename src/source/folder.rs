@@ -1,7 +1,7 @@
 //! The image folder as a source: a sample is a file.
 
 use super::index::{Index, UnknownClass};
-use super::{Class, DatasetError, Progress, ReadError, Source, Stamp, archive, walk};
+use super::{Class, DatasetError, ENCODED_BYTES_MAX, Progress, ReadError, Source, Stamp, archive, walk};
 use crate::stamp::{is_settled, stamp};
 use crate::types::{ClassId, SampleId, Split};
 use std::ffi::{OsStr, OsString};
@@ -15,10 +15,14 @@ use xxhash_rust::xxh3::Xxh3;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Folder {
     root: PathBuf,
+    /// Whether an archive was unpacked to it.
+    is_unpacked: bool,
     classes: Vec<Class>,
     index: Index,
 }
 
+/// Bytes of a file that are read before it is known to begin as an image does.
+const HEAD_BYTES: u64 = 64 << 10;
 /// The longest path, with its end marker, that Linux opens (`PATH_MAX`).
 const PATH_BYTES_MAX: usize = 4_096;
 
@@ -34,16 +38,18 @@ impl Folder {
             _ => DatasetError::io("look at", path)(error),
         })?;
         let cache_dir = cache_dir.map_or_else(archive::default_cache_dir, Path::to_owned);
-        let root = match meta.is_dir() {
-            true => path.canonicalize().map_err(DatasetError::io("find", path))?,
-            false => archive::unpack(path, &cache_dir, progress)?,
+        let (root, index) = if meta.is_dir() {
+            let root = path.canonicalize().map_err(DatasetError::io("find", path))?;
+            let index = walk::index(&root, &cache_dir)?;
+            (root, index)
+        } else {
+            archive::unpack(path, &cache_dir, progress)?
         };
-        let index = walk::index(&root, &cache_dir)?;
-        Self::new(root, index)
+        Self::new(root, !meta.is_dir(), index)
     }
 
     /// The folder `root` with the samples of `index`, which has no labels yet.
-    fn new(root: PathBuf, mut index: Index) -> Result<Self, DatasetError> {
+    fn new(root: PathBuf, is_unpacked: bool, mut index: Index) -> Result<Self, DatasetError> {
         if index.len(Split::Train) == 0 {
             return Err(DatasetError::EmptySplit { root, split: Split::Train });
         }
@@ -57,7 +63,7 @@ impl Folder {
         if index.len(Split::Val) == 0 {
             return Err(DatasetError::EmptySplit { root, split: Split::Val });
         }
-        Ok(Self { root, classes, index })
+        Ok(Self { root, is_unpacked, classes, index })
     }
 
     /// Calls `run` with the file of a sample, without an allocation.
@@ -73,6 +79,23 @@ impl Folder {
         }
         run(Path::new(OsStr::from_bytes(&bytes[..len])))
     }
+}
+
+/// Reads a file of `len` bytes; of one that does not begin as an image does only [`HEAD_BYTES`], by which the decoder refuses it.
+fn read_image(file: &File, len: u64, bytes: &mut Vec<u8>) -> Result<(), ReadError> {
+    // One more, so that the end is found without another allocation.
+    bytes.reserve(len.min(HEAD_BYTES) as usize + 1);
+    file.take(HEAD_BYTES).read_to_end(bytes)?;
+    let is_image = || bytes.starts_with(&[0xFF, 0xD8]) || image::guess_format(bytes).is_ok();
+    if (bytes.len() as u64) < HEAD_BYTES || !is_image() {
+        return Ok(());
+    }
+    // Before memory is taken, and again for a file that grows.
+    let check = |bytes| if bytes > ENCODED_BYTES_MAX { Err(ReadError::TooLarge { bytes }) } else { Ok(()) };
+    check(len)?;
+    bytes.reserve(len.saturating_sub(HEAD_BYTES) as usize + 1);
+    file.take(ENCODED_BYTES_MAX + 1 - HEAD_BYTES).read_to_end(bytes)?;
+    check(bytes.len() as u64)
 }
 
 /// The stamp of a file, where it tells any later change.
@@ -104,10 +127,13 @@ impl Source for Folder {
 
     fn read(&self, split: Split, sample: SampleId, bytes: &mut Vec<u8>) -> Result<Option<Stamp>, ReadError> {
         bytes.clear();
-        let mut file = self.with_file(split, sample, |path| File::open(path))?;
-        let stamp = file.metadata().ok().as_ref().and_then(settled_stamp);
-        file.read_to_end(bytes)?;
-        Ok(stamp)
+        let file = self.with_file(split, sample, |path| File::open(path)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound if self.is_unpacked => ReadError::Removed { folder: self.root.clone() },
+            _ => error.into(),
+        })?;
+        let meta = file.metadata()?;
+        read_image(&file, meta.len(), bytes)?;
+        Ok(settled_stamp(&meta))
     }
 
     fn stamp(&self, split: Split, sample: SampleId) -> Option<Stamp> {
@@ -258,7 +284,8 @@ mod tests {
         let mut index = Index::default();
         ["train/a/1.jpg", "train/b/2.JPEG"].iter().for_each(|path| index.push_path(path.as_bytes()).unwrap());
         let mut hash = Xxh3::new();
-        Folder { root: "/data/set".into(), classes: Vec::new(), index }.hash_identity(Split::Train, &mut hash);
+        Folder { root: "/data/set".into(), is_unpacked: false, classes: Vec::new(), index }
+            .hash_identity(Split::Train, &mut hash);
         assert_eq!(hash.digest(), xxhash_rust::xxh3::xxh3_64(b"/data/set\0train/a/1.jpg\0train/b/2.JPEG\0"));
     }
 
@@ -283,6 +310,26 @@ mod tests {
         assert_eq!(source.stamp(Split::Train, 0), Some(stamp));
         std::fs::write(&file, "other bytes").unwrap();
         assert_ne!(source.stamp(Split::Train, 0), Some(stamp));
+    }
+
+    #[test]
+    fn what_is_no_image_is_not_read_and_what_is_too_large_is_refused() {
+        let dir = folder(&["train/a/1.jpg", "val/a/1.jpg"]);
+        let source = open(&dir).unwrap();
+        let file = File::options().write(true).open(dir.path().join("train/a/1.jpg")).unwrap();
+        file.set_len(12 << 30).unwrap();
+        let mut bytes = Vec::new();
+        source.read(Split::Train, 0, &mut bytes).unwrap();
+        assert!(bytes.len() as u64 == HEAD_BYTES && bytes.capacity() < 1 << 20, "{} bytes", bytes.capacity());
+        for magic in [&[0xFF, 0xD8, 0xFF, 0xE0][..], b"\x89PNG\r\n\x1a\n", b"BM"] {
+            std::os::unix::fs::FileExt::write_all_at(&file, magic, 0).unwrap();
+            let error = source.read(Split::Train, 0, &mut bytes).unwrap_err();
+            assert!(matches!(error, ReadError::TooLarge { bytes } if bytes == 12 << 30), "{error}");
+            assert!(bytes.capacity() < 1 << 20, "{} bytes", bytes.capacity());
+        }
+        file.set_len(100_000).unwrap();
+        source.read(Split::Train, 0, &mut bytes).unwrap();
+        assert_eq!(bytes.len(), 100_000);
     }
 
     #[test]

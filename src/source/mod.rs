@@ -10,8 +10,6 @@ mod index;
 mod remembered;
 mod walk;
 
-pub use archive::Progress;
-
 pub use crate::types::Class;
 use crate::types::{ClassId, SampleId, Split};
 use folder::Folder;
@@ -71,10 +69,28 @@ pub enum ReadError {
     /// The process or the machine has no file descriptor left (EMFILE, ENFILE). It says nothing about the sample: retry.
     #[error("cannot be read: {0}")]
     DescriptorShortage(io::Error),
-    /// Any other failure.
+    /// The sample has more bytes than are read.
+    #[error("has {bytes} bytes, more than the limit of {ENCODED_BYTES_MAX} (save it smaller, or remove it)")]
+    TooLarge {
+        /// Its bytes.
+        bytes: u64,
+    },
+    /// The sample's file is gone from a cache folder.
+    #[error(
+        "was removed from {}, where the archive was unpacked (by a cleaner of old files, say; start the daemon again, \
+         which unpacks it anew)", folder.display()
+    )]
+    Removed {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// Any other failure. It may pass: retry for a while.
     #[error("cannot be read: {0}")]
     Io(io::Error),
 }
+
+/// The most bytes of an encoded sample: 256 MiB. The largest image that is accepted has 512 MiB of pixels, and decoders hold both.
+pub const ENCODED_BYTES_MAX: u64 = 256 << 20;
 
 impl From<io::Error> for ReadError {
     fn from(error: io::Error) -> Self {
@@ -88,6 +104,15 @@ impl From<io::Error> for ReadError {
 /// Layout that is expected; ends every refusal.
 const LAYOUT: &str = "expected DATA/train/<class>/<image> and DATA/val/<class>/<image>, e.g. \
                       imagenette2-160/train/n01440764/ILSVRC2012_val_00000293.JPEG";
+
+/// How far the unpacking of an archive is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the archive read.
+    pub read_bytes: u64,
+    /// Bytes of the archive.
+    pub total_bytes: u64,
+}
 
 /// Why a data set cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -1,11 +1,14 @@
-//! The ledger of images that could not be decoded: each once, with its name and cause.
+//! The ledger of images that are bad now: each with its name and cause, until it reads and decodes again.
 
+use crate::source::Source;
 pub use crate::status::BadSample;
 use crate::types::{ParseError, SampleId, Split, named};
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// What happens to an image that cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,45 +21,115 @@ pub enum OnBadImage {
 }
 named!(OnBadImage, "policy for bad images", "substitute or fail", Substitute = "substitute", Fail = "fail");
 
-/// Entries that are kept with their causes; later ones are only counted.
+/// Entries that are kept with their causes; more are only counted.
 const ENTRIES_MAX: usize = 1_000;
 
-#[derive(Debug, Default)]
-struct Entries {
-    seen: HashSet<(Split, SampleId)>,
-    list: Vec<BadSample>,
+/// Why an image is bad.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// What the reader or the decoder reported.
+    pub cause: String,
+    /// XXH3 of the encoded bytes that fail to decode; `None` where they could not be read. The same bytes need not be decoded again.
+    pub bytes_hash: Option<u64>,
 }
+
+impl Fault {
+    /// Whether these encoded bytes are known to fail.
+    pub fn is_of(&self, bytes: &[u8]) -> bool {
+        self.bytes_hash.is_some_and(|hash| hash == xxh3_64(bytes))
+    }
+}
+
+/// The bad images of one split.
+type Entries = BTreeMap<SampleId, Fault>;
 
 /// All bad images of a daemon.
 #[derive(Debug, Default)]
-pub struct Ledger(Mutex<Entries>);
+pub struct Ledger {
+    splits: Mutex<[Entries; Split::ALL.len()]>,
+    /// Entries of both splits: readers of good images take no lock.
+    len: AtomicUsize,
+}
 
 impl Ledger {
-    /// Enters an image, and logs it the first time.
-    pub fn enter(&self, bad: BadSample) {
-        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if entries.seen.insert((bad.split, bad.sample_id)) {
-            tracing::warn!(split = %bad.split, sample_id = bad.sample_id, "bad image: {bad}");
-            if entries.list.len() < ENTRIES_MAX {
-                entries.list.push(bad);
-            }
+    /// Enters an image that could not be read or decoded, and logs it unless it was entered for the same cause.
+    pub fn enter(&self, source: &dyn Source, split: Split, sample: SampleId, mut fault: Fault) {
+        let mut splits = self.splits();
+        let others: usize = splits.iter().map(Entries::len).sum();
+        let known = splits[split as usize].get(&sample);
+        if known.is_none_or(|known| known.cause != fault.cause && !known.cause.is_empty()) {
+            let name = source.name(split, sample);
+            tracing::warn!(%split, sample_id = sample, "bad image: {name}: {}", fault.cause);
         }
+        if others >= ENTRIES_MAX && known.is_none_or(|known| known.cause.is_empty()) {
+            fault.cause = String::new();
+        }
+        splits[split as usize].insert(sample, fault);
+        self.len.store(splits.iter().map(Entries::len).sum(), Ordering::Relaxed);
     }
 
-    /// How many images of a split are bad.
+    /// Removes an image that was read and decoded.
+    pub fn clear(&self, source: &dyn Source, split: Split, sample: SampleId) {
+        if self.len.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut splits = self.splits();
+        if splits[split as usize].remove(&sample).is_some() {
+            tracing::info!(%split, sample_id = sample, "image is good again: {}", source.name(split, sample));
+        }
+        self.len.store(splits.iter().map(Entries::len).sum(), Ordering::Relaxed);
+    }
+
+    /// Why an image was bad when it was last tried; `None` of a good one.
+    pub fn fault(&self, split: Split, sample: SampleId) -> Option<Fault> {
+        if self.len.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        self.splits()[split as usize].get(&sample).cloned()
+    }
+
+    /// How many images of a split were bad when they were last tried.
     pub fn count(&self, split: Split) -> usize {
-        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.seen.iter().filter(|(of, _)| *of == split).count()
+        self.splits()[split as usize].len()
+    }
+
+    /// Reads the bad images of a split once more and removes those that can be read and hold other bytes now: they are tried again when
+    /// they are next asked for. Returns how many are bad still, and stops reading once these are more than `enough`.
+    pub fn recheck(&self, source: &dyn Source, split: Split, enough: usize) -> usize {
+        let entries = self.splits()[split as usize].clone();
+        let (mut bad, mut bytes) = (0, Vec::new());
+        for (sample, fault) in entries {
+            match source.read(split, sample, &mut bytes) {
+                Ok(_) if !fault.is_of(&bytes) => self.clear(source, split, sample),
+                _ => bad += 1,
+            }
+            if bad > enough {
+                break;
+            }
+        }
+        bad
     }
 
     /// The entry of one image.
-    pub fn find(&self, split: Split, sample_id: SampleId) -> Option<BadSample> {
-        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.list.iter().find(|bad| (bad.split, bad.sample_id) == (split, sample_id)).cloned()
+    pub fn find(&self, source: &dyn Source, split: Split, sample_id: SampleId) -> BadSample {
+        let cause = self.fault(split, sample_id).map(|fault| fault.cause).filter(|cause| !cause.is_empty());
+        let cause = cause.unwrap_or_else(|| "cannot be decoded".to_owned());
+        BadSample { split, sample_id, name: source.name(split, sample_id), cause }
     }
 
-    /// Every entry that was kept.
-    pub fn list(&self) -> Vec<BadSample> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).list.clone()
+    /// Every entry that was kept with its cause, in the order of splits and samples.
+    pub fn list(&self, source: &dyn Source) -> Vec<BadSample> {
+        let splits = self.splits();
+        let entries =
+            Split::ALL.iter().flat_map(|&split| splits[split as usize].iter().map(move |entry| (split, entry)));
+        let entry = |(split, (&sample_id, fault)): (Split, (&SampleId, &Fault))| {
+            let (name, cause) = (source.name(split, sample_id), fault.cause.clone());
+            (!fault.cause.is_empty()).then_some(BadSample { split, sample_id, name, cause })
+        };
+        entries.filter_map(entry).collect()
+    }
+
+    fn splits(&self) -> MutexGuard<'_, [Entries; Split::ALL.len()]> {
+        self.splits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,7 +1,7 @@
 //! The mix stage: one thread a feed, which waits for the samples of each batch, puts substitutes for bad ones, and mixes into a slot.
 
-use super::ledger::{BadSample, OnBadImage};
-use super::request::{Location, Pending, Requester, Scratch};
+use super::ledger::OnBadImage;
+use super::request::{Location, Pending, Requester, STOP_INTERVAL, Scratch};
 use super::{BATCHES_AT_ONCE, FeedError, Shared};
 use crate::batch::{BatchView, Head};
 use crate::columns::{Columns, OwnedColumns};
@@ -11,7 +11,7 @@ use crate::ring::{RingWriter, WriterStopped};
 use crate::spec::{EraseWhen, FeedSpec};
 use crate::stats::{Clock, Doing};
 use crate::types::ImageSize;
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use xxhash_rust::xxh3::Xxh3;
@@ -109,20 +109,13 @@ impl MixStage {
         let (shared, split, bad) = (&self.requester.shared, self.spec.split, image.sample);
         let (source, samples) = (&shared.source, shared.source.len(split));
         let label = source.label(split, bad);
-        let entry = |sample_id| {
-            shared.ledger.find(split, sample_id).unwrap_or_else(|| BadSample {
-                split,
-                sample_id,
-                name: source.name(split, sample_id),
-                cause: "cannot be decoded".to_owned(),
-            })
-        };
+        let entry = |sample_id| shared.ledger.find(&**source, split, sample_id);
         if shared.options.on_bad_image == OnBadImage::Fail {
             return Err(FeedError::BadImage(entry(bad)));
         }
-        let count = shared.ledger.count(split);
-        if count * 20 > samples as usize {
-            return Err(FeedError::TooManyBad { bad: count, samples, split });
+        let allowed = samples as usize / 20;
+        if shared.ledger.count(split) > allowed && self.recheck(allowed)? > allowed {
+            return Err(FeedError::TooManyBad { bad: shared.ledger.count(split), samples, split });
         }
         let after = (bad + 1..samples).chain(0..bad);
         for candidate in after.filter(|&id| source.label(split, id) == label) {
@@ -134,6 +127,30 @@ impl MixStage {
         }
         let class = source.class_name(label).to_owned();
         Err(FeedError::NoSubstitute { class, split, last: entry(bad) })
+    }
+
+    /// How many images of the split are bad still ([`Ledger::recheck`](super::ledger::Ledger::recheck)). They are read by a thread of its own:
+    /// a read that hangs must not keep the feed from its end.
+    ///
+    /// # Errors
+    /// When the feed was stopped.
+    fn recheck(&self, allowed: usize) -> Result<usize, FeedError> {
+        let (shared, split, (done, count)) = (self.shared(), self.spec.split, bounded(1));
+        let run = move || {
+            // Fails only when the feed was stopped.
+            let _ = done.send(shared.ledger.recheck(&*shared.source, split, allowed));
+        };
+        if std::thread::Builder::new().name("mixd-recheck".to_owned()).spawn(run).is_err() {
+            return Ok(self.requester.shared.ledger.count(split));
+        }
+        while !self.requester.is_stopped() {
+            match count.recv_timeout(STOP_INTERVAL) {
+                Ok(count) => return Ok(count),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(self.requester.shared.ledger.count(split)),
+            }
+        }
+        Err(FeedError::Stopping)
     }
 
     /// The batch that `look` gave when the last one was mixed: it is to be mixed next.
@@ -278,7 +295,7 @@ fn rows<'a>(requester: &'a Requester, pending: &'a Pending, when: EraseWhen) -> 
     let erasure = |at: usize| pending.erasures.get(at).and_then(Option::as_ref);
     let sample = |at: usize| {
         let location = pending.locations[at];
-        let (memory, row) = pending.row(&requester.entry, location).expect("it was waited for");
+        let (memory, row) = pending.row(&requester.entry, location);
         let stored = matches!(location, Location::Stored(_)).then_some(row);
         let erasure = erasure(at).filter(|_| when == EraseWhen::BeforeMix);
         // A staged view may be smaller than its row.

@@ -15,6 +15,7 @@ mod ledger;
 mod mix_stage;
 mod owned_batch;
 mod plan_stage;
+mod reads;
 mod render_stage;
 mod request;
 mod view;
@@ -39,6 +40,7 @@ use crate::types::{Device, Interpolation, Place, Split, Start};
 use ledger::Ledger;
 use mix_stage::MixStage;
 use plan_stage::PlanStage;
+use reads::Reads;
 use render_stage::DecodePool;
 use request::Requester;
 use std::io;
@@ -135,10 +137,10 @@ pub enum FeedError {
         /// One of its images.
         last: BadSample,
     },
-    /// More than 5 % of the split cannot be decoded.
+    /// More than 5 % of the split cannot be read or decoded.
     #[error("{bad} of {samples} images of {split} cannot be decoded, more than 5 %; `mixd status` lists them")]
     TooManyBad {
-        /// Images that failed so far.
+        /// Images that fail now.
         bad: usize,
         /// Images of the split.
         samples: u32,
@@ -176,6 +178,7 @@ struct Shared {
     source: Arc<dyn Source>,
     options: Options,
     ledger: Ledger,
+    reads: Reads,
     stats: Stats,
     settled: Arc<Settled>,
     budget: Arc<Budget>,
@@ -206,6 +209,7 @@ impl Pipeline {
     pub fn start(source: Arc<dyn Source>, options: Options) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             ledger: Ledger::default(),
+            reads: Reads::default(),
             stats: Stats::default(),
             settled: Arc::default(),
             budget: Arc::new(Budget::new(options.cache_bytes)),
@@ -244,9 +248,9 @@ impl Pipeline {
         self.stores.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Images that could not be decoded so far.
+    /// Images that could not be read or decoded when they were last tried.
     pub fn bad_samples(&self) -> Vec<BadSample> {
-        self.shared.ledger.list()
+        self.shared.ledger.list(self.source())
     }
 
     /// The sampler of a valid spec over this data set.

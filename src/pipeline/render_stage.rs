@@ -1,12 +1,12 @@
 //! The decode and render stage: threads that turn encoded samples, or stored sources, into rows.
 
-use super::ledger::BadSample;
+use super::ledger::Fault;
 use super::{Shared, StoreEntry, Views};
 use crate::cpus::Workers;
-use crate::decode::RegionOf;
+use crate::decode::{ImageError, RegionOf};
 use crate::plan::ViewPlan;
 use crate::render::{Loader, SCRATCH_BYTES_MAX};
-use crate::source::{ReadError, Stamp};
+use crate::source::Stamp;
 use crate::stats::{Clock, Doing};
 use crate::store::{Claim, Found, SourceClaim, Sources};
 use crate::types::{ImageSize, SampleId, Split};
@@ -15,7 +15,8 @@ use smallvec::SmallVec;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Samples that may wait for a decoder, over all feeds. Enough to keep every thread busy between two plans.
 const JOBS_MAX: usize = 1_024;
@@ -23,9 +24,6 @@ const JOBS_MAX: usize = 1_024;
 const VIEWS: usize = 8;
 /// How long the pool's end waits for images that are being decoded.
 const END_TIMEOUT: Duration = Duration::from_millis(500);
-/// How often a thread looks whether the machine has again what it lacked, and how often it says so.
-const SHORTAGE_PAUSE: Duration = Duration::from_millis(20);
-const SHORTAGE_NOTICE: Duration = Duration::from_secs(10);
 
 /// One sample to decode, into a view that is stored finished, or into views that are each rendered for one use.
 pub struct Job {
@@ -112,7 +110,6 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
         shared,
         loader: Loader::new(shared.options.load),
         bytes: Vec::new(),
-        noticed: None,
         decoding: Clock::start(&shared.stats.decode),
         rendering: Clock::start(&shared.stats.render),
     };
@@ -162,8 +159,6 @@ struct Worker<'a> {
     loader: Loader,
     /// The encoded image.
     bytes: Vec<u8>,
-    /// When a shortage was last reported.
-    noticed: Option<Instant>,
     decoding: Clock<'a>,
     rendering: Clock<'a>,
 }
@@ -194,10 +189,10 @@ impl Worker<'_> {
         }
         let Some(read) = self.read(split, sample, is_wanted) else { return };
         let views = entry.views;
-        let loaded = read.map_err(|error| error.to_string()).and_then(|stamp| {
+        let loaded = read.and_then(|stamp| {
             let geometry = |image| views.fixed(image);
             let loaded = self.loader.load(&self.bytes, views.at_least(), geometry, views.size, claim.bytes());
-            loaded.map(|()| stamp).map_err(|error| error.to_string())
+            loaded.map(|()| stamp).map_err(|error| undecodable(&error, &self.bytes))
         });
         self.clear();
         // Before anybody learns of it: who has its samples finds them counted.
@@ -210,11 +205,11 @@ impl Worker<'_> {
                 if let (Some(file), Some(stamp)) = (file, stamp) {
                     file.record(claim.row(), sample, stamp, claim.bytes());
                 }
+                self.shared.ledger.clear(source, split, sample);
                 claim.ready();
             }
-            Err(cause) => {
-                self.enter(split, sample, cause);
-                entry.store.set_bad(sample);
+            Err(fault) => {
+                self.shared.ledger.enter(source, split, sample, fault);
                 claim.bad();
             }
         }
@@ -235,7 +230,6 @@ impl Worker<'_> {
                     None => Err(Some(source)),
                 }
             }
-            Found::Bad => return claims.into_iter().for_each(Claim::bad),
             Found::GaveUp => return,
         };
         let rendered = match kept {
@@ -250,17 +244,25 @@ impl Worker<'_> {
                 });
                 self.rendering.lap(Doing::Busy);
                 self.decoding.skip();
-                rendered.map_err(|error| {
-                    self.enter(split, sample, error.to_string());
-                    sources.set_bad(sample);
-                })
+                rendered.map_err(|error| Fault { cause: error.to_string(), bytes_hash: None })
             }
             Err(source) => match self.render_decoded(request, &mut claims, source) {
                 Some(rendered) => rendered,
                 None => return,
             },
         };
-        claims.into_iter().for_each(if rendered.is_ok() { Claim::ready } else { Claim::bad });
+        let (source, ledger) = (&*self.shared.source, &self.shared.ledger);
+        let settle = match rendered {
+            Ok(()) => {
+                ledger.clear(source, split, sample);
+                Claim::ready
+            }
+            Err(fault) => {
+                ledger.enter(source, split, sample, fault);
+                Claim::bad
+            }
+        };
+        claims.into_iter().for_each(settle);
     }
 
     /// Decodes a sample, stores it if `source` is claimed, and renders its views. `None` when the request was canceled.
@@ -269,15 +271,15 @@ impl Worker<'_> {
         request: &RenderRequest<'_>,
         claims: &mut [Claim],
         mut source: Option<SourceClaim<'_>>,
-    ) -> Option<Result<(), ()>> {
+    ) -> Option<Result<(), Fault>> {
         let RenderRequest { sample, plans, views, split, sources, is_wanted } = *request;
         let read = self.read(split, sample, is_wanted)?;
         let Self { loader, bytes, decoding, rendering, .. } = self;
-        let rendered = read.map_err(|error| error.to_string()).and_then(|stamp| {
+        let rendered = read.and_then(|stamp| {
             // An uncached image is decoded only where its views read it. The first decode is whole: whether a file is damaged must not depend on
             // the crops drawn.
             let read = |size| views.region(plans.iter().copied(), size);
-            let is_sound = sources.size(sample).is_some();
+            let is_sound = sources.size(sample).is_some() && self.shared.ledger.fault(split, sample).is_none();
             let region: Option<RegionOf<'_>> = if source.is_none() && is_sound { Some(&read) } else { None };
             let rendered = loader.source_region(bytes, region, |picture, maker| {
                 // Before anybody learns of it: who has its samples finds them counted.
@@ -296,53 +298,40 @@ impl Worker<'_> {
                 rendering.lap(Doing::Busy);
                 decoding.skip();
             });
-            rendered.map_err(|error| error.to_string())
+            rendered.map_err(|error| undecodable(&error, bytes))
         });
         self.clear();
-        Some(rendered.map_err(|cause| {
+        if rendered.is_err() {
             self.decoding.count();
             self.decoding.lap(Doing::Busy);
-            self.enter(split, sample, cause);
-            match source.take() {
-                Some(source) => source.bad(),
-                None => sources.set_bad(sample),
-            }
-        }))
+        }
+        Some(rendered)
     }
 
-    /// Reads an encoded image; `None` when nobody wants it any more. What the machine lacks is not the image's fault: it would be replaced by
-    /// another for as long as the daemon lives.
+    /// Reads an encoded image; `None` when it is no longer wanted. An error, too, where its bytes are those that failed to decode before.
     fn read(
         &mut self,
         split: Split,
         sample: SampleId,
         is_wanted: &dyn Fn() -> bool,
-    ) -> Option<Result<Option<Stamp>, ReadError>> {
-        let source = &*self.shared.source;
-        loop {
-            let error = match source.read(split, sample, &mut self.bytes) {
-                Err(error @ ReadError::DescriptorShortage(_)) => error,
-                read => return Some(read),
-            };
-            if !is_wanted() {
-                return None;
-            }
-            if self.noticed.is_none_or(|at| at.elapsed() > SHORTAGE_NOTICE) {
-                self.noticed = Some(Instant::now());
-                let name = source.name(split, sample);
-                tracing::warn!("images wait to be read, since the machine lacks what that takes: {name} {error}");
-            }
-            std::thread::sleep(SHORTAGE_PAUSE);
-        }
+    ) -> Option<Result<Option<Stamp>, Fault>> {
+        let Shared { source, ledger, reads, .. } = self.shared;
+        let known = ledger.fault(split, sample);
+        let read = reads.read(&**source, (split, sample), &mut self.bytes, known.is_some(), is_wanted)?;
+        let read = read.map_err(|error| Fault { cause: error.to_string(), bytes_hash: None });
+        Some(read.and_then(|stamp| match known {
+            Some(fault) if fault.is_of(&self.bytes) => Err(fault),
+            _ => Ok(stamp),
+        }))
     }
 
     fn clear(&mut self) {
         self.bytes.clear();
         self.bytes.shrink_to(SCRATCH_BYTES_MAX);
     }
+}
 
-    fn enter(&self, split: Split, sample: SampleId, cause: String) {
-        let name = self.shared.source.name(split, sample);
-        self.shared.ledger.enter(BadSample { split, sample_id: sample, name, cause });
-    }
+/// The fault of encoded bytes that do not decode.
+fn undecodable(error: &ImageError, bytes: &[u8]) -> Fault {
+    Fault { cause: error.to_string(), bytes_hash: Some(xxh3_64(bytes)) }
 }

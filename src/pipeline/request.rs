@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// How often somebody who waits for room in the decoders' queue looks whether the feed was stopped.
-const STOP_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a wait that is not woken by it looks whether the feed was stopped.
+pub const STOP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Requests samples on behalf of one feed.
 #[derive(Clone)]
@@ -34,8 +34,6 @@ pub enum Location {
     Stored(u32),
     /// A row of the batch's own staging.
     Staged(u32),
-    /// Nowhere: it cannot be decoded.
-    Bad,
 }
 
 /// A planned batch whose samples are on their way.
@@ -52,24 +50,24 @@ pub struct Pending {
 
 impl Pending {
     /// The memory and the row of a location.
-    pub fn row<'a>(&'a self, entry: &'a StoreEntry, location: Location) -> Option<(&'a Arc<Rows>, u32)> {
+    pub fn row<'a>(&'a self, entry: &'a StoreEntry, location: Location) -> (&'a Arc<Rows>, u32) {
         match location {
-            Location::Stored(row) => Some((entry.store.rows(), row)),
-            Location::Staged(row) => Some((&self.staging, row)),
-            Location::Bad => None,
+            Location::Stored(row) => (entry.store.rows(), row),
+            Location::Staged(row) => (&self.staging, row),
         }
     }
 
     /// Whether every sample is there.
     pub fn is_there(&self, requester: &Requester) -> bool {
         let is_ready = |&location: &Location| {
-            self.row(&requester.entry, location).is_some_and(|(rows, row)| rows.state(row) == State::Ready)
+            let (rows, row) = self.row(&requester.entry, location);
+            rows.state(row) == State::Ready
         };
         self.locations.iter().all(is_ready)
     }
 
-    /// Waits until `image`, asked for as row `at` and expected at `location`, is there. Returns where that is; `None` when it is
-    /// known to be bad.
+    /// Waits until `image`, asked for as row `at` and expected at `location`, is there. Returns where that is; `None` when it cannot be
+    /// decoded.
     ///
     /// # Errors
     /// When the feed was stopped.
@@ -81,7 +79,7 @@ impl Pending {
         mut location: Location,
     ) -> Result<Option<Location>, FeedError> {
         loop {
-            let Some((rows, row)) = self.row(&requester.entry, location) else { return Ok(None) };
+            let (rows, row) = self.row(&requester.entry, location);
             match rows.wait_settled(row, || requester.is_stopped()) {
                 State::Ready => return Ok(Some(location)),
                 State::Bad => return Ok(None),
@@ -130,20 +128,15 @@ impl Requester {
         staging: &Arc<Rows>,
         staged: u32,
     ) -> (Location, Option<Job>) {
-        // A bad sample's row in the staging may be taken again.
-        if self.entry.sources.as_ref().is_some_and(|sources| sources.is_bad(image.sample)) {
-            return (Location::Bad, None);
-        }
         let (claim, location, stored) = match self.entry.store.request(image.sample) {
             Lookup::Row(row) => return (Location::Stored(row), None),
-            Lookup::Bad => return (Location::Bad, None),
             Lookup::Claimed(claim) => {
                 let row = claim.row();
                 (claim, Location::Stored(row), true)
             }
             Lookup::Full => {
-                let claim = staging.claim(staged).or_else(|| staging.claim_bad(staged));
-                (claim.expect("each staging row is asked for once, or again when bad"), Location::Staged(staged), false)
+                let claim = staging.claim(staged).expect("each staging row is asked for once, or again when bad");
+                (claim, Location::Staged(staged), false)
             }
         };
         let job = Job {

@@ -25,8 +25,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Value of [`SampleStore::row_of`]: no row was given yet.
 const UNASSIGNED: u32 = u32::MAX;
-/// Value of [`SampleStore::row_of`]: the sample cannot be decoded.
-const BAD: u32 = u32::MAX - 1;
 
 /// Where a sample is to be had.
 pub enum Lookup {
@@ -36,14 +34,12 @@ pub enum Lookup {
     Claimed(Claim),
     /// Nowhere: the store is full; decode it into a row of your own.
     Full,
-    /// It cannot be decoded.
-    Bad,
 }
 
 /// The finished views of one split: one size, crop and filter.
 pub struct SampleStore {
     rows: Arc<Rows>,
-    /// For each sample its row, [`UNASSIGNED`] or [`BAD`].
+    /// For each sample its row, or [`UNASSIGNED`].
     row_of: Box<[AtomicU32]>,
     /// Rows that no sample has, the next one last; locked once in a sample's life.
     free: Mutex<Vec<u32>>,
@@ -94,7 +90,6 @@ impl SampleStore {
     pub fn request(&self, sample: SampleId) -> Lookup {
         let row_of = &self.row_of[sample as usize];
         match row_of.load(Ordering::Acquire) {
-            BAD => return Lookup::Bad,
             UNASSIGNED => {}
             row => return self.rows.claim(row).map_or(Lookup::Row(row), Lookup::Claimed),
         }
@@ -102,7 +97,6 @@ impl SampleStore {
         // huge page that the kernel has to clear is filled at once.
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let row = match row_of.load(Ordering::Acquire) {
-            BAD => return Lookup::Bad,
             UNASSIGNED => {
                 let Some(row) = free.pop() else { return Lookup::Full };
                 row_of.store(row, Ordering::Release);
@@ -112,11 +106,6 @@ impl SampleStore {
         };
         drop(free);
         self.rows.claim(row).map_or(Lookup::Row(row), Lookup::Claimed)
-    }
-
-    /// Notes that a sample cannot be decoded.
-    pub fn set_bad(&self, sample: SampleId) {
-        self.row_of[sample as usize].store(BAD, Ordering::Release);
     }
 
     /// Counts a decode that landed in a claimed row.
@@ -203,9 +192,16 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_sample_stays_bad() {
-        let store = store(2, 0);
-        store.set_bad(1);
-        assert!(matches!(store.request(1), Lookup::Bad) && matches!(store.request(0), Lookup::Full));
+    fn a_bad_sample_is_tried_again_in_its_row() {
+        let store = store(2, 12);
+        let first = claim(&store, 1);
+        let row = first.row();
+        first.bad();
+        assert_eq!(store.rows().state(row), State::Bad);
+        assert!(matches!(store.request(0), Lookup::Full), "its row was given away");
+        let again = claim(&store, 1);
+        assert_eq!(again.row(), row);
+        again.ready();
+        assert!(matches!(store.request(1), Lookup::Row(found) if found == row));
     }
 }

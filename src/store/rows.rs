@@ -17,7 +17,7 @@ pub enum State {
     Claimed = 1,
     /// A sample.
     Ready = 2,
-    /// Its sample could not be decoded.
+    /// Nothing: its sample could not be decoded when it was last tried.
     Bad = 3,
 }
 
@@ -157,19 +157,11 @@ impl Rows {
         State::from(self.states[row as usize].load(Ordering::SeqCst))
     }
 
-    /// Takes an empty row for writing; `None` when it is not empty.
+    /// Takes a row that holds no sample for writing: an empty one, or one whose sample was bad, which is tried again. `None` for any other.
     pub fn claim(self: &Arc<Self>, row: u32) -> Option<Claim> {
-        self.claim_from(State::Empty, row)
-    }
-
-    /// Takes a row whose sample was bad, for another sample; `None` when it is not bad.
-    pub fn claim_bad(self: &Arc<Self>, row: u32) -> Option<Claim> {
-        self.claim_from(State::Bad, row)
-    }
-
-    fn claim_from(self: &Arc<Self>, from: State, row: u32) -> Option<Claim> {
-        let (state, from) = (&self.states[row as usize], from as u8);
-        if state.load(Ordering::Relaxed) != from {
+        let state = &self.states[row as usize];
+        let from = state.load(Ordering::Relaxed);
+        if from != State::Empty as u8 && from != State::Bad as u8 {
             return None;
         }
         let won = state.compare_exchange(from, State::Claimed as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok();

@@ -35,14 +35,12 @@ const VERSION: u64 = 1;
 const EMPTY: u64 = 0;
 /// Somebody decodes it.
 const CLAIMED: u64 = 1;
-/// It cannot be decoded.
-const BAD: u64 = 2;
 /// There is no room for it.
-const FULL: u64 = 3;
+const FULL: u64 = 2;
 /// It is there.
-const READY: u64 = 4;
+const READY: u64 = 3;
 /// The file has it, but nobody has checked it yet.
-const UNCHECKED: u64 = 5;
+const UNCHECKED: u64 = 4;
 const STATE_BITS: u32 = 3;
 const STATE: u64 = (1 << STATE_BITS) - 1;
 
@@ -90,8 +88,6 @@ pub enum Found<'a> {
     Claimed(SourceClaim<'a>),
     /// There is no room: the caller decodes it for this use.
     Full,
-    /// It cannot be decoded.
-    Bad,
     /// The caller gave up waiting for another who decodes it.
     GaveUp,
 }
@@ -244,7 +240,6 @@ impl Sources {
             match word & STATE {
                 READY => return Found::Ready(self.picture((word >> STATE_BITS) * UNIT)),
                 FULL => return Found::Full,
-                BAD => return Found::Bad,
                 CLAIMED => {
                     let settled = || state.load(Ordering::SeqCst) & STATE != CLAIMED;
                     self.settled.wait(|| settled() || give_up());
@@ -260,17 +255,6 @@ impl Sources {
                 }
             }
         }
-    }
-
-    /// Notes that a sample cannot be decoded.
-    pub fn set_bad(&self, sample: SampleId) {
-        self.states[sample as usize].store(BAD, Ordering::SeqCst);
-        self.settled.announce();
-    }
-
-    /// Whether a sample is known to be bad.
-    pub fn is_bad(&self, sample: SampleId) -> bool {
-        self.states[sample as usize].load(Ordering::Acquire) & STATE == BAD
     }
 
     /// Whether a sample is kept.
@@ -401,11 +385,6 @@ impl<'a> SourceClaim<'a> {
         sources.decoded.fetch_add(1, Ordering::Relaxed);
         self.outcome = (offset / UNIT) << STATE_BITS | READY;
     }
-
-    /// The sample cannot be decoded.
-    pub fn bad(mut self) {
-        self.outcome = BAD;
-    }
 }
 
 impl Drop for SourceClaim<'_> {
@@ -481,8 +460,7 @@ mod tests {
             assert!(waiting.join().unwrap());
         });
         drop(claim(&sources, 1));
-        claim(&sources, 1).bad();
-        assert!(matches!(sources.request(1, || false), Found::Bad));
+        assert!(matches!(sources.request(1, || false), Found::Claimed(_)));
     }
 
     #[test]

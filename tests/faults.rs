@@ -2,13 +2,13 @@
 
 mod common;
 
-use common::{Daemon, small_folder, twice_the_sample_data};
-use mixd::client;
-use mixd::spec::{FeedSpec, Mix};
-use mixd::types::{Place, Start};
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{ChildStderr, Stdio};
+use common::{Daemon, refusal, sample_data, small_folder, twice_the_sample_data, until};
+use mixd::client::{self, ClientError, Reason};
+use mixd::spec::{Crop, FeedSpec, Mix};
+use mixd::types::{ImageSize, Place, Start};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStderr, Command, Stdio};
 
 /// A batch as it arrived.
 #[derive(PartialEq)]
@@ -18,14 +18,16 @@ struct Got {
     label: Vec<i64>,
 }
 
+impl Got {
+    fn of(batch: &client::Batch) -> Self {
+        let view = batch.view();
+        Self { x: view.x.to_vec(), sample_id: view.sample_id.to_vec(), label: view.label_a.to_vec() }
+    }
+}
+
 /// The next batches of a feed.
 fn read(feed: &mut client::Feed, batches: u64) -> Vec<Got> {
-    let got = |_| {
-        let batch = feed.next_batch().unwrap();
-        let view = batch.view();
-        Got { x: view.x.to_vec(), sample_id: view.sample_id.to_vec(), label: view.label_a.to_vec() }
-    };
-    (0..batches).map(got).collect()
+    (0..batches).map(|_| Got::of(&feed.next_batch().unwrap())).collect()
 }
 
 /// A daemon whose log can be read.
@@ -92,4 +94,126 @@ fn an_image_that_is_bad_is_served_once_it_was_replaced() {
         assert!(read(&mut daemon.attach(later).unwrap(), 10) == undisturbed, "other batches");
         assert_eq!(bad_samples(), []);
     }
+}
+
+/// Reads a feed that fails: the batches before that, and why.
+fn read_until_failure(feed: &mut client::Feed) -> (Vec<Got>, String) {
+    let mut got = Vec::new();
+    loop {
+        match feed.next_batch() {
+            Ok(batch) => got.push(Got::of(&batch)),
+            Err(ClientError::Ended { failed: true, reason, .. }) => return (got, reason),
+            Err(error) => panic!("not a failure of the feed: {error}"),
+        }
+        assert!(got.len() < 1_000, "it goes on");
+    }
+}
+
+/// A mapping of a file that was cut short ended the daemon by SIGBUS.
+#[test]
+fn a_cache_file_that_is_cut_fails_its_feeds_alone() {
+    let data = small_folder(40);
+    let finished = FeedSpec { batch_size: 8, ..FeedSpec::train() };
+    let crop = Crop::RandomResizedCrop { scale: [0.3, 1.0], ratio: [0.75, 1.5] };
+    let random = FeedSpec { crop, ..finished };
+    let val = FeedSpec { batch_size: 2, ..FeedSpec::val() };
+    let undisturbed = Daemon::on(data.path(), &[]);
+    for (spec, name, others) in
+        [(finished, "train-128x128", [random, val]), (random, "train-sources-full", [finished, val])]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let prefix = dir.path().join("cache");
+        let cache_file = format!("--cache-file={}", prefix.display());
+        let daemon = Daemon::on(data.path(), &[&cache_file]);
+        let mut feed = daemon.attach(spec).unwrap();
+        let mut others = others.map(|spec| (spec, daemon.attach(spec).unwrap()));
+        let mut got = read(&mut feed, 10);
+        let mut others_got = others.each_mut().map(|(_, feed)| read(feed, 1));
+        let file = std::fs::File::options().write(true).open(prefix.with_extension(name)).unwrap();
+        file.set_len(4_096).unwrap();
+        let (more, reason) = read_until_failure(&mut feed);
+        assert!(reason.contains(name) && reason.contains("was truncated while it was served"), "{reason}");
+        assert!(reason.contains("restart the daemon"), "{reason}");
+        got.extend(more);
+        let batches = got.len() as u64;
+        assert!(got == read(&mut undisturbed.attach(spec).unwrap(), batches), "a damaged batch");
+        let refused = daemon.attach(spec).err().expect("it was refused").to_string();
+        assert!(refused.contains("was truncated while it was served"), "{refused}");
+        for ((spec, feed), got) in others.iter_mut().zip(&mut others_got) {
+            got.extend(read(feed, 29));
+            assert!(*got == read(&mut undisturbed.attach(*spec).unwrap(), 30), "another feed's batches");
+        }
+        assert!(
+            client::status(&daemon.socket()).unwrap().stages.iter().all(|stage| stage.threads > 0),
+            "a thread ended"
+        );
+        drop((feed, others, daemon));
+        let again = Daemon::on(data.path(), &[&cache_file]);
+        assert!(read(&mut again.attach(spec).unwrap(), 10) == got[..10], "after a restart");
+    }
+}
+
+/// A cgroup whose memory is limited; it is removed when dropped.
+struct MemoryGroup(PathBuf);
+
+impl MemoryGroup {
+    /// A group below the one that this process is in; `None` where none can be made.
+    fn new(name: &str, bytes: u64) -> Option<Self> {
+        let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+        groups.lines().find_map(|line| {
+            let (controllers, own) = line.split_once(':')?.1.split_once(':')?;
+            let (mount, limit) = match controllers {
+                "" => ("/sys/fs/cgroup", "memory.max"),
+                "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+                _ => return None,
+            };
+            let dir = Path::new(mount).join(own.trim_start_matches('/')).join(format!("{name}-{}", std::process::id()));
+            std::fs::create_dir(&dir).ok()?;
+            let group = Self(dir);
+            std::fs::write(group.0.join(limit), bytes.to_string()).ok().map(|()| group)
+        })
+    }
+
+    /// Has a command run in the group.
+    fn confine(&self, command: &mut Command) {
+        let inner = std::mem::replace(command, Command::new("sh"));
+        command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(self.0.join("cgroup.procs"));
+        command.arg(inner.get_program()).args(inner.get_args());
+        for (name, value) in inner.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        let empty = || std::fs::remove_dir(&self.0).is_ok().then_some(());
+        until("the group is empty", empty);
+    }
+}
+
+/// `--cache auto` took half of what was available, and the rings, staging and decoders the other half and more.
+#[test]
+fn a_daemon_in_a_small_cgroup_is_not_killed_for_its_cache() {
+    let Some(group) = MemoryGroup::new("mixd-test", 256 << 20) else {
+        let why = "left out: a_daemon_in_a_small_cgroup_is_not_killed_for_its_cache: no memory cgroup can be made here";
+        return writeln!(std::io::stderr(), "{why}").unwrap();
+    };
+    // The rings are charged to the group that they are made in where they lie in a tmpfs.
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let daemon = Daemon::with(dir, &sample_data(), &[], |command| group.confine(command));
+    // 157 MB of samples, 101 MB in the ring, 25 MB of staging.
+    let spec = FeedSpec { batch_size: 8, image_size: ImageSize::square(512), ..FeedSpec::train() };
+    let mut feed = daemon.attach(spec).unwrap();
+    for _ in 0..2 * feed.batches() {
+        feed.next_batch().unwrap();
+    }
+    let status = client::status(&daemon.socket()).unwrap();
+    assert!(status.stores[0].decoded > 20, "hardly anything was kept: {:?}", status.stores);
+    // Another ring of this size has no room, which is no reason to die either.
+    assert!(matches!(refusal(daemon.attach(spec)), Reason::NoRoom { .. }));
+    feed.next_batch().unwrap();
 }

@@ -162,7 +162,7 @@ impl MixStage {
     /// that from `look`.
     ///
     /// # Errors
-    /// When the mixer's device fails.
+    /// When the mixer's device fails, or a file that the samples are kept in was damaged.
     pub fn mix(
         &mut self,
         pending: &Pending,
@@ -182,6 +182,8 @@ impl MixStage {
             }
         };
         let moved = mixer.mix(plan.image_size, &own, target, notice, Some(&mut tell))?;
+        // After the last look at samples in files: what was read from a file that was cut short is never published.
+        requester.entry.check_files()?;
         let (source, split) = (&requester.shared.source, spec.split);
         plan.fill(
             columns,

@@ -150,6 +150,9 @@ pub enum FeedError {
     /// The mixer failed.
     #[error(transparent)]
     Mix(#[from] MixError),
+    /// A file that samples are kept in was damaged.
+    #[error(transparent)]
+    CacheFile(#[from] FileError),
     /// The feed was stopped, or the pipeline is being taken down.
     #[error("the feed was stopped")]
     Stopping,
@@ -212,7 +215,7 @@ impl Pipeline {
             reads: Reads::default(),
             stats: Stats::default(),
             settled: Arc::default(),
-            budget: Arc::new(Budget::new(options.cache_bytes)),
+            budget: Arc::new(Budget::watching(options.cache_bytes, free_memory)),
             stopping: AtomicBool::new(false),
             source,
             options,
@@ -268,6 +271,7 @@ impl Pipeline {
     /// When the spec cannot be served; nothing is left behind.
     pub fn open(&self, spec: FeedSpec, origin: Place, hold: bool) -> Result<(Feed, Seat), OpenError> {
         let sampler = self.sampler(&FeedSpec { start: Start::At(origin), ..spec })?;
+        check_memory(&spec, dir)?;
         let (plan_stage, mix_stage, slots) = self.stages(spec)?;
         Feed::start(sampler, plan_stage, mix_stage, slots, hold)
     }
@@ -288,6 +292,7 @@ impl Pipeline {
     fn stages(&self, spec: FeedSpec) -> Result<(PlanStage, MixStage, Option<device::Slots>), OpenError> {
         let Options { mixer: kind, device, .. } = self.shared.options;
         let entry = self.store(spec.split, Views::of(&spec))?;
+        entry.check_files()?;
         let (mixer, slots) = if spec.device != Device::Cpu || kind == MixerKind::Cuda {
             self.cuda_mixer(&spec, &entry)?
         } else {
@@ -408,6 +413,24 @@ impl Pipeline {
     }
 }
 
+/// Bytes of main memory that nothing has been promised yet; `None` where the system does not say.
+fn free_memory() -> Option<u64> {
+    let available = crate::usage::available_memory(Path::new("/"))?;
+    Some(available.saturating_sub(crate::ring::promised_bytes()))
+}
+
+/// Refuses a feed whose ring and staging main memory has no room for: the kernel would kill the daemon as they fill.
+fn check_memory(spec: &FeedSpec, dir: &Path) -> Result<(), OpenError> {
+    let rows = |rows: u32, bytes: usize| u64::from(rows) * bytes as u64;
+    let in_ring =
+        if spec.device == Device::Cpu { rows(spec.slots * spec.batch_size, spec.format().image_bytes()) } else { 0 };
+    let need = in_ring + rows(BATCHES_AHEAD as u32 * spec.samples_max(), spec.image_size.values());
+    match free_memory() {
+        Some(free) if free < need => Err(RingError::NoSpace { need, free, dir: dir.to_owned() }.into()),
+        _ => Ok(()),
+    }
+}
+
 /// Why a single batch could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
@@ -495,7 +518,7 @@ mod tests {
         let start = Place { epoch: 0, index: 0 };
         let entry = pipeline.store(spec.split, Views::of(&spec)).unwrap();
         // The first row of the batch, so that it was asked for once the others are there.
-        let Lookup::Claimed(claim) = entry.store.request(0) else { panic!("not claimed") };
+        let Lookup::Claimed(claim) = entry.store.request(0, |_| true) else { panic!("not claimed") };
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| pipeline.batch(spec, start).unwrap());
             let deadline = Instant::now() + Duration::from_secs(20);

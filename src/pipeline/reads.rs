@@ -268,8 +268,9 @@ mod tests {
         }
     }
 
-    fn batch(pipeline: &Pipeline, spec: FeedSpec) -> Result<(Vec<i64>, Vec<u8>), BatchError> {
-        let batch = pipeline.batch(spec, Place::default())?;
+    /// The ids and the images of a batch of the first epoch.
+    fn batch(pipeline: &Pipeline, spec: FeedSpec, index: u64) -> Result<(Vec<i64>, Vec<u8>), BatchError> {
+        let batch = pipeline.batch(spec, Place { epoch: 0, index })?;
         let view = batch.view();
         Ok((view.sample_id.iter().map(|&id| i64::from(id)).collect(), view.x.to_vec()))
     }
@@ -289,10 +290,10 @@ mod tests {
                     Some(bytes) => std::fs::write(&bad, bytes).unwrap(),
                     None => std::fs::remove_file(&bad).unwrap(),
                 }
-                let ids = batch(pipeline, spec).unwrap().0;
+                let ids = batch(pipeline, spec, 0).unwrap().0;
                 assert!(!ids.contains(&7) && ids[7] == 8, "{ids:?}");
                 let before = decoded();
-                assert_eq!(batch(pipeline, spec).unwrap().0, ids);
+                assert_eq!(batch(pipeline, spec, 0).unwrap().0, ids);
                 assert!(decoded() > before, "it was not tried again");
                 let list = pipeline.bad_samples();
                 assert_eq!(list.len(), 1, "{list:?}");
@@ -303,11 +304,11 @@ mod tests {
                 );
             }
             std::fs::write(&bad, &good).unwrap();
-            let served = batch(pipeline, spec).unwrap();
+            let served = batch(pipeline, spec, 0).unwrap();
             assert_eq!(served.0[7], 7);
             let undisturbed =
                 Pipeline::start(crate::source::open(dir, None, &mut |_| {}).unwrap(), options(0)).unwrap();
-            assert!(served == batch(&undisturbed, spec).unwrap(), "other bytes");
+            assert!(served == batch(&undisturbed, spec, 0).unwrap(), "other bytes");
             assert_eq!(pipeline.bad_samples(), []);
         }
     }
@@ -319,16 +320,16 @@ mod tests {
             let (dir, pipeline) = (dir.path(), &pipeline);
             let (train, away) = (dir.join("train"), dir.join("away"));
             std::fs::rename(&train, &away).unwrap();
-            let error = batch(pipeline, spec).unwrap_err();
+            let error = batch(pipeline, spec, 0).unwrap_err();
             assert!(matches!(error, BatchError::Feed(FeedError::TooManyBad { samples: 200, .. })), "{error}");
             assert!(pipeline.bad_samples().len() > 10);
             std::fs::rename(&away, &train).unwrap();
-            // One image is bad in earnest, so that the share of bad images is looked at.
-            std::fs::write(dir.join(pipeline.source().name(Split::Train, 19)), "no image").unwrap();
-            let served = batch(pipeline, spec).unwrap();
-            assert!(served.0[..19].iter().copied().eq(0..19) && served.0[19] != 19, "{:?}", served.0);
+            // Of the next batch one image is bad in earnest, so that the share of bad images is looked at.
+            std::fs::write(dir.join(pipeline.source().name(Split::Train, 39)), "no image").unwrap();
+            let (ids, _) = batch(pipeline, spec, 1).unwrap();
+            assert!(ids[..19].iter().copied().eq(20..39) && ids[19] != 39, "{ids:?}");
             let bad: Vec<_> = pipeline.bad_samples().iter().map(|bad| bad.sample_id).collect();
-            assert_eq!(bad, [19]);
+            assert_eq!(bad, [39]);
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::render_stage::Job;
 use super::{FeedError, Shared, StoreEntry, Views};
 use crate::plan::{Erasure, ImagePlan, Plan};
-use crate::store::{Lookup, Rows, State};
+use crate::store::{FileError, Lookup, Rows, RowsFile, State};
 use crate::types::{CropBox, ImageSize};
 use crossbeam_channel::{SendTimeoutError, Sender};
 use smallvec::smallvec;
@@ -91,6 +91,17 @@ impl Pending {
     }
 }
 
+impl StoreEntry {
+    /// Checks that the files that samples are kept in are whole, as far as they were used.
+    ///
+    /// # Errors
+    /// [`FileError::Damaged`].
+    pub fn check_files(&self) -> Result<(), FileError> {
+        self.store.rows().file().map_or(Ok(()), RowsFile::check)?;
+        self.sources.as_ref().map_or(Ok(()), |sources| sources.check())
+    }
+}
+
 impl Requester {
     /// Whether the feed is to end.
     pub fn is_stopped(&self) -> bool {
@@ -128,17 +139,18 @@ impl Requester {
         staging: &Arc<Rows>,
         staged: u32,
     ) -> (Location, Option<Job>) {
-        let (claim, location, stored) = match self.entry.store.request(image.sample) {
-            Lookup::Row(row) => return (Location::Stored(row), None),
-            Lookup::Claimed(claim) => {
-                let row = claim.row();
-                (claim, Location::Stored(row), true)
-            }
-            Lookup::Full => {
-                let claim = staging.claim(staged).expect("each staging row is asked for once, or again when bad");
-                (claim, Location::Staged(staged), false)
-            }
-        };
+        let (claim, location, stored) =
+            match self.entry.store.request(image.sample, |bytes| self.entry.budget.may_grow(bytes)) {
+                Lookup::Row(row) => return (Location::Stored(row), None),
+                Lookup::Claimed(claim) => {
+                    let row = claim.row();
+                    (claim, Location::Stored(row), true)
+                }
+                Lookup::Full => {
+                    let claim = staging.claim(staged).expect("each staging row is asked for once, or again when bad");
+                    (claim, Location::Staged(staged), false)
+                }
+            };
         let job = Job {
             sample: image.sample,
             views: smallvec![image.view],

@@ -30,6 +30,11 @@ fn promised() -> MutexGuard<'static, u64> {
     PROMISED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Bytes of rings that this process is still going to allocate.
+pub fn promised_bytes() -> u64 {
+    *promised()
+}
+
 /// Seals that readers rely on: the size stays.
 const FIXED_SIZE: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
 

@@ -6,6 +6,7 @@
 //! are right when the sample is next asked for: a changed image, a row half written when the machine went down, a damaged disk are decoded anew.
 #![expect(unsafe_code, reason = "typed views of a file that is mapped shared")]
 
+use super::guard::Guard;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatvfs};
 use rustix::io::retry_on_intr;
@@ -25,6 +26,12 @@ pub enum FileError {
     /// Another daemon has it.
     #[error("{}: another mixd uses this cache file (give each daemon its own --cache-file)", .0.display())]
     InUse(PathBuf),
+    /// The file was cut short, or its disk was full, while it was served.
+    #[error(
+        "the cache file {} was truncated while it was served, or its disk is full (restart the daemon, which decodes anew what was \
+         lost)", .0.display()
+    )]
+    Damaged(PathBuf),
     /// The file system has no room.
     #[error("no room for a cache file of {need} bytes at {}: {free} bytes are free (use a smaller --cache)", path.display())]
     NoSpace {
@@ -78,6 +85,8 @@ struct Entry {
 
 /// Rows in a file, and what they hold.
 pub struct RowsFile {
+    // Declared, and so dropped, before the mapping.
+    guard: Guard,
     map: MmapRaw,
     capacity: u32,
     key: Key,
@@ -106,18 +115,20 @@ impl RowsFile {
             file.set_len(0).map_err(failed)?;
         }
         let bytes = first_row(key.samples) + capacity as usize * key.row_bytes;
-        let reserve = || fallocate(&file, FallocateFlags::empty(), 0, bytes as u64);
-        retry_on_intr(reserve).map_err(|errno| match errno {
-            rustix::io::Errno::NOSPC => {
-                let free = fstatvfs(&file).map_or(0, |fs| fs.f_bavail * fs.f_frsize);
-                FileError::NoSpace { need: bytes as u64, free, path: path.to_owned() }
-            }
-            errno => failed(errno.into()),
-        })?;
+        reserve(&file, path, bytes as u64)?;
         // Last: whoever finds the header finds room for all behind it.
         std::os::unix::fs::FileExt::write_all_at(&file, bytemuck::bytes_of(&header), 0).map_err(failed)?;
         let map = MmapOptions::new().len(bytes).map_raw(&file).map_err(failed)?;
-        Ok(Self { map, capacity, key, _file: file })
+        let guard = Guard::new(map.as_ptr(), bytes, path);
+        Ok(Self { guard, map, capacity, key, _file: file })
+    }
+
+    /// Checks that the file has every row that was read or written so far.
+    ///
+    /// # Errors
+    /// [`FileError::Damaged`].
+    pub fn check(&self) -> Result<(), FileError> {
+        self.guard.check()
     }
 
     /// Rows.
@@ -185,6 +196,20 @@ pub(super) fn open_locked(path: &Path) -> Result<File, FileError> {
         errno => failed(errno.into()),
     })?;
     Ok(file)
+}
+
+/// Reserves the first `need` bytes of a file.
+///
+/// # Errors
+/// When the file system has no room, or the system call fails.
+pub(super) fn reserve(file: &File, path: &Path, need: u64) -> Result<(), FileError> {
+    retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, need)).map_err(|errno| match errno {
+        rustix::io::Errno::NOSPC => {
+            let free = fstatvfs(file).map_or(0, |fs| fs.f_bavail * fs.f_frsize);
+            FileError::NoSpace { need, free, path: path.to_owned() }
+        }
+        errno => FileError::Io { path: path.to_owned(), source: errno.into() },
+    })
 }
 
 /// Offset of the first row.

@@ -6,6 +6,7 @@
 
 mod budget;
 mod file;
+mod guard;
 #[cfg(feature = "cuda")]
 mod resident;
 mod rows;
@@ -86,8 +87,9 @@ impl SampleStore {
         }
     }
 
-    /// Looks a sample up, giving it a row if it has none yet and there is one.
-    pub fn request(&self, sample: SampleId) -> Lookup {
+    /// Looks a sample up, giving it a row if it has none yet, there is one, and `may_grow` of a row's bytes allows that (not asked of a file,
+    /// whose pages the kernel can take back).
+    pub fn request(&self, sample: SampleId, may_grow: impl FnOnce(u64) -> bool) -> Lookup {
         let row_of = &self.row_of[sample as usize];
         match row_of.load(Ordering::Acquire) {
             UNASSIGNED => {}
@@ -98,7 +100,10 @@ impl SampleStore {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let row = match row_of.load(Ordering::Acquire) {
             UNASSIGNED => {
-                let Some(row) = free.pop() else { return Lookup::Full };
+                if free.is_empty() || (self.rows.file().is_none() && !may_grow(self.rows.row_bytes() as u64)) {
+                    return Lookup::Full;
+                }
+                let row = free.pop().expect("there is one");
                 row_of.store(row, Ordering::Release);
                 row
             }
@@ -118,9 +123,9 @@ impl SampleStore {
         &self.rows
     }
 
-    /// Whether every sample has room.
+    /// Whether every sample is certain to have a row. In memory it is not, since the store stops growing where memory becomes short.
     pub fn holds_all(&self) -> bool {
-        self.rows.len() as usize == self.row_of.len()
+        self.rows.len() as usize == self.row_of.len() && self.rows.file().is_some()
     }
 
     /// Bytes that the rows take when all are filled.
@@ -153,7 +158,7 @@ mod tests {
     }
 
     fn claim(store: &SampleStore, sample: u32) -> Claim {
-        match store.request(sample) {
+        match store.request(sample, |_| true) {
             Lookup::Claimed(claim) => claim,
             _ => panic!("not claimed"),
         }
@@ -162,12 +167,11 @@ mod tests {
     #[test]
     fn a_sample_is_claimed_once_and_then_found() {
         let store = store(3, 1000);
-        assert!(store.holds_all());
         let mut first = claim(&store, 1);
-        assert!(matches!(store.request(1), Lookup::Row(_)), "claimed twice");
+        assert!(matches!(store.request(1, |_| true), Lookup::Row(_)), "claimed twice");
         first.bytes().fill(7);
         first.ready();
-        let Lookup::Row(row) = store.request(1) else { panic!("not stored") };
+        let Lookup::Row(row) = store.request(1, |_| true) else { panic!("not stored") };
         assert_eq!(store.rows().get(row), Some(&[7; 12][..]));
     }
 
@@ -176,19 +180,31 @@ mod tests {
         let store = store(3, 1000);
         drop(claim(&store, 2));
         claim(&store, 2).ready();
-        assert!(matches!(store.request(2), Lookup::Row(_)));
+        assert!(matches!(store.request(2, |_| true), Lookup::Row(_)));
     }
 
     #[test]
     fn the_budget_is_kept() {
         let store = store(5, 12 * 2 + 11);
-        assert!(!store.holds_all());
         claim(&store, 4).ready();
         claim(&store, 0).ready();
         for sample in 1..4 {
-            assert!(matches!(store.request(sample), Lookup::Full));
+            assert!(matches!(store.request(sample, |_| true), Lookup::Full));
         }
-        assert!(matches!(store.request(4), Lookup::Row(_)));
+        assert!(matches!(store.request(4, |_| true), Lookup::Row(_)));
+    }
+
+    #[test]
+    fn nothing_more_is_kept_where_memory_is_short() {
+        let store = store(3, 1000);
+        claim(&store, 0).ready();
+        let short = |bytes| {
+            assert_eq!(bytes, 12);
+            false
+        };
+        assert!(matches!(store.request(1, short), Lookup::Full));
+        assert!(matches!(store.request(0, |_| panic!("it has a row")), Lookup::Row(_)));
+        claim(&store, 1).ready();
     }
 
     #[test]
@@ -198,10 +214,10 @@ mod tests {
         let row = first.row();
         first.bad();
         assert_eq!(store.rows().state(row), State::Bad);
-        assert!(matches!(store.request(0), Lookup::Full), "its row was given away");
+        assert!(matches!(store.request(0, |_| true), Lookup::Full), "its row was given away");
         let again = claim(&store, 1);
         assert_eq!(again.row(), row);
         again.ready();
-        assert!(matches!(store.request(1), Lookup::Row(found) if found == row));
+        assert!(matches!(store.request(1, |_| true), Lookup::Row(found) if found == row));
     }
 }

@@ -6,7 +6,8 @@
 //! In memory of the process, or in a file (`--cache-file`) whose entries are checked before their first use.
 #![expect(unsafe_code, reason = "hands out disjoint parts of one mapping across threads")]
 
-use super::file::open_locked;
+use super::file::{open_locked, reserve};
+use super::guard::Guard;
 use super::{Budget, FileError, Settled};
 use crate::decode::Picture;
 use crate::types::{ImageSize, SampleId};
@@ -94,6 +95,8 @@ pub enum Found<'a> {
 
 /// The decoded sources of one split.
 pub struct Sources {
+    // Declared, and so dropped, before the mapping.
+    guard: Option<Guard>,
     map: Option<MmapRaw>,
     file: Option<File>,
     /// Offset of the arena in the mapping.
@@ -150,19 +153,22 @@ impl Sources {
         let file = open_locked(path)?;
         let header = [MAGIC, VERSION, key, samples.into()];
         let mut found = [0; 32];
-        let known = file.read_exact_at(&mut found, 0).is_ok() && found == bytemuck::bytes_of(&header);
         let start = (PAGE_BYTES + u64::from(samples) * 8).next_multiple_of(PAGE_BYTES);
+        let is_long_enough = file.metadata().map_err(failed)?.len() >= start;
+        let mut has_header = || file.read_exact_at(&mut found, 0).is_ok() && found == bytemuck::bytes_of(&header);
+        let known = is_long_enough && has_header();
         if !known {
             file.set_len(0).map_err(failed)?;
-            file.set_len(start).map_err(failed)?;
+            reserve(&file, path, start)?;
             file.write_all_at(bytemuck::bytes_of(&header), 0).map_err(failed)?;
         }
-        let length = file.metadata().map_err(failed)?.len().max(start);
+        let length = file.metadata().map_err(failed)?.len();
         // The whole budget is mapped; bytes behind the file's end are touched only once they are reserved.
         let limit = (start + budget.total()).max(length);
         let map = MmapOptions::new().len(limit as usize).map_raw(&file).map_err(failed)?;
         let end = End { free: start, reserved: length };
-        let sources = Self::over(Some(map), Some(file), start, limit, end, samples, budget);
+        let mut sources = Self::over(Some(map), Some(file), start, limit, end, samples, budget);
+        sources.guard = sources.map.as_ref().map(|map| Guard::new(map.as_ptr(), map.len(), path));
         if known {
             sources.find_entries(length);
         }
@@ -181,7 +187,7 @@ impl Sources {
         let words = || (0..samples).map(|_| AtomicU64::new(0)).collect();
         let (states, sizes, settled) = (words(), words(), Settled::default());
         let (end, decoded) = (Mutex::new(end), AtomicU64::new(0));
-        Self { map, file, start, limit, end, budget, states, sizes, settled, decoded }
+        Self { guard: None, map, file, start, limit, end, budget, states, sizes, settled, decoded }
     }
 
     /// Notes what a file of `length` bytes holds, as far as it makes sense.
@@ -221,15 +227,16 @@ impl Sources {
         unsafe { map.as_ptr().add(offset as usize).cast::<Header>().read_unaligned() }
     }
 
-    /// The image at an offset that was published, or whose claim the caller has.
-    fn picture(&self, offset: u64) -> Picture<'_> {
-        let Header { width, height, channels, .. } = self.header(offset);
+    /// The image at an offset that was published, or whose claim the caller has; `None` where a file was cut short and its header is gone.
+    fn picture(&self, offset: u64) -> Option<Picture<'_>> {
+        let header = self.header(offset);
+        let Header { width, height, channels, .. } = header;
         let map = self.map.as_ref().expect("what has an offset is mapped");
-        let bytes = self.header(offset).bytes().expect("an entry that was written") + SLACK;
+        let bytes = header.bytes()? + SLACK;
         assert!(offset + UNIT + bytes <= self.limit);
         // SAFETY: inside the mapping, of reserved bytes; they were written before their offset was published, and are never written again.
         let values = unsafe { std::slice::from_raw_parts(map.as_ptr().add((offset + UNIT) as usize), bytes as usize) };
-        Picture::new(width, height, channels as usize, values)
+        Some(Picture::new(width, height, channels as usize, values))
     }
 
     /// Finds a sample, waiting while another decodes it, unless `give_up`.
@@ -238,7 +245,7 @@ impl Sources {
         loop {
             let word = state.load(Ordering::Acquire);
             match word & STATE {
-                READY => return Found::Ready(self.picture((word >> STATE_BITS) * UNIT)),
+                READY => return self.picture((word >> STATE_BITS) * UNIT).map_or(Found::Full, Found::Ready),
                 FULL => return Found::Full,
                 CLAIMED => {
                     let settled = || state.load(Ordering::SeqCst) & STATE != CLAIMED;
@@ -255,6 +262,14 @@ impl Sources {
                 }
             }
         }
+    }
+
+    /// Checks that the file, where there is one, has every image that was read or written so far.
+    ///
+    /// # Errors
+    /// [`FileError::Damaged`].
+    pub fn check(&self) -> Result<(), FileError> {
+        self.guard.as_ref().map_or(Ok(()), Guard::check)
     }
 
     /// Whether a sample is kept.
@@ -300,7 +315,8 @@ impl Sources {
     fn allocate(&self, bytes: u64) -> Option<u64> {
         let mut end = self.end();
         let next = end.free + bytes;
-        if next > self.limit || !self.budget.take(bytes) {
+        let may_grow = || self.file.is_some() || self.budget.may_grow(bytes);
+        if next > self.limit || !may_grow() || !self.budget.take(bytes) {
             return None;
         }
         if next > end.reserved {
@@ -343,7 +359,7 @@ impl<'a> SourceClaim<'a> {
     pub fn check(mut self, stamp: u64) -> Result<Picture<'a>, Self> {
         let Some(offset) = self.unchecked else { return Err(self) };
         let (sources, header) = (self.sources, self.sources.header(offset));
-        let picture = sources.picture(offset);
+        let Some(picture) = sources.picture(offset) else { return Err(self) };
         let pixels = &picture.values[..picture.values.len() - SLACK as usize];
         if header.stamp != stamp || header.sample != self.sample || header.hash != header.hash_of(pixels) {
             return Err(self);

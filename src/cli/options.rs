@@ -120,7 +120,7 @@ pub struct PipelineArgs {
     /// Processors to run on, such as 0-3,6 [default: all].
     #[arg(long, env = "MIXD_CPUS", value_name = "LIST")]
     pub cpus: Option<Cpus>,
-    /// Memory for decoded samples: auto (half of what is available), off, or a size such as 2G.
+    /// Memory for decoded samples: auto (half of what is available), off, or a size such as 2G; less where memory becomes short.
     #[arg(long, env = "MIXD_CACHE", default_value = "auto")]
     pub cache: Cache,
     /// Keep decoded samples over restarts, in files whose names begin with this one; a changed image or setting is decoded anew.

@@ -2,13 +2,14 @@
 
 mod common;
 
-use common::{Daemon, refusal, sample_data, small_folder, twice_the_sample_data, until};
+use common::{DEADLINE, Daemon, refusal, sample_data, small_folder, twice_the_sample_data, until};
 use mixd::client::{self, ClientError, Reason};
 use mixd::spec::{Crop, FeedSpec, Mix};
 use mixd::types::{ImageSize, Place, Start};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{ChildStderr, Command, Stdio};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 
 /// A batch as it arrived.
 #[derive(PartialEq)]
@@ -31,19 +32,19 @@ fn read(feed: &mut client::Feed, batches: u64) -> Vec<Got> {
 }
 
 /// A daemon whose log can be read.
-fn logging(data: &Path, args: &[&str]) -> (Daemon, BufReader<ChildStderr>) {
-    let mut daemon = Daemon::with(tempfile::tempdir().unwrap(), data, args, |command| {
+fn logging(data: &Path) -> (Daemon, Receiver<String>) {
+    let mut daemon = Daemon::with(tempfile::tempdir().unwrap(), data, &[], |command| {
         command.env("RUST_LOG", "mixd=info").stderr(Stdio::piped());
     });
-    let log = BufReader::new(daemon.child.stderr.take().unwrap());
+    let lines = BufReader::new(daemon.child.stderr.take().unwrap()).lines();
+    let (sender, log) = channel();
+    std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
     (daemon, log)
 }
 
-/// Reads a log up to the line with this text, which it returns.
-fn wait_for_line(log: &mut impl BufRead, text: &str) -> String {
-    let mut lines = log.lines();
-    let line = lines.find(|line| line.as_ref().unwrap().contains(text));
-    line.unwrap_or_else(|| panic!("the daemon ended without «{text}»")).unwrap()
+/// Reads a log up to the line with this text.
+fn wait_for_line(log: &Receiver<String>, text: &str) {
+    while !log.recv_timeout(DEADLINE).unwrap_or_else(|error| panic!("no «{text}»: {error}")).contains(text) {}
 }
 
 /// On 2026-11-29 data that was away for 20 ms in the first epoch ended the feed and every later one.
@@ -51,7 +52,7 @@ fn wait_for_line(log: &mut impl BufRead, text: &str) -> String {
 fn data_that_is_away_for_a_while_costs_a_pause() {
     let data = twice_the_sample_data();
     let spec = FeedSpec { batch_size: 8, ..FeedSpec::train() };
-    let (daemon, mut log) = logging(data.path(), &[]);
+    let (daemon, log) = logging(data.path());
     let mut feed = daemon.attach(spec).unwrap();
     let batches = feed.batches();
     let mut got = read(&mut feed, 2);
@@ -61,7 +62,7 @@ fn data_that_is_away_for_a_while_costs_a_pause() {
         got.extend(read(&mut feed, 2 * batches - 2));
         got
     });
-    wait_for_line(&mut log, "reading is retried");
+    wait_for_line(&log, "reading is retried");
     std::fs::rename(&away, &train).unwrap();
     let got = reading.join().unwrap();
     assert_eq!(client::status(&daemon.socket()).unwrap().bad_samples, []);
@@ -205,8 +206,8 @@ fn a_daemon_in_a_small_cgroup_is_not_killed_for_its_cache() {
     // The rings are charged to the group that they are made in where they lie in a tmpfs.
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let daemon = Daemon::with(dir, &sample_data(), &[], |command| group.confine(command));
-    // 157 MB of samples, 101 MB in the ring, 25 MB of staging.
-    let spec = FeedSpec { batch_size: 8, image_size: ImageSize::square(512), ..FeedSpec::train() };
+    // 157 MB of samples, 126 MB in the ring, 31 MB of staging.
+    let spec = FeedSpec { batch_size: 10, image_size: ImageSize::square(512), ..FeedSpec::train() };
     let mut feed = daemon.attach(spec).unwrap();
     for _ in 0..2 * feed.batches() {
         feed.next_batch().unwrap();

@@ -128,7 +128,7 @@ impl RowsFile {
     /// # Errors
     /// [`FileError::Damaged`].
     pub fn check(&self) -> Result<(), FileError> {
-        self.guard.check()
+        check(&self.guard)
     }
 
     /// Rows.
@@ -196,6 +196,14 @@ pub(super) fn open_locked(path: &Path) -> Result<File, FileError> {
         errno => failed(errno.into()),
     })?;
     Ok(file)
+}
+
+/// Checks that a file has every page that was used so far.
+///
+/// # Errors
+/// [`FileError::Damaged`].
+pub(super) fn check(guard: &Guard) -> Result<(), FileError> {
+    if guard.is_damaged() { Err(FileError::Damaged(guard.path().to_owned())) } else { Ok(()) }
 }
 
 /// Reserves the first `need` bytes of a file.

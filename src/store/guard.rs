@@ -5,7 +5,6 @@
 //! last access and before anything leaves the daemon. SIGBUS at any other address goes to the handler that was there before.
 #![expect(unsafe_code, reason = "a signal handler that maps pages")]
 
-use super::FileError;
 use std::ffi::{c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr;
@@ -57,15 +56,14 @@ impl Guard {
         Self { region, path: path.to_owned() }
     }
 
-    /// Checks that no access so far was to a page that the file does not have.
-    ///
-    /// # Errors
-    /// [`FileError::Damaged`]: what was read from the mapping since it was made may be zeros.
-    pub fn check(&self) -> Result<(), FileError> {
-        match self.region.damaged.load(Ordering::Acquire) {
-            false => Ok(()),
-            true => Err(FileError::Damaged(self.path.clone())),
-        }
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether an access so far was to a page that the file does not have: what was read from the mapping since it was made may be zeros.
+    pub fn is_damaged(&self) -> bool {
+        self.region.damaged.load(Ordering::Acquire)
     }
 }
 
@@ -165,20 +163,19 @@ mod tests {
         let (other_path, _other, other_map) = mapped(dir.path(), "whole");
         let guard = Guard::new(map.as_ptr(), map.len(), &path);
         let other = Guard::new(other_map.as_ptr(), other_map.len(), &other_path);
-        assert!(byte(&map, 40_000) == 7 && guard.check().is_ok());
+        assert!(byte(&map, 40_000) == 7 && !guard.is_damaged());
         file.set_len(8_192).unwrap();
-        assert!(byte(&map, 100) == 7 && guard.check().is_ok(), "what is left is read");
+        assert!(byte(&map, 100) == 7 && !guard.is_damaged(), "what is left is read");
         assert_eq!(byte(&map, 40_000), 0);
         // SAFETY: inside the mapping.
         unsafe { map.as_mut_ptr().add(60_000).write_volatile(5) };
         assert_eq!(byte(&map, 60_000), 5);
-        let error = guard.check().unwrap_err();
-        assert!(matches!(&error, FileError::Damaged(of) if *of == path), "{error}");
-        assert!(byte(&other_map, 40_000) == 7 && other.check().is_ok());
+        assert!(guard.is_damaged() && guard.path() == path);
+        assert!(byte(&other_map, 40_000) == 7 && !other.is_damaged());
         drop(guard);
         // A region that is used again starts sound.
         let (path, _file, map) = mapped(dir.path(), "next");
-        assert!(Guard::new(map.as_ptr(), map.len(), &path).check().is_ok());
+        assert!(!Guard::new(map.as_ptr(), map.len(), &path).is_damaged());
     }
 
     /// Run by the test below in a process of its own.

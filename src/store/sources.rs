@@ -6,7 +6,7 @@
 //! In memory of the process, or in a file (`--cache-file`) whose entries are checked before their first use.
 #![expect(unsafe_code, reason = "hands out disjoint parts of one mapping across threads")]
 
-use super::file::{open_locked, reserve};
+use super::file::{check, open_locked, reserve};
 use super::guard::Guard;
 use super::{Budget, FileError, Settled};
 use crate::decode::Picture;
@@ -269,7 +269,7 @@ impl Sources {
     /// # Errors
     /// [`FileError::Damaged`].
     pub fn check(&self) -> Result<(), FileError> {
-        self.guard.as_ref().map_or(Ok(()), Guard::check)
+        self.guard.as_ref().map_or(Ok(()), check)
     }
 
     /// Whether a sample is kept.

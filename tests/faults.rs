@@ -62,7 +62,7 @@ fn data_that_is_away_for_a_while_costs_a_pause() {
         got.extend(read(&mut feed, 2 * batches - 2));
         got
     });
-    wait_for_line(&log, "reading is retried");
+    wait_for_line(&log, "images wait to be read");
     std::fs::rename(&away, &train).unwrap();
     let got = reading.join().unwrap();
     assert_eq!(client::status(&daemon.socket()).unwrap().bad_samples, []);

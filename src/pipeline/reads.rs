@@ -104,7 +104,7 @@ impl Reads {
         let mut state = self.state();
         if state.noticed.is_none_or(|at| at.elapsed() > NOTICE) {
             state.noticed = Some(Instant::now());
-            tracing::warn!("reading is retried: {}: {error}", source.name(split, sample));
+            tracing::warn!("images wait to be read: {}: {error}", source.name(split, sample));
         }
     }
 

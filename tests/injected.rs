@@ -121,8 +121,7 @@ struct Talking {
 
 impl Talking {
     fn start(command: &mut Command) -> Self {
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = mpsc::channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
@@ -240,18 +239,22 @@ fn a_daemon_whose_system_calls_fail_serves_right_batches_or_errors_and_then_serv
     }
     let data = few_images();
     let mut oracle = Oracle::of(data.path());
-    sweep(&IN_THE_DAEMON, |_| 1, |log, fault, nth, what| {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("s");
-        let daemon = Talking::serve(&mut mixd(), data.path(), &socket);
-        daemon.line(what).expect("it serves");
-        let mut strace = daemon.inject(log, fault, nth);
-        train(&mut oracle, &socket, what, |_| None);
-        train(&mut oracle, &socket, what, |_| None);
-        let text = daemon.finish(what);
-        strace.wait().unwrap();
-        assert!(!has_panicked(&text), "{what}: {text}");
-    });
+    sweep(
+        &IN_THE_DAEMON,
+        |_| 1,
+        |log, fault, nth, what| {
+            let dir = tempfile::tempdir().unwrap();
+            let socket = dir.path().join("s");
+            let daemon = Talking::serve(&mut mixd(), data.path(), &socket);
+            daemon.line(what).expect("it serves");
+            let mut strace = daemon.inject(log, fault, nth);
+            train(&mut oracle, &socket, what, |_| None);
+            train(&mut oracle, &socket, what, |_| None);
+            let text = daemon.finish(what);
+            strace.wait().unwrap();
+            assert!(!has_panicked(&text), "{what}: {text}");
+        },
+    );
 }
 
 #[test]
@@ -299,10 +302,14 @@ fn a_trainer_whose_system_calls_fail_reads_right_batches_or_gets_an_error_and_ha
     let socket = dir.path().join("s");
     let daemon = Talking::serve(&mut mixd(), data.path(), &socket);
     daemon.line("the daemon").expect("it serves");
-    sweep(&IN_A_TRAINER, |_| 1, |log, fault, nth, what| {
-        train(&mut oracle, &socket, what, |trainer| Some(trainer.inject(log, fault, nth)));
-        common::until("its feed closes", || client::status(&socket).unwrap().feeds.is_empty().then_some(()));
-    });
+    sweep(
+        &IN_A_TRAINER,
+        |_| 1,
+        |log, fault, nth, what| {
+            train(&mut oracle, &socket, what, |trainer| Some(trainer.inject(log, fault, nth)));
+            common::until("its feed closes", || client::status(&socket).unwrap().feeds.is_empty().then_some(()));
+        },
+    );
     train(&mut oracle, &socket, "after all", |_| None);
     assert!(!daemon.finish("the daemon").contains("panicked"));
 }

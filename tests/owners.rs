@@ -115,7 +115,14 @@ fn without_linger_a_daemon_ends_with_its_last_owner_however_that_ends() {
 #[test]
 fn rubbish_on_the_socket_is_hung_up_on_and_nothing_else_happens() {
     let daemon = Daemon::start(&[]);
-    for rubbish in [&b"mixd-own with more behind it"[..], b"mixd-fds", b"mixd-fds0123456789abcdef", b"mixd", b"GET / HTTP/1.1\r\n\r\n", &[0; 5000]] {
+    for rubbish in [
+        &b"mixd-own with more behind it"[..],
+        b"mixd-fds",
+        b"mixd-fds0123456789abcdef",
+        b"mixd",
+        b"GET / HTTP/1.1\r\n\r\n",
+        &[0; 5000],
+    ] {
         let mut stream = UnixStream::connect(daemon.socket()).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.write_all(rubbish).unwrap();
@@ -134,7 +141,14 @@ fn signals_that_a_daemon_was_started_to_ignore_do_not_end_it() {
     for (signal, name) in [(Signal::HUP, "HUP"), (Signal::INT, "INT")] {
         let dir = tempfile::tempdir().unwrap();
         let mut script = common::command("sh");
-        script.args(["-c", &format!("trap '' {name}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_mixd"), "serve", "--data"]);
+        script.args([
+            "-c",
+            &format!("trap '' {name}; exec \"$@\""),
+            "sh",
+            env!("CARGO_BIN_EXE_mixd"),
+            "serve",
+            "--data",
+        ]);
         script.arg(sample_data()).arg("--socket").arg(dir.path().join("s")).arg("--until-eof");
         let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         until("it serves", || client::status(&dir.path().join("s")).ok());

@@ -11,8 +11,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::Arc;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -69,7 +69,11 @@ impl Serve {
         let served = runtime.block_on(async {
             let mut stop = std::pin::pin!(stop);
             let gone = async |linger| {
-                if self.until_eof { owners.gone(linger).await } else { std::future::pending().await }
+                if self.until_eof {
+                    owners.gone(linger).await
+                } else {
+                    std::future::pending().await
+                }
                 "the process that the daemon belongs to has ended"
             };
             let (data, options) = (self.data, options);

@@ -1,7 +1,7 @@
 //! Figures for Prometheus: every HTTP request is answered with the daemon's counters as text.
 
-use super::daemon::Daemon;
 use super::connections::DESCRIPTOR_PAUSE;
+use super::daemon::Daemon;
 use crate::status::{Feed, Sources, Stage, Status, Store, Trainer};
 use std::fmt::Write;
 use std::sync::Arc;

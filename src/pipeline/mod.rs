@@ -44,7 +44,7 @@ use reads::Reads;
 use render_stage::DecodePool;
 use request::Requester;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use xxhash_rust::xxh3::Xxh3;
@@ -271,7 +271,7 @@ impl Pipeline {
     /// When the spec cannot be served; nothing is left behind.
     pub fn open(&self, spec: FeedSpec, origin: Place, hold: bool) -> Result<(Feed, Seat), OpenError> {
         let sampler = self.sampler(&FeedSpec { start: Start::At(origin), ..spec })?;
-        check_memory(&spec, dir)?;
+        check_memory(&spec)?;
         let (plan_stage, mix_stage, slots) = self.stages(spec)?;
         Feed::start(sampler, plan_stage, mix_stage, slots, hold)
     }
@@ -420,13 +420,13 @@ fn free_memory() -> Option<u64> {
 }
 
 /// Refuses a feed whose ring and staging main memory has no room for: the kernel would kill the daemon as they fill.
-fn check_memory(spec: &FeedSpec, dir: &Path) -> Result<(), OpenError> {
+fn check_memory(spec: &FeedSpec) -> Result<(), OpenError> {
     let rows = |rows: u32, bytes: usize| u64::from(rows) * bytes as u64;
     let in_ring =
         if spec.device == Device::Cpu { rows(spec.slots * spec.batch_size, spec.format().image_bytes()) } else { 0 };
     let need = in_ring + rows(BATCHES_AHEAD as u32 * spec.samples_max(), spec.image_size.values());
     match free_memory() {
-        Some(free) if free < need => Err(RingError::NoSpace { need, free, dir: dir.to_owned() }.into()),
+        Some(free) if free < need => Err(RingError::NoMemory { need, free }.into()),
         _ => Ok(()),
     }
 }
@@ -447,7 +447,6 @@ mod tests {
     use super::*;
     use crate::spec::{Crop, Mix};
     use crate::store::Lookup;
-    use std::path::Path;
     use std::time::{Duration, Instant};
 
     /// A pipeline over the sample data with one decoder.

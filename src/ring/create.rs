@@ -17,12 +17,7 @@ use std::time::Duration;
 ///
 /// # Errors
 /// When there is no memory for it, naming bytes needed and available, or a system call fails or is not there.
-pub fn create(
-    format: &Format,
-    batch_size: u32,
-    slots: u32,
-    pace: Pace,
-) -> Result<(RingWriter, RingHandle), RingError> {
+pub fn create(format: &Format, batch_size: u32, slots: u32, pace: Pace) -> Result<(RingWriter, RingHandle), RingError> {
     if pace.delivery == Delivery::Latest && !can_wait_for_several() {
         return Err(RingError::OldKernel);
     }

@@ -25,7 +25,9 @@ pub enum RingError {
         source: io::Error,
     },
     /// The memory is not a ring of this version.
-    #[error("what the daemon has handed out is not a ring that this mixd can read: {0} (run the same mixd version on both sides)")]
+    #[error(
+        "what the daemon has handed out is not a ring that this mixd can read: {0} (run the same mixd version on both sides)"
+    )]
     Foreign(String),
     /// This process is a child of the one that opened the feed.
     #[error(

@@ -10,9 +10,9 @@ mod refusal;
 pub use crate::status::Status;
 pub(crate) use convert::Codec;
 pub use convert::PROTOCOL_VERSION;
-pub use descriptors::{SeatMemory, take_seat};
 #[cfg(feature = "daemon")]
 pub(crate) use descriptors::{OWN, SEAT, give_seat, receive};
+pub use descriptors::{SeatMemory, take_seat};
 pub use refusal::{Reason, Refusal};
 pub(crate) use service::control_client;
 #[cfg(feature = "daemon")]

@@ -25,7 +25,7 @@ export LIBTORCH := $(CURDIR)/.libtorch/$(if $(filter 1,$(MIXD_LIBTORCH_CUDA)),cu
 export MIXD_LIBTORCH_CUDA
 endif
 
-.PHONY: help program build python demo test test-rust test-python check-replay check-bench check-gpu check-frameworks storm soak lint bench compare compare-training gpu-pack gpu-check libtorch clean-libtorch tools
+.PHONY: help program build python demo test test-rust test-python faults check-replay check-bench check-gpu check-frameworks storm soak lint bench compare compare-training gpu-pack gpu-check libtorch clean-libtorch tools
 .NOTPARALLEL:
 
 help: ## Print the targets
@@ -98,6 +98,9 @@ check-frameworks: python .venv/frameworks/ready ## Run fastai and Hugging Face's
 	.venv/frameworks/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(TARGET)/wheels/mixd-*.whl
 	cd python && ../.venv/frameworks/bin/python -m pytest tests/with_torch/test_frameworks.py
 	$(if $(VISION),.venv/frameworks/bin/python scripts/check-frameworks.py $(VISION)/references/classification sample-data)
+
+faults: libtorch ## Fail every use of each system call that matters, one at a time, in daemon and trainer (minutes); `make test` takes some
+	MIXD_FAULTS=all $(CARGO_TEST) $(plain) --test injected
 
 check-replay: build .python .venv/torch/ready ## Compare replayed batches of the sample data with Pillow, torchvision and the formula
 	PYTHONPATH=.python python3 scripts/check-replay.py $(MIXD) sample-data 3

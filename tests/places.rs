@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{Daemon, mixd, run, sample_data, stderr, until};
-use mixd::client::{self, ClientError};
+use common::{Daemon, mixd, refusal, run, sample_data, stderr, until};
+use mixd::client::{self, ClientError, Reason};
 use mixd::pipeline::in_flight;
 use mixd::plan::Sampler;
 use mixd::spec::{Consumed, FeedSpec, Mix, MixPer, Pairing, Share};
@@ -128,6 +128,33 @@ fn two_ranks_on_two_daemons_are_one_world() {
     assert_eq!(ranks.each_ref().map(Vec::len), [100, 100]);
     let dealt: Vec<_> = ranks[0].iter().zip(&ranks[1]).flat_map(|(&zero, &one)| [zero, one]).collect();
     assert_eq!(dealt, epoch(&daemons[0], whole));
+}
+
+#[test]
+fn the_rest_of_an_epoch_is_where_its_feed_begins_and_another_feed_than_the_whole() {
+    let daemon = Daemon::start(&[]);
+    let share = Some(Share::new("rest".parse().unwrap()));
+    let rest = FeedSpec { world_size: 3, consumed: Some(Consumed { epoch: 2, samples: 40 }), share, ..spec() };
+    let mut feed = daemon.attach(rest).unwrap();
+    assert_eq!((feed.place(), feed.batches()), (Place { epoch: 2, index: 1 }, 5));
+    let keys = vec!["consumed".to_owned()];
+    assert_eq!(refusal(daemon.attach(FeedSpec { consumed: None, ..rest })), Reason::OtherSpec { keys });
+    let before = FeedSpec { share: None, start: Start::At(Place { epoch: 2, index: 0 }), ..rest };
+    assert_eq!(refusal(daemon.attach(before)), Reason::Spec);
+    let shown: Vec<u32> = feed.epoch().flat_map(|batch| batch.unwrap().view().sample_id.to_vec()).collect();
+    // As `mixd plan` prints them, which has no plan of an epoch before.
+    let data = sample_data();
+    let plan = |epoch: &str| {
+        let fixed = ["plan", "--data", data.to_str().unwrap(), epoch, "--json", "--consumed=2,40", "--world-size=3"];
+        run(&[&fixed[..], &["--batch-size=16", "--size=48", "--seed=3"]].concat())
+    };
+    let output = String::from_utf8(plan("--epoch=2").stdout).unwrap();
+    let lines: Vec<serde_json::Value> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.iter().map(|line| line["index"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    let planned = lines.iter().flat_map(|line| line["sample_id"].as_array().unwrap());
+    assert!(planned.map(|id| id.as_u64().unwrap()).eq(shown.iter().map(|&id| u64::from(id))));
+    let before = plan("--epoch=1");
+    assert!(!before.status.success() && stderr(&before).contains("40 samples are consumed"), "{}", stderr(&before));
 }
 
 #[test]

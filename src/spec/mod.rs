@@ -316,11 +316,11 @@ impl FeedSpec {
         let (mut ours, mut theirs) = (keys(self), keys(other));
         // A key may stand in one of them only.
         let all: BTreeSet<String> = ours.keys().chain(theirs.keys()).cloned().collect();
-        let mut difference = |key: String| {
+        let difference = |key: String| {
             let [ours, theirs] = [&mut ours, &mut theirs].map(|spec| spec.remove(&key).unwrap_or_default());
             (ours != theirs).then_some(Difference { key, ours, theirs })
         };
-        all.into_iter().filter_map(|key| difference(key)).collect()
+        all.into_iter().filter_map(difference).collect()
     }
 }
 

@@ -60,7 +60,7 @@ impl Serve {
             stop_signal()?
         };
         raise_descriptor_limit();
-        let owners = Owners::new();
+        let owners = Owners::default();
         let linger = Duration::try_from_secs_f64(self.linger).context("--linger is a number of seconds")?;
         if self.until_eof {
             owners.add_stdin().context("cannot watch standard input (--until-eof)")?;

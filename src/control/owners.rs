@@ -31,16 +31,11 @@ struct Parts {
     launchers: Vec<Arc<OwnedFd>>,
 }
 
-/// The owners of a daemon.
-#[derive(Clone)]
+/// The owners of a daemon, none at first.
+#[derive(Clone, Default)]
 pub struct Owners(Arc<watch::Sender<Parts>>);
 
 impl Owners {
-    /// None so far.
-    pub fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(Parts::default())))
-    }
-
     /// Counts standard input as a part.
     ///
     /// # Errors

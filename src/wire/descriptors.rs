@@ -3,16 +3,13 @@
 //! Such a connection begins with eight bytes that no HTTP/2 connection begins with. [`SEAT`] and the 16 bytes of a [`SeatToken`] ask for the
 //! memory of a seat: the daemon answers with one message, eight bytes (the size of the device memory, little-endian, 0 without one) with the
 //! descriptors of the ring's data, of the cursor and, of a ring on a device, of its slots' images; or it hangs up, where it has no such seat.
-//! [`OWN`] asks for a part in a daemon that ends with its owners (`src/control/owners.rs`).
+//! `OWN` asks for a part in a daemon that ends with its owners (`src/control/owners.rs`).
 
 use super::SeatToken;
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
-};
+use rustix::fd::OwnedFd;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,8 +18,6 @@ use tokio::net::UnixStream;
 
 /// First bytes of a connection that asks for a seat's memory.
 pub const SEAT: [u8; 8] = *b"mixd-fds";
-/// First bytes of an owner's connection.
-pub const OWN: [u8; 8] = *b"mixd-own";
 
 /// The most descriptors of one message.
 const DESCRIPTORS_MAX: usize = 3;
@@ -74,21 +69,37 @@ pub async fn take_seat(socket: &Path, token: SeatToken) -> io::Result<Option<Sea
     Ok((count == bytes.len()).then_some(SeatMemory { data, cursor, slots }))
 }
 
-/// Hands a seat's memory over.
-///
-/// # Errors
-/// When the connection fails.
 #[cfg(feature = "daemon")]
-pub async fn give_seat(stream: &UnixStream, memory: &SeatMemory) -> io::Result<()> {
-    let SeatMemory { data, cursor, slots } = memory;
-    let bytes = slots.as_ref().map_or(0, |(_, bytes)| *bytes).to_le_bytes();
-    let slots = slots.as_ref().map(|(slots, _)| slots.as_fd());
-    let descriptors: Vec<BorrowedFd<'_>> = [data.as_fd(), cursor.as_fd()].into_iter().chain(slots).collect();
-    let send = || {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
-        Ok(sendmsg(stream, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?)
-    };
-    stream.async_io(Interest::WRITABLE, send).await.map(drop)
+pub use sending::{OWN, give_seat};
+
+#[cfg(feature = "daemon")]
+mod sending {
+    use super::{DESCRIPTORS_MAX, SeatMemory};
+    use rustix::fd::{AsFd, BorrowedFd};
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use std::io::{self, IoSlice};
+    use std::mem::MaybeUninit;
+    use tokio::io::Interest;
+    use tokio::net::UnixStream;
+
+    /// First bytes of an owner's connection.
+    pub const OWN: [u8; 8] = *b"mixd-own";
+
+    /// Hands a seat's memory over.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub async fn give_seat(stream: &UnixStream, memory: &SeatMemory) -> io::Result<()> {
+        let SeatMemory { data, cursor, slots } = memory;
+        let bytes = slots.as_ref().map_or(0, |(_, bytes)| *bytes).to_le_bytes();
+        let slots = slots.as_ref().map(|(slots, _)| slots.as_fd());
+        let descriptors: Vec<BorrowedFd<'_>> = [data.as_fd(), cursor.as_fd()].into_iter().chain(slots).collect();
+        let send = || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+            Ok(sendmsg(stream, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?)
+        };
+        stream.async_io(Interest::WRITABLE, send).await.map(drop)
+    }
 }

@@ -105,6 +105,14 @@ impl fmt::Display for Workers {
     }
 }
 
+/// Has the calling thread, and threads that it starts from now on, run on every processor that the system grants it.
+pub fn unbind() {
+    let mut all = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|cpu| all.set(cpu));
+    // The kernel takes those that there are and that the cgroup may use.
+    let _ = sched_setaffinity(None, &all);
+}
+
 /// How far threads that give way stand back: a trainer that wants a processor gets nine tenths of it.
 const NICE: i32 = 10;
 
@@ -142,6 +150,8 @@ mod tests {
             Cpus(vec![first]).pin().unwrap();
             assert_eq!((available(), Workers::Auto.count()), (1, 1));
             assert!(Cpus(vec![CpuSet::MAX_CPU - 1]).pin().is_err());
+            unbind();
+            assert_eq!(rustix::thread::sched_getaffinity(None).unwrap(), set);
         })
         .join()
         .unwrap();

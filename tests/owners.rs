@@ -20,7 +20,7 @@ struct JobDaemon {
 
 impl JobDaemon {
     fn start(linger: &str) -> Self {
-        Self { daemon: Daemon::start(&["--linger", linger]) }
+        Self { daemon: Daemon::start(&["--linger", linger, "--key=the-key"]) }
     }
 
     fn join(&self, launcher: Option<&OwnedFd>) -> UnixStream {
@@ -32,9 +32,9 @@ impl JobDaemon {
             assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
         }
         sendmsg(&stream, &[IoSlice::new(b"mixd-own")], &mut control, SendFlags::empty()).unwrap();
-        let mut answer = [0];
-        stream.read_exact(&mut answer).unwrap();
-        assert_eq!(answer, *b"+");
+        let mut answer = [0; 64];
+        let count = stream.read(&mut answer).unwrap();
+        assert_eq!(&answer[..count], b"+the-key");
         stream
     }
 

@@ -42,6 +42,9 @@ pub struct Serve {
     /// With --until-eof: seconds for which a daemon whose owners have died waits for others, while their launcher runs.
     #[arg(long, hide = true, default_value_t = 0.0, value_name = "SECONDS")]
     linger: f64,
+    /// With --until-eof: sent to owners that join, so that they know what is served.
+    #[arg(long, hide = true, default_value = "", value_name = "KEY")]
+    key: String,
 }
 
 impl Serve {
@@ -60,8 +63,12 @@ impl Serve {
             stop_signal()?
         };
         raise_descriptor_limit();
-        let owners = Owners::default();
+        let owners = Owners::of(&self.key);
         let linger = Duration::try_from_secs_f64(self.linger).context("--linger is a number of seconds")?;
+        if !linger.is_zero() && self.pipeline.cpus.is_none() {
+            // `mpirun` and `srun` bind each rank to processors of its own, and this daemon serves all ranks.
+            crate::cpus::unbind();
+        }
         if self.until_eof {
             owners.add_stdin().context("cannot watch standard input (--until-eof)")?;
         }

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 
 /// What an owner sends before it leaves in order.
 const LEAVES: u8 = b'q';
-/// What the daemon sends once a connection counts.
-const COUNTS: [u8; 1] = [b'+'];
+/// What the daemon sends once a connection counts, before its key.
+const COUNTS: u8 = b'+';
 /// Launchers that are remembered: one a node and agent, and a launcher sends itself once for each of its ranks.
 const LAUNCHERS_MAX: usize = 256;
 
@@ -33,9 +33,18 @@ struct Parts {
 
 /// The owners of a daemon, none at first.
 #[derive(Clone, Default)]
-pub struct Owners(Arc<watch::Sender<Parts>>);
+pub struct Owners {
+    parts: Arc<watch::Sender<Parts>>,
+    /// Names what the daemon serves and how, for owners who join it at a socket that another may have taken.
+    key: Arc<str>,
+}
 
 impl Owners {
+    /// None, of a daemon with this key.
+    pub fn of(key: &str) -> Self {
+        Self { parts: Arc::default(), key: key.into() }
+    }
+
     /// Counts standard input as a part.
     ///
     /// # Errors
@@ -63,7 +72,7 @@ impl Owners {
         if !self.join(launcher) {
             return Ok(());
         }
-        if let Err(error) = stream.write_all(&COUNTS).await {
+        if let Err(error) = stream.write_all(&[&[COUNTS], self.key.as_bytes()].concat()).await {
             self.leave(false);
             return Err(error);
         }
@@ -77,7 +86,7 @@ impl Owners {
 
     /// Whether it counts.
     fn join(&self, launcher: Option<OwnedFd>) -> bool {
-        self.0.send_if_modified(|parts| {
+        self.parts.send_if_modified(|parts| {
             if parts.closed {
                 return false;
             }
@@ -92,7 +101,7 @@ impl Owners {
     }
 
     fn leave(&self, in_order: bool) {
-        self.0.send_modify(|parts| {
+        self.parts.send_modify(|parts| {
             parts.now -= 1;
             parts.died |= !in_order;
         });
@@ -100,12 +109,12 @@ impl Owners {
 
     /// Counts none any more: the daemon ends.
     pub fn close(&self) {
-        self.0.send_modify(|parts| parts.closed = true);
+        self.parts.send_modify(|parts| parts.closed = true);
     }
 
     /// [`Owners::close`] where there is none; whether that is so.
     fn close_if_none(&self) -> bool {
-        self.0.send_if_modified(|parts| {
+        self.parts.send_if_modified(|parts| {
             parts.closed |= parts.now == 0;
             parts.now == 0
         })
@@ -114,7 +123,7 @@ impl Owners {
     /// Waits until there is no owner, and none can be expected: the last have all left in order, or their launchers have ended, or none has come for as
     /// long as `linger`.
     pub async fn gone(&self, linger: Duration) {
-        let mut parts = self.0.subscribe();
+        let mut parts = self.parts.subscribe();
         // Fails only when the sender is gone, and `self` holds it.
         while parts.wait_for(|parts| parts.now == 0).await.is_ok() {
             let (died, launchers) = {

@@ -8,7 +8,7 @@ use crate::ring::{Eviction, GiveUp, Next, RingError, RingReader};
 use crate::spec::FeedSpec;
 use crate::types::{Class, Place, Start};
 use crate::wire::{AttachRequest, Attached, Former, take_seat};
-use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound};
+use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, WouldBlock};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -223,9 +223,9 @@ impl Attachment {
         let attached = attached.ok_or_else(|| ClientError::DaemonGone(self.socket.clone()))?;
         let (session, closed) = oneshot::channel::<()>();
         let gone = || ClientError::DaemonGone(self.socket.clone());
-        // Asked of whichever daemon has the socket now: another one does not know this seat.
+        // Asked of whichever daemon has the socket now: another one does not know this seat. Its queue of connections may be full.
         let memory = take_seat(&self.socket, attached.seat).await.map_err(|source| match source.kind() {
-            NotFound | ConnectionRefused | ConnectionReset | BrokenPipe => gone(),
+            NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | WouldBlock => gone(),
             _ => RingError::Io { action: "take the feed's memory from the daemon", source }.into(),
         })?;
         let memory = memory.ok_or_else(gone)?;

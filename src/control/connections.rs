@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
 /// How often what takes a file descriptor is retried where there is none.
@@ -41,12 +41,13 @@ pub(super) async fn accept(
         let Ok(place) = Arc::clone(&silent).try_acquire_owned() else { continue };
         let (grpc, daemon, owners) = (grpc.clone(), Arc::clone(&daemon), owners.clone());
         tokio::spawn(async move {
-            let first = timeout(FIRST_BYTES_MAX, first_byte(&stream)).await;
-            drop(place);
-            match first {
-                Ok(Ok(Some(byte))) if byte == SEAT[0] => drop(answer(stream, &daemon, &owners).await),
+            match timeout(FIRST_BYTES_MAX, first_byte(&stream)).await {
+                Ok(Ok(Some(byte))) if byte == SEAT[0] => drop(answer(stream, place, &daemon, &owners).await),
                 // HTTP/2, or what its server refuses.
-                Ok(Ok(Some(_))) => drop(grpc.send(Ok(stream)).await),
+                Ok(Ok(Some(_))) => {
+                    drop(place);
+                    drop(grpc.send(Ok(stream)).await);
+                }
                 _ => {}
             }
         });
@@ -61,13 +62,15 @@ async fn first_byte(stream: &UnixStream) -> io::Result<Option<u8>> {
     Ok((count > 0).then_some(byte[0]))
 }
 
-async fn answer(stream: UnixStream, daemon: &Daemon, owners: &Owners) -> io::Result<()> {
+/// Answers a connection that is no gRPC; `silent`, its place among those that send nothing, is given back once the request is there.
+async fn answer(stream: UnixStream, silent: OwnedSemaphorePermit, daemon: &Daemon, owners: &Owners) -> io::Result<()> {
     if stream.peer_cred()?.uid() != rustix::process::getuid().as_raw() {
         return Ok(());
     }
     // What is so short comes as one message.
     let mut request = [0; 24];
     let (count, descriptors) = timeout(FIRST_BYTES_MAX, receive(&stream, &mut request)).await??;
+    drop(silent);
     match request[..count].split_first_chunk() {
         Some((&SEAT, token)) => {
             let memory = token.try_into().ok().and_then(|token| daemon.take_seat(SeatToken(token)));

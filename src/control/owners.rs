@@ -7,6 +7,7 @@ use crate::wire::receive;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
@@ -157,14 +158,18 @@ async fn ended(processes: Vec<Arc<OwnedFd>>) {
         return std::future::pending().await;
     }
     for process in processes {
-        #[expect(
-            deprecated,
-            reason = "its successor is unsafe, for descriptors that somebody else may close; this one is owned"
-        )]
-        let watched = AsyncFd::with_interest(process, Interest::READABLE);
-        match watched {
-            Ok(watched) => drop(watched.readable().await),
-            Err(_) => return std::future::pending().await,
-        }
+        exited(process).await;
+    }
+}
+
+/// Waits until the process of a pidfd has exited; for ever where the system cannot watch it.
+pub(super) async fn exited(process: impl AsRawFd) {
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe, for descriptors that somebody else may close; this one is owned"
+    )]
+    match AsyncFd::with_interest(process, Interest::READABLE) {
+        Ok(watched) => drop(watched.readable().await),
+        Err(_) => std::future::pending().await,
     }
 }

@@ -2,7 +2,7 @@
 
 use super::connections::{DESCRIPTOR_PAUSE, accept};
 use super::daemon::{AttachError, Daemon};
-use super::owners::Owners;
+use super::owners::{Owners, exited};
 #[cfg(feature = "cuda")]
 use crate::cuda::CudaError;
 #[cfg(feature = "cuda")]
@@ -19,8 +19,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -71,7 +69,7 @@ pub async fn serve(
     }
 }
 
-/// Lets in only the daemon's own user; the ring's files are open to no other anyway.
+/// Lets in only the daemon's own user.
 fn same_user(request: Request<()>) -> Result<Request<()>, Status> {
     let own = rustix::process::getuid().as_raw();
     let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
@@ -96,13 +94,8 @@ async fn death(pid: Option<i32>) {
             process => break process.and_then(Result::ok),
         }
     };
-    #[expect(
-        deprecated,
-        reason = "its successor is unsafe, for descriptors that somebody else may close; this one is owned"
-    )]
-    let watched = process.and_then(|process| AsyncFd::with_interest(process, Interest::READABLE).ok());
-    match watched {
-        Some(watched) => drop(watched.readable().await),
+    match process {
+        Some(process) => exited(process).await,
         // A process that is not seen from here, such as one in another container: its stream has to do.
         None => std::future::pending().await,
     }

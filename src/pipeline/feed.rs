@@ -127,7 +127,7 @@ impl Feed {
         self.ring.remove_reader(reader);
     }
 
-    /// Waits no longer for trainers that are still to come.
+    /// Releases the reconnect hold.
     pub fn release_hold(&self) {
         let hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(hold) = hold {

@@ -1,6 +1,6 @@
 //! The ledger of images that are bad now: each with its name and cause, until it reads and decodes again.
 
-use crate::source::Source;
+use crate::source::{ReadError, Source};
 pub use crate::status::BadSample;
 use crate::types::{ParseError, SampleId, Split, named};
 use std::collections::BTreeMap;
@@ -57,15 +57,18 @@ impl Ledger {
         let mut splits = self.splits();
         let others: usize = splits.iter().map(Entries::len).sum();
         let known = splits[split as usize].get(&sample);
-        if known.is_none_or(|known| known.cause != fault.cause && !known.cause.is_empty()) {
-            let name = source.name(split, sample);
-            tracing::warn!(%split, sample_id = sample, "bad image: {name}: {}", fault.cause);
-        }
+        let is_news = known.is_none_or(|known| known.cause != fault.cause && !known.cause.is_empty());
+        let cause = if is_news { fault.cause.clone() } else { String::new() };
         if others >= ENTRIES_MAX && known.is_none_or(|known| known.cause.is_empty()) {
             fault.cause = String::new();
         }
         splits[split as usize].insert(sample, fault);
         self.len.store(splits.iter().map(Entries::len).sum(), Ordering::Relaxed);
+        // A log that is slow to be read must not hold up the decoders.
+        drop(splits);
+        if is_news {
+            tracing::warn!(%split, sample_id = sample, "bad image: {}: {cause}", source.name(split, sample));
+        }
     }
 
     /// Removes an image that was read and decoded.
@@ -74,10 +77,12 @@ impl Ledger {
             return;
         }
         let mut splits = self.splits();
-        if splits[split as usize].remove(&sample).is_some() {
+        let was_bad = splits[split as usize].remove(&sample).is_some();
+        self.len.store(splits.iter().map(Entries::len).sum(), Ordering::Relaxed);
+        drop(splits);
+        if was_bad {
             tracing::info!(%split, sample_id = sample, "image is good again: {}", source.name(split, sample));
         }
-        self.len.store(splits.iter().map(Entries::len).sum(), Ordering::Relaxed);
     }
 
     /// Why an image was bad when it was last tried; `None` of a good one.
@@ -101,6 +106,7 @@ impl Ledger {
         for (sample, fault) in entries {
             match source.read(split, sample, &mut bytes) {
                 Ok(_) if !fault.is_of(&bytes) => self.clear(source, split, sample),
+                Err(ReadError::DescriptorShortage(_)) => {}
                 _ => bad += 1,
             }
             if bad > enough {

@@ -138,7 +138,9 @@ pub enum FeedError {
         last: BadSample,
     },
     /// More than 5 % of the split cannot be read or decoded.
-    #[error("{bad} of {samples} images of {split} cannot be decoded, more than 5 %; `mixd status` lists them")]
+    #[error(
+        "{bad} of {samples} images of {split} cannot be read or decoded, more than 5 %: `mixd status` lists them (restore them, and open the feed again)"
+    )]
     TooManyBad {
         /// Images that fail now.
         bad: usize,

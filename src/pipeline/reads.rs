@@ -2,7 +2,7 @@
 //!
 //! A failed read has one of three reasons. The machine lacks descriptors: that is no fault of the image, and its reader waits. The data is away,
 //! since a disk, a mount or a network fails: nothing else can be read either, and readers wait for [`OUTAGE_MAX`] from its beginning. Or it is the image's
-//! own trouble: it fails for [`IMAGE_RETRY`] while another image, the last that was read, can be read. So a split with many missing files
+//! own trouble: it fails for [`IMAGE_RETRY`] while another image of its split, the last that was read, can be read. So a split with many missing files
 //! costs [`IMAGE_RETRY`] for each, and an outage [`OUTAGE_MAX`] once, whatever the number of images.
 
 use crate::source::{ReadError, Source, Stamp};
@@ -24,8 +24,8 @@ const NOTICE: Duration = Duration::from_secs(10);
 struct State {
     /// When the first and the last read of the current outage failed.
     outage: Option<[Instant; 2]>,
-    /// The image that was read last.
-    last: Option<(Split, SampleId)>,
+    /// The image of each split that was read last: splits may lie on different disks.
+    last: [Option<SampleId>; Split::ALL.len()],
     /// When a wait was last logged.
     noticed: Option<Instant>,
 }
@@ -76,7 +76,8 @@ impl Reads {
 
     fn succeed(&self, image: (Split, SampleId)) {
         let mut state = self.state();
-        (state.outage, state.last) = (None, Some(image));
+        state.outage = None;
+        state.last[image.0 as usize] = Some(image.1);
     }
 
     /// Whether an image that failed since `start` is retried.
@@ -86,15 +87,15 @@ impl Reads {
         let current = state.outage.filter(|[_, last]| now - *last < OUTAGE_MAX);
         let since = current.map_or(now, |[since, _]| since);
         state.outage = Some([since, now]);
-        let other = state.last.filter(|&other| other != image);
+        let other = state.last[image.0 as usize].filter(|&other| other != image.1);
         drop(state);
         if now - start < IMAGE_RETRY && now - since < OUTAGE_MAX {
             return true;
         }
         if let Some(other) = other
-            && source.read(other.0, other.1, &mut Vec::new()).is_ok()
+            && source.read(image.0, other, &mut Vec::new()).is_ok()
         {
-            self.succeed(other);
+            self.succeed((image.0, other));
             return false;
         }
         now - since < OUTAGE_MAX

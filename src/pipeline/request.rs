@@ -83,7 +83,9 @@ impl Pending {
             match rows.wait_settled(row, || requester.is_stopped()) {
                 State::Ready => return Ok(Some(location)),
                 State::Bad => return Ok(None),
-                State::Claimed => return Err(FeedError::Stopping),
+                State::Claimed if requester.is_stopped() => return Err(FeedError::Stopping),
+                // It was bad, and is tried again for another batch.
+                State::Claimed => {}
                 // Whoever had claimed it stopped before it was decoded.
                 State::Empty => location = requester.request(image, self.plan.image_size, &self.staging, at)?,
             }

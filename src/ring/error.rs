@@ -7,7 +7,7 @@ use std::io;
 pub enum RingError {
     /// There is no memory for it.
     #[error(
-        "no memory for a ring: it needs {need} bytes and {free} are available (use a smaller batch, fewer slots or a smaller dtype; in a \
+        "no memory for a ring: it needs {need} bytes and {free} are available (use a smaller batch, fewer slots, a smaller dtype or a smaller --cache; in a \
          container, raise its memory limit: `docker run --memory`, or resources.limits.memory in Kubernetes)"
     )]
     NoMemory {

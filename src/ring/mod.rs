@@ -49,10 +49,10 @@
 //! before it sleeps again. A call that is missed, or comes in vain, costs time and nothing else.
 //!
 //! **Trust.** The daemon checks what it reads in a cursor: `released` never falls and never passes `published`, and a reader of a latest
-//! feed leases one slot; else that reader is evicted, and its leases count for nothing. Its event word costs at most a needless
-//! wake-up, its announcement has those that it outruns be late while it reads on, the time that it says it takes to wake calls it early by
-//! 100 µs at most, its looks have those that it outruns be late no sooner than if it did wait; its other counters are for people to see. When a reader goes, the daemon takes it off the list and wakes the writer,
-//! which no longer waits for it; when the last goes, the feed is over.
+//! feed leases one slot; else that reader is evicted, and its leases count for nothing. What else a cursor holds costs little: its event word
+//! a needless wake-up; its announcement and its looks, that readers which it outruns count as late while it reads on; the time that it takes to
+//! wake, a call 100 µs early at most. Its other counters are for people to see. When a reader goes, the daemon takes it off the list and wakes the
+//! writer, which no longer waits for it; when the last goes, the feed is over.
 //!
 //! **Keeping.** A reader may keep a batch for longer than the ring can wait: it puts a copy in the place where it saw the slot, and ends the
 //! lease. So a reader also leaves at once, whatever it holds.

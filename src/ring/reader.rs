@@ -134,7 +134,7 @@ pub enum Next {
         /// Whether it failed, rather than being stopped in order.
         failed: bool,
     },
-    /// The writer has put this reader out.
+    /// The writer has evicted this reader.
     Evicted(Eviction),
     /// [`GiveUp::give_up`] was called.
     GaveUp,
@@ -142,12 +142,12 @@ pub enum Next {
     Interrupted,
 }
 
-/// Why a reader was put out.
+/// Why a reader was evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Eviction {
     /// It has kept others waiting for too long.
     Lag,
-    /// Its cursor said what cannot be.
+    /// Its cursor failed validation.
     Unlawful,
 }
 

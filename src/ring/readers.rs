@@ -43,10 +43,10 @@ impl ReaderEntry {
     pub(super) fn look(&self, published: u64, delivery: Delivery) -> Result<(), String> {
         let (before, now) = (self.released.load(Ordering::Relaxed), self.cursor.words().released());
         if !is_lawful(before, now, published) {
-            return Err(format!("it says {now} released where at least {before} and at most {published} can be"));
+            return Err(format!("{now} batches released, which must be {before} to {published}"));
         }
         if delivery == Delivery::Latest && self.leases_too_many() {
-            return Err("it holds several slots where one can be".to_owned());
+            return Err("several slots leased, of which there may be one".to_owned());
         }
         self.released.store(now, Ordering::Relaxed);
         Ok(())

@@ -108,7 +108,11 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        *promised() -= *self.promised.get_mut();
+        let kept = *self.promised.get_mut();
+        // Of a trainer's it is 0, and a child that was forked may have a copy of the lock that is held for good.
+        if kept > 0 {
+            *promised() -= kept;
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use std::ffi::c_void;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, TryLockError};
 
 /// As the daemon writes it.
 const SHARED: u8 = 0;
@@ -48,11 +48,40 @@ unsafe impl Sync for Entry {}
 unsafe impl Send for Entry {}
 
 static ENTRIES: AtomicPtr<Entry> = AtomicPtr::new(std::ptr::null_mut());
-/// Entries whose views are gone.
+/// Entries whose views are gone. Never waited for: a child that was forked may have a copy of the lock that is held for good.
 static FREE: Mutex<Vec<&Entry>> = Mutex::new(Vec::new());
 
-fn free_entries() -> MutexGuard<'static, Vec<&'static Entry>> {
-    FREE.lock().unwrap_or_else(PoisonError::into_inner)
+fn with_free_entries<T>(act: impl FnOnce(&mut Vec<&'static Entry>) -> T) -> Option<T> {
+    match FREE.try_lock() {
+        Ok(mut free) => Some(act(&mut free)),
+        Err(TryLockError::Poisoned(free)) => Some(act(&mut free.into_inner())),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+/// Adds an entry to the list.
+fn new_entry() -> &'static Entry {
+    let mut entry = Box::new(Entry {
+        next: ENTRIES.load(Ordering::Acquire),
+        start: AtomicUsize::new(0),
+        bytes: AtomicUsize::new(0),
+        file: AtomicI32::new(-1),
+        offset: AtomicUsize::new(0),
+        pid: AtomicU32::new(0),
+        state: AtomicU8::new(SHARED),
+    });
+    loop {
+        let (next, new) = (entry.next.cast_mut(), Box::into_raw(entry));
+        match ENTRIES.compare_exchange(next, new, Ordering::AcqRel, Ordering::Acquire) {
+            // SAFETY: leaked from here on, and changed by its atomics alone.
+            Ok(_) => return unsafe { &*new },
+            Err(now) => {
+                // SAFETY: nobody has seen it.
+                entry = unsafe { Box::from_raw(new) };
+                entry.next = now;
+            }
+        }
+    }
 }
 
 fn entries() -> impl Iterator<Item = &'static Entry> {
@@ -135,21 +164,7 @@ impl View {
             mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::SHARED, file.as_fd(), offset as u64)
         };
         let address = address.map_err(|errno| RingError::NoView { bytes, source: errno.into() })?;
-        // Locked to the end: one thread at a time adds to the list.
-        let mut free = free_entries();
-        let entry = free.pop().unwrap_or_else(|| {
-            let entry = Box::leak(Box::new(Entry {
-                next: ENTRIES.load(Ordering::Relaxed),
-                start: AtomicUsize::new(0),
-                bytes: AtomicUsize::new(0),
-                file: AtomicI32::new(-1),
-                offset: AtomicUsize::new(0),
-                pid: AtomicU32::new(0),
-                state: AtomicU8::new(SHARED),
-            }));
-            ENTRIES.store(entry, Ordering::Release);
-            entry
-        });
+        let entry = with_free_entries(Vec::pop).flatten().unwrap_or_else(new_entry);
         entry.bytes.store(bytes, Ordering::Relaxed);
         entry.file.store(file.as_raw_fd(), Ordering::Relaxed);
         entry.offset.store(offset, Ordering::Relaxed);
@@ -232,8 +247,7 @@ impl Drop for View {
         if is_own {
             // SAFETY: mapped by `open`, and nobody refers to it any more.
             let _ = unsafe { munmap(address, bytes) };
-            // A child's copy of the lock may be held for good.
-            free_entries().push(self.0);
+            with_free_entries(|free| free.push(self.0));
         }
     }
 }

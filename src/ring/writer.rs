@@ -24,7 +24,7 @@ pub enum WriterStopped {
     Stopped,
     /// Nobody reads the ring any more.
     Deserted,
-    /// The last reader was put out because of what its cursor said.
+    /// The last reader was evicted: its cursor failed validation.
     Evicted(String),
     /// The memory that was available when the ring was made is gone.
     NoMemory(String),
@@ -46,28 +46,28 @@ pub struct RingWriter {
 struct Lag {
     /// Which reader, with how much released, for how long.
     late: Vec<(ReaderId, u64, Duration)>,
-    /// How often each reader that waits had looked when time was last counted.
+    /// How often each reader that keeps up had looked for a batch when time was last counted.
     looks: Vec<(ReaderId, u64)>,
     /// When that was.
     counted: Option<Instant>,
 }
 
-/// The most time that counts as lag between two looks of a reader that waits, which come four times a second.
+/// The most time that counts as lag between two looks of a reader that waits, which come four times a second. Half of `max_lag` where that is less.
 const LOOK_MAX: Duration = Duration::from_millis(500);
 
 impl Lag {
-    /// The time since this was last asked for which a reader has waited and was running: where all are stopped, by a signal, with their cgroup or
-    /// with the machine, nobody is kept waiting.
-    fn passed(&mut self, waiting: Vec<(ReaderId, u64)>, max_lag: Duration) -> Duration {
+    /// The time since this was last asked for which one of these readers has looked for a batch. Where all are stopped, by a signal, with their cgroup or
+    /// with the machine, no reader waits.
+    fn passed(&mut self, keep_up: Vec<(ReaderId, u64)>, max_lag: Duration) -> Duration {
         let now = Instant::now();
         let before = |id| self.looks.iter().find(|&&(known, _)| known == id).map(|&(_, looks)| looks);
-        if !waiting.iter().any(|&(id, looks)| before(id).is_some_and(|before| before != looks)) {
-            let new: Vec<_> = waiting.into_iter().filter(|&(id, _)| before(id).is_none()).collect();
+        if !keep_up.iter().any(|&(id, looks)| before(id).is_some_and(|before| before != looks)) {
+            let new: Vec<_> = keep_up.into_iter().filter(|&(id, _)| before(id).is_none()).collect();
             self.looks.extend(new);
             self.counted.get_or_insert(now);
             return Duration::ZERO;
         }
-        self.looks = waiting;
+        self.looks = keep_up;
         let since = self.counted.replace(now).map_or(Duration::ZERO, |counted| now - counted);
         since.min(LOOK_MAX).min(max_lag / 2 + Duration::from_nanos(1))
     }
@@ -146,13 +146,13 @@ impl RingWriter {
         Ok(SlotMut { writer: self, slot })
     }
 
-    /// Reads all cursors, and puts out those that say what cannot be.
+    /// Reads all cursors, and evicts the readers whose cursors fail validation.
     fn judge(&self, readers: &mut Readers) -> Result<(), WriterStopped> {
         let Readers { live, evicted, closed } = readers;
         let mut outcome = Ok(());
         live.retain(|reader| {
             let Err(why) = reader.look(self.seq, self.shared.pace.delivery) else { return true };
-            let reason = format!("evicted for what the trainer's cursor says: {why}");
+            let reason = format!("evicted: the trainer's cursor failed validation: {why}");
             tracing::warn!(reader = reader.id, "{reason}");
             reader.cursor.words().evict(EVICTED_UNLAWFUL);
             self.shared.count_out(reader);
@@ -211,7 +211,7 @@ impl RingWriter {
         }
     }
 
-    /// Puts out those that have kept others waiting at a stretch for longer than they may; whether there are any.
+    /// Evicts those that have kept others waiting at a stretch for longer than they may; whether there are any.
     pub(super) fn evict_late(&self) -> bool {
         let Shared { data, pace, .. } = &*self.shared;
         if pace.max_lag == Duration::MAX {
@@ -220,17 +220,9 @@ impl RingWriter {
         let (mut readers, mut lag) = (self.shared.readers(), self.lag.borrow_mut());
         let stands = |reader: &ReaderEntry| reader.cursor.words().released();
         let is_late = |reader: &ReaderEntry| !reader.is_hold && !has_room(self.seq, stands(reader), data.slots);
-        let waits = |reader: &&Arc<ReaderEntry>| {
-            let has_begun = stands(reader) <= self.seq;
-            has_begun && !is_late(reader) && reader.cursor.words().reader_waiting.load(Ordering::Relaxed) != 0
-        };
+        let keeps_up = |reader: &&Arc<ReaderEntry>| stands(reader) <= self.seq && !is_late(reader);
         let looks = |reader: &Arc<ReaderEntry>| (reader.id, reader.cursor.page().looks.load(Ordering::Relaxed));
-        let waiting: Vec<_> = readers.live.iter().filter(waits).map(looks).collect();
-        if waiting.is_empty() {
-            *lag = Lag::default();
-            return false;
-        }
-        let passed = lag.passed(waiting, pace.max_lag);
+        let passed = lag.passed(readers.live.iter().filter(keeps_up).map(looks).collect(), pace.max_lag);
         let before = std::mem::take(&mut lag.late);
         for reader in readers.live.iter().filter(|reader| is_late(reader)) {
             let here = (reader.id, stands(reader));

@@ -46,24 +46,25 @@ pub fn unpack(
     for number in [meta.len() as i64, meta.mtime(), meta.mtime_nsec()] {
         key.extend(number.to_le_bytes());
     }
-    std::fs::create_dir_all(cache_dir).map_err(DatasetError::io("create", cache_dir))?;
+    let no_cache = |source| DatasetError::NoCache { path: cache_dir.to_owned(), source };
+    std::fs::create_dir_all(cache_dir).map_err(no_cache)?;
     let stem = format!("{}-{:016x}", &name[..name.len() - ending.len()], xxhash_rust::xxh3::xxh3_64(&key));
     let [whole, partial, stale] =
         ["", ".partial", ".stale.partial"].map(|ending| cache_dir.join(stem.clone() + ending));
-    if let Some(index) = whole_index(&whole, cache_dir) {
+    if let Some(index) = whole_index(&whole, cache_dir)? {
         return Ok((whole, index));
     }
     let lock_path = cache_dir.join(format!("{stem}.lock"));
-    let lock = File::create(&lock_path).map_err(DatasetError::io("create", &lock_path))?;
+    let lock = File::create(&lock_path).map_err(no_cache)?;
     flock(&lock, FlockOperation::LockExclusive).map_err(|errno| DatasetError::io("lock", &lock_path)(errno.into()))?;
-    if let Some(index) = whole_index(&whole, cache_dir) {
+    if let Some(index) = whole_index(&whole, cache_dir)? {
         return Ok((whole, index));
     }
     if whole.is_dir() {
         tracing::warn!("{} lacks images of its archive: it is unpacked anew", whole.display());
     }
     remove_partials(cache_dir, &[&partial, &stale]);
-    std::fs::create_dir(&partial).map_err(DatasetError::io("create", &partial))?;
+    std::fs::create_dir(&partial).map_err(no_cache)?;
     extract(&archive, &partial, meta.len(), progress).map_err(|error| {
         let _ = std::fs::remove_dir_all(&partial);
         DatasetError::Archive { path: archive.clone(), cause: error.to_string() }
@@ -99,9 +100,13 @@ fn manifest(index: &Index) -> String {
 }
 
 /// The images of an unpacked folder; `None` where it is missing, or does not hold what its manifest names.
-fn whole_index(folder: &Path, cache_dir: &Path) -> Option<Index> {
-    let expected = std::fs::read_to_string(folder.join(MANIFEST)).ok()?;
-    walk::index(folder, cache_dir).ok().filter(|index| manifest(index) == expected)
+fn whole_index(folder: &Path, cache_dir: &Path) -> Result<Option<Index>, DatasetError> {
+    let path = folder.join(MANIFEST);
+    let expected = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(DatasetError::io("read", &path))?,
+    };
+    Ok(Some(walk::index(folder, cache_dir)?).filter(|index| manifest(index) == expected))
 }
 
 /// Removes what unpackings that did not end have left: `own`, whose lock is held, and those whose locks are free.
@@ -111,7 +116,11 @@ fn remove_partials(cache_dir: &Path, own: &[&Path]) {
         if path.extension() != Some("partial".as_ref()) {
             continue;
         }
-        let lock_path = path.with_extension("lock");
+        // Of `X.partial`, and of `X.stale.partial`.
+        let stem = path.with_extension("");
+        let stem = if stem.extension() == Some("stale".as_ref()) { stem.with_extension("") } else { stem };
+        let mut lock_path = stem.into_os_string();
+        lock_path.push(".lock");
         let is_free = |lock: File| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
         if own.contains(&&*path) || File::open(&lock_path).is_ok_and(is_free) {
             let _ = std::fs::remove_dir_all(&path);

@@ -165,6 +165,14 @@ pub enum DatasetError {
         /// What is wrong.
         cause: String,
     },
+    /// There is no folder to unpack to.
+    #[error("cannot unpack to {}: {source} (name a folder that this user may write to: MIXD_CACHE_DIR)", path.display())]
+    NoCache {
+        /// The folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// A system call failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {

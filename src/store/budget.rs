@@ -54,8 +54,8 @@ impl Budget {
         Self { total, taken: AtomicU64::new(0), memory: None }
     }
 
-    /// A budget that is not spent further while less than a quarter of the memory that is free now is free, which `look` reads: the rest is for rings,
-    /// staging and decoders.
+    /// A budget that is not spent further while less than a quarter of the memory that is free now (2 GiB at most) is free, which `look` reads: the rest
+    /// is for rings, staging and decoders.
     pub fn watching(total: u64, look: fn() -> Option<u64>) -> Self {
         let memory = |free: u64| {
             let reserve = (free / 4).min(RESERVE_BYTES_MAX);
@@ -68,6 +68,13 @@ impl Budget {
     pub fn may_grow(&self, bytes: u64) -> bool {
         let Some(memory) = &self.memory else { return true };
         memory.lock().unwrap_or_else(PoisonError::into_inner).grant(bytes)
+    }
+
+    /// Whether memory was short when it was last read, a moment ago.
+    pub fn is_short(&self) -> bool {
+        let Some(memory) = &self.memory else { return false };
+        let memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.short.is_some_and(|at| at.elapsed() < LOOK_INTERVAL)
     }
 
     /// All of it.

@@ -98,17 +98,25 @@ extern "C" fn on_bus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_
     };
     if code == libc::BUS_ADRERR
         && let Some(region) = regions().find(is_inside)
-        && map_zeros(address)
     {
-        return region.damaged.store(true, Ordering::Release);
+        // Before the page is there: another thread may read it without a fault, and must find the mark.
+        region.damaged.store(true, Ordering::SeqCst);
+        if map_zeros(address) {
+            return;
+        }
     }
     // SAFETY: null, or leaked by `install`.
     let former = unsafe { FORMER.load(Ordering::Acquire).as_ref() };
     let handler = former.map_or(libc::SIG_DFL, |former| former.sa_sigaction);
     if [libc::SIG_DFL, libc::SIG_IGN].contains(&handler) {
-        // The access fails again, and ends the process.
-        // SAFETY: sigaction and signal are async-signal-safe.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // An access fails again and ends the process; a signal that was sent does not come again.
+        // SAFETY: signal and raise are async-signal-safe.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            if code <= 0 {
+                libc::raise(signal);
+            }
+        }
     } else if former.is_some_and(|former| former.sa_flags & libc::SA_SIGINFO != 0) {
         // SAFETY: an action with SA_SIGINFO holds a handler of this type.
         let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = unsafe { std::mem::transmute(handler) };

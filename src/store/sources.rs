@@ -14,6 +14,7 @@ use crate::types::{ImageSize, SampleId};
 use bytemuck::{Pod, Zeroable};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::retry_on_intr;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -254,6 +255,8 @@ impl Sources {
                         return Found::GaveUp;
                     }
                 }
+                // A claim would have the whole image decoded, for nothing.
+                EMPTY if self.file.is_none() && self.budget.is_short() => return Found::Full,
                 _ => {
                     if state.compare_exchange(word, CLAIMED, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
                         let unchecked = (word & STATE == UNCHECKED).then_some((word >> STATE_BITS) * UNIT);
@@ -311,26 +314,34 @@ impl Sources {
         self.end().free - self.start
     }
 
-    /// Takes room for an entry: its offset; `None` where the budget, the mapping or the disk has none.
-    fn allocate(&self, bytes: u64) -> Option<u64> {
+    /// Takes room for an entry: its offset; else the sample's state, `FULL` where the budget, the mapping or the disk has none, `EMPTY` where memory
+    /// is short now.
+    fn allocate(&self, bytes: u64) -> Result<u64, u64> {
         let mut end = self.end();
         let next = end.free + bytes;
-        let may_grow = || self.file.is_some() || self.budget.may_grow(bytes);
-        if next > self.limit || !may_grow() || !self.budget.take(bytes) {
-            return None;
+        if next > self.limit || self.budget.left() < bytes {
+            return Err(FULL);
+        }
+        // Memory may be free again when the sample is decoded next.
+        if self.file.is_none() && !self.budget.may_grow(bytes) {
+            return Err(EMPTY);
+        }
+        if !self.budget.take(bytes) {
+            return Err(FULL);
         }
         if next > end.reserved {
             let file = self.file.as_ref().expect("memory of the process is all reserved");
             let to = next.next_multiple_of(GROWTH).min(self.limit);
-            if fallocate(file, FallocateFlags::empty(), end.reserved, to - end.reserved).is_err() {
+            let reserve = || fallocate(file, FallocateFlags::empty(), end.reserved, to - end.reserved);
+            if retry_on_intr(reserve).is_err() {
                 self.budget.give(bytes);
-                return None;
+                return Err(FULL);
             }
             end.reserved = to;
         }
         let offset = end.free;
         end.free = next;
-        Some(offset)
+        Ok(offset)
     }
 }
 
@@ -373,8 +384,10 @@ impl<'a> SourceClaim<'a> {
     pub fn keep(mut self, picture: &Picture<'_>, stamp: Option<u64>) {
         let sources = self.sources;
         let bytes = picture.width as u64 * u64::from(picture.height) * picture.channels as u64;
-        self.outcome = FULL;
-        let Some(offset) = sources.allocate(Header::entry_bytes(bytes)) else { return };
+        let offset = match sources.allocate(Header::entry_bytes(bytes)) {
+            Ok(offset) => offset,
+            Err(outcome) => return self.outcome = outcome,
+        };
         let map = sources.map.as_ref().expect("there is room");
         // SAFETY: the room was allocated for this claim alone: reserved bytes inside the mapping, which nobody reads before its offset is published.
         let room =

@@ -471,7 +471,14 @@ fn trainings_share_a_feed() {
     let train = |name: &str, more: &[&str]| {
         let mut command = common::mixd();
         command.args(["train", "--share=sweep", "--size=32", "--batch-size=20", "--threads=1"]).args(more);
-        command.arg("--socket").arg(daemon.socket()).arg("--log").arg(log(name)).stdout(Stdio::null()).spawn().unwrap()
+        command
+            .arg("--socket")
+            .arg(daemon.socket())
+            .arg("--log")
+            .arg(log(name))
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
     };
     let mut first = train("first", &["--epochs=4", "--lr=0.02"]);
     let shared = || client::status(&daemon.socket()).unwrap().feeds.into_iter().find(|feed| feed.trainers[0].read > 0);

@@ -264,6 +264,7 @@ fn a_killed_trainer_costs_no_device_memory_and_a_killed_daemon_no_batch() {
     }
 }
 
+/// design.md §8: no CUDA, or out of device memory.
 #[test]
 fn what_is_not_there_is_refused_naming_what_was_looked_for() {
     let data = sample_data();

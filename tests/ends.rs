@@ -15,6 +15,7 @@ fn spec() -> FeedSpec {
     FeedSpec { batch_size: 8, ..FeedSpec::train() }
 }
 
+/// design.md §8: a trainer dies.
 #[test]
 fn a_killed_trainers_feed_is_freed_and_others_read_on() {
     let daemon = Daemon::start(&[]);
@@ -81,6 +82,7 @@ fn ctrl_c_on_a_terminal_leaves_nothing() {
     ctrl_c(&["train", "--epochs=1000", "--batch-size=8"], "accuracy");
 }
 
+/// design.md §8: the daemon dies, and none takes its place.
 #[test]
 fn a_killed_daemon_is_an_error_after_what_was_published() {
     let mut daemon = Daemon::start(&[]);
@@ -123,6 +125,7 @@ fn a_trainer_that_waits_learns_of_the_daemons_death() {
     assert!(killed.elapsed() < DEADLINE);
 }
 
+/// design.md §8: stale files of a dead daemon.
 #[test]
 fn the_next_daemon_removes_what_a_killed_one_left() {
     let mut first = Daemon::start(&[]);
@@ -136,6 +139,7 @@ fn the_next_daemon_removes_what_a_killed_one_left() {
     assert_eq!(second.attach(spec()).unwrap().epoch().count(), 25);
 }
 
+/// design.md §8: SIGTERM and Ctrl-C.
 #[test]
 fn signals_end_a_daemon_in_order_and_leave_nothing() {
     for signal in [Signal::TERM, Signal::INT] {
@@ -192,6 +196,7 @@ fn images_that_take_long_do_not_hold_up_the_end() {
     assert_eq!(daemon.files(), [] as [std::path::PathBuf; 0]);
 }
 
+/// design.md §8: a second daemon on the socket.
 #[test]
 fn a_second_daemon_is_refused_naming_the_first() {
     let daemon = Daemon::start(&[]);
@@ -298,6 +303,7 @@ fn words_that_cannot_be_written_end_nobody() {
     assert_eq!(daemon.child.wait().unwrap().code(), Some(0));
 }
 
+/// design.md §8: a limit that a feed meets.
 #[test]
 fn a_log_that_meets_a_limit_of_its_size_ends_nobody_and_a_ring_that_does_is_refused() {
     let dir = tempfile::tempdir().unwrap();

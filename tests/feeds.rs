@@ -113,6 +113,7 @@ fn killed_and_started_again(mut daemon: Daemon, args: &[&str]) -> Daemon {
     Daemon::again(dir, &sample_data(), args)
 }
 
+/// design.md §8: the daemon dies.
 #[test]
 fn trainers_go_on_with_the_next_batch_of_the_daemon_that_takes_the_place_of_a_killed_one() {
     let mut daemon = Daemon::start(&[]);
@@ -297,6 +298,7 @@ fn a_daemon_that_would_make_other_batches_is_not_taken_for_the_one_that_is_gone(
     assert!(feed.next_batch().is_err());
 }
 
+/// design.md §8: a trainer stalls.
 #[test]
 fn a_stopped_trainer_is_evicted_and_what_it_holds_stays_whole() {
     let daemon = Daemon::start(&[]);

@@ -159,6 +159,7 @@ fn a_store_that_holds_little_gives_the_same_bytes() {
     assert_eq!(all, read(&["--cache=off", "--workers=3"]));
 }
 
+/// design.md §8: an unreadable image.
 #[test]
 fn a_bad_image_is_substituted_by_the_next_of_its_class_and_entered_once() {
     let folder = small_folder(25);
@@ -234,6 +235,7 @@ fn a_cache_file_serves_no_stale_pixels() {
     assert!(stderr(&both).contains("leave one of them out"), "{}", stderr(&both));
 }
 
+/// design.md §8: more than 5 % bad.
 #[test]
 fn too_many_bad_images_end_the_feed() {
     let folder = small_folder(10);
@@ -243,9 +245,27 @@ fn too_many_bad_images_end_the_feed() {
     let daemon = Daemon::on(folder.path(), &[]);
     let mut feed = daemon.attach(FeedSpec { batch_size: 20, ..spec() }).unwrap();
     let error = feed.next_batch().err().unwrap();
-    assert!(matches!(error, ClientError::Ended { failed: true, .. }), "{error}");
+    let is_named = |reason: &str| reason.contains("2 of 20 images of train cannot be read or decoded, more than 5 %");
+    assert!(matches!(&error, ClientError::Ended { failed: true, reason } if is_named(reason)), "{error}");
 }
 
+/// design.md §8: no readable image of a class.
+#[test]
+fn a_class_without_a_readable_image_ends_the_feed_and_is_named() {
+    let folder = small_folder(40);
+    for nth in 0..40 {
+        let image = folder.path().join(format!("train/n01440764/{nth:03}.png"));
+        // Two of 42 images, fewer than 5 %.
+        if nth < 2 { std::fs::write(image, "") } else { std::fs::remove_file(image) }.unwrap();
+    }
+    let daemon = Daemon::on(folder.path(), &[]);
+    let mut feed = daemon.attach(FeedSpec { batch_size: 42, ..spec() }).unwrap();
+    let error = feed.next_batch().err().unwrap();
+    let is_named = |reason: &str| reason.contains("no readable image of class") && reason.contains("n01440764");
+    assert!(matches!(&error, ClientError::Ended { failed: true, reason } if is_named(reason)), "{error}");
+}
+
+/// design.md §8: a bad spec.
 #[test]
 fn specs_out_of_range_are_refused_and_running_feeds_go_on() {
     let daemon = Daemon::start(&[]);
@@ -274,6 +294,7 @@ fn a_ring_for_which_there_is_no_memory_is_a_refusal_that_names_need_and_room() {
     drop(daemon.attach(FeedSpec { batch_size: 4, ..spec() }).unwrap());
 }
 
+/// design.md §8: data that is no image folder, and the exit codes.
 #[test]
 fn wrong_data_and_wrong_usage_have_their_exit_codes() {
     let missing = run(&["serve", "--data", "/no/such/folder", "--socket", "/tmp/mixd-test-missing/s"]);

@@ -86,8 +86,8 @@ pub struct Share {
     pub name: ShareName,
     /// Who waits for whom.
     pub delivery: Delivery,
-    /// Seconds, above 0 and at most [`MAX_LAG_S_MAX`], for which a trainer of a lossless feed may keep others waiting at a stretch
-    /// before it is evicted.
+    /// Seconds, above 0 and at most [`MAX_LAG_S_MAX`], for which a trainer of a lossless feed may keep others waiting for one batch
+    /// before it is evicted. Waiting is sampled four times a second, so that values below a second take up to 0.75 s longer.
     pub max_lag_s: f64,
 }
 

@@ -9,6 +9,15 @@ from typing import NamedTuple
 from .errors import SpecError
 
 
+class Task(NamedTuple):
+    """A process's place among those that Slurm or MPI has started."""
+
+    launch: str
+    """What it is a task of, for messages."""
+    number: int
+    size: int
+
+
 class Job(NamedTuple):
     """Processes of this machine that share a daemon."""
 
@@ -16,6 +25,8 @@ class Job(NamedTuple):
     """The same in all of them, also after the launcher has restarted them."""
     launcher: int | None
     """The process whose end is the job's end, where one is visible."""
+    task: Task | None = None
+    """Where Slurm, Open MPI or MPICH has started the process."""
 
 
 def current_job() -> Job | None:
@@ -26,22 +37,24 @@ def current_job() -> Job | None:
     """
     get = os.environ.get
     parent = multiprocessing.parent_process()
-    master = f"{get('MASTER_ADDR')}:{get('MASTER_PORT')}"
     if run := get("TORCHELASTIC_RUN_ID"):
         # "none" is the default, of any run. For the others the port may change from restart to restart.
-        return Job(f"torchrun {run} {master if run == 'none' else ''}", _launcher("TORCHELASTIC_RUN_ID"))
+        return Job(f"torchrun {run} {_master() if run == 'none' else ''}", _launcher("TORCHELASTIC_RUN_ID"))
     if ray := get("RAY_JOB_ID"):
-        return Job(f"ray {ray}", _launcher("RAY_JOB_ID"))
+        # Every cluster counts its jobs from 1. A machine's processes of a job have one parent, the raylet.
+        return Job(f"ray {ray} {_identity(number('RAY_RAYLET_PID', 0))}", _launcher("RAY_JOB_ID"))
     # A batch script has a job, and no step of several tasks.
-    if number("SLURM_STEP_NUM_TASKS", 1) > 1:
-        return Job(f"slurm {get('SLURM_JOB_ID')}.{get('SLURM_STEP_ID')}", _launcher("SLURM_PROCID"))
+    if (tasks := number("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        step = Task("a Slurm step", number("SLURM_PROCID", 0), tasks)
+        return Job(f"slurm {get('SLURM_JOB_ID')}.{get('SLURM_STEP_ID')}", _launcher("SLURM_PROCID"), step)
     if get("OMPI_COMM_WORLD_RANK") and (run := get("PMIX_NAMESPACE") or get("OMPI_MCA_ess_base_jobid")):
-        return Job(f"openmpi {run}", _launcher("OMPI_COMM_WORLD_RANK"))
+        task = Task("an Open MPI job", number("OMPI_COMM_WORLD_RANK", 0), number("OMPI_COMM_WORLD_SIZE", 1))
+        return Job(f"openmpi {run}", _launcher("OMPI_COMM_WORLD_RANK"), task)
     # MPICH's and Intel MPI's variables name no job: the launcher of this machine's ranks stands for it.
     if get("PMI_RANK") and (launcher := _launcher("PMI_RANK")):
-        return Job(f"pmi {_identity(launcher)}", launcher)
-    if get("MASTER_ADDR") and get("MASTER_PORT") and world(None, None)[1] > 1:
-        return Job(f"master {master}", parent.pid if parent else _launcher("RANK", "LOCAL_RANK"))
+        return Job(f"pmi {_identity(launcher)}", launcher, Task("an MPI job", number("PMI_RANK", 0), number("PMI_SIZE", 1)))
+    if get("MASTER_ADDR") and get("MASTER_PORT") and number("WORLD_SIZE", 1) > 1:
+        return Job(f"master {_master()}", parent.pid if parent else _launcher("RANK", "LOCAL_RANK"))
     if parent and parent.pid:
         return Job(f"multiprocessing {_identity(parent.pid)}", parent.pid)
     return None
@@ -53,18 +66,30 @@ def this_process() -> str:
 
 
 def world(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Which process this is of how many, where that is not given."""
+    """Returns the rank, from 0, and the number of ranks, where they are not given: torch.distributed's, else RANK and WORLD_SIZE, else 0 of 1.
+
+    Raises `SpecError` where all ranks would read the same part because these do not name one: in a task of Slurm, Open MPI or MPICH, of which
+    there are several, and where only the number of ranks is known.
+    """
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         there = distributed.get_rank(), distributed.get_world_size()
         return there[0] if rank is None else rank, there[1] if world_size is None else world_size
-    if world_size is None:
-        world_size = number("WORLD_SIZE", 1)
-        if rank is None and world_size > 1 and not os.environ.get("RANK"):
-            raise SpecError(
-                f"WORLD_SIZE is {world_size}, but RANK is not set: all would read the first rank's part (set both, or give rank and world_size)"
-            )
-    return number("RANK", 0) if rank is None else rank, world_size
+    get = os.environ.get
+    has_rank, has_size = rank is not None or bool(get("RANK")), world_size is not None or bool(get("WORLD_SIZE"))
+    if not (has_rank and has_size) and world_size != 1 and (job := current_job()) and (task := job.task) and task.size > 1:
+        raise SpecError(
+            f"this process is task {task.number} of {task.size} of {task.launch}: give rank={task.number}, world_size={task.size} for its part "
+            "of each epoch, rank=0, world_size=1 for all of it, or open the feed after torch.distributed.init_process_group"
+        )
+    size, origin = (number("WORLD_SIZE", 1), "WORLD_SIZE") if world_size is None else (world_size, "world_size")
+    if not has_rank and size not in (0, 1):
+        raise SpecError(
+            f"{origin} is {size}, but RANK is not set: all would read the first rank's part (set RANK and WORLD_SIZE, or give rank and world_size)"
+        )
+    if rank is None:
+        rank = 0 if world_size == 1 else number("RANK", 0)
+    return rank, size
 
 
 def number(variable: str, default: int) -> int:
@@ -79,19 +104,27 @@ def _launcher(*variables: str) -> int | None:
     """Finds the nearest process, this one and its ancestors, that was started without these variables of a rank; None where all had them.
 
     A wrapper between launcher and rank has the variables. A process that has set them itself is its own launcher, as Lightning's first rank is.
-    A process whose environment must not be read (slurmstepd is root's) is one; so may process 1 be, which lives as long as its container.
+    A process whose environment cannot be read is one: slurmstepd, which is root's, or one that has just ended. So may process 1 be, which lives as
+    long as its container.
     """
     names = {name.encode() for name in variables}
     pid = os.getpid()
     while pid:
         try:
-            environ = Path(f"/proc/{pid}/environ").read_bytes()
+            environ, parent = Path(f"/proc/{pid}/environ").read_bytes(), int(_stat(pid)[1])
         except OSError:
             return pid
         if names.isdisjoint(entry.partition(b"=")[0] for entry in environ.split(b"\0")):
             return pid
-        pid = int(_stat(pid)[1])
+        pid = parent
     return None
+
+
+def _master() -> str:
+    """Returns the address at which the ranks of a job meet. One of this machine alone means another in each network namespace, as containers have."""
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    is_local = address in (None, "localhost", "::1") or address.startswith("127.")
+    return f"{address}:{port} {os.stat('/proc/self/ns/net').st_ino if is_local else ''}"
 
 
 def _identity(pid: int) -> str:

@@ -128,9 +128,9 @@ class Feed:
                         "another iterator over this feed was begun after this one, and has its place (open a feed for each: server.feed(...); "
                         "a mixd.torch.DataLoader may be iterated over twice at once)"
                     )
-                reader, self._left_half_way = self._open, True
+                reader = self._open
             try:
-                return reader.next_batch(iterator.start.epoch if iterator else None)
+                batch = reader.next_batch(iterator.start.epoch if iterator else None)
             except DaemonGoneError as error:
                 self._explain(error)
                 raise
@@ -138,6 +138,11 @@ class Feed:
                 # Another thread has moved the feed meanwhile, and closed this reader.
                 if self._reader in (reader, None):
                     raise
+                continue
+            # Only now: the place has not changed where the wait was interrupted.
+            with self._guard:
+                self._left_half_way |= self._reader is reader
+            return batch
 
     def _explain(self, error: MixdError) -> None:
         """Adds to an error how the daemon ended, where that is known."""
@@ -263,10 +268,12 @@ class Feed:
         world_size, consumed = there.get("world_size"), there.get("consumed")
         try:
             pair = (consumed["epoch"], consumed["samples"]) if consumed else None
-            spec, place = self._spec.resumed(self.samples, operator.index(world_size), pair, place)  # type: ignore[arg-type]
+            spec, resumed = self._spec.resumed(self.samples, operator.index(world_size), pair, place)  # type: ignore[arg-type]
         except (KeyError, TypeError, OverflowError) as error:
-            raise SpecError(f"the state has world_size {world_size!r} and consumed {consumed!r}, as no feed has them (load another)") from error
-        return spec, Place(*place)
+            raise SpecError(
+                f"the state has world_size {world_size!r} and consumed {consumed!r}, as no feed has them (load another)"
+            ) from error
+        return spec, Place(*resumed)
 
     def held(self) -> list[str]:
         """The batches that this process holds, each with what holds it."""

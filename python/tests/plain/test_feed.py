@@ -61,6 +61,26 @@ def test_a_state_goes_on_with_the_next_batch(daemon: Daemon) -> None:
         server.feed("train", batch_size=16, size=32, seed=3, mixup=None).load_state_dict(state)
 
 
+def test_an_interrupted_wait_leaves_a_resumed_feed_where_it_is(daemon: Daemon) -> None:
+    feed = daemon.connect().feed("train", batch_size=32, size=16)
+    feed.seek(3, 5)
+    reader = feed._reader
+
+    class Interrupted:
+        place = feed.place
+
+        batches = len(feed)
+
+        def next_batch(self, epoch: int) -> mixd.Batch:
+            raise KeyboardInterrupt
+
+    feed._reader = Interrupted()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(feed))
+    feed._reader = reader
+    assert [(batch.epoch, batch.index) for batch in feed] == [(3, 5), (3, 6)]
+
+
 def test_a_state_of_other_pixels_is_warned_of(daemon: Daemon) -> None:
     state = daemon.connect().feed("train", size=32).state_dict()
     daemon.kill()

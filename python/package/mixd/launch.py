@@ -2,25 +2,30 @@
 
 import collections
 import contextlib
+import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
 import threading
+import weakref
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from .errors import NoDaemonError
+
+T = TypeVar("T", socket.socket, io.FileIO)
 
 # Lines of a daemon's log that an error may show.
 _LINES_KEPT = 20
 # Seconds in which a daemon that is to end has ended.
-END_MAX = 10.0
+END_MAX_S = 10.0
 # Seconds in which a daemon whose connection broke has become a process that has ended.
-_REAP_MAX = 1.0
+_REAP_MAX_S = 1.0
 
 # The daemon's parent is a shell that ends as it does: Ray kills the children of a worker that it ends, and the daemon is to outlive the worker.
 # (A shell's background process has no standard input of its own accord.)
@@ -28,16 +33,26 @@ _SHELL = ["sh", "-c", 'exec 3<&0; "$@" <&3 3<&- & wait "$!"', "mixd"]
 # What a shell adds to the number of the signal that ended a process.
 _SIGNALLED = 128
 
-# Descriptors that keep daemons going. A child that is forked closes its copies: it must not outlive its parent's part.
-held: set[int] = set()
+# What keeps daemons going. A child that is forked closes its copies: it must not outlive its parent's part, nor end it. Objects and not numbers:
+# the child's own connections get the same numbers again.
+_kept: "weakref.WeakSet[socket.socket | io.FileIO]" = weakref.WeakSet()
+# Held by each fork, and while something that keeps a daemon is made: no child has a copy that is not in the set.
+fork_lock = threading.RLock()
+
+
+def keep(made: T) -> T:
+    """Has children that are forked close a socket or a file; made with `fork_lock` held."""
+    _kept.add(made)
+    return made
 
 
 def _close_copies() -> None:
-    while held:
-        os.close(held.pop())
+    for copy in list(_kept):
+        copy.close()
+    fork_lock.release()
 
 
-os.register_at_fork(after_in_child=_close_copies)
+os.register_at_fork(before=fork_lock.acquire, after_in_parent=fork_lock.release, after_in_child=_close_copies)
 
 
 class Launched:
@@ -52,38 +67,44 @@ class Launched:
         if not hides_devices:
             environment.pop("CUDA_VISIBLE_DEVICES", None)
         self._oom_kills = _oom_kills()
-        # In a group of its own, so that a terminal's Ctrl-C does not reach it: it ends when its owners do.
-        reading, self._pipe = os.pipe()
-        held.add(self._pipe)
-        pipes: dict[str, Any] = {"stdin": reading, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self._starter = os.getpid()
+        with fork_lock:
+            reading, writing = os.pipe()
+            self._stdin = keep(io.FileIO(writing, "w"))
+        log_reading, log_writing = os.pipe()
+        log = open(log_reading, errors="replace")  # noqa: SIM115 (the thread closes it)
+        # Only this process reads the log. While it is stopped the daemon drops lines rather than wait.
+        os.set_blocking(log_writing, False)
+        pipes: dict[str, Any] = {"stdin": reading, "stdout": subprocess.PIPE, "stderr": log_writing}
         try:
+            # In a group of its own, so that a terminal's Ctrl-C does not reach it: it ends when its owners do.
             self.process = subprocess.Popen(_SHELL + command, **pipes, text=True, errors="replace", env=environment, process_group=0)
         except OSError as error:
             self.let_go()
+            log.close()
             raise NoDaemonError(f"cannot start a shell for {command[0]}: {error} (have sh on the PATH)") from None
         finally:
             os.close(reading)
-        assert self.process.stdout and self.process.stderr
-        said: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
-        relay = threading.Thread(target=_relay, args=(self.process, self.process.stderr, said), name="mixd-log", daemon=True)
+            os.close(log_writing)
+        assert self.process.stdout
+        last_lines: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
+        relay = threading.Thread(target=_relay, args=(self.process, log, last_lines), name="mixd-log", daemon=True)
         relay.start()
         try:
             with self.process.stdout as out:
                 if not out.readline():
                     code = self.process.wait()
-                    relay.join(END_MAX)
-                    raise NoDaemonError(f"the daemon did not come up (exit code {code}): {''.join(said).strip()}")
+                    relay.join(END_MAX_S)
+                    raise NoDaemonError(f"the daemon did not come up (exit code {code}): {''.join(last_lines).strip()}")
         except BaseException:
             self.end()
             raise
 
     def let_go(self) -> None:
         """Closes the daemon's standard input: from here on connections alone keep it."""
-        if self._pipe in held:
-            held.remove(self._pipe)
-            with contextlib.suppress(OSError):
-                os.write(self._pipe, b"q")
-            os.close(self._pipe)
+        if not self._stdin.closed:
+            with self._stdin, contextlib.suppress(OSError):
+                self._stdin.write(b"q")
 
     def end(self) -> None:
         """Has it end, and waits for that."""
@@ -93,15 +114,17 @@ class Launched:
     def wait(self) -> None:
         """Waits for its end, and kills it where it takes too long."""
         try:
-            self.process.wait(END_MAX)
+            self.process.wait(END_MAX_S)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def how_it_ended(self) -> str:
-        """Says how it ended, as far as the system knows; empty while it runs."""
+        """Says how it ended, as far as the system knows; empty while it runs, and in processes that did not start it."""
+        if self._starter != os.getpid():
+            return ""
         try:
-            code = self.process.wait(_REAP_MAX)
+            code = self.process.wait(_REAP_MAX_S)
         except subprocess.TimeoutExpired:
             return ""
         ended_by = abs(code) if code < 0 else code - _SIGNALLED
@@ -117,13 +140,14 @@ class Launched:
         return text
 
 
-def _relay(process: "subprocess.Popen[str]", log: TextIO, said: "collections.deque[str]") -> None:
+def _relay(process: "subprocess.Popen[str]", log: TextIO, last_lines: "collections.deque[str]") -> None:
     """Passes a daemon's log on to standard error, keeps its last lines, and reaps the daemon when it has ended."""
-    for line in log:
-        said.append(line)
-        # Past Python's own buffer, whose lock a thread must not hold when the interpreter ends.
-        with contextlib.suppress(OSError):
-            os.write(2, line.encode())
+    with log:
+        for line in log:
+            last_lines.append(line)
+            # Past Python's own buffer, whose lock a thread must not hold when the interpreter ends.
+            with contextlib.suppress(OSError):
+                os.write(2, line.encode())
     process.wait()
 
 

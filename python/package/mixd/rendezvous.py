@@ -1,12 +1,14 @@
-"""One daemon for all who want the same: the ranks of a job on this machine, or the parts of one process. The first starts it, the others join.
+"""One daemon for all processes that want the same: the ranks of a job on this machine, or one process. The first starts it, the others join.
 
-An owner is a connection to the daemon's socket, on which it has said so; the daemon ends when it has none. Nothing here looks whether a process id
-lives, which says nothing in another container: locks and connections end with their processes.
+An owner is a connection to the daemon's socket that has announced itself; the daemon ends when it has none. Process ids are never polled, since they
+mean nothing in another container: locks and connections end with their processes.
 
-1. *Join*: connect, send `mixd-own` and a descriptor of the launcher's process; the daemon answers `+`. Who leaves sends `q`, who dies does not: the
-   daemon of a job that lost an owner so outlives a restart of its ranks, by `_LINGER_S` without any or until the launchers are gone.
-2. *Start*: where nobody answers, who locks `<socket>.start` starts the daemon. It writes why not into the file where that fails, and removes
-   the file. Who then gets the lock reads that; where a starter was killed the file says nothing, and the next one starts.
+1. *Join*: connect, send `mixd-own` and a descriptor of the launcher's process; the daemon answers `+` and its key, a hash of data, options and
+   job. An owner that leaves sends `q`, one that dies or fails does not: the daemon of a job that lost an owner so outlives a restart of its ranks,
+   by `_LINGER_S` without any or until the launchers are gone.
+2. *Start*: where no daemon answers, the process that locks `<socket>.start` starts it, and removes the file. Where the start fails it writes the
+   reason into the file before. The next process to get the lock reports the reason of a file that was removed, and starts the daemon where the
+   file is still at its path: its starter was killed.
 """
 
 import contextlib
@@ -16,70 +18,90 @@ import json
 import os
 import select
 import socket
+import stat
+import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 from ._native import default_socket
-from .errors import MixdError, NoDaemonError
+from .errors import DaemonGoneError, MixdError, NoDaemonError
 from .job import Job, current_job, this_process
-from .launch import END_MAX, Launched, held, program
+from .launch import END_MAX_S, Launched, fork_lock, keep, program
 
-# Seconds for which those who join wait for a daemon that another starts: it may unpack an archive.
-_START_MAX = 1800.0
-# Seconds between two looks whether it is there.
-_LOOK_S = 0.03
-# Seconds that a daemon takes to answer who joins.
-_ANSWER_MAX = 5.0
+T = TypeVar("T")
+
+# Seconds for which processes that join wait for a daemon that another starts: it may unpack an archive.
+_START_MAX_S = 1800.0
+# Seconds between two attempts to join.
+_RETRY_S = 0.03
+# Seconds that a daemon takes to answer an owner that joins.
+_ANSWER_MAX_S = 5.0
+# Seconds in which a connection breaks whose daemon was seen to be gone.
+_BREAK_MAX_S = 1.0
 # Seconds for which a job's daemon waits without an owner for the job's next ranks.
 _LINGER_S = 120
 # Bytes of a path that a socket may have (sockaddr_un).
 _PATH_MAX = 107
+# A process, its user and its group (ucred).
+_CREDENTIALS = struct.Struct("3i")
+# Bytes of the longest answer to an owner: `+` and the key.
+_ANSWER_BYTES = 65
+# Options of `mixd serve` that may name files, and those files that it writes.
+_FILE_OPTIONS, _WRITTEN = ("cache_file", "config", "recipe"), ("cache_file",)
 
 
 class Part:
-    """This process's part in a daemon, for all who use it here: the daemon ends with the last part, or with the job."""
+    """This process's part in a daemon, for all its servers and feeds: the daemon ends with the last part, or with the job."""
 
-    def __init__(self, path: Path, connection: int, launched: Launched | None, is_job: bool) -> None:
-        self.path, self._connection, self._launched, self._is_job = path, connection, launched, is_job
+    def __init__(self, path: Path, key: str, connection: socket.socket, launched: Launched | None, is_job: bool) -> None:
+        self.path, self.key, self._connection, self._launched, self._is_job = path, key, connection, launched, is_job
         self._users = 1
 
-    def is_there(self) -> bool:
-        """Whether the daemon is: a broken connection can be read."""
-        if self._connection not in held:
+    def is_there(self, break_max_s: float = 0.0) -> bool:
+        """Whether the daemon is: a broken connection can be read, within `break_max_s`."""
+        if self._connection.fileno() < 0:
             return False
         broken = select.poll()
         broken.register(self._connection, select.POLLIN)
-        return not broken.poll(0)
+        return not broken.poll(break_max_s * 1000)
 
-    def use(self) -> bool:
-        """Adds a user, unless the daemon is gone."""
+    def use(self, launched: Launched | None = None) -> bool:
+        """Adds a user, unless the daemon is gone; `launched` is the daemon where this user has started it."""
         # First, since a server that is collected meanwhile ends the last use.
         self._users += 1
         if self.is_there():
+            self._launched = self._launched or launched
             return True
         self._users -= 1
         return False
 
     def explain(self, error: MixdError) -> None:
-        """Adds to an error how the daemon ended, where this process started it."""
-        if self._launched and (how := self._launched.how_it_ended()):
+        """Adds to the error of a daemon that is gone how it ended, where this process started it."""
+        if not isinstance(error, DaemonGoneError | NoDaemonError) or not self._launched or self.is_there(_BREAK_MAX_S):
+            return
+        if how := self._launched.how_it_ended():
             error.args = (f"{error}: {how}",)
 
-    def release(self, *, wait: bool = False) -> None:
-        """Ends one user's use of it, and with the last one's this part. With `wait` the daemon of a process by itself has then ended."""
+    def release(self, *, wait: bool = False, failed: bool = False) -> None:
+        """Ends one user's use of it, and with the last one's this part; where that `failed`, a job's daemon waits for the job's restart.
+
+        With `wait` the daemon of a process by itself has then ended.
+        """
         with _lock:
             self._users -= 1
-            if self._users or self._connection not in held:
+            if self._users or self._connection.fileno() < 0:
                 return
             if _parts.get(self.path) is self:
                 del _parts[self.path]
-            held.remove(self._connection)
-        _leave(self._connection)
+            _leave(self._connection, in_order=not (failed and self._is_job))
         if wait and self._launched and not self._is_job:
             self._launched.wait()
+            # The shell above it may have been killed before it.
+            _await(lambda: None, lambda: _is_locked(_lock_of(self.path)))
 
 
 _parts: dict[Path, Part] = {}
@@ -99,31 +121,29 @@ os.register_at_fork(after_in_child=_forget)
 def part(data: Path, options: Mapping[str, object], given: Path | None) -> Part:
     """Takes part in the daemon that serves these data with these options to this process or its job, on the socket `given` or one of its own.
 
-    Raises `NoDaemonError`, with the daemon's own message, where it does not come up, in all who wait for it.
+    Raises `NoDaemonError`, with the daemon's own message, where it does not come up, in all processes that wait for it.
     """
     job = current_job()
-    options = {name: value for name, value in options.items() if value is not None and value is not False}
+    options = {name: _resolved(name, value) for name, value in options.items() if value is not None and value is not False}
     key = _key(data, options, job)
-    path = check_path(given or folder() / f"{'job' if job else 'own'}-{key}.sock")
+    path = check_path(given.absolute() if given else folder() / f"{'job' if job else 'own'}-{key}.sock")
     with _lock:
         known = _parts.get(path)
-        if known and _is_for(path, key, given) and known.use():
+        if known and known.key == key and known.use():
             return known
-    command = [program(), "serve", "--data", os.fspath(data), "--socket", os.fspath(path), "--until-eof"]
+    command = [program(), "serve", "--data", os.fspath(data), "--socket", os.fspath(path), "--until-eof", "--key", key]
     command += ["--linger", str(_LINGER_S)] if job else []
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")
         command += [flag] if value is True else [f"{flag}={value}"]
-    connection, launched = _meet(path, command, job, key, given)
+    connection, launched = _meet(path, command, job, key)
     with _lock:
         known = _parts.get(path)
         # Another thread may have come first.
-        if known and known.use():
-            known._launched = known._launched or launched
+        if known and known.use(launched):
             _leave(connection)
             return known
-        held.add(connection)
-        _parts[path] = Part(path, connection, launched, job is not None)
+        _parts[path] = Part(path, key, connection, launched, job is not None)
         return _parts[path]
 
 
@@ -139,123 +159,166 @@ def check_path(path: Path) -> Path:
 
 
 def folder() -> Path:
-    """Where sockets lie, which nobody else may enter."""
+    """Returns the folder of sockets, in which other users cannot write. Raises `NoDaemonError` where it is not this user's own."""
     folder = Path(default_socket()).parent
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        link, target = folder.lstat(), folder.stat()
     except OSError as error:
         raise NoDaemonError(
             f"cannot make the folder of sockets: {error} (set XDG_RUNTIME_DIR to a folder that can be written to)"
         ) from None
+    if {link.st_uid, target.st_uid} != {os.geteuid()} or target.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise NoDaemonError(
+            f"the folder of sockets, {folder}, belongs to user {target.st_uid} and has mode {stat.S_IMODE(target.st_mode):04o}: others could put "
+            f"their daemon there (remove it, or make it user {os.geteuid()}'s with mode 0700, or set XDG_RUNTIME_DIR to a folder of your own)"
+        )
     return folder
 
 
+def _resolved(name: str, value: object) -> object:
+    """An option's value, a path made absolute: the same option in another folder, and of a process that has changed its own, names that file."""
+    if name not in _FILE_OPTIONS or not isinstance(value, str | os.PathLike):
+        return value
+    path = Path(value)
+    return value if name == "recipe" and path.suffix != ".toml" else path.absolute()
+
+
 def _key(data: Path, options: Mapping[str, object], job: Job | None) -> str:
-    """What a daemon must have in common with who joins it. Paths alone mean different things in different containers."""
+    """Hashes what a daemon must have in common with the processes that join it. Paths alone mean different things in different containers."""
     place = data.resolve()
-    things: list[object] = [job.id if job else this_process(), os.getuid(), os.fspath(place), sorted(options.items())]
-    with contextlib.suppress(OSError):
-        there = place.stat()
-        things += [there.st_dev, there.st_ino]
+    # MIXD_RANK is of feeds, and may be another in each rank.
+    variables = {name: value for name, value in os.environ.items() if name.startswith("MIXD_") and name not in ("MIXD_SOCKET", "MIXD_RANK")}
+    parts: list[object] = [
+        job.id if job else this_process(),
+        os.getuid(),
+        os.fspath(place),
+        sorted(options.items()),
+        sorted(variables.items()),
+    ]
+    read = [value for name, value in options.items() if name not in _WRITTEN and isinstance(value, Path)]
+    for path in (place, *read, *(Path(variables[name]) for name in ("MIXD_CONFIG", "MIXD_RECIPE") if name in variables)):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            parts += [status.st_dev, status.st_ino]
+            if stat.S_ISREG(status.st_mode):
+                parts += [status.st_size, status.st_mtime_ns]
     with contextlib.suppress(metadata.PackageNotFoundError):
-        things.append(metadata.version("mixd"))
-    return hashlib.blake2b(json.dumps(things, default=str).encode(), digest_size=8).hexdigest()
+        parts.append(metadata.version("mixd"))
+    return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=8).hexdigest()
 
 
-def _meet(path: Path, command: list[str], job: Job | None, key: str, given: Path | None) -> tuple[int, Launched | None]:
-    """Joins the daemon, or starts it where nobody does; returns the connection that keeps it."""
-    start, deadline = path.with_name(path.name + ".start"), time.monotonic() + _START_MAX
+def _meet(path: Path, command: list[str], job: Job | None, key: str) -> tuple[socket.socket, Launched | None]:
+    """Joins the daemon, or starts it where no process does; returns the connection that keeps it."""
+    start, deadline = path.with_name(path.name + ".start"), time.monotonic() + _START_MAX_S
     with contextlib.ExitStack() as files:
-        mine: int | None = None
+        file: int | None = None
         while time.monotonic() < deadline:
-            connection = _join(path, job)
+            connection = _join(path, job, key)
             if connection is None:
-                if mine is None:
-                    mine = _open(start)
-                    files.callback(os.close, mine)
-                if _lock_file(mine):
-                    if why := os.read(mine, 1 << 16):
-                        raise NoDaemonError(why.decode(errors="replace"))
-                    if _is_at(mine, start):
-                        connection = _await_former(path, job)
-                        if connection is None:
-                            return _start(path, start, mine, command, job, key if given else None)
-                        start.unlink(missing_ok=True)
-                    else:
-                        # Its daemon served, or a starter was interrupted: the next file decides.
-                        files.pop_all().close()
-                        mine = None
-            if connection is not None:
-                if _is_for(path, key, given):
-                    return connection, None
-                _leave(connection)
-                raise NoDaemonError(f"the daemon on {path} serves other data or was started with other options (name another socket=)")
-            time.sleep(_LOOK_S)
+                if file is None:
+                    file = _open(start)
+                    files.callback(os.close, file)
+                if _lock_file(file):
+                    if _is_at(file, start):
+                        # A starter that was killed may have left its reason.
+                        os.ftruncate(file, 0)
+                        try:
+                            former = _await_former(path, job, key)
+                            return (former, None) if former else _start(path, start, file, command, job, key)
+                        finally:
+                            # While still locked: a process that opened it earlier checks that it is still at its path.
+                            start.unlink(missing_ok=True)
+                    if reason := os.read(file, 1 << 16):
+                        raise NoDaemonError(reason.decode(errors="replace"))
+                    # Its daemon served, or a starter was interrupted: the next file decides.
+                    files.pop_all().close()
+                    file = None
+            else:
+                return connection, None
+            time.sleep(_RETRY_S)
     raise NoDaemonError(
-        f"another process of this job is starting the daemon on {path}, and has not come to an end within {_START_MAX:.0f} s (see its own "
+        f"another process of this job is starting the daemon on {path}, and has not come to an end within {_START_MAX_S:.0f} s (see its own "
         "message; end it, or name another socket=)"
     )
 
 
-def _start(path: Path, start: Path, mine: int, command: list[str], job: Job | None, key: str | None) -> tuple[int, Launched]:
+def _start(path: Path, start: Path, file: int, command: list[str], job: Job | None, key: str) -> tuple[socket.socket, Launched]:
     """Starts the daemon, and joins it. The lock on the start file is this process's."""
-    with contextlib.ExitStack() as ends:
-        # While still locked: who has opened it before looks whether it is still there.
-        ends.callback(start.unlink, missing_ok=True)
+    try:
+        _sweep(start)
+        launched = Launched(command, hides_devices=job is None)
         try:
-            _sweep(start)
-            if key:
-                path.with_name(path.name + ".key").write_text(key)
-            launched = Launched(command, hides_devices=job is None)
-            try:
-                connection = _await(lambda: _join(path, job), lambda: True)
-                if connection is None:
-                    raise NoDaemonError(
-                        f"the daemon of {command[0]} serves, but does not answer as one of this version does (install the package anew)"
-                    )
-            except BaseException:
-                launched.end()
-                raise
-        except Exception as error:
-            os.write(mine, (str(error) or repr(error)).encode())
+            connection = _await(lambda: _join(path, job, key), lambda: True)
+            if connection is None:
+                raise NoDaemonError(
+                    f"the daemon of {command[0]} serves, but does not answer as one of this version does (install the package anew)"
+                )
+        except BaseException:
+            launched.end()
             raise
+    except Exception as error:
+        os.write(file, (str(error) or repr(error)).encode())
+        raise
     launched.let_go()
     return connection, launched
 
 
-def _join(path: Path, job: Job | None) -> int | None:
-    """Becomes an owner of the daemon that serves there; None where none does, or it ends already."""
-    with contextlib.ExitStack() as descriptors, socket.socket(socket.AF_UNIX) as connection:
-        launcher: list[int] = []
-        if job and job.launcher:
-            with contextlib.suppress(OSError):
-                launcher.append(os.pidfd_open(job.launcher))
-                descriptors.callback(os.close, launcher[0])
+def _join(path: Path, job: Job | None, key: str) -> socket.socket | None:
+    """Becomes an owner of the daemon with this key that serves there; None where none serves, or it ends already.
+
+    Raises `NoDaemonError` where another daemon serves there, or another user's.
+    """
+    expected = b"+" + key.encode()
+    with contextlib.ExitStack() as unless_joined:
+        with fork_lock:
+            connection = unless_joined.enter_context(keep(socket.socket(socket.AF_UNIX)))
         try:
-            connection.settimeout(_ANSWER_MAX)
+            connection.settimeout(_ANSWER_MAX_S)
             connection.connect(os.fspath(path))
-            socket.send_fds(connection, [b"mixd-own"], launcher)
-            if connection.recv(1) != b"+":
-                return None
+            _, user, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            if user != os.geteuid():
+                raise NoDaemonError(f"the daemon on {path} is that of user {user}, not of user {os.geteuid()} (name another socket=)")
+            with _launcher(job) as launcher:
+                socket.send_fds(connection, [b"mixd-own"], launcher)
+            answer = connection.recv(_ANSWER_BYTES)
+            # A daemon without a key sends the first byte alone.
+            while b"+" != answer != expected and expected.startswith(answer) and (more := connection.recv(_ANSWER_BYTES)):
+                answer += more
         except OSError:
             return None
+        if not answer:
+            return None
+        if answer != expected:
+            # Without `q`, which would end the daemon of another job whose ranks are being restarted.
+            raise NoDaemonError(
+                f"the daemon on {path} is that of another process or job, serves other data or was started with other options (close its servers, "
+                "or name another socket=)"
+            )
         connection.setblocking(True)
-        return connection.detach()
+        unless_joined.pop_all()
+    return connection
 
 
-def _leave(connection: int) -> None:
-    """Leaves a daemon in order."""
-    with socket.socket(fileno=connection) as leaving, contextlib.suppress(OSError):
-        leaving.send(b"q", socket.MSG_NOSIGNAL)
+@contextlib.contextmanager
+def _launcher(job: Job | None) -> Iterator[list[int]]:
+    """Opens a descriptor of the job's launcher; yields none where there is no launcher, or it has ended."""
+    descriptors: list[int] = []
+    if job and job.launcher:
+        with contextlib.suppress(OSError):
+            descriptors.append(os.pidfd_open(job.launcher))
+    try:
+        yield descriptors
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
-def _is_for(path: Path, key: str, given: Path | None) -> bool:
-    """Whether the daemon on a socket that was given serves what this process wants; sockets of other names are named after it."""
-    if given is None:
-        return True
-    with contextlib.suppress(OSError):
-        return path.with_name(path.name + ".key").read_text() == key
-    return False
+def _leave(connection: socket.socket, *, in_order: bool = True) -> None:
+    """Leaves a daemon: in order, or as a process does that has died."""
+    with connection, contextlib.suppress(OSError):
+        if in_order:
+            connection.send(b"q", socket.MSG_NOSIGNAL)
 
 
 def _open(start: Path) -> int:
@@ -289,34 +352,40 @@ def _is_locked(path: Path) -> bool:
 def _is_at(file: int, path: Path) -> bool:
     """Whether an open file is still the one at its path."""
     try:
-        there = path.lstat()
+        found = path.lstat()
     except FileNotFoundError:
         return False
-    mine = os.fstat(file)
-    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
+    opened = os.fstat(file)
+    return (opened.st_dev, opened.st_ino) == (found.st_dev, found.st_ino)
 
 
 def _sweep(own: Path) -> None:
     """Removes the start files of killed starters."""
     for path in folder().glob("*-*.sock.start"):
         with contextlib.suppress(OSError):
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
-                # While locked: who has opened it before looks whether it is still there.
+                # While locked: a process that opened it earlier checks that it is still at its path.
                 if path != own and _lock_file(file) and _is_at(file, path):
+                    os.ftruncate(file, 0)
                     path.unlink()
             finally:
                 os.close(file)
 
 
-def _await_former(path: Path, job: Job | None) -> int | None:
-    """Joins a daemon that has come up since this process looked, or waits for the end of one that is on its way out."""
-    return _await(lambda: _join(path, job), lambda: _is_locked(path.with_name(path.name + ".lock")))
+def _lock_of(path: Path) -> Path:
+    """The file that the daemon on a socket keeps locked."""
+    return path.with_name(path.name + ".lock")
 
 
-def _await(look: Callable[[], int | None], goes_on: Callable[[], bool]) -> int | None:
-    """Looks until there is something or nothing goes on, for as long as a daemon may take to end."""
-    end = time.monotonic() + END_MAX
-    while (found := look()) is None and goes_on() and time.monotonic() < end:
-        time.sleep(_LOOK_S)
+def _await_former(path: Path, job: Job | None, key: str) -> socket.socket | None:
+    """Joins a daemon that has come up since this process tried, or waits for the end of one that is on its way out."""
+    return _await(lambda: _join(path, job, key), lambda: _is_locked(_lock_of(path)))
+
+
+def _await(attempt: Callable[[], T | None], may_come: Callable[[], bool]) -> T | None:
+    """Retries until an attempt succeeds or none can any more, for as long as a daemon may take to end."""
+    end = time.monotonic() + END_MAX_S
+    while (found := attempt()) is None and may_come() and time.monotonic() < end:
+        time.sleep(_RETRY_S)
     return found

@@ -144,7 +144,8 @@ class Server:
         dtype: f32, f16, bf16, or u8 (raw pixels), or torch's or numpy's of these.
         layout: nchw, or nhwc.
         mean, std: of each channel, of pixel values in [0, 1]; the recipe's.
-        rank, world_size: which part of each epoch; from torch.distributed or torchrun's variables RANK and WORLD_SIZE, else 0 of 1.
+        rank, world_size: which part of each epoch; from torch.distributed, where it is initialized, or the variables RANK and WORLD_SIZE, else 0
+            of 1, so also in children of multiprocessing. A task of several of Slurm, Open MPI or MPICH without any of these is refused.
         slots: batches that there is room for; 4.
         digest: whether each batch carries a digest (`batch.is_intact()`).
         share: trainers that name the same share, with the same spec, read the same batches in the same memory.
@@ -228,9 +229,13 @@ class Server:
 
     def close(self) -> None:
         """Leaves the feeds that were opened through this, and ends the daemon where it is this process's own and no other `Server` has it."""
+        self._close(failed=False)
+
+    def _close(self, *, failed: bool) -> None:
+        """Closes it, for the time being where a job's rank has `failed` and may be started again."""
         with contextlib.ExitStack() as ends:
             if self._part and self._end and self._end.detach():
-                ends.callback(self._part.release, wait=True)
+                ends.callback(self._part.release, wait=True, failed=failed)
             for feed in self._feeds:
                 ends.callback(feed.close)
 
@@ -242,8 +247,9 @@ class Server:
     def __enter__(self) -> "Server":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        is_exit = isinstance(error, SystemExit) and error.code in (None, 0)
+        self._close(failed=error is not None and not is_exit)
 
     def __repr__(self) -> str:
         return f"<mixd.Server: pid {self.pid} on {self.socket}>"
@@ -254,7 +260,7 @@ def connect(socket: str | os.PathLike[str] | None = None, *, reconnect: float = 
 
     Feeds wait `reconnect` seconds for the next daemon when this one has died, and go on with the next batch. Raises `NoDaemonError`.
     """
-    path = check_path(Path(socket or os.environ.get("MIXD_SOCKET") or default_socket()))
+    path = check_path(Path(socket or os.environ.get("MIXD_SOCKET") or default_socket()).absolute())
     return Server(path, _seconds(reconnect))
 
 
@@ -264,10 +270,16 @@ def serve(data: str | os.PathLike[str], **options: object) -> Server:
     `options` are those of `mixd serve`, with _ for -, such as `workers=4`, `cache="2G"`, `cache_file=path`. A process by itself shares one
     daemon among its servers of the same data and options; it ends with the last of them and their feeds (`close`, `with`, `del`), and with the
     process, however that ends. The ranks of a job share one on each machine: those of torchrun, Ray Train, Slurm, Open MPI and MPICH, those that
-    WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT describe, and children of `torch.multiprocessing.spawn`. It outlives a restart of the ranks, by two
-    minutes at most, and ends when all have left it or the job's launcher has ended. `socket` names another place for it.
+    WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT describe, and children of `torch.multiprocessing.spawn`. It ends when all have left it (`close`, or
+    the end of a `with` block without an exception) or the job's launcher has ended. Ranks that end otherwise, also at the end of their script, may be
+    started again: the daemon waits for that for two minutes, while the launcher runs.
 
-    Raises `NoDaemonError`, with the daemon's own message, where it does not come up. Its log goes to standard error.
+    A changed data archive, recipe or configuration file or MIXD_ variable gives another daemon. Changes within a data folder, and of files that a
+    configuration file names, do not: close all servers first. `socket` names another place for the daemon, `cache_file` files that one daemon at a
+    time may have: close the server that has them before another is started there with other options.
+
+    Raises `NoDaemonError`, with the daemon's own message, where it does not come up. Its log goes to standard error of the process that has started
+    it, while that lives and reads it.
     """
     socket = options.pop("socket", None)
     if not isinstance(socket, str | os.PathLike | None):

@@ -1,5 +1,7 @@
 """What all tests use: daemons of their own, in processes and folders of their own."""
 
+import contextlib
+import itertools
 import json
 import os
 import queue
@@ -37,10 +39,30 @@ def until(what: str, look: Callable[[], T | None], seconds: float = DEADLINE) ->
         time.sleep(0.005)
 
 
+# Beginnings of the names of variables that launchers set, and of mixd's own.
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC_", "SLURM_", "OMPI_", "PMI", "RAY_", "MIXD_")
+
+_jobs = itertools.count()
+
+
+def job_name() -> str:
+    """Names a job as no other test does, nor an earlier run: what a failed test has left must not be joined."""
+    return f"{os.getpid()}{next(_jobs)}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps the variables of a job that runs the tests, and its sockets, from them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(VARIABLES) and name != "MIXD_IMAGENETTE"]:
+            patch.delenv(name)
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        yield
+
+
 def environment(**more: str) -> dict[str, str]:
-    """The environment without the variables of whoever runs the tests."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("MIXD_")}
-    return own | {"RUST_LOG": "mixd=error"} | more
+    """The environment of a process that a test starts."""
+    return os.environ | {"RUST_LOG": "mixd=error"} | more
 
 
 def mixd_output(*arguments: object) -> str:
@@ -103,7 +125,14 @@ def say(*things): os.write(1, (json.dumps(things) + "\\n").encode())
             variables |= {"SOCKET": str(daemon.socket), "RECONNECT": str(reconnect)}
         command = [sys.executable, "-c", self.PRELUDE + code]
         self.process = subprocess.Popen(
-            command, env=environment(**variables), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            env=environment(**variables),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Of its own, so that its children can be killed with it.
+            process_group=0,
         )
 
         # Read as it comes, so that a wait for it has a deadline.
@@ -150,8 +179,8 @@ def script() -> Iterator[Callable[..., Script]]:
 
     yield start
     for one in started:
-        # An error says that it has ended already.
-        one.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(one.process.pid, signal.SIGKILL)
         one.process.wait()
         for stream in (one.process.stdin, one.process.stderr):
             assert stream

@@ -90,6 +90,70 @@ say(server.pid, len(server.feed("train", size=16).next_batch()))
     assert child != parent and trainer.finish()[0] == 0
 
 
+@pytest.mark.parametrize("drop", ["server = own", "server.close()", "with server: pass"])
+def test_a_forked_child_that_drops_its_parents_server_keeps_its_own(script: Start, drop: str) -> None:
+    trainer = script(f"""
+data = {str(SAMPLE_DATA)!r}
+server = mixd.serve(data=data)
+child = os.fork()
+if child == 0:
+    own = mixd.serve(data=data)
+    {drop}
+    say(own.pid, mixd.serve(data=data).pid, len(own.feed("train", size=16).next_batch()))
+    os._exit(0)
+os.waitpid(child, 0)
+say(server.pid, mixd.serve(data=data).pid, len(server.feed("train", size=16).next_batch()))
+""")
+    child, parent = trainer.heard(), trainer.heard()
+    for pid, again, rows in (child, parent):
+        assert pid == again and rows == 64
+    assert child != parent and trainer.finish()[0] == 0
+
+
+def test_only_errors_of_a_daemon_that_is_gone_say_how_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    with mixd.serve(data=SAMPLE_DATA) as server:
+        shell = int(Path(f"/proc/{server.pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        os.kill(shell, signal.SIGKILL)
+        until("the shell has ended", lambda: not is_alive(shell))
+        asked = []
+
+        def how_it_ended(launched: object) -> str:
+            asked.append(launched)
+            return "it was killed"
+
+        monkeypatch.setattr(mixd.launch.Launched, "how_it_ended", how_it_ended)
+        with pytest.raises(mixd.SpecError, match="rank"):
+            server.feed("train", size=16, rank=5, world_size=2)
+        error = mixd.DaemonGoneError("another is there")
+        assert server._part
+        server._part.explain(error)
+        assert not asked and str(error) == "another is there"
+    # Though the process that was started ended long before it.
+    assert not server.socket.exists()
+
+
+def test_a_forked_child_does_not_say_how_its_parents_daemon_ended(script: Start) -> None:
+    trainer = script(f"""
+server = mixd.serve(data={str(SAMPLE_DATA)!r})
+say(server.pid)
+sys.stdin.readline()
+child = os.fork()
+if child == 0:
+    try: server.feed("train", size=16)
+    except mixd.NoDaemonError as error: say(str(error))
+    os._exit(0)
+os.waitpid(child, 0)
+try: server.feed("train", size=16)
+except mixd.NoDaemonError as error: say(str(error))
+""")
+    [pid] = trainer.heard()
+    os.kill(pid, signal.SIGKILL)
+    until("the daemon has ended", lambda: not is_alive(pid))
+    trainer.tell()
+    [child], [parent] = trainer.heard(), trainer.heard()
+    assert parent == f"{child}: it was killed by SIGKILL"
+
+
 def shared_memory() -> list[str]:
     """What this process has of rings: mappings and descriptors."""
     links = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
@@ -185,11 +249,12 @@ def test_a_batch_costs_the_same_however_many_are_held(daemon: Daemon) -> None:
         return time.process_time() - begin
 
     held: list[mixd.Batch] = []
+    # The least of many: other processes may take the caches meanwhile.
     with pytest.warns(UserWarning, match="a batch was held for longer"):
-        few = min(seconds(200) for _ in range(3))
+        few = min(seconds(100) for _ in range(10))
     seconds(8000)
-    many = min(seconds(200) for _ in range(3))
-    assert many < 4 * few, f"{few / 200 * 1e6:.0f} and {many / 200 * 1e6:.0f} µs a batch"
+    many = min(seconds(100) for _ in range(10))
+    assert many < 4 * few, f"{few / 100 * 1e6:.0f} and {many / 100 * 1e6:.0f} µs a batch"
 
 
 def test_what_belongs_to_a_process_is_not_pickled_and_says_what_to_do(daemon: Daemon) -> None:

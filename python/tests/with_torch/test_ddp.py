@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ..conftest import EXAMPLES, SAMPLE_DATA, environment, is_alive, until
+from ..conftest import EXAMPLES, SAMPLE_DATA, environment, is_alive, job_name, until
 
 Lines = list[dict[str, Any]]
 
@@ -113,7 +113,10 @@ folder, restart = pathlib.Path(os.environ["FOLDER"]), os.environ["TORCHELASTIC_R
 server = mixd.serve(data={str(SAMPLE_DATA)!r})
 server.feed("train", size=16).next_batch()
 (folder / f"{{restart}}-{{os.environ['RANK']}}").write_text(str(server.pid))
-while len(list(folder.glob(restart + "-?"))) < 2: time.sleep(0.005)
+end = time.monotonic() + 60
+while len(list(folder.glob(restart + "-?"))) < 2:
+    assert time.monotonic() < end
+    time.sleep(0.005)
 if restart == "0": os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -138,7 +141,7 @@ import os
 import mixd, torch
 def train(rank, has_variables, barrier):
     if has_variables:
-        os.environ |= {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29515", "RANK": str(rank), "WORLD_SIZE": "4"}}
+        os.environ |= {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": {job_name()!r}, "RANK": str(rank), "WORLD_SIZE": "4"}}
     with mixd.serve(data={str(SAMPLE_DATA)!r}) as server:
         feed = server.feed("train", batch_size=10, size=16, **{{}} if has_variables else {{"rank": rank, "world_size": 4}})
         rows = sum(len(batch) for batch in feed)

@@ -290,7 +290,7 @@ def serve(data: str | os.PathLike[str], **options: object) -> Server:
     except BaseException as error:
         if isinstance(error, NoDaemonError):
             taken.explain(error)
-        taken.release()
+        taken.release(failed=True)
         raise
 
 

@@ -110,6 +110,37 @@ say(server.pid, mixd.serve(data=data).pid, len(server.feed("train", size=16).nex
     assert child != parent and trainer.finish()[0] == 0
 
 
+def test_a_fork_while_another_thread_connects_leaves_the_child_no_connection(script: Start) -> None:
+    trainer = script(f"""
+import pathlib, socket, threading
+connecting, forking = threading.Event(), threading.Event()
+class Late(socket.socket):
+    "One that is made, and not known yet, when the process is forked."
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        connecting.set()
+        assert forking.wait(60)
+# The last hook runs first.
+os.register_at_fork(before=forking.set)
+socket.socket = Late
+served = []
+thread = threading.Thread(target=lambda: served.append(mixd.serve(data={str(SAMPLE_DATA)!r})))
+thread.start()
+assert connecting.wait(60)
+child = os.fork()
+if child == 0:
+    # The folder's own descriptor is gone when its link is read.
+    links = [os.readlink(path) for path in pathlib.Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    say(sum(link.startswith("socket:") for link in links))
+    os._exit(0)
+os.waitpid(child, 0)
+thread.join()
+say(len(served[0].feed("train", size=16).next_batch()))
+""")
+    assert trainer.heard() == [0]
+    assert trainer.heard() == [64] and trainer.finish()[0] == 0
+
+
 def test_only_errors_of_a_daemon_that_is_gone_say_how_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with mixd.serve(data=SAMPLE_DATA) as server:
         shell = int(Path(f"/proc/{server.pid}/stat").read_text().rsplit(")", 1)[1].split()[1])

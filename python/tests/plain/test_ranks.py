@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mixd
@@ -433,6 +434,11 @@ def test_tasks_whose_part_is_not_known_are_refused(daemon: Daemon, monkeypatch: 
         server.feed("train", size=16)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert place() == (1, 2)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    group = {"is_available": lambda: True, "is_initialized": lambda: True, "get_rank": lambda: 4, "get_world_size": lambda: 5}
+    monkeypatch.setitem(sys.modules, "torch.distributed", SimpleNamespace(**group))
+    assert place() == (4, 5)
 
 
 def test_a_job_is_known_by_variables_without_a_rank_and_in_its_own_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,9 +140,10 @@ with mixd.serve(data=data) as server:
     assert heard(launched) == [[daemon]] * 3
 
 
-def test_a_launcher_may_launch_again_and_again(script: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("leave", ["server.close()", "with server: sys.exit(0)"])
+def test_a_launcher_may_launch_again_and_again(script: Start, tmp_path: Path, leave: str) -> None:
     # Each leaves when it likes, and may be the last.
-    launched = launcher(script, tmp_path, "variables", READ + "server.close()\n")
+    launched = launcher(script, tmp_path, "variables", READ + leave)
     daemons = []
     for _ in range(5):
         [[daemon]] = {tuple(said) for said in heard(launched)}

@@ -22,9 +22,10 @@ pub fn mixd() -> Command {
     command(env!("CARGO_BIN_EXE_mixd"))
 }
 
-/// A command without the variables of whoever runs the tests.
+/// A command without the variables of whoever runs the tests, and with the signals that a background job ignores.
 pub fn command(program: &str) -> Command {
-    let mut command = Command::new(program);
+    let mut command = Command::new("env");
+    command.args(["--default-signal", "--", program]);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MIXD_")) {
         command.env_remove(name);
     }

@@ -210,7 +210,7 @@ fn train(oracle: &mut Oracle, socket: &Path, what: &str, inject: impl FnOnce(&Ta
 }
 
 /// Runs the loop with the n-th use of each call failing, from `first` on, for those n that there are.
-fn sweep(faults: &[Fault], first: impl Fn(&str) -> usize, mut run: impl FnMut(&Path, Fault, usize, &str)) {
+fn sweep(faults: &[Fault], first: impl Fn(&'static str) -> usize, mut run: impl FnMut(&Path, Fault, usize, &str)) {
     let all = std::env::var("MIXD_FAULTS").is_ok_and(|faults| faults == "all");
     for &fault in faults {
         let (call, error) = fault;
@@ -264,9 +264,9 @@ fn a_daemon_whose_system_calls_fail_at_its_start_serves_or_ends_with_a_message()
     let data = few_images();
     let mut oracle = Oracle::of(data.path());
     // What the loader does before the program begins.
-    let before = |call: &str| {
+    let before = |call: &'static str| {
         let log = tempfile::NamedTempFile::new().unwrap();
-        let mut strace = injecting(log.path(), (call_of(call), "EIO"), 65_535);
+        let mut strace = injecting(log.path(), (call, "EIO"), 65_535);
         assert!(strace.args([env!("CARGO_BIN_EXE_mixd"), "--help"]).output().unwrap().status.success());
         1 + std::fs::read_to_string(log.path()).unwrap().matches(&format!("{call}(")).count()
     };
@@ -283,11 +283,6 @@ fn a_daemon_whose_system_calls_fail_at_its_start_serves_or_ends_with_a_message()
         assert!(!has_panicked(&text), "{what}: {text}");
         assert!(serves || text.contains("mixd: ") || has_aborted(&text), "{what}: it ended without a message: {text}");
     });
-}
-
-/// The name as a constant has it.
-fn call_of(call: &str) -> &'static str {
-    AT_START.iter().map(|&(name, _)| name).find(|name| *name == call).expect("one of them")
 }
 
 #[test]

@@ -458,7 +458,12 @@ mod tests {
 
     fn start_on(data: &Path, cache_bytes: u64) -> Pipeline {
         let source = crate::source::open(data, None, &mut |_| {}).unwrap();
-        let options = Options {
+        Pipeline::start(source, options(cache_bytes)).unwrap()
+    }
+
+    /// One decoder, and bad images end a feed.
+    pub(super) fn options(cache_bytes: u64) -> Options {
+        Options {
             workers: Workers::Count(std::num::NonZeroUsize::MIN),
             cache_bytes,
             cache_file: None,
@@ -467,8 +472,7 @@ mod tests {
             device: Device::Cpu,
             device_cache_bytes: None,
             on_bad_image: OnBadImage::Fail,
-        };
-        Pipeline::start(source, options).unwrap()
+        }
     }
 
     #[test]

@@ -119,10 +119,8 @@ mod tests {
     use super::super::{BatchError, FeedError, OnBadImage, Options, Pipeline};
     use super::*;
     use crate::cpus::Workers;
-    use crate::mix::MixerKind;
-    use crate::render::LoadOptions;
     use crate::spec::{Crop, FeedSpec, Mix};
-    use crate::types::{Class, ClassId, Device, Place};
+    use crate::types::{Class, ClassId, Place};
     use rustix::io::Errno;
     use std::io;
     use std::path::Path;
@@ -245,16 +243,8 @@ mod tests {
     }
 
     fn options(cache_bytes: u64) -> Options {
-        Options {
-            workers: Workers::Auto,
-            cache_bytes,
-            cache_file: None,
-            load: LoadOptions::default(),
-            mixer: MixerKind::Cpu,
-            device: Device::Cpu,
-            device_cache_bytes: None,
-            on_bad_image: OnBadImage::Substitute,
-        }
+        let options = super::super::tests::options(cache_bytes);
+        Options { workers: Workers::Auto, on_bad_image: OnBadImage::Substitute, ..options }
     }
 
     fn copy(from: &Path, to: &Path) {

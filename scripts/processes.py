@@ -1,8 +1,10 @@
 """Child processes of storm.py and soak.py: a daemon and its trainers, whose output is read without blocking, and which are ended by id."""
 
+import argparse
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -89,6 +91,24 @@ class Child:
         """Kills every process that was started here and has not ended."""
         for child in list(cls._alive):
             child.reap()
+
+
+def parser(description: str, seconds: float) -> argparse.ArgumentParser:
+    """The options of both scripts."""
+    own = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    mixd = Path(sys.executable).with_name("mixd")
+    own.add_argument("--mixd", default=str(mixd), help="the program under test; by default the package's, beside this interpreter")
+    own.add_argument("--data", required=True, type=Path, help="an image folder; it is not changed")
+    own.add_argument("--seconds", type=float, default=seconds, help="how long to run; %(default)g by default")
+    own.add_argument("--seed", type=int, help="of all that is drawn; by default a new one, which is printed")
+    return own
+
+
+def drawn_seed(script: str, options: argparse.Namespace) -> int:
+    """The seed that was given, or a new one; prints what runs the script so again."""
+    seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
+    print(f"{script}: --seed {seed} --seconds {options.seconds:g}", flush=True)
+    return seed
 
 
 def watchdog(seconds: float) -> None:

@@ -8,7 +8,6 @@ time, in which caches fill, the Theil-Sen slope of each (the median of the slope
 there were too few samples.
 """
 
-import argparse
 import dataclasses
 import json
 import random
@@ -19,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from processes import Child, Place, wait_for, watchdog
+from processes import Child, Place, drawn_seed, parser, wait_for, watchdog
 from storm_seats import FEEDS
 
 # Growth in 10 minutes from which a run fails. Counts and pages are whole numbers: half a one is less than any growth, and more than rounding.
@@ -134,18 +133,14 @@ def judge(samples: list[Sample]) -> list[str]:
 
 def main() -> int:
     """Runs it, and returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    own = Path(sys.executable).with_name("mixd")
-    parser.add_argument("--mixd", default=str(own), help="the program under test; by default the package's, beside this interpreter")
-    parser.add_argument("--data", required=True, type=Path, help="an image folder")
-    parser.add_argument("--seconds", type=float, default=600.0, help="how long to run")
-    parser.add_argument("--seed", type=int, default=0, help="of the trainers that come")
-    parser.add_argument("--leak", type=int, default=0, help="trainers of each cycle that stay for good, to see the soak fail")
-    options = parser.parse_args()
+    own = parser(__doc__, seconds=600.0)
+    own.add_argument("--leak", type=int, default=0, help="trainers of each cycle that stay for good, to see the soak fail")
+    options = own.parse_args()
+    seed = drawn_seed("soak", options)
     watchdog(options.seconds + 120.0)
     with tempfile.TemporaryDirectory(prefix="mixd-soak-") as folder:
         try:
-            soak = Soak(Place(Path(folder), options.mixd, options.data), random.Random(options.seed), options.leak)
+            soak = Soak(Place(Path(folder), options.mixd, options.data), random.Random(seed), options.leak)
             samples = []
             while time.monotonic() - soak.start < options.seconds:
                 samples.append(soak.cycle())

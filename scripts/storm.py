@@ -11,7 +11,6 @@ A trainer hangs that has no progress in 30 s in which it, the daemon and those w
 a reason that the storm gave it. Exits with 1 where anything was wrong or hung, or nothing was verified.
 """
 
-import argparse
 import random
 import shutil
 import sys
@@ -19,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from processes import Child, Place, wait_for, watchdog
+from processes import Child, Place, drawn_seed, parser, wait_for, watchdog
 from storm_seats import FEEDS, RUST, PythonSeat, RustSeat, RustTable
 from storm_table import Samples, Table
 from storm_weather import Weather
@@ -67,16 +66,10 @@ def spoil(table: Table, what: str) -> None:
 
 def main() -> int:
     """Runs it, and returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    own = Path(sys.executable).with_name("mixd")
-    parser.add_argument("--mixd", default=str(own), help="the program under test; by default the package's, beside this interpreter")
-    parser.add_argument("--data", required=True, type=Path, help="an image folder; the storm works on a copy")
-    parser.add_argument("--seconds", type=float, default=300.0, help="how long the storm lasts")
-    parser.add_argument("--seed", type=int, help="of the schedule of events; by default a new one, which is printed")
-    parser.add_argument("--spoil", choices=["digest", "plan"], help="expect a wrong pixel or column of one row, to see the storm fail")
-    options = parser.parse_args()
-    seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
-    print(f"storm: --seed {seed} --seconds {options.seconds:g}", flush=True)
+    own = parser(__doc__, seconds=300.0)
+    own.add_argument("--spoil", choices=["digest", "plan"], help="expect a wrong pixel or column of one row, to see the storm fail")
+    options = own.parse_args()
+    seed = drawn_seed("storm", options)
     watchdog(options.seconds + MARGIN)
     with tempfile.TemporaryDirectory(prefix="mixd-storm-") as folder:
         try:

@@ -1,15 +1,12 @@
 //! Nothing is allocated per sample in the steady state: this program's allocator counts.
 #![expect(unsafe_code, reason = "an allocator that counts")]
 
-use mixd::cpus::Workers;
-use mixd::mix::MixerKind;
-use mixd::pipeline::{OnBadImage, Options, Pipeline};
+use mixd::decode::JPEG_DECODER;
+use mixd::pipeline::{Options, Pipeline};
 use mixd::ring::{Next, RingReader};
 use mixd::spec::{FeedSpec, Recipe};
-use mixd::types::{Device, ImageSize, Place, Split};
-use mixd::{decode::JPEG_DECODER, render::LoadOptions};
+use mixd::types::{ImageSize, Place, Split};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -43,17 +40,8 @@ static ALLOCATOR: Counting = Counting;
 /// Allocations for a batch of `batch_size`, in the mean over a few epochs.
 fn per_batch(recipe: &str, cache_bytes: u64, batch_size: u32) -> f64 {
     let data = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/sample-data"));
-    let options = Options {
-        // One, which has seen every shape after an epoch; of two, one may sleep until the counting.
-        workers: Workers::Count(NonZeroUsize::MIN),
-        cache_bytes,
-        cache_file: None,
-        load: LoadOptions::default(),
-        mixer: MixerKind::Cpu,
-        device: Device::Cpu,
-        device_cache_bytes: None,
-        on_bad_image: OnBadImage::Fail,
-    };
+    // One decode thread has seen every shape after an epoch; of two, one may sleep until the counting.
+    let options = Options::single(cache_bytes);
     let pipeline = Pipeline::start(mixd::source::open(data, None, &mut |_| {}).unwrap(), options).unwrap();
     let spec = recipe.parse::<Recipe>().unwrap().feed(Split::Train);
     let spec = FeedSpec { batch_size, image_size: ImageSize::square(48), ..spec };

@@ -181,3 +181,106 @@ impl Drop for Feed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{OnBadImage, Options, Pipeline};
+    use super::*;
+    use crate::ring::{Next, RingReader};
+    use crate::source::{Class, ReadError, Source, Stamp};
+    use crate::spec::{FeedSpec, Mix};
+    use crate::types::{ClassId, EPOCH_BITS, ImageSize, SampleId, Split};
+    use std::path::Path;
+    use std::time::Instant;
+    use xxhash_rust::xxh3::Xxh3;
+
+    /// The sample data, whose first image makes those panic who read it, or ask for its label.
+    #[derive(Debug)]
+    struct Panicking {
+        source: Arc<dyn Source>,
+        on_read: bool,
+        on_label: bool,
+    }
+
+    impl Source for Panicking {
+        fn location(&self) -> String {
+            self.source.location()
+        }
+
+        fn classes(&self) -> &[Class] {
+            self.source.classes()
+        }
+
+        fn len(&self, split: Split) -> u32 {
+            self.source.len(split)
+        }
+
+        fn label(&self, split: Split, sample: SampleId) -> ClassId {
+            assert!(sample != 0 || !self.on_label, "on purpose");
+            self.source.label(split, sample)
+        }
+
+        fn name(&self, split: Split, sample: SampleId) -> String {
+            self.source.name(split, sample)
+        }
+
+        fn read(&self, split: Split, sample: SampleId, bytes: &mut Vec<u8>) -> Result<Option<Stamp>, ReadError> {
+            assert!(sample != 0 || !self.on_read, "on purpose");
+            self.source.read(split, sample, bytes)
+        }
+
+        fn stamp(&self, split: Split, sample: SampleId) -> Option<Stamp> {
+            self.source.stamp(split, sample)
+        }
+
+        fn hash_identity(&self, split: Split, hash: &mut Xxh3) {
+            self.source.hash_identity(split, hash);
+        }
+    }
+
+    fn pipeline(on_read: bool, on_label: bool) -> Pipeline {
+        let data = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/sample-data"));
+        let source = crate::source::open(data, None, &mut |_| {}).unwrap();
+        let options = Options { on_bad_image: OnBadImage::Substitute, ..Options::single(0) };
+        Pipeline::start(Arc::new(Panicking { source, on_read, on_label }), options).unwrap()
+    }
+
+    fn spec() -> FeedSpec {
+        let image_size = ImageSize::square(16);
+        FeedSpec { batch_size: 4, image_size, shuffle: false, mix: Mix::NONE, ..FeedSpec::train() }
+    }
+
+    /// What a feed's first batch, or its end, is.
+    fn first((feed, seat): &(Feed, Seat)) -> Next {
+        let mut reader = RingReader::open(feed.ring.data(), Arc::clone(&seat.cursor), Arc::new(())).unwrap();
+        let end = Instant::now() + Duration::from_secs(20);
+        reader.next_batch(|| Instant::now() > end).unwrap()
+    }
+
+    #[test]
+    fn a_feed_whose_threads_panic_ends_with_an_error() {
+        let labels = pipeline(false, true);
+        let mixing = labels.open(spec(), Place::default(), false).unwrap();
+        let sound = pipeline(false, false);
+        // No daemon opens a feed at an epoch that the plan cannot draw.
+        let start = Start::At(Place { epoch: 1 << EPOCH_BITS, index: 0 });
+        let sampler = Sampler::new(FeedSpec { start, ..spec() }, sound.source().len(Split::Train)).unwrap();
+        let (plan_stage, mix_stage, _) = sound.stages(spec()).unwrap();
+        let planning = Feed::start(sampler, plan_stage, mix_stage, None, false).unwrap();
+        for (feed, thread) in [(mixing, "mix"), (planning, "plan")] {
+            let Next::Ended { reason, failed: true } = first(&feed) else { panic!("{thread}: it did not fail") };
+            assert!(reason.contains(&format!("{thread} thread")), "{reason}");
+        }
+    }
+
+    #[test]
+    fn the_only_decode_thread_goes_on_after_a_panic() {
+        let pipeline = pipeline(true, false);
+        for _ in 0..2 {
+            let feed = pipeline.open(spec(), Place::default(), false).unwrap();
+            assert!(matches!(first(&feed), Next::Batch(_)));
+        }
+        let batch = pipeline.batch(spec(), Place::default()).unwrap();
+        assert_eq!(batch.view().sample_id, [1, 1, 2, 3], "the second image stands in for the first");
+    }
+}

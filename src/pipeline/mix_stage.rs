@@ -12,6 +12,7 @@ use crate::spec::{EraseWhen, FeedSpec};
 use crate::stats::{Clock, Doing};
 use crate::types::ImageSize;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use xxhash_rust::xxh3::Xxh3;
@@ -231,7 +232,8 @@ impl MixStage {
 
     /// Mixes and publishes planned batches until the feed stops, for the `reason` that was given, or fails; ends the ring.
     pub fn run(mut self, planned: &Receiver<Pending>, mut writer: RingWriter, reason: &Mutex<String>) {
-        let outcome = self.fill(planned, &mut writer);
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.fill(planned, &mut writer)))
+            .unwrap_or(Stop::Failed(FeedError::Panicked("mix")));
         let (reason, failed) = match outcome {
             Stop::Ring(WriterStopped::Stopped) | Stop::Failed(FeedError::Stopping) => {
                 (reason.lock().unwrap_or_else(PoisonError::into_inner).clone(), false)
@@ -259,7 +261,8 @@ impl MixStage {
         let call = || caller.call();
         loop {
             let Some(mut pending) = self.next().or_else(|| planned.recv().ok()) else {
-                return Stop::Failed(FeedError::Stopping);
+                let is_stopped = self.requester.is_stopped();
+                return Stop::Failed(if is_stopped { FeedError::Stopping } else { FeedError::Panicked("plan") });
             };
             if let Err(error) = self.wait_for_samples(&mut pending) {
                 return Stop::Failed(error);

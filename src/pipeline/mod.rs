@@ -44,6 +44,7 @@ use reads::Reads;
 use render_stage::DecodePool;
 use request::Requester;
 use std::io;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -86,6 +87,22 @@ pub struct Options {
     pub device_cache_bytes: Option<u64>,
     /// What happens to images that cannot be decoded.
     pub on_bad_image: OnBadImage,
+}
+
+impl Options {
+    /// One decode thread, the CPU's mixer, samples in memory; a bad image ends its feed.
+    pub fn single(cache_bytes: u64) -> Self {
+        Self {
+            workers: Workers::Count(NonZeroUsize::MIN),
+            cache_bytes,
+            cache_file: None,
+            load: LoadOptions::default(),
+            mixer: MixerKind::Cpu,
+            device: Device::Cpu,
+            device_cache_bytes: None,
+            on_bad_image: OnBadImage::Fail,
+        }
+    }
 }
 
 /// Why a feed could not be opened. Feeds that run are untouched.
@@ -155,6 +172,9 @@ pub enum FeedError {
     /// A file that samples are kept in was damaged.
     #[error(transparent)]
     CacheFile(#[from] FileError),
+    /// A thread of the feed panicked.
+    #[error("the feed's {0} thread panicked: the daemon's log has its message (open the feed again, and report it)")]
+    Panicked(&'static str),
     /// The feed was stopped, or the pipeline is being taken down.
     #[error("the feed was stopped")]
     Stopping,
@@ -458,21 +478,7 @@ mod tests {
 
     fn start_on(data: &Path, cache_bytes: u64) -> Pipeline {
         let source = crate::source::open(data, None, &mut |_| {}).unwrap();
-        Pipeline::start(source, options(cache_bytes)).unwrap()
-    }
-
-    /// One decoder, and bad images end a feed.
-    pub(super) fn options(cache_bytes: u64) -> Options {
-        Options {
-            workers: Workers::Count(std::num::NonZeroUsize::MIN),
-            cache_bytes,
-            cache_file: None,
-            load: LoadOptions::default(),
-            mixer: MixerKind::Cpu,
-            device: Device::Cpu,
-            device_cache_bytes: None,
-            on_bad_image: OnBadImage::Fail,
-        }
+        Pipeline::start(source, Options::single(cache_bytes)).unwrap()
     }
 
     #[test]

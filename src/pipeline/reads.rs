@@ -243,8 +243,7 @@ mod tests {
     }
 
     fn options(cache_bytes: u64) -> Options {
-        let options = super::super::tests::options(cache_bytes);
-        Options { workers: Workers::Auto, on_bad_image: OnBadImage::Substitute, ..options }
+        Options { workers: Workers::Auto, on_bad_image: OnBadImage::Substitute, ..Options::single(cache_bytes) }
     }
 
     fn copy(from: &Path, to: &Path) {

@@ -13,6 +13,7 @@ use crate::types::{ImageSize, SampleId, Split};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use smallvec::SmallVec;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -74,7 +75,8 @@ impl DecodePool {
         for nth in 0..threads {
             let (shared, queue, running) = (Arc::clone(shared), queue.clone(), running.clone());
             let run = move || {
-                work(&shared, &queue);
+                // The loader guards itself against images; a panic elsewhere fails the job alone, and the thread goes on with fresh scratch.
+                while catch_unwind(AssertUnwindSafe(|| work(&shared, &queue))).is_err() {}
                 drop(running);
             };
             std::thread::Builder::new().name(format!("mixd-decode-{nth}")).spawn(run)?;

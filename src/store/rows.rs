@@ -252,7 +252,9 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let rows = self.rows.take().expect("dropped once");
-        let before = rows.states[self.row as usize].swap(self.outcome as u8, Ordering::SeqCst);
+        // After a panic nobody may ask for the same again and again.
+        let outcome = if std::thread::panicking() { State::Bad } else { self.outcome };
+        let before = rows.states[self.row as usize].swap(outcome as u8, Ordering::SeqCst);
         let settled = Arc::clone(&rows.settled);
         // First let go, then announce: `reuse` waits for the last holder.
         drop(rows);

@@ -2,12 +2,10 @@
 
 use super::{DEADLINE, Daemon, sample_data};
 use mixd::client;
-use mixd::mix::MixerKind;
-use mixd::pipeline::{OnBadImage, Options, Pipeline};
+use mixd::pipeline::{Options, Pipeline};
 use mixd::plan::Sampler;
-use mixd::render::LoadOptions;
 use mixd::spec::{Delivery, FeedSpec};
-use mixd::types::{Device, Place, Start};
+use mixd::types::{Place, Start};
 use rustix::process::Signal;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
@@ -158,17 +156,7 @@ impl Oracle {
 
     pub fn of(data: &Path) -> Self {
         let source = mixd::source::open(data, None, &mut |_| {}).unwrap();
-        let options = Options {
-            workers: "1".parse().unwrap(),
-            cache_bytes: 1 << 30,
-            cache_file: None,
-            load: LoadOptions::default(),
-            mixer: MixerKind::Cpu,
-            device: Device::Cpu,
-            device_cache_bytes: None,
-            on_bad_image: OnBadImage::Fail,
-        };
-        Self { pipeline: Pipeline::start(source, options).unwrap(), digests: HashMap::new() }
+        Self { pipeline: Pipeline::start(source, Options::single(1 << 30)).unwrap(), digests: HashMap::new() }
     }
 
     pub fn digest(&mut self, spec: FeedSpec, place: Place) -> u64 {

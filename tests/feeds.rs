@@ -166,6 +166,38 @@ fn a_trainer_outlives_daemons_that_are_killed_while_it_comes_back() {
     Oracle::new().check(&trainer);
 }
 
+/// A daemon that ends refuses trainers while it waits for those that it has.
+#[test]
+fn a_trainer_that_comes_back_to_a_daemon_that_ends_waits_for_the_next() {
+    let mut daemon = Daemon::start(&[]);
+    let mut trainer = Trainer::start(&daemon, spec(), ENDLESS, 1);
+    trainer.batches(3);
+    trainer.signal(Signal::STOP);
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    let dir = std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap());
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut ending = Daemon::with(dir, &sample_data(), &[], |command| {
+        command.env("RUST_LOG", "mixd=info").stderr(log.reopen().unwrap());
+    });
+    let mut held = ending.trainer();
+    let held_id = rustix::process::Pid::from_child(&held);
+    rustix::process::kill_process(held_id, Signal::STOP).unwrap();
+    ending.signal(Signal::TERM);
+    let logs = |text: &str| std::fs::read_to_string(log.path()).unwrap().contains(text).then_some(());
+    until("it ends", || logs("SIGTERM"));
+    trainer.signal(Signal::CONT);
+    until("it has refused the trainer", || logs("refused a trainer"));
+    ending.child.wait().unwrap();
+    held.kill().unwrap();
+    held.wait().unwrap();
+    let dir = std::mem::replace(&mut ending.dir, tempfile::tempdir().unwrap());
+    let daemon = Daemon::again(dir, &sample_data(), &[]);
+    until("it reads", || (client::status(&daemon.socket()).unwrap().feeds.pop()?.trainers[0].read > 8).then_some(()));
+    trainer.kill();
+    Oracle::new().check(&trainer);
+}
+
 /// The first to come back opens the feed for the others, also one that is not to read it as yet.
 #[test]
 fn a_trainer_that_waits_for_a_later_batch_takes_nothing_from_the_others_when_it_comes_back_first() {

@@ -3,7 +3,7 @@
 
 use super::call::{LOOK_INTERVAL, connect, runtime};
 use super::device::OpenDevice as Device;
-use super::{Batch, ClientError};
+use super::{Batch, ClientError, Reason};
 use crate::ring::{Eviction, GiveUp, Next, RingError, RingReader};
 use crate::spec::FeedSpec;
 use crate::types::{Class, Place, Start};
@@ -195,7 +195,7 @@ impl Attachment {
             };
             let attached = timeout(left, self.attach(start, Some(former))).await;
             match attached.unwrap_or_else(|_| Err(ClientError::DaemonGone(self.socket.clone()))) {
-                Err(error) if is_daemon_gone(&error) => sleep(LOOK_INTERVAL).await,
+                Err(error) if may_come_back(&error) => sleep(LOOK_INTERVAL).await,
                 Err(error) => return Err(error),
                 Ok((next, reader)) => {
                     let key = |attached: &Attached| (attached.identity, attached.batches, attached.classes.clone());
@@ -238,8 +238,13 @@ impl Attachment {
     }
 }
 
-fn is_daemon_gone(error: &ClientError) -> bool {
-    matches!(error, ClientError::NoDaemon { .. } | ClientError::DaemonGone(_))
+/// Whether another daemon may yet take the place of the one that gave this error: it is gone, or ends.
+fn may_come_back(error: &ClientError) -> bool {
+    match error {
+        ClientError::NoDaemon { .. } | ClientError::DaemonGone(_) => true,
+        ClientError::Refused(refusal) => refusal.reason == Reason::Stopping,
+        _ => false,
+    }
 }
 
 impl Feed {

@@ -5,6 +5,7 @@ use crate::spec::Recipe;
 use crate::status::Status;
 use crate::wire::control_client::ControlClient;
 use crate::wire::too_long;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -22,6 +23,19 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, ClientError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Start)
 }
 
+/// A plain connection to a daemon's socket.
+async fn open(socket: &Path) -> Result<UnixStream, ClientError> {
+    UnixStream::connect(socket).await.map_err(|error| {
+        let cause = match error.kind() {
+            ErrorKind::PermissionDenied => {
+                format!("{error}: the socket is another user's, and a daemon serves its own user only")
+            }
+            _ => error.to_string(),
+        };
+        ClientError::NoDaemon { socket: socket.to_owned(), cause }
+    })
+}
+
 /// Connects to a daemon.
 pub(super) async fn connect(socket: &Path) -> Result<ControlClient<Channel>, ClientError> {
     let no_daemon = |cause: String| ClientError::NoDaemon { socket: socket.to_owned(), cause };
@@ -29,7 +43,7 @@ pub(super) async fn connect(socket: &Path) -> Result<ControlClient<Channel>, Cli
         return Err(no_daemon(why));
     }
     // The transport's errors hide the system's answer at the end of a chain; a plain connect gives it plainly.
-    drop(UnixStream::connect(socket).await.map_err(|error| no_daemon(error.to_string()))?);
+    drop(open(socket).await?);
     let endpoint =
         Endpoint::try_from(format!("unix:{}", socket.display())).map_err(|error| no_daemon(error.to_string()))?;
     let channel = endpoint.connect().await.map_err(|error| no_daemon(error.to_string()))?;
@@ -94,8 +108,8 @@ pub fn status_unless(socket: &Path, interrupted: &dyn Fn() -> bool) -> Result<Op
 /// When nobody listens.
 pub fn peer_pid(socket: &Path) -> Result<Option<i32>, ClientError> {
     let peer = answer(socket, &|| false, async {
-        let stream = UnixStream::connect(socket).await.and_then(|stream| stream.peer_cred());
-        stream.map_err(|error| ClientError::NoDaemon { socket: socket.to_owned(), cause: error.to_string() })
+        let peer = open(socket).await?.peer_cred();
+        peer.map_err(|error| ClientError::NoDaemon { socket: socket.to_owned(), cause: error.to_string() })
     })?;
     Ok(peer.and_then(|peer| peer.pid()).filter(|&pid| pid > 0))
 }

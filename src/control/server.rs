@@ -154,6 +154,7 @@ impl Control for Service {
             let (ticket, attached) = match opened {
                 Ok(opened) => opened,
                 Err(refusal) => {
+                    tracing::info!(pid = peer, "refused a trainer: {refusal}");
                     let _ = outbound.send(Err(refusal.into())).await;
                     return;
                 }

@@ -100,7 +100,7 @@ check-frameworks: python .venv/frameworks/ready ## Run fastai and Hugging Face's
 	$(if $(VISION),.venv/frameworks/bin/python scripts/check-frameworks.py $(VISION)/references/classification sample-data)
 
 faults: libtorch ## Fail every use of each system call that matters, one at a time, in daemon and trainer (minutes); `make test` takes some
-	MIXD_FAULTS=all $(CARGO_TEST) $(plain) --test injected
+	MIXD_FAULTS=all $(CARGO_TEST) $(plain) --test injected -- --nocapture
 
 check-replay: build .python .venv/torch/ready ## Compare replayed batches of the sample data with Pillow, torchvision and the formula
 	PYTHONPATH=.python python3 scripts/check-replay.py $(MIXD) sample-data 3

@@ -233,6 +233,7 @@ fn sweep(faults: &[Fault], first: impl Fn(&'static str) -> usize, mut run: impl 
             nth += if all || tried < TRIES { 1 } else { 4 * (nth - first).max(1) };
         }
         assert!(total > 0, "{call} was never used");
+        println!("{call} fails with {error}: {tried} runs, {total} faults");
     }
 }
 

@@ -40,9 +40,8 @@ def current_job() -> Job | None:
     if run := get("TORCHELASTIC_RUN_ID"):
         # "none" is the default, of any run. For the others the port may change from restart to restart.
         return Job(f"torchrun {run} {_master() if run == 'none' else ''}", _launcher("TORCHELASTIC_RUN_ID"))
-    if ray := get("RAY_JOB_ID"):
-        # Every cluster counts its jobs from 1. A machine's processes of a job have one parent, the raylet.
-        return Job(f"ray {ray} {_identity(number('RAY_RAYLET_PID', 0))}", _launcher("RAY_JOB_ID"))
+    if get("RAY_JOB_ID"):
+        return Job(f"ray {_ray_job()}", _launcher("RAY_JOB_ID"))
     # A batch script has a job, and no step of several tasks.
     if (tasks := number("SLURM_STEP_NUM_TASKS", 1)) > 1:
         step = Task("a Slurm step", number("SLURM_PROCID", 0), tasks)
@@ -58,6 +57,19 @@ def current_job() -> Job | None:
     if parent and parent.pid:
         return Job(f"multiprocessing {_identity(parent.pid)}", parent.pid)
     return None
+
+
+def _ray_job() -> str:
+    """Returns the session of Ray and the job in it, which is counted from 1 in each session.
+
+    The variable names no job in a worker that was started before its job was. A process that a worker started has no other means, and its raylet
+    stands for the session there.
+    """
+    ray = sys.modules.get("ray")
+    if ray and ray.is_initialized():
+        context = ray.get_runtime_context()
+        return f"{context.get_session_name()} {context.get_job_id()}"
+    return f"{_identity(number('RAY_RAYLET_PID', 0))} {os.environ['RAY_JOB_ID']}"
 
 
 def this_process() -> str:

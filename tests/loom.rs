@@ -350,7 +350,7 @@ fn a_reader_of_an_overwriting_ring_reads_whole_batches_in_order_up_to_the_last()
         let (mut next, mut last) = (0, None);
         while next < BATCHES {
             assert!(ring.words().await_published(next, ring.cursor(), || false, &ring.futex));
-            let published = ring.published.load(Ordering::Acquire);
+            let published = ring.words().published();
             let lease = |seq| Some((seq, ring.words().lease(seq, ring.cursor(), &ring.futex)?));
             let found = (next..published).find_map(lease);
             assert_eq!(ring.cursor().eviction(), 0);

@@ -62,6 +62,17 @@ pub const fn is_lawful(before: u64, now: u64, published: u64) -> bool {
     before == now || before <= now && now <= published
 }
 
+/// An Acquire load of a word of the writer's. Readers map these read-only, where the language allows only relaxed loads
+/// ([`std::sync::atomic`], "Atomic accesses to read-only memory"). ThreadSanitizer models no fences; what it checks is mapped for writing.
+fn acquire<T>(load: impl FnOnce(Ordering) -> T) -> T {
+    if cfg!(mixd_tsan) {
+        return load(Ordering::Acquire);
+    }
+    let value = load(Ordering::Relaxed);
+    fence(Ordering::Acquire);
+    value
+}
+
 impl CursorWords<'_> {
     /// The word of `held` and the bit in it for a slot.
     fn bit(&self, slot: u32) -> (&AtomicU64, u64) {
@@ -104,9 +115,19 @@ impl CursorWords<'_> {
 }
 
 impl WriterWords<'_> {
+    /// Batches published: those below can be read.
+    pub fn published(&self) -> u64 {
+        acquire(|order| self.published.load(order)) // sync point A, with `publish`
+    }
+
+    /// Why the feed has ended; 0 while it runs.
+    pub fn ended(&self) -> u32 {
+        acquire(|order| self.ended.load(order)) // sync point A, with `end`
+    }
+
     /// Publishes the batches below `count` and wakes the readers that wait.
     pub fn publish<'c>(&self, count: u64, cursors: impl Iterator<Item = CursorWords<'c>>, sleeper: &impl Sleeper) {
-        self.published.store(count, Ordering::Release); // sync point A, with `await_published`
+        self.published.store(count, Ordering::Release); // sync point A, with `published`
         self.announce(cursors, sleeper);
     }
 
@@ -119,7 +140,7 @@ impl WriterWords<'_> {
 
     /// Ends the feed for good and wakes the readers that wait.
     pub fn end<'c>(&self, code: u32, cursors: impl Iterator<Item = CursorWords<'c>>, sleeper: &impl Sleeper) {
-        self.ended.store(code, Ordering::Release); // sync point A, with `await_published`
+        self.ended.store(code, Ordering::Release); // sync point A, with `ended`
         self.announce(cursors, sleeper);
     }
 
@@ -204,12 +225,11 @@ impl WriterWords<'_> {
     ) -> bool {
         let mut turn = 0;
         loop {
-            let event = self.event.load(Ordering::Acquire); // sync point D, with `announce`
+            let event = acquire(|order| self.event.load(order)); // sync point D, with `announce`
             // The order matters: what was published before the end, or before whoever tells this reader to give up has seen that the
             // writer is gone, is read before that is seen.
-            let over = self.ended.load(Ordering::Acquire) != 0 || give_up(); // sync point A, with `end`
-            // Sync point A, with `publish`.
-            if self.published.load(Ordering::Acquire) > seq {
+            let over = self.ended() != 0 || give_up();
+            if self.published() > seq {
                 return true;
             }
             if over {

@@ -174,7 +174,7 @@ impl GiveUp {
 
     /// Whether the writer has ended the feed, rather than died.
     pub fn has_ended(&self) -> bool {
-        self.0.data.words().ended.load(Ordering::Acquire) != 0
+        self.0.data.words().ended() != 0
     }
 
     /// Whether the writer has put this reader out.
@@ -184,7 +184,7 @@ impl GiveUp {
 
     /// The first batch that no reader of this ring can read any more when the writer is dead.
     pub fn published(&self) -> u64 {
-        self.0.data.words().published.load(Ordering::Acquire)
+        self.0.data.words().published()
     }
 
     /// The first batch for this reader.
@@ -327,13 +327,13 @@ impl RingReader {
                 _ => return Ok(Next::Evicted(Eviction::Lag)),
             }
             if !is_there {
-                return Ok(match words.ended.load(Ordering::Acquire) {
+                return Ok(match words.ended() {
                     0 if give_up.load(Ordering::SeqCst) => Next::GaveUp,
                     0 => Next::Interrupted,
                     code => Next::Ended { reason: data.reason(), failed: code == ENDED_FAILED },
                 });
             }
-            let published = words.published.load(Ordering::Acquire);
+            let published = words.published();
             let sequence = match data.delivery {
                 Delivery::Lossless => self.next..self.next + 1,
                 // In order while it keeps up; who has fallen behind by the whole ring goes on with the newest.

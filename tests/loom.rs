@@ -429,3 +429,71 @@ fn what_was_published_before_giving_up_is_read() {
         writer.join().unwrap();
     });
 }
+
+/// A ring of one slot and a spare one. The reader that is evicted may lease the first batch before and keep it meanwhile; the other gets
+/// every batch, from the spare slot where need be. Slots are tried in order, so that the first is written again once the evicted reader has
+/// let go of it, and that happens in some interleavings, as does that it is kept for good.
+#[test]
+fn a_spare_slot_replaces_one_that_an_evicted_reader_keeps_until_it_gives_it_back() {
+    use std::sync::atomic::{AtomicU32 as Count, Ordering::Relaxed};
+    static SLOTS_OF_LAST_TWO: [Count; 4] = [const { Count::new(0) }; 4];
+    const DEPTH: u32 = SLOTS - 1;
+    check(|| {
+        let (ring, evicted) = (Ring::new(), Arc::new(Cursor::default()));
+        ring.fill(0, 0);
+        assert_eq!(ring.read(0), Some(0));
+        let writer = {
+            let (ring, evicted) = (Arc::clone(&ring), Arc::clone(&evicted));
+            loom::thread::spawn(move || {
+                evicted.words().evict(1);
+                let kept = [0, 1].map(|slot| evicted.words().has_leased(slot));
+                let slots = [1, 2].map(|seq| {
+                    ring.until(&[ring.cursor()], || has_room(seq, ring.cursor().released(), DEPTH));
+                    let is_leased = |slot: u32| kept[slot as usize] && evicted.words().has_leased(slot);
+                    let slot = (0..SLOTS).find(|&slot| ring.words().claim(slot, || is_leased(slot)));
+                    let slot = slot.expect("one is kept at most");
+                    // A claim that fails changes nothing.
+                    assert!(seq > 1 || slot == 0 || ring.holds[0].load(Ordering::Relaxed) == 0);
+                    ring.fill(seq, slot as usize);
+                    slot
+                });
+                SLOTS_OF_LAST_TWO[(slots[0] * 2 + slots[1]) as usize].fetch_add(1, Relaxed);
+            })
+        };
+        let stalled = {
+            let (ring, evicted) = (Arc::clone(&ring), Arc::clone(&evicted));
+            loom::thread::spawn(move || match ring.words().lease(0, evicted.words(), &ring.futex) {
+                Some(slot) => {
+                    assert_eq!(ring.look(slot), 0);
+                    ring.words().end_lease(slot, None, evicted.words(), &ring.futex);
+                }
+                None => {
+                    assert_ne!(evicted.words().eviction(), 0, "the slot was seen overwritten, the eviction was not")
+                }
+            })
+        };
+        assert_eq!(ring.read(1), Some(1));
+        writer.join().unwrap();
+        stalled.join().unwrap();
+        assert_eq!(ring.read(2), Some(2));
+    });
+    let [never_kept, .., given_back, kept] = [0, 1, 2, 3].map(|nth| SLOTS_OF_LAST_TWO[nth].load(Relaxed));
+    assert!(never_kept > 0 && given_back > 0 && kept > 0, "{never_kept} {given_back} {kept}");
+}
+
+#[test]
+fn the_reason_is_seen_with_the_end() {
+    check(|| {
+        let (ring, reason) = (Ring::new(), Arc::new(AtomicU32::new(0)));
+        let writer = {
+            let (ring, reason) = (Arc::clone(&ring), Arc::clone(&reason));
+            loom::thread::spawn(move || {
+                reason.store(7, Ordering::Relaxed);
+                ring.words().end(1, std::iter::once(ring.cursor()), &ring.futex);
+            })
+        };
+        assert_eq!(ring.read(0), None);
+        assert_eq!((ring.words().ended(), reason.load(Ordering::Relaxed)), (1, 7));
+        writer.join().unwrap();
+    });
+}

@@ -168,17 +168,15 @@ impl WriterWords<'_> {
     /// evicted: [`CursorWords::eviction`] then tells which.
     pub fn lease(&self, seq: u64, cursor: CursorWords<'_>, sleeper: &impl Sleeper) -> Option<u32> {
         let holds = |slot: u32| self.holds[slot as usize].load(Ordering::Relaxed) == seq;
-        let Some(slot) = (0..self.holds.len() as u32).find(|&slot| holds(slot)) else {
-            fence(Ordering::Acquire); // sync point G, with `evict`
-            return None;
-        };
-        let (word, bit) = cursor.bit(slot);
-        word.fetch_or(bit, Ordering::Relaxed);
-        fence(Ordering::SeqCst); // sync point F, with `claim` and `evict`
-        if holds(slot) && cursor.evicted.load(Ordering::Relaxed) == 0 {
-            return Some(slot);
+        if let Some(slot) = (0..self.holds.len() as u32).find(|&slot| holds(slot)) {
+            let (word, bit) = cursor.bit(slot);
+            word.fetch_or(bit, Ordering::Relaxed);
+            fence(Ordering::SeqCst); // sync point F, with `claim` and `evict`
+            if holds(slot) && cursor.evicted.load(Ordering::Relaxed) == 0 {
+                return Some(slot);
+            }
+            self.end_lease(slot, None, cursor, sleeper);
         }
-        self.end_lease(slot, None, cursor, sleeper);
         fence(Ordering::Acquire); // sync point G, with `evict`
         None
     }
@@ -202,7 +200,7 @@ impl WriterWords<'_> {
                 continue;
             }
             self.writer_waiting.store(1, Ordering::Relaxed);
-            fence(Ordering::SeqCst); // sync point C, with `tell_writer` and `dismiss`
+            fence(Ordering::SeqCst); // sync point C, with `tell_writer`
             sleeper.sleep(noted);
             self.writer_waiting.store(0, Ordering::Relaxed);
         }
@@ -211,7 +209,6 @@ impl WriterWords<'_> {
     /// Wakes the writer though `cursor` has not moved: after something else that it looks at has changed.
     pub fn dismiss(&self, cursor: CursorWords<'_>, sleeper: &impl Sleeper) {
         cursor.event.fetch_add(1, Ordering::Release); // sync point D, with `note`
-        fence(Ordering::SeqCst); // sync point C, with `await_cursors`
         sleeper.wake(cursor.event);
     }
 
@@ -241,7 +238,7 @@ impl WriterWords<'_> {
             }
             cursor.reader_waiting.store(1, Ordering::Relaxed);
             fence(Ordering::SeqCst); // sync point C, with `announce`
-            if self.published.load(Ordering::Relaxed) <= seq && self.ended.load(Ordering::Relaxed) == 0 && !give_up() {
+            if !give_up() {
                 sleeper.sleep(&[(self.event, event)]);
             }
             cursor.reader_waiting.store(0, Ordering::Relaxed);

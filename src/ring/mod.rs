@@ -29,20 +29,44 @@
 //! slots, which follow the others and take memory from their first use, stand in for it. If these are kept, too, for `max_lag`, the
 //! feed ends. A ring on a device has none.
 //!
-//! **Memory order.** A: the writer's Release store of `published` pairs with the reader's Acquire load, so the slot's bytes
-//! are seen whole. B: the reader's Release store of `released` pairs with the writer's Acquire load, so no read of the old
-//! bytes is overtaken by a write of the new. G: the fence in `evict`, between the writer's store of `evicted` and its claim of a slot, pairs with
-//! the Acquire fence in a failed `lease`, between the reader's search of the directory and its load of `evicted`. So a reader that sees its
-//! slot claimed sees that it was evicted, and does not report a damaged ring. The thread that evicts must be the thread that claims.
-//!
 //! **Waiting.** A short spin, then a futex. Each side has an event word that its waker increments after the counter:
-//! `event` in the data header for readers, `event` in the cursor for the writer. A waiter announces itself (`reader_waiting`,
-//! `writer_waiting`), looks again, and sleeps only while the event word still has the value that it read first. Waker: counter,
-//! event, SeqCst fence, announcement. Waiter: announcement, SeqCst fence, counter and event. So one of the two sees the other
-//! (*sync point C*), and the wake-up system call is made only when somebody sleeps. The event word is incremented with Release
-//! and first read with Acquire: whoever sleeps on its new value has seen the new counter (*sync point D*). Every sleep has a
+//! `event` in the data header for readers, `event` in the cursor for the writer. A waiter reads the event word, then the counter, announces itself
+//! (`reader_waiting`, `writer_waiting`), and sleeps only while the event word still has the value that it read. The wake-up system call is
+//! made only when somebody has announced that it sleeps; where the daemon changes something else (`dismiss`), always. Every sleep has a
 //! deadline. The writer of a latest feed sleeps on the events of all readers at once (`futex_waitv`). Ends of leases change event words
 //! as counters do.
+//!
+//! **Memory order.** What comes before each pair, its two ends, and what comes after it:
+//!
+//! | | before | one end | other end | after |
+//! |---|---|---|---|---|
+//! | A | slot and directory written, or the reason of the end | store of `published`, `ended`: Release | their loads: Acquire | these are read |
+//! | B | slots below `released` read | store of `released`: Release | its load: Acquire | these are written |
+//! | C | event word incremented | SeqCst fence, load of the announcement | announcement, SeqCst fence | event word compared, by the futex call |
+//! | D | counter or lease changed | increment of the event word: Release | its first load: Acquire | counters and leases are read |
+//! | E | slot read | its bit taken back: Release | load of the bits: Acquire | slot written |
+//! | F | directory, or `evicted`, written | SeqCst fence, load of the bits | bit set, SeqCst fence | directory and `evicted` are read |
+//! | G | `evicted` stored | SeqCst fence, then slots claimed | directory read, then an Acquire fence | `evicted` is read |
+//!
+//! A, B, D and E are happens-before edges. Bits are changed by read-modify-writes only, so E holds although the reader has leased other slots
+//! since. C and F: two threads each write one word and then read the other's, so at least one of them sees the other. After C either the waker
+//! sees the announcement, or the waiter finds the event word changed; by D, it has not read the new event word with an old counter.
+//! G: a reader that sees its slot claimed sees that it was evicted, and does not report a damaged ring. The thread that evicts must be
+//! the thread that claims.
+//!
+//! **Slots are plain memory**, a `&mut [u8]` from the claim until the batch is published, a `&[u8]` while it is leased. A orders each write before
+//! its reads. B, or E where the writer looks at bits, orders each read before the next write. C, F and G are not needed for that, so ThreadSanitizer,
+//! which models no fences, can check it (`make tsan`). Lock-free atomics do not depend on the address (C++, `[atomics.lockfree]`), so two processes
+//! that map the same pages synchronize as two threads do; and a compiler must assume that others know a mapping, so it moves no access past
+//! A, B or E. A read-only mapping allows relaxed loads only: readers load the writer's words relaxed, and an Acquire fence follows.
+//! Miri supports neither shared mappings of files nor futexes on them, hence this argument.
+//!
+//! **Peers that break these rules.** Readers cannot write to header, directory and slots (they are sealed), and reading what is not leased
+//! changes nothing for others. Of a cursor the daemon reads atomics only: whatever instructions a process executes there, the daemon
+//! sees stores of some values, and *Trust* says what each can cause. A process that is killed has executed a prefix of its accesses, which
+//! is a state that a slow process passes through, too. Its slots are written again once its socket is closed, which the kernel does after
+//! its last thread has stopped. A reader trusts its daemon: if that wrote to a leased slot, the reader's `&[u8]` would change, which is undefined
+//! behavior. In a slot every bit pattern is valid, and each length is checked against the slot where it is used.
 //!
 //! **Calling.** A processor that has gone idle takes tens of microseconds to wake. So readers note how long waking them takes, and the
 //! writer may wake those that wait as much before it publishes: it stores `near`, and whoever waits for a batch below that spins longer

@@ -25,7 +25,7 @@ export LIBTORCH := $(CURDIR)/.libtorch/$(if $(filter 1,$(MIXD_LIBTORCH_CUDA)),cu
 export MIXD_LIBTORCH_CUDA
 endif
 
-.PHONY: help program build python demo test test-rust test-python faults check-replay check-bench check-gpu check-frameworks storm soak lint bench compare compare-training gpu-pack gpu-check libtorch clean-libtorch tools
+.PHONY: help program build python demo test test-rust test-python faults check-replay check-bench check-gpu check-frameworks storm soak tsan lint bench compare compare-training gpu-pack gpu-check libtorch clean-libtorch tools
 .NOTPARALLEL:
 
 help: ## Print the targets
@@ -101,6 +101,14 @@ check-frameworks: python .venv/frameworks/ready ## Run fastai and Hugging Face's
 
 faults: libtorch ## Fail every use of each system call that matters, one at a time, in daemon and trainer (minutes); `make test` takes some
 	MIXD_FAULTS=all $(CARGO_TEST) $(plain) --test injected -- --nocapture
+
+# Only the tests that share a mapping: the views of others are mapped by system calls that the sanitizer does not see, so that an address
+# that is used again looks like a race. Sanitizers and -Zbuild-std are unstable, hence RUSTC_BOOTSTRAP.
+tsan: ## Run the ring's stress test under ThreadSanitizer, with std built anew (minutes)
+	@scripts/tools.sh cargo c++
+	test -d "$$(rustc --print sysroot)/lib/rustlib/src/rust/library" || rustup component add rust-src
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread --cfg mixd_tsan" CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_PROFILE_DEV_DEBUG=line-tables-only \
+		cargo test --locked --lib -Zbuild-std --target "$$(rustc -vV | sed -n 's/^host: //p')" --target-dir $(TARGET)/tsan one_mapping
 
 check-replay: build .python .venv/torch/ready ## Compare replayed batches of the sample data with Pillow, torchvision and the formula
 	PYTHONPATH=.python python3 scripts/check-replay.py $(MIXD) sample-data 3

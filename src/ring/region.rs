@@ -40,7 +40,7 @@ const FIXED_SIZE: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(Sea
 
 /// A whole memfd, mapped shared.
 struct Region {
-    map: MmapRaw,
+    map: Arc<MmapRaw>,
     file: Arc<File>,
     /// Bytes of it among [`PROMISED`].
     promised: AtomicU64,
@@ -67,6 +67,7 @@ impl Region {
         let map = MmapOptions::new().map_raw(&file).map_err(|source| RingError::io("map shared memory", source))?;
         fcntl_add_seals(&file, seals).map_err(failed("seal shared memory"))?;
         *promised += need;
+        let map = Arc::new(map);
         Ok(Self { map, file: Arc::new(file.into()), promised: AtomicU64::new(need), allocated: AtomicU64::new(0) })
     }
 
@@ -102,7 +103,14 @@ impl Region {
         if map.len() < bytes_min {
             return Err(RingError::Foreign(format!("it has {} bytes where {bytes_min} are needed", map.len())));
         }
-        Ok(Self { map, file, promised: AtomicU64::new(0), allocated: AtomicU64::new(0) })
+        Ok(Self { map: Arc::new(map), file, promised: AtomicU64::new(0), allocated: AtomicU64::new(0) })
+    }
+
+    /// The same mapping once more.
+    #[cfg(test)]
+    fn again(&self) -> Self {
+        let Self { map, file, .. } = self;
+        Self { map: map.clone(), file: file.clone(), promised: AtomicU64::new(0), allocated: AtomicU64::new(0) }
     }
 }
 
@@ -182,6 +190,18 @@ impl Data {
             return Err(foreign("its size is not what its header says".to_owned()));
         }
         Ok(Self { region, layout, slots, spares, batch_size, delivery, images, on_device })
+    }
+
+    /// The same mapping once more, as a reader has it.
+    #[cfg(test)]
+    pub fn again(&self) -> Self {
+        Self { region: self.region.again(), ..*self }
+    }
+
+    /// A slot where its writer has it.
+    #[cfg(test)]
+    pub fn view_in_place(&self, slot: u32) -> View {
+        View::over(self.region.map.as_ptr() as usize + self.slot_offset(slot), self.layout.slot_bytes)
     }
 
     /// The header page.
@@ -305,6 +325,12 @@ impl CursorPage {
         } else {
             Err(RingError::Foreign("its first bytes are not a cursor's".to_owned()))
         }
+    }
+
+    /// The same mapping once more.
+    #[cfg(test)]
+    pub fn again(&self) -> Self {
+        Self(self.0.again())
     }
 
     /// Its descriptor, for the reader.

@@ -174,6 +174,15 @@ impl View {
         Ok(Self(entry))
     }
 
+    /// A view of what is mapped already, which outlives it and stays as it is: no process is its own, so nothing is mapped in its place.
+    #[cfg(test)]
+    pub fn over(address: usize, bytes: usize) -> Self {
+        let entry = new_entry();
+        entry.bytes.store(bytes, Ordering::Relaxed);
+        entry.start.store(address, Ordering::Release);
+        Self(entry)
+    }
+
     /// The slot's bytes.
     ///
     /// # Safety

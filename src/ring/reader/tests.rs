@@ -12,6 +12,8 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
+mod one_mapping;
+
 struct Fixture {
     writer: RingWriter,
     handle: RingHandle,

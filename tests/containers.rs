@@ -89,8 +89,7 @@ fn trainers_in_other_containers_read_the_batches_of_the_daemon_that_they_attache
     let sockets = ["a", "b"].map(|name| dir.path().join(name));
     let _daemons = sockets.each_ref().map(|socket| Contained::daemon(socket));
     let start = |(socket, seed): (&Path, u64)| {
-        let orders =
-            Orders { socket: socket.to_owned(), spec: spec(seed), batches: 60, step_ms: 0, holds_the_first: false };
+        let orders = Orders::new(socket.to_owned(), spec(seed), 60, 0);
         Trainer::within(&container(), orders)
     };
     let mut trainers = [(&*sockets[0], 1), (&*sockets[1], 7), (&*sockets[0], 7)].map(start);

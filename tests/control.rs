@@ -149,3 +149,46 @@ fn metrics_are_answered_as_text() {
         "{answer}"
     );
 }
+
+/// Runs `mixd` where it may open so many files; returns what it says, and whether it ended well, in time.
+fn with_descriptors(count: usize, args: &[&str]) -> (String, bool) {
+    let mut command = common::command("sh");
+    command.args([
+        "-c",
+        "echo | (ulimit -n \"$0\" && exec timeout 20 \"$@\")",
+        &count.to_string(),
+        env!("CARGO_BIN_EXE_mixd"),
+    ]);
+    let output = command.args(args).output().unwrap();
+    (String::from_utf8_lossy(&output.stderr).into_owned(), output.status.success())
+}
+
+#[test]
+fn whoever_lacks_descriptors_is_told_so() {
+    let daemon = Daemon::start(&[]);
+    let socket = daemon.socket();
+    let dir = tempfile::tempdir().unwrap();
+    let (own, data) = (dir.path().join("s"), common::sample_data());
+    let (own, data, socket) = (own.to_str().unwrap(), data.to_str().unwrap(), socket.to_str().unwrap());
+    // Standard input is at its end, so a daemon that serves ends at once.
+    let serve = ["serve", "--until-eof", "--data", data, "--socket", own];
+    let read = [
+        "bench-trainer",
+        "--warmup=0",
+        "--images=10",
+        "--batch-size=10",
+        "--seconds=5",
+        "--touch=all",
+        "--socket",
+        socket,
+    ];
+    for args in [&serve[..], &["status", "--socket", socket], &read] {
+        // With 4 and fewer the loader of programs finds no library.
+        let outcomes: Vec<_> = (5..40).map(|count| with_descriptors(count, args)).collect();
+        assert!(outcomes.iter().any(|(_, well)| !well), "{args:?}: nothing was lacking");
+        assert!(outcomes.last().unwrap().1, "{args:?}: {:?}", outcomes.last());
+        for (text, well) in outcomes {
+            assert!(well || text.contains("ulimit -n"), "{args:?}: {text}");
+        }
+    }
+}

@@ -218,12 +218,13 @@ fn stop_waits_for_the_end() {
 
 /// A `mixd bench` with a trainer at its daemon: the command, that daemon's process id and socket, and what else the command says.
 fn benching(dir: &Path) -> (Child, i32, PathBuf, impl Iterator<Item = std::io::Result<String>>) {
-    // The daemon of its own finds its socket through this variable, so that the test can, too.
+    // The daemon of its own finds the folder of its socket through this variable, so that the test can, too.
+    let sockets = || common::files(dir).into_iter().filter(|path| path.extension().is_some_and(|end| end == "sock"));
+    let others: Vec<_> = sockets().collect();
     let mut bench = mixd()
         .args(["bench", "--seconds=600", "--batch-size=8", "--data"])
         .arg(sample_data())
         .env("XDG_RUNTIME_DIR", dir)
-        .env("MIXD_SHM_DIR", dir)
         .env("RUST_LOG", "mixd=info")
         .stderr(Stdio::piped())
         .spawn()
@@ -231,7 +232,7 @@ fn benching(dir: &Path) -> (Child, i32, PathBuf, impl Iterator<Item = std::io::R
     let mut lines = BufReader::new(bench.stderr.take().unwrap()).lines();
     let attached = lines.find(|line| line.as_ref().unwrap().contains("trainer attached"));
     assert!(attached.is_some(), "no trainer attached");
-    let socket = dir.join(format!("mixd/own-{}.sock", bench.id()));
+    let socket = sockets().find(|path| !others.contains(path)).expect("a socket of its own");
     let pid = client::status(&socket).unwrap().pid as i32;
     (bench, pid, socket, lines)
 }

@@ -46,13 +46,7 @@ fn eight_trainers_get_what_they_should_while_some_are_killed_and_others_join() {
         start(lossless, ENDLESS, 1),
         start(lossless, 120, 2),
         start(latest, ENDLESS, 1),
-        Trainer::obey(Orders {
-            socket: daemon.socket(),
-            spec: latest,
-            batches: ENDLESS,
-            step_ms: 15,
-            holds_the_first: true,
-        }),
+        Trainer::obey(Orders { holds_the_first: true, ..Orders::new(daemon.socket(), latest, ENDLESS, 15) }),
     ];
     assert_eq!(trainers.iter().filter(|trainer| trainer.spec.share.is_some()).count(), 4);
     trainers[0].batches(40);
@@ -198,6 +192,29 @@ fn a_trainer_that_comes_back_to_a_daemon_that_ends_waits_for_the_next() {
     Oracle::new().check(&trainer);
 }
 
+/// What a suspended trainer does not see of the time that it may wait for the next daemon does not count.
+#[test]
+fn a_trainer_that_is_stopped_for_all_of_its_time_to_come_back_still_comes_back() {
+    const RECONNECT: Duration = Duration::from_secs(2);
+    let mut daemon = Daemon::start(&[]);
+    let orders = Orders::new(daemon.socket(), spec(), ENDLESS, 1);
+    let mut trainer = Trainer::obey(Orders { reconnect: RECONNECT, ..orders });
+    trainer.batches(3);
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    let dead = Instant::now();
+    // By now it has noticed, or it begins to count later.
+    until("a while has passed", || (dead.elapsed() > RECONNECT / 4).then_some(()));
+    trainer.signal(Signal::STOP);
+    until("its time is over", || (dead.elapsed() > RECONNECT * 5 / 4).then_some(()));
+    let dir = std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap());
+    let daemon = Daemon::again(dir, &sample_data(), &[]);
+    trainer.signal(Signal::CONT);
+    until("it reads", || (client::status(&daemon.socket()).unwrap().feeds.pop()?.trainers[0].read > 8).then_some(()));
+    trainer.kill();
+    Oracle::new().check(&trainer);
+}
+
 /// The first to come back opens the feed for the others, also one that is not to read it as yet.
 #[test]
 fn a_trainer_that_waits_for_a_later_batch_takes_nothing_from_the_others_when_it_comes_back_first() {
@@ -242,7 +259,7 @@ fn an_evicted_trainer_takes_no_seat_at_the_next_daemon() {
     let mut daemon = Daemon::start(&[]);
     let share = shared("all", Delivery::Lossless).map(|share| Share { max_lag_s: 0.1, ..share });
     let spec = FeedSpec { share, ..spec() };
-    let orders = Orders { socket: daemon.socket(), spec, batches: 100, step_ms: 0, holds_the_first: true };
+    let orders = Orders { holds_the_first: true, ..Orders::new(daemon.socket(), spec, 100, 0) };
     let mut evicted = Trainer::obey(orders);
     evicted.line("holding").unwrap();
     let mut other = Trainer::start(&daemon, spec, ENDLESS, 1);
@@ -336,7 +353,7 @@ fn a_stopped_trainer_is_evicted_and_what_it_holds_stays_whole() {
     let daemon = Daemon::start(&[]);
     let share = shared("all", Delivery::Lossless).map(|share| Share { max_lag_s: 0.3, ..share });
     let spec = FeedSpec { share, slots: 3, ..spec() };
-    let orders = Orders { socket: daemon.socket(), spec, batches: 100, step_ms: 0, holds_the_first: true };
+    let orders = Orders { holds_the_first: true, ..Orders::new(daemon.socket(), spec, 100, 0) };
     let mut stopped = Trainer::obey(orders);
     stopped.line("holding").unwrap();
     stopped.signal(Signal::STOP);

@@ -24,9 +24,11 @@ pub fn raised(error: &ClientError) -> PyErr {
         ClientError::Evicted { .. } => EvictedError::new_err(text),
         ClientError::CorruptCursor => CorruptCursorError::new_err(text),
         ClientError::Ended { failed, .. } => with(FeedEndedError::new_err(text), "failed", failed),
-        ClientError::Device(_) | ClientError::Recipe(_) | ClientError::Ring(_) | ClientError::Start(_) => {
-            MixdError::new_err(text)
-        }
+        ClientError::Device(_)
+        | ClientError::Recipe(_)
+        | ClientError::Ring(_)
+        | ClientError::Start(_)
+        | ClientError::NoDescriptors => MixdError::new_err(text),
     }
 }
 

@@ -36,7 +36,11 @@ impl OwnDaemon {
     /// # Errors
     /// When it does not come up; its own words are on standard error then.
     pub fn start(data: &Path, arguments: &[OsString]) -> anyhow::Result<Self> {
-        let socket = crate::client::default_socket().with_file_name(format!("own-{}.sock", std::process::id()));
+        // No process id, which other containers that share the folder of sockets have, too.
+        let mut name = [0; 8];
+        rustix::rand::getrandom(&mut name, rustix::rand::GetRandomFlags::empty())?;
+        let name = format!("own-{:016x}.sock", u64::from_ne_bytes(name));
+        let socket = crate::client::default_socket().with_file_name(name);
         let mut command = Command::new(super::program()?);
         command.arg("serve").arg("--data").arg(data).arg("--socket").arg(&socket).arg("--until-eof").args(arguments);
         // What it was told here must not be told otherwise by a file that was meant for this command.

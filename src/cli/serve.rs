@@ -21,6 +21,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const HANDOVER_MAX: Duration = Duration::from_secs(10);
 const HANDOVER_PAUSE: Duration = Duration::from_millis(20);
 
+/// File descriptors without which no daemon is started: it would have none for feeds and images.
+const DESCRIPTORS_MIN: u64 = 32;
+
 /// Serve a data set to trainers on this machine.
 #[derive(Debug, Args)]
 pub struct Serve {
@@ -51,6 +54,7 @@ impl Serve {
     pub fn run(self) -> anyhow::Result<()> {
         let options = self.pipeline.options()?;
         let recipe = self.recipe.as_ref().map(RecipeChoice::load).transpose()?;
+        raise_descriptor_limit()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             // Its threads open and close feeds. The first, which starts the pipeline, stays: one that comes later may be refused.
@@ -62,7 +66,6 @@ impl Serve {
             let _context = runtime.enter();
             stop_signal()?
         };
-        raise_descriptor_limit();
         let owners = Owners::of(&self.key);
         let linger = Duration::try_from_secs_f64(self.linger).context("--linger is a number of seconds")?;
         if !linger.is_zero() && self.pipeline.cpus.is_none() {
@@ -136,9 +139,17 @@ fn take_home(socket: &Path, patience: Duration) -> Result<Home, SocketError> {
 }
 
 /// Takes what the machine grants of file descriptors: a feed takes four, and what is usual at first is 1,024.
-fn raise_descriptor_limit() {
+fn raise_descriptor_limit() -> anyhow::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    match getrlimit(Resource::Nofile).current {
+        Some(count) if count < DESCRIPTORS_MIN => {
+            anyhow::bail!(
+                "this process may open {count} files, and a daemon needs {DESCRIPTORS_MIN} (raise `ulimit -n`)"
+            )
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Resolves to the signal for which the daemon is to stop. Those that it was started to ignore, by nohup or by a shell that started it in the

@@ -3,7 +3,7 @@
 
 use super::call::{LOOK_INTERVAL, connect, runtime};
 use super::device::OpenDevice as Device;
-use super::{Batch, ClientError, Reason};
+use super::{Batch, ClientError, Reason, lacks_descriptors};
 use crate::ring::{Eviction, GiveUp, Next, RingError, RingReader};
 use crate::spec::FeedSpec;
 use crate::types::{Class, Place, Start};
@@ -20,6 +20,9 @@ use tokio_stream::wrappers::ReceiverStream;
 
 /// How long a trainer waits by default for a daemon that is gone to be started again.
 pub const RECONNECT: Duration = Duration::from_secs(30);
+
+/// How long a daemon may take to answer the attempt to come back that begins when the time for it is over.
+const LAST_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// How long a daemon may take to let a trainer go.
 const LEAVE_MAX: Duration = Duration::from_secs(1);
@@ -181,6 +184,9 @@ impl Attachment {
 
     /// Attaches to a daemon that takes the place of one that is gone.
     async fn again(&self, gone: &Attached, ring: &GiveUp) -> Result<(Stream, RingReader), ClientError> {
+        if self.reconnect.is_zero() {
+            return Err(ClientError::DaemonGone(self.socket.clone()));
+        }
         let (since, batches) = (Instant::now(), gone.batches);
         let origin = gone.origin.number(batches);
         let place = |seq| Place::of_number(origin + u128::from(seq), batches);
@@ -190,12 +196,14 @@ impl Attachment {
         let former = Former { next: place(published), trainers: ring.readers() };
         let start = Start::At(place(published.max(ring.first())));
         loop {
-            let Some(left) = self.reconnect.checked_sub(since.elapsed()).filter(|left| !left.is_zero()) else {
-                return Err(ClientError::DaemonGone(self.socket.clone()));
-            };
-            let attached = timeout(left, self.attach(start, Some(former))).await;
+            let left = self.reconnect.saturating_sub(since.elapsed());
+            let attached = timeout(left.max(LAST_ATTEMPT), self.attach(start, Some(former))).await;
             match attached.unwrap_or_else(|_| Err(ClientError::DaemonGone(self.socket.clone()))) {
-                Err(error) if may_come_back(&error) => sleep(LOOK_INTERVAL).await,
+                // Only now: this process may have been stopped for all of the time.
+                Err(error) if may_come_back(&error) && left.is_zero() => {
+                    return Err(ClientError::DaemonGone(self.socket.clone()));
+                }
+                Err(error) if may_come_back(&error) => sleep(LOOK_INTERVAL.min(left)).await,
                 Err(error) => return Err(error),
                 Ok((next, reader)) => {
                     let key = |attached: &Attached| (attached.identity, attached.batches, attached.classes.clone());
@@ -225,6 +233,7 @@ impl Attachment {
         let gone = || ClientError::DaemonGone(self.socket.clone());
         // Asked of whichever daemon has the socket now: another one does not know this seat. Its queue of connections may be full.
         let memory = take_seat(&self.socket, attached.seat).await.map_err(|source| match source.kind() {
+            _ if lacks_descriptors(&source) => ClientError::NoDescriptors,
             NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | WouldBlock => gone(),
             _ => RingError::Io { action: "take the feed's memory from the daemon", source }.into(),
         })?;

@@ -1,6 +1,6 @@
 //! Calls that are over with their answer.
 
-use super::ClientError;
+use super::{ClientError, lacks_descriptors};
 use crate::spec::Recipe;
 use crate::status::Status;
 use crate::wire::control_client::ControlClient;
@@ -20,13 +20,24 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// A runtime for one thread, enough for a client.
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, ClientError> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Start)
+    // As many descriptors as it takes with tokio's signals, which panic without.
+    let pairs: Result<Vec<_>, _> = (0..3).map(|_| std::os::unix::net::UnixStream::pair()).collect();
+    if pairs.is_err_and(|error| lacks_descriptors(&error)) {
+        return Err(ClientError::NoDescriptors);
+    }
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        match lacks_descriptors(&error) {
+            true => ClientError::NoDescriptors,
+            false => ClientError::Start(error),
+        }
+    })
 }
 
 /// A plain connection to a daemon's socket.
 async fn open(socket: &Path) -> Result<UnixStream, ClientError> {
     UnixStream::connect(socket).await.map_err(|error| {
         let cause = match error.kind() {
+            _ if lacks_descriptors(&error) => return ClientError::NoDescriptors,
             ErrorKind::PermissionDenied => {
                 format!("{error}: the socket is another user's, and a daemon serves its own user only")
             }
@@ -46,7 +57,10 @@ pub(super) async fn connect(socket: &Path) -> Result<ControlClient<Channel>, Cli
     drop(open(socket).await?);
     let endpoint =
         Endpoint::try_from(format!("unix:{}", socket.display())).map_err(|error| no_daemon(error.to_string()))?;
-    let channel = endpoint.connect().await.map_err(|error| no_daemon(error.to_string()))?;
+    let channel = endpoint.connect().await.map_err(|error| match lacks_descriptors(&error) {
+        true => ClientError::NoDescriptors,
+        false => no_daemon(error.to_string()),
+    })?;
     Ok(ControlClient::new(channel))
 }
 

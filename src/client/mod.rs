@@ -22,6 +22,7 @@ pub use attach::{Feed, RECONNECT, attach, attach_for, attach_unless};
 pub use call::{peer_pid, recipe, shutdown, status, status_unless};
 
 use crate::spec::RecipeError;
+use rustix::io::Errno;
 use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -78,6 +79,9 @@ pub enum ClientError {
     /// The shared memory is not what was agreed.
     #[error(transparent)]
     Ring(#[from] RingError),
+    /// This process, or the machine, has no file descriptor left.
+    #[error("too many files are open in this process (raise its limit, `ulimit -n`, or close what it does not need)")]
+    NoDescriptors,
     /// The client's own thread or runtime could not be made.
     #[error("cannot start the client: {0}")]
     Start(io::Error),
@@ -96,4 +100,11 @@ impl ClientError {
             _ => Self::Refused(Reason::Other.because(status.message())),
         }
     }
+}
+
+/// Whether a lack of file descriptors is among the causes of an error.
+fn lacks_descriptors(error: &(dyn Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    let codes = causes.filter_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
+    codes.map(Errno::from_raw_os_error).any(|code| matches!(code, Errno::MFILE | Errno::NFILE))
 }

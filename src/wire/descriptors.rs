@@ -7,6 +7,7 @@
 
 use super::SeatToken;
 use rustix::fd::OwnedFd;
+use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -43,7 +44,7 @@ pub async fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = recvmsg(stream, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
         if received.flags.contains(ReturnFlags::CTRUNC) {
-            return Err(io::Error::other("too many files are open in this process (raise `ulimit -n`)"));
+            return Err(Errno::MFILE.into());
         }
         let descriptors = control.drain().filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),

@@ -25,14 +25,22 @@ pub struct Orders {
     pub step_ms: u64,
     /// Whether to wait for a line on standard input while holding the first batch.
     pub holds_the_first: bool,
+    /// How long it waits for the next daemon.
+    pub reconnect: Duration,
+}
+
+impl Orders {
+    pub fn new(socket: PathBuf, spec: FeedSpec, batches: u64, step_ms: u64) -> Self {
+        Self { socket, spec, batches, step_ms, holds_the_first: false, reconnect: DEADLINE }
+    }
 }
 
 /// A trainer: reads batches, checks them against the plan and their digests, and prints what it got. Test binaries that start trainers have an
 /// ignored test `trainer_process` that calls it.
 pub fn run() {
     let Ok(orders) = std::env::var("TRAINER") else { return };
-    let Orders { socket, spec, batches, step_ms, holds_the_first } = serde_json::from_str(&orders).unwrap();
-    let mut feed = client::attach_for(&socket, &spec, DEADLINE).unwrap();
+    let Orders { socket, spec, batches, step_ms, holds_the_first, reconnect } = serde_json::from_str(&orders).unwrap();
+    let mut feed = client::attach_for(&socket, &spec, reconnect).unwrap();
     let sampler = Sampler::new(FeedSpec { start: Start::Now, ..spec }, feed.samples()).unwrap();
     println!("\nattached {} {}", feed.place().epoch, feed.place().index);
     for nth in 0..batches {
@@ -70,7 +78,7 @@ pub struct Trainer {
 
 impl Trainer {
     pub fn start(daemon: &Daemon, spec: FeedSpec, batches: u64, step_ms: u64) -> Self {
-        Self::obey(Orders { socket: daemon.socket(), spec, batches, step_ms, holds_the_first: false })
+        Self::obey(Orders::new(daemon.socket(), spec, batches, step_ms))
     }
 
     pub fn obey(orders: Orders) -> Self {

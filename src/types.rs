@@ -247,6 +247,8 @@ impl CropBox {
 
 /// Bound of epochs: 2⁵⁶.
 pub const EPOCH_BITS: u32 = 56;
+/// Bound of the epoch in which a feed begins: 2⁵⁵, so that none reaches the last one.
+pub const START_EPOCH_BITS: u32 = EPOCH_BITS - 1;
 /// Bound of batches an epoch: 2²⁴.
 pub const BATCH_BITS: u32 = 24;
 /// Bound of rows a batch, counted over all ranks: 2²⁴.

@@ -9,7 +9,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Consumed {
-    /// The epoch, below 2⁵⁶.
+    /// The epoch, below 2⁵⁵.
     pub epoch: u64,
     /// Samples over all ranks, each repeat counted; fewer than the epoch has.
     pub samples: u32,

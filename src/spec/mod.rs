@@ -25,7 +25,7 @@ pub use share::{Delivery, MAX_LAG_S_MAX, Share, ShareName};
 pub use view::Crop;
 
 use crate::format::Format;
-use crate::types::{Device, Dtype, EPOCH_BITS, ImageSize, Interpolation, Last, Layout, Place, Split, Start};
+use crate::types::{Device, Dtype, ImageSize, Interpolation, Last, Layout, Place, START_EPOCH_BITS, Split, Start};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -286,16 +286,16 @@ impl FeedSpec {
                 "off there, since digests are of main memory".to_owned(),
             ),
             (
-                self.start.of_a_new_feed(Place::default()).epoch >> EPOCH_BITS == 0,
+                self.start.of_a_new_feed(Place::default()).epoch >> START_EPOCH_BITS == 0,
                 "start",
                 self.start.to_string(),
-                format!("in an epoch below 2^{}", EPOCH_BITS),
+                format!("in an epoch below 2^{START_EPOCH_BITS}"),
             ),
             (
-                self.consumed.is_none_or(|consumed| consumed.epoch >> EPOCH_BITS == 0),
+                self.consumed.is_none_or(|consumed| consumed.epoch >> START_EPOCH_BITS == 0),
                 "consumed",
                 self.consumed.map_or(String::new(), |consumed| consumed.to_string()),
-                format!("of an epoch below 2^{}", EPOCH_BITS),
+                format!("of an epoch below 2^{START_EPOCH_BITS}"),
             ),
         ];
         match checks.into_iter().find(|(ok, ..)| !ok) {
@@ -367,7 +367,7 @@ mod tests {
             ("rank", FeedSpec { rank: 2, world_size: 2, ..train }),
             ("world_size", FeedSpec { world_size: 0, ..train }),
             ("world_size", FeedSpec { world_size: WORLD_SIZE_MAX + 1, ..train }),
-            ("consumed", FeedSpec { consumed: Some(Consumed { epoch: 1 << 56, samples: 0 }), ..train }),
+            ("consumed", FeedSpec { consumed: Some(Consumed { epoch: 1 << 55, samples: 0 }), ..train }),
             ("slots", FeedSpec { slots: 1, ..train }),
             ("smoothing", FeedSpec { smoothing: 1.0, ..train }),
             ("mean", FeedSpec { mean: [0.0, f32::NAN, 0.0], ..train }),
@@ -409,7 +409,7 @@ mod tests {
             ),
             ("digest", FeedSpec { digest: true, device: Device::Cuda(0), ..train }),
             ("max_lag", FeedSpec { share: Some(Share { max_lag_s: 0.0, ..share }), ..train }),
-            ("start", FeedSpec { start: Start::At(Place { epoch: 1 << 60, index: 0 }), ..train }),
+            ("start", FeedSpec { start: Start::At(Place { epoch: 1 << 55, index: 0 }), ..train }),
         ];
         for (key, spec) in cases {
             assert_eq!(spec.validate().unwrap_err().key, key);

@@ -205,9 +205,12 @@ impl DataHeader {
         SlotLayout::new(self.batch_size as usize, image_bytes)
     }
 
-    /// Size, type and order of the images, where the header makes sense.
+    /// Size, type and order of the images, where there are such.
     pub fn images(&self) -> Option<(ImageSize, Dtype, Layout)> {
         let size = ImageSize { height: self.height, width: self.width };
+        if ![size.height, size.width].iter().all(|side| (1..=ImageSize::SIDE_MAX).contains(side)) {
+            return None;
+        }
         Some((size, *Dtype::ALL.get(self.dtype as usize)?, *Layout::ALL.get(self.layout as usize)?))
     }
 }

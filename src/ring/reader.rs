@@ -12,6 +12,7 @@ use crate::columns::{COLUMNS, Columns};
 use crate::spec::Delivery;
 use crate::sync::Ordering;
 use crate::types::{Dtype, ImageSize, Layout, Place};
+use bytemuck::Zeroable;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -357,6 +358,10 @@ impl RingReader {
                 break found;
             }
         };
+        // No slot has a new batch while this reader holds its old one.
+        if lock(window).held.iter().flatten().any(|leased| leased.slot == slot) {
+            return Err(RingError::Torn { seq });
+        }
         let view = match &mut lock(views)[slot as usize] {
             Some(view) => Arc::clone(view),
             none => {
@@ -370,12 +375,13 @@ impl RingReader {
         count(&cursor.page().read, 1);
         self.next = seq + 1;
         let (ring, streams) = (Arc::downgrade(&self.inner), Mutex::default());
-        let lease = Lease { view, ring, layout: data.layout, images: data.images, seq, slot, on_device, streams };
-        let (found, rows_max) = (lease.header(), data.batch_size);
-        if found.seq != seq || found.len > rows_max {
-            return Err(RingError::Torn { seq });
-        }
-        Ok(Next::Batch(lease))
+        let (header, layout, images) = (BatchHeader::zeroed(), data.layout, data.images);
+        let mut lease = Lease { view, ring, layout, images, header, seq, slot, on_device, streams };
+        lease.header = *bytemuck::from_bytes(&lease.slot()[..size_of::<BatchHeader>()]);
+        let BatchHeader { seq: found, len, height, width, .. } = lease.header;
+        let size = data.images.0;
+        let fits = len <= data.batch_size && u32::from(height) <= size.height && u32::from(width) <= size.width;
+        if found == seq && fits { Ok(Next::Batch(lease)) } else { Err(RingError::Torn { seq }) }
     }
 }
 
@@ -407,6 +413,8 @@ pub struct Lease {
     ring: Weak<Inner>,
     layout: SlotLayout,
     images: (ImageSize, Dtype, Layout),
+    /// As it was when it was checked.
+    header: BatchHeader,
     seq: u64,
     slot: u32,
     /// Which device, and where the images lie there.
@@ -436,7 +444,7 @@ impl Lease {
 
     /// The slot's header.
     pub fn header(&self) -> BatchHeader {
-        *bytemuck::from_bytes(&self.slot()[..size_of::<BatchHeader>()])
+        self.header
     }
 
     /// Number of the batch in this ring, from 0.

@@ -9,7 +9,7 @@ use super::error::RingError;
 use super::layout::{CURSOR_MAGIC, Cursor, DATA_MAGIC, DataHeader, LAYOUT_VERSION, PAGE_BYTES, SPARES, SlotLayout};
 use super::protocol::{CursorWords, NO_BATCH, WriterWords};
 use super::view::View;
-use crate::spec::{Delivery, SLOTS_MAX};
+use crate::spec::{BATCH_SIZE_MAX, Delivery, SLOTS_MAX};
 use crate::types::{Dtype, ImageSize, Layout};
 use crate::usage::available_memory;
 use memmap2::{MmapOptions, MmapRaw};
@@ -182,13 +182,17 @@ impl Data {
             return Err(foreign(format!("its layout has version {}, not {LAYOUT_VERSION}", header.layout_version)));
         }
         let (slots, spares, batch_size) = (header.slots, header.spares, header.batch_size);
-        let images = header.images().ok_or_else(|| foreign("its dtype or layout is unknown".to_owned()))?;
+        let images =
+            header.images().ok_or_else(|| foreign("its images are of an unknown size, dtype or layout".to_owned()))?;
         let delivery = Delivery::ALL.get(header.delivery as usize).copied();
         let delivery = delivery.ok_or_else(|| foreign("its delivery is unknown".to_owned()))?;
-        let (layout, on_device) = (header.slot_layout(images), header.on_device != 0);
-        if slots == 0 || slots > SLOTS_MAX || spares > SPARES || region.map.len() != layout.data_bytes(slots + spares) {
-            return Err(foreign("its size is not what its header says".to_owned()));
-        }
+        // Within these bounds no size overflows.
+        let is_bounded =
+            (1..=SLOTS_MAX).contains(&slots) && spares <= SPARES && (1..=BATCH_SIZE_MAX).contains(&batch_size);
+        let layout = is_bounded.then(|| header.slot_layout(images));
+        let layout = layout.filter(|layout| region.map.len() == layout.data_bytes(slots + spares));
+        let layout = layout.ok_or_else(|| foreign("its size is not what its header says".to_owned()))?;
+        let on_device = header.on_device != 0;
         Ok(Self { region, layout, slots, spares, batch_size, delivery, images, on_device })
     }
 

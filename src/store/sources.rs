@@ -9,7 +9,7 @@
 use super::file::{check, open_locked, reserve};
 use super::guard::Guard;
 use super::{Budget, FileError, Settled};
-use crate::decode::Picture;
+use crate::decode::{PIXELS_MAX, Picture};
 use crate::types::{ImageSize, SampleId};
 use bytemuck::{Pod, Zeroable};
 use memmap2::{MmapOptions, MmapRaw};
@@ -65,8 +65,9 @@ const _: () = assert!(size_of::<Header>() as u64 == UNIT);
 
 impl Header {
     fn bytes(&self) -> Option<u64> {
-        let pixels = u64::from(self.width).checked_mul(u64::from(self.height))?;
-        (matches!(self.channels, 1 | 3) && pixels > 0).then(|| pixels.checked_mul(u64::from(self.channels)))?
+        let pixels = u64::from(self.width) * u64::from(self.height);
+        let is_image = matches!(self.channels, 1 | 3) && (1..=PIXELS_MAX).contains(&pixels);
+        is_image.then(|| pixels * u64::from(self.channels))
     }
 
     /// Bytes of an entry of `bytes` bytes of pixels, in whole units.
@@ -196,7 +197,7 @@ impl Sources {
         let mut end = self.end();
         for sample in 0..self.states.len() as u32 {
             let offset = self.index(sample).load(Ordering::Acquire);
-            if offset < self.start || !offset.is_multiple_of(UNIT) || offset + UNIT > length {
+            if offset < self.start || !offset.is_multiple_of(UNIT) || offset > length - UNIT {
                 continue;
             }
             let header = self.header(offset);

@@ -161,7 +161,9 @@ fn extract(archive: &Path, to: &Path, total_bytes: u64, progress: &mut dyn FnMut
     let (mut unpacked_bytes, mut made, mut entries_end) = (0_u64, PathBuf::new(), 0);
     for entry in tar.entries()? {
         let mut entry = entry?;
-        entries_end = entry.raw_file_position().saturating_add(entry.size().next_multiple_of(TAR_BLOCK_BYTES));
+        entries_end = entry
+            .raw_file_position()
+            .saturating_add(entry.size().div_ceil(TAR_BLOCK_BYTES).saturating_mul(TAR_BLOCK_BYTES));
         let path = entry.path()?.into_owned();
         let mut target = to.to_owned();
         for part in path.components() {

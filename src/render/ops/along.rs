@@ -59,7 +59,7 @@ pub fn run(
             };
             for first in inside.clone().step_by(BLOCK) {
                 let left = first as i64 + even.left;
-                let taps = before[(left - 1) as usize + EDGE..].first_chunk().expect("a block beyond the edge");
+                let taps = before[(left - 1 + EDGE as i64) as usize..].first_chunk().expect("a block beyond the edge");
                 let made = made[first..].first_chunk_mut().expect("a block beyond the row");
                 if weigh(level, &even.weights, taps, made) && !even.is_exact {
                     filter_block(level, &row, first, left as f64, taps, made);

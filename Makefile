@@ -1,4 +1,4 @@
-# mixd: `make` alone prints the targets. Variables: DATA, EPOCHS, ARGS, SECONDS, ROUNDS, ONLY (rows of compare), STORM_SECONDS, SOAK_SECONDS, and
+# mixd: `make` alone prints the targets. Variables: DATA, EPOCHS, ARGS, SECONDS, ROUNDS, ONLY (rows of compare), STORM_SECONDS, SOAK_SECONDS, FUZZ_SECONDS, and
 #   LIBTORCH or LIBTORCH_USE_PYTORCH   your own libtorch 2.11.0 (absolute path): nothing is fetched then
 #   MIXD_LIBTORCH_CUDA=1               fetch libtorch with all its CUDA libraries (4.5 GB)
 
@@ -25,7 +25,7 @@ export LIBTORCH := $(CURDIR)/.libtorch/$(if $(filter 1,$(MIXD_LIBTORCH_CUDA)),cu
 export MIXD_LIBTORCH_CUDA
 endif
 
-.PHONY: help program build python demo test test-rust test-python faults check-replay check-bench check-gpu check-frameworks storm soak tsan lint bench compare compare-training gpu-pack gpu-check libtorch clean-libtorch tools
+.PHONY: help program build python demo test test-rust test-python faults check-replay check-bench check-gpu check-frameworks storm soak tsan fuzz lint bench compare compare-training gpu-pack gpu-check libtorch clean-libtorch tools
 .NOTPARALLEL:
 
 help: ## Print the targets
@@ -93,6 +93,23 @@ soak: SOAK_SECONDS ?= 600
 soak: python ## Let trainers come and go at one daemon for SOAK_SECONDS; fails where its memory, descriptors or threads grow
 	$(plain_wheel)
 	.venv/plain/bin/python scripts/soak.py --data sample-data --seconds $(SOAK_SECONDS) $(ARGS)
+
+# libFuzzer on the stable compiler, with AddressSanitizer. Seeds are committed; what a run adds to them stays in target/fuzz.
+fuzz: FUZZ_SECONDS ?= 60
+fuzz: fuzz_cargo = RUSTC_BOOTSTRAP=1 .tools/bin/cargo-fuzz
+fuzz: fuzz_dirs  = --fuzz-dir fuzz --target-dir $(CURDIR)/target/fuzz
+fuzz: .tools/bin/cargo-fuzz ## Run each fuzz target for FUZZ_SECONDS over hostile files, messages, shared memory and configurations (TARGETS="image ring": these alone)
+	@scripts/tools.sh cargo c++
+	$(fuzz_cargo) build $(fuzz_dirs)
+	@for target in $(or $(TARGETS),$$(.tools/bin/cargo-fuzz list --fuzz-dir fuzz)); do \
+		mkdir -p target/fuzz/corpus/$$target && echo "$$target: $(FUZZ_SECONDS) s" && \
+		$(fuzz_cargo) run $(fuzz_dirs) $$target $(CURDIR)/target/fuzz/corpus/$$target $(CURDIR)/fuzz/corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=20 -print_final_stats=1 || \
+		{ echo "$$target failed; run its input again with: $(fuzz_cargo) run $(fuzz_dirs) $$target fuzz/artifacts/$$target/<file>" >&2; exit 1; }; \
+	done
+
+.tools/bin/cargo-fuzz:
+	cargo install cargo-fuzz --version 0.13.2 --locked --root .tools
 
 check-frameworks: python .venv/frameworks/ready ## Run fastai and Hugging Face's Trainer over the package's loaders; with VISION=DIR, a checkout of torchvision, its reference script, too
 	.venv/frameworks/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(TARGET)/wheels/mixd-*.whl

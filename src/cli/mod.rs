@@ -137,6 +137,11 @@ fn program() -> anyhow::Result<PathBuf> {
     Ok(std::env::current_exe().context("cannot find the mixd command")?.with_file_name("mixd"))
 }
 
+/// Whether a command line, with the environment and its configuration file, is one that runs.
+pub fn accepts(args: impl Iterator<Item = OsString>) -> bool {
+    parse(args).is_ok()
+}
+
 /// Reads the command line, the environment and the configuration file.
 ///
 /// # Errors

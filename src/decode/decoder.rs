@@ -59,9 +59,7 @@ impl Decoder {
         if !file.starts_with(&[0xFF, 0xD8]) {
             return self.decode_other(file);
         }
-        if !has_end(file) {
-            return Err(ImageError::Decode("the file is cut off: it has no end marker".to_owned()));
-        }
+        check_end(file)?;
         #[cfg(feature = "turbojpeg")]
         if let Some(shape) = super::turbo::decode(file, at_least, region, &mut self.raw)? {
             let super::turbo::Shape { width, height, channels, extent } = shape;
@@ -70,6 +68,15 @@ impl Decoder {
         }
         #[cfg(not(feature = "turbojpeg"))]
         let _ = (at_least, region);
+        self.decode_in_rust(file)
+    }
+
+    /// Decodes a JPEG as a build without libjpeg-turbo does.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn decode_in_rust(&mut self, file: &[u8]) -> Result<Picture<'_>, ImageError> {
+        check_end(file)?;
         match Oddity::of(file) {
             None => {}
             Some(Oddity::SeparateScans) => return self.decode_separate_scans(file),
@@ -230,8 +237,12 @@ impl Oddity {
     }
 }
 
-/// Whether a JPEG has an end marker after the start of a scan; within a scan its two bytes do not occur.
-fn has_end(file: &[u8]) -> bool {
+/// Checks that a JPEG has an end marker after the start of a scan; within a scan its two bytes do not occur.
+fn check_end(file: &[u8]) -> Result<(), ImageError> {
     let ends = |of: &[u8]| memchr::memmem::find(of, &[0xFF, 0xD9]).is_some();
-    file.ends_with(&[0xFF, 0xD9]) || memchr::memmem::find(file, &[0xFF, 0xDA]).is_some_and(|scan| ends(&file[scan..]))
+    let scan = || memchr::memmem::find(file, &[0xFF, 0xDA]);
+    if file.ends_with(&[0xFF, 0xD9]) || scan().is_some_and(|scan| ends(&file[scan..])) {
+        return Ok(());
+    }
+    Err(ImageError::Decode("the file is cut off: it has no end marker".to_owned()))
 }

@@ -53,8 +53,13 @@ pub trait Crosses: Sized + Send + 'static {
     /// comes from a daemon of another version.
     const IS_REQUEST: bool = false;
 
+    /// The message that says what this does.
     fn into_message(self) -> Self::Message;
 
+    /// What a message says.
+    ///
+    /// # Errors
+    /// When it names nothing that this version knows.
     fn from_message(message: Self::Message) -> Result<Self, Refusal>;
 }
 
@@ -150,7 +155,7 @@ impl From<Refusal> for tonic::Status {
 
 impl Refusal {
     /// The refusal that a status carries, if it does.
-    pub(crate) fn of(status: &tonic::Status) -> Option<Self> {
+    pub fn of(status: &tonic::Status) -> Option<Self> {
         use proto::refusal::Kind;
         let details = Some(status.details()).filter(|details| !details.is_empty())?;
         let details = proto::Refusal::decode(details).ok()?;

@@ -9,7 +9,7 @@ mod refusal;
 
 pub use crate::status::Status;
 pub(crate) use convert::Codec;
-pub use convert::PROTOCOL_VERSION;
+pub use convert::{Crosses, PROTOCOL_VERSION};
 #[cfg(feature = "daemon")]
 pub(crate) use descriptors::{OWN, SEAT, give_seat, receive};
 pub use descriptors::{SeatMemory, take_seat};

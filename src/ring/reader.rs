@@ -125,6 +125,7 @@ impl Inner {
 }
 
 /// What came of waiting for a batch.
+#[expect(clippy::large_enum_variant, reason = "a batch is what comes nearly always")]
 pub enum Next {
     /// The next batch.
     Batch(Lease),

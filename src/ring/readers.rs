@@ -223,7 +223,7 @@ impl RingHandle {
     /// The readers that are attached.
     pub fn readers(&self) -> Vec<ReaderStatus> {
         let readers = self.0.readers();
-        let status = |reader: &Arc<ReaderEntry>| {
+        let status = |(reader, evicted): (&Arc<ReaderEntry>, bool)| {
             let page = reader.cursor.page();
             let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
             ReaderStatus {
@@ -232,10 +232,12 @@ impl RingHandle {
                 read: load(&page.read),
                 skipped: load(&page.skipped),
                 waited: Duration::from_nanos(load(&page.waited_ns)),
-                evicted: page.evicted.load(Ordering::Relaxed) != 0,
+                evicted,
             }
         };
-        readers.all().filter(|reader| !reader.is_hold).map(status).collect()
+        // A cursor's own word is the reader's to write.
+        let live = readers.live.iter().filter(|reader| !reader.is_hold).map(|reader| (reader, false));
+        live.chain(readers.evicted.iter().map(|evicted| (&evicted.reader, true))).map(status).collect()
     }
 
     /// Bytes of shared memory that the ring takes.

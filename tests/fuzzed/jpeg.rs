@@ -4,8 +4,10 @@ use super::script::Script;
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 use mixd::decode::Decoder;
 
-/// README.md#what-is-guaranteed: in the mean, and at most.
+/// In the mean, and at most: README.md#what-is-guaranteed.
 const DIFFERENCE_MAX: (f64, u8) = (0.4, 10);
+/// Where chroma is interpolated at edges that are sharper than those of photographs; wrong planes or blocks still differ by more.
+const INTERPOLATED_MAX: (f64, u8) = (4.0, 96);
 
 /// Encodes what the bytes describe, and compares what the decoders make of it.
 pub fn jpeg(bytes: &[u8]) {
@@ -40,6 +42,7 @@ fn compare(script: &mut Script<'_>) -> Option<()> {
     let mean = each.iter().copied().map(f64::from).sum::<f64>() / each.len() as f64;
     let max = each.into_iter().max().expect("it has pixels");
     let of = format!("{width}x{height}, {sampling:?}, flags {flags:#x}, restarts {restarts}, quality {quality}");
-    assert!(mean <= DIFFERENCE_MAX.0 && max <= DIFFERENCE_MAX.1, "{of}: mean {mean}, max {max}");
+    let (mean_max, max_max) = if is_gray || sampling == (1, 1) { DIFFERENCE_MAX } else { INTERPOLATED_MAX };
+    assert!(mean <= mean_max && max <= max_max, "{of}: mean {mean}, max {max}");
     Some(())
 }

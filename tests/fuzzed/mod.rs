@@ -14,8 +14,11 @@ pub mod ring;
 mod script;
 mod views;
 
+/// What a target does with bytes.
+type Body = fn(&[u8]);
+
 /// Every target and its body.
-pub const TARGETS: [(&str, fn(&[u8])); 9] = [
+pub const TARGETS: [(&str, Body); 9] = [
     ("archive", archive::archive),
     ("cache", cache::cache),
     ("config", config::config),

@@ -7,7 +7,7 @@ use mixd::decode::Decoder;
 /// In the mean, and at most: README.md#what-is-guaranteed.
 const DIFFERENCE_MAX: (f64, u8) = (0.4, 10);
 /// Where chroma is interpolated at edges that are sharper than those of photographs; wrong planes or blocks still differ by more.
-const INTERPOLATED_MAX: (f64, u8) = (4.0, 96);
+const INTERPOLATED_MAX: (f64, u8) = (16.0, 128);
 
 /// Encodes what the bytes describe, and compares what the decoders make of it.
 pub fn jpeg(bytes: &[u8]) {

@@ -24,7 +24,7 @@ _FREE_KEYS = {
 
 
 # Bound of epochs (src/types.rs, EPOCH_BITS).
-_EPOCHS_MAX = 2**56
+_EPOCHS_MAX = 2**55
 # Bound of batches an epoch (src/types.rs, BATCH_BITS).
 _BATCHES_MAX = 2**24
 
@@ -308,7 +308,7 @@ def _place(epoch: object, index: object, batches: int) -> Place:
     except TypeError:
         place = Place(-1, -1)
     if not 0 <= place.epoch < _EPOCHS_MAX or not 0 <= place.batch < batches:
-        raise SpecError(f"no batch {index} of epoch {epoch}: epochs count from 0 to 2**56 - 1, batches from 0 to {batches - 1}")
+        raise SpecError(f"no batch {index} of epoch {epoch}: epochs count from 0 to 2**55 - 1, batches from 0 to {batches - 1}")
     return place
 
 

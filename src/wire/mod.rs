@@ -1,6 +1,6 @@
 //! The control plane as daemon and client share it: the gRPC service, and what crosses the socket, as types of the domain.
 //!
-//! The service is generated from `proto/mixd/v1/control.proto` over these types; its codec is in `convert.rs`, which alone sees
+//! The service is generated from `proto/mixd/v1/control.proto` over these types; its codec is in `convert`, which alone sees
 //! the messages.
 
 mod convert;

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .errors import SpecError
+from .limits import descriptors_checked
 
 
 class Task(NamedTuple):
@@ -29,6 +30,7 @@ class Job(NamedTuple):
     """Where Slurm, Open MPI or MPICH has started the process."""
 
 
+@descriptors_checked()
 def current_job() -> Job | None:
     """Returns the job that this process is a rank of; None for a process by itself.
 
@@ -124,7 +126,7 @@ def _launcher(*variables: str) -> int | None:
     while pid:
         try:
             environ, parent = Path(f"/proc/{pid}/environ").read_bytes(), int(_stat(pid)[1])
-        except OSError:
+        except (PermissionError, FileNotFoundError, ProcessLookupError):
             return pid
         if names.isdisjoint(entry.partition(b"=")[0] for entry in environ.split(b"\0")):
             return pid
@@ -143,7 +145,7 @@ def _identity(pid: int) -> str:
     """A process's id, its start in ticks since the machine's, and the namespace that the id is of."""
     try:
         start = _stat(pid)[19].decode()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         start = "gone"
     return f"{pid} {start} {os.stat('/proc/self/ns/pid').st_ino}"
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from .errors import NoDaemonError
+from .limits import check_descriptors
 
 T = TypeVar("T", socket.socket, io.FileIO)
 
@@ -71,7 +72,12 @@ class Launched:
         with fork_lock:
             reading, writing = os.pipe()
             self._stdin = keep(io.FileIO(writing, "w"))
-        log_reading, log_writing = os.pipe()
+        try:
+            log_reading, log_writing = os.pipe()
+        except OSError:
+            os.close(reading)
+            self.let_go()
+            raise
         log = open(log_reading, errors="replace")  # noqa: SIM115 (the thread closes it)
         # Only this process reads the log. While it is stopped the daemon drops lines rather than wait.
         os.set_blocking(log_writing, False)
@@ -82,6 +88,7 @@ class Launched:
         except OSError as error:
             self.let_go()
             log.close()
+            check_descriptors(error)
             raise NoDaemonError(f"cannot start a shell for {command[0]}: {error} (have sh on the PATH)") from None
         finally:
             os.close(reading)

@@ -31,6 +31,7 @@ from ._native import default_socket
 from .errors import DaemonGoneError, MixdError, NoDaemonError
 from .job import Job, current_job, this_process
 from .launch import END_MAX_S, Launched, fork_lock, keep, program
+from .limits import check_descriptors, descriptors_checked
 
 T = TypeVar("T")
 
@@ -118,6 +119,7 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
+@descriptors_checked()
 def part(data: Path, options: Mapping[str, object], given: Path | None) -> Part:
     """Takes part in the daemon that serves these data with these options to this process or its job, on the socket `given` or one of its own.
 
@@ -246,8 +248,9 @@ def _meet(path: Path, command: list[str], job: Job | None, key: str) -> tuple[so
 def _start(path: Path, start: Path, file: int, command: list[str], job: Job | None, key: str) -> tuple[socket.socket, Launched]:
     """Starts the daemon, and joins it. The lock on the start file is this process's."""
     try:
-        _sweep(start)
-        launched = Launched(command, hides_devices=job is None)
+        with descriptors_checked():
+            _sweep(start)
+            launched = Launched(command, hides_devices=job is None)
         try:
             connection = _await(lambda: _join(path, job, key), lambda: True)
             if connection is None:
@@ -285,7 +288,8 @@ def _join(path: Path, job: Job | None, key: str) -> socket.socket | None:
             # A daemon without a key sends the first byte alone.
             while b"+" != answer != expected and expected.startswith(answer) and (more := connection.recv(_ANSWER_BYTES)):
                 answer += more
-        except OSError:
+        except OSError as error:
+            check_descriptors(error)
             return None
         if not answer:
             return None
@@ -305,8 +309,10 @@ def _launcher(job: Job | None) -> Iterator[list[int]]:
     """Opens a descriptor of the job's launcher; yields none where there is no launcher, or it has ended."""
     descriptors: list[int] = []
     if job and job.launcher:
-        with contextlib.suppress(OSError):
+        try:
             descriptors.append(os.pidfd_open(job.launcher))
+        except OSError as error:
+            check_descriptors(error)
     try:
         yield descriptors
     finally:
@@ -326,6 +332,7 @@ def _open(start: Path) -> int:
         start.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return os.open(start, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
+        check_descriptors(error)
         raise NoDaemonError(f"cannot make {start}: {error} (name a socket= in a folder that can be written to)") from None
 
 

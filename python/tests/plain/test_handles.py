@@ -1,6 +1,8 @@
 """What a process owns lasts as long as its handle: daemons, rings, batches; and threads share a feed without losing any."""
 
+import errno
 import gc
+import itertools
 import os
 import pickle
 import signal
@@ -11,8 +13,9 @@ from pathlib import Path
 
 import mixd
 import pytest
+from mixd.limits import check_descriptors
 
-from ..conftest import SAMPLE_DATA, Daemon, Script, is_alive, until
+from ..conftest import SAMPLE_DATA, Daemon, Script, is_alive, job_name, until
 
 Start = Callable[..., Script]
 
@@ -323,3 +326,40 @@ def test_a_socket_path_that_no_socket_can_have_names_the_limit(tmp_path: Path, s
     trainer = script(f"mixd.serve(data={str(SAMPLE_DATA)!r})", XDG_RUNTIME_DIR=str(long))
     code, error = trainer.finish()
     assert code == 1 and "the system takes 107" in error
+
+
+# Takes part under each limit of descriptors, from the lowest under which it starts on.
+LIMITED = f"""
+import pathlib, resource
+from mixd.rendezvous import part
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def descriptors():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return len(os.listdir("/proc/self/fd"))
+before, taken = descriptors(), None
+for limit in range(3, 64):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try: taken = part(pathlib.Path({str(SAMPLE_DATA)!r}), {{}}, None)
+    except BaseException as error: say(limit, type(error).__name__, str(error), descriptors() - before)
+    else: break
+descriptors()
+server = mixd.serve(data={str(SAMPLE_DATA)!r})
+say(limit, "taken", len(server.feed("train", size=16, rank=0, world_size=1).next_batch()), taken is server._part)
+sys.stdin.readline()
+"""
+
+
+def test_few_descriptors_are_refused_with_the_limit_and_the_remedy_until_they_suffice(script: Start) -> None:
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": job_name(), "RANK": "0"}
+    # The second rank joins the first one's daemon.
+    for variables, refused_min in (({}, 8), (job, 8), (job, 2)):
+        trainer = script(LIMITED, **variables)
+        for limit in itertools.count(3):
+            said = trainer.heard()
+            if said[1] == "taken":
+                break
+            assert said[:2] == [limit, "NoDaemonError"] and said[3] == 0, said
+            assert f"whose limit is {limit} (raise `ulimit -n`" in said[2]
+        assert said == [limit, "taken", 64, True] and limit >= 3 + refused_min
+    with pytest.raises(mixd.NoDaemonError, match=r"on this machine \(raise `sysctl fs.file-max`"):
+        check_descriptors(OSError(errno.ENFILE, "of the whole system"))

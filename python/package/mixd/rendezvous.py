@@ -60,7 +60,7 @@ class Part:
 
     def __init__(self, path: Path, key: str, connection: socket.socket, launched: Launched | None, is_job: bool) -> None:
         self.path, self.key, self._connection, self._launched, self._is_job = path, key, connection, launched, is_job
-        self._users = 1
+        self._users, self._file = 1, _file_at(path)
 
     def is_there(self, break_max_s: float = 0.0) -> bool:
         """Whether the daemon is: a broken connection can be read, within `break_max_s`."""
@@ -70,22 +70,32 @@ class Part:
         broken.register(self._connection, select.POLLIN)
         return not broken.poll(break_max_s * 1000)
 
+    def can_be_reached(self) -> bool:
+        """Whether the daemon's socket is at its path still."""
+        return self._file is not None and self._file == _file_at(self.path)
+
     def use(self, launched: Launched | None = None) -> bool:
-        """Adds a user, unless the daemon is gone; `launched` is the daemon where this user has started it."""
+        """Adds a user, unless the daemon is gone or out of reach; `launched` is the daemon where this user has started it."""
         # First, since a server that is collected meanwhile ends the last use.
         self._users += 1
-        if self.is_there():
+        if self.is_there() and self.can_be_reached():
             self._launched = self._launched or launched
             return True
         self._users -= 1
         return False
 
     def explain(self, error: MixdError) -> None:
-        """Adds to the error of a daemon that is gone how it ended, where this process started it."""
-        if not isinstance(error, DaemonGoneError | NoDaemonError) or not self._launched or self.is_there(_BREAK_MAX_S):
+        """Adds to the error of a daemon that is gone how it ended, where this process started it; replaces that of one without a socket."""
+        if not isinstance(error, DaemonGoneError | NoDaemonError):
             return
-        if how := self._launched.how_it_ended():
-            error.args = (f"{error}: {how}",)
+        if not self.is_there(_BREAK_MAX_S):
+            if self._launched and (how := self._launched.how_it_ended()):
+                error.args = (f"{error}: {how}",)
+        elif isinstance(error, NoDaemonError) and not self.can_be_reached():
+            error.args = (
+                f"the daemon runs, but its socket {self.path} was removed, so that no feed can be opened or moved; a logout removes "
+                "XDG_RUNTIME_DIR (call mixd.serve again; set XDG_RUNTIME_DIR to a folder that stays)",
+            )
 
     def release(self, *, wait: bool = False, failed: bool = False) -> None:
         """Ends one user's use of it, and with the last one's this part; where that `failed`, a job's daemon waits for the job's restart.
@@ -102,7 +112,7 @@ class Part:
         if wait and self._launched and not self._is_job:
             self._launched.wait()
             # The shell above it may have been killed before it.
-            _await(lambda: None, lambda: _is_locked(_lock_of(self.path)))
+            _await(lambda: None, lambda: self.can_be_reached() and _is_locked(_lock_of(self.path)))
 
 
 _parts: dict[Path, Part] = {}
@@ -133,12 +143,13 @@ def part(data: Path, options: Mapping[str, object], given: Path | None) -> Part:
         known = _parts.get(path)
         if known and known.key == key and known.use():
             return known
+        is_cut_off = known is not None and known.is_there()
     command = [program(), "serve", "--data", os.fspath(data), "--socket", os.fspath(path), "--until-eof", "--key", key]
     command += ["--linger", str(_LINGER_S)] if job else []
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")
         command += [flag] if value is True else [f"{flag}={value}"]
-    connection, launched = _meet(path, command, job, key)
+    connection, launched = _meet(path, command, job, key, is_cut_off)
     with _lock:
         known = _parts.get(path)
         # Another thread may have come first.
@@ -210,8 +221,11 @@ def _key(data: Path, options: Mapping[str, object], job: Job | None) -> str:
     return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=8).hexdigest()
 
 
-def _meet(path: Path, command: list[str], job: Job | None, key: str) -> tuple[socket.socket, Launched | None]:
-    """Joins the daemon, or starts it where no process does; returns the connection that keeps it."""
+def _meet(path: Path, command: list[str], job: Job | None, key: str, is_cut_off: bool) -> tuple[socket.socket, Launched | None]:
+    """Joins the daemon, or starts it where no process does; returns the connection that keeps it.
+
+    `is_cut_off`: whether a daemon of this process runs there whose socket was removed.
+    """
     start, deadline = path.with_name(path.name + ".start"), time.monotonic() + _START_MAX_S
     with contextlib.ExitStack() as files:
         file: int | None = None
@@ -225,6 +239,9 @@ def _meet(path: Path, command: list[str], job: Job | None, key: str) -> tuple[so
                     if _is_at(file, start):
                         # A starter that was killed may have left its reason.
                         os.ftruncate(file, 0)
+                        if is_cut_off and not path.exists():
+                            # Its lock, which it keeps until it ends, must not bar the next daemon.
+                            _lock_of(path).unlink(missing_ok=True)
                         try:
                             former = _await_former(path, job, key)
                             return (former, None) if former else _start(path, start, file, command, job, key)
@@ -364,6 +381,14 @@ def _is_at(file: int, path: Path) -> bool:
         return False
     opened = os.fstat(file)
     return (opened.st_dev, opened.st_ino) == (found.st_dev, found.st_ino)
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another at its path; None where there is none."""
+    with contextlib.suppress(OSError):
+        found = path.lstat()
+        return found.st_dev, found.st_ino
+    return None
 
 
 def _sweep(own: Path) -> None:

@@ -5,6 +5,7 @@ import gc
 import itertools
 import os
 import pickle
+import shutil
 import signal
 import threading
 import time
@@ -63,6 +64,31 @@ def test_a_daemon_that_was_killed_is_not_shared_and_its_end_is_told() -> None:
         server.feed("val")
     with mixd.serve(data=SAMPLE_DATA) as next_one:
         assert next_one.pid != server.pid and next_one.feed("train", size=16).next_batch().index == 0
+
+
+@pytest.mark.parametrize("removed", ["the folder", "the socket alone"])
+def test_a_daemon_whose_socket_was_removed_is_named_and_the_next_one_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    server = mixd.serve(data=SAMPLE_DATA)
+    feed = server.feed("train", batch_size=8, size=16)
+    if removed == "the folder":
+        shutil.rmtree(server.socket.parent)
+    else:
+        server.socket.unlink()
+    for use in (lambda: server.feed("val"), lambda: feed.seek(5)):
+        with pytest.raises(mixd.NoDaemonError, match=r"^the daemon runs, but its socket .*own-.* was removed.*\(call mixd.serve again"):
+            use()
+    with mixd.serve(data=SAMPLE_DATA) as one, mixd.serve(data=SAMPLE_DATA) as other:
+        assert one.pid == other.pid != server.pid and is_alive(server.pid)
+        assert feed.next_batch().index == 0
+        since = time.monotonic()
+        server.close()
+        # It has no claim to the lock beside the socket, which is the next one's.
+        assert not is_alive(server.pid) and time.monotonic() - since < mixd.launch.END_MAX_S / 2
+        assert one.feed("train", size=16).next_batch().index == 0
+    assert not list(one.socket.parent.iterdir())
 
 
 def test_the_kernels_out_of_memory_killer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

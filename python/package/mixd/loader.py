@@ -5,6 +5,7 @@ import dis
 import os
 import shutil
 import tempfile
+import threading
 from collections import UserList
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.utils import data
+from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
 from ._native import Batch
 from .errors import SpecError
@@ -36,6 +38,15 @@ class _Images(data.Dataset[Any]):
         # One that skips batches has no place of its own to return to.
         share = feed.spec["share"]
         self._skips = bool(share) and share["delivery"] == "latest"
+        # A child's copy may be held for good.
+        self._lock, self._pid = threading.RLock(), os.getpid()
+
+    @property
+    def turn(self) -> threading.RLock:
+        """Held while the feed goes to a batch and takes it, by one of the threads that iterate."""
+        if self._pid != os.getpid():
+            self._lock, self._pid = threading.RLock(), os.getpid()
+        return self._lock
 
     @property
     def classes(self) -> list[str]:
@@ -130,6 +141,16 @@ class _BatchSampler(data.Sampler[list[Place]]):
         return int(self._batches(None))
 
 
+class _Iterator(_SingleProcessDataLoaderIter):
+    """Iterates over a loader; threads may share one."""
+
+    _dataset: _Images
+
+    def _next_data(self) -> Any:
+        with self._dataset.turn:
+            return super()._next_data()  # type: ignore[no-untyped-call]
+
+
 class _Vocab(UserList[str]):
     """Names of classes in the shape of fastai's, which takes a plain list for one vocabulary per target."""
 
@@ -151,7 +172,7 @@ class DataLoader(data.DataLoader[Any]):
     `x` lies in shared memory, or on `device`. `y` is, by `targets`: "soft", probabilities `[B, classes]` with the feed's smoothing (for
     `nn.CrossEntropyLoss`); "label", int64 `[B]`; "object", a `Targets` (for `MixedLoss`). By default, soft where the feed is mixed, labels
     where it is not. The steps of the feed's recipe (`mixd.Recipe.then`) are applied to `x`. Two iterators at once have places of their own,
-    at the price of joining the feed anew for each batch.
+    at the price of joining the feed anew for each batch. Threads may share a loader, or an iterator: each of its batches goes to one of them.
     """
 
     # Typed for those who use them: torch's types know neither what a dataset has beside its samples nor set_epoch.
@@ -212,6 +233,10 @@ class DataLoader(data.DataLoader[Any]):
         else:
             given_sampler._batch_sampler = own
             self.__dict__["batch_sampler"] = given_sampler
+
+    def _get_iterator(self) -> _Iterator:
+        with self.dataset.turn:
+            return _Iterator(self)
 
     def _batches(self, epoch: int | None) -> int:
         """Behind which batch a loop over an epoch ends; `None` stands for one that is dealt as a whole."""

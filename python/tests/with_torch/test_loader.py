@@ -1,5 +1,9 @@
 """The adapter of the shape of torch's DataLoader."""
 
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mixd
@@ -60,6 +64,26 @@ def test_two_iterators_over_a_loader_have_places_of_their_own(daemon: Daemon) ->
     assert len(pairs) == 5
     # Of two epochs, which are in the order of the index both.
     assert all(torch.equal(x, again) and torch.equal(y, labels) for x, y, again, labels in pairs)
+
+
+def in_threads(count: int, read: Callable[[], list[bytes]]) -> list[list[bytes]]:
+    """What each of several threads reads that begin at once."""
+    begin = threading.Barrier(count)
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda _: read() if begin.wait(60) >= 0 else [], range(count)))
+
+
+def test_threads_may_share_a_loader_or_an_iterator(daemon: Daemon) -> None:
+    server = daemon.connect()
+    # The same in each epoch.
+    wanted = [x.numpy().tobytes() for x, _ in DataLoader(server.feed("val", batch_size=2, size=8))]
+    loader = DataLoader(server.feed("val", batch_size=2, size=8, slots=16))
+    for _ in range(4):
+        iterator = iter(loader)
+        taken = in_threads(8, lambda iterator=iterator: [x.numpy().tobytes() for x, _ in iterator])  # type: ignore[misc]
+        assert sorted(itertools.chain(*taken)) == sorted(wanted)
+    twice = in_threads(4, lambda: [x.numpy().tobytes() for _ in range(2) for x, _ in loader])
+    assert twice == [wanted * 2] * 4
 
 
 def test_two_iterators_over_a_feed_are_an_error(daemon: Daemon) -> None:

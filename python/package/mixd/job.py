@@ -53,11 +53,11 @@ def current_job() -> Job | None:
         return Job(f"openmpi {run}", _launcher("OMPI_COMM_WORLD_RANK"), task)
     # MPICH's and Intel MPI's variables name no job: the launcher of this machine's ranks stands for it.
     if get("PMI_RANK") and (launcher := _launcher("PMI_RANK")):
-        return Job(f"pmi {_identity(launcher)}", launcher, Task("an MPI job", number("PMI_RANK", 0), number("PMI_SIZE", 1)))
+        return Job(f"pmi {identity(launcher)}", launcher, Task("an MPI job", number("PMI_RANK", 0), number("PMI_SIZE", 1)))
     if get("MASTER_ADDR") and get("MASTER_PORT") and number("WORLD_SIZE", 1) > 1:
         return Job(f"master {_master()}", parent.pid if parent else _launcher("RANK", "LOCAL_RANK"))
     if parent and parent.pid:
-        return Job(f"multiprocessing {_identity(parent.pid)}", parent.pid)
+        return Job(f"multiprocessing {identity(parent.pid)}", parent.pid)
     return None
 
 
@@ -71,12 +71,7 @@ def _ray_job() -> str:
     if ray and ray.is_initialized():
         context = ray.get_runtime_context()
         return f"{context.get_session_name()} {context.get_job_id()}"
-    return f"{_identity(number('RAY_RAYLET_PID', 0))} {os.environ['RAY_JOB_ID']}"
-
-
-def this_process() -> str:
-    """Returns what no other process has, nor one in another container, nor a later one with the same id."""
-    return _identity(os.getpid())
+    return f"{identity(number('RAY_RAYLET_PID', 0))} {os.environ['RAY_JOB_ID']}"
 
 
 def world(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -141,8 +136,11 @@ def _master() -> str:
     return f"{address}:{port} {os.stat('/proc/self/ns/net').st_ino if is_local else ''}"
 
 
-def _identity(pid: int) -> str:
-    """A process's id, its start in ticks since the machine's, and the namespace that the id is of."""
+def identity(pid: int) -> str:
+    """Returns what no other process has, nor one in another container, nor a later one with the same id.
+
+    It is its id, its start in ticks since the machine's, and the namespace that the id is of.
+    """
     try:
         start = _stat(pid)[19].decode()
     except (FileNotFoundError, ProcessLookupError):

@@ -29,7 +29,7 @@ from typing import TypeVar
 
 from ._native import default_socket
 from .errors import DaemonGoneError, MixdError, NoDaemonError
-from .job import Job, current_job, this_process
+from .job import Job, current_job, identity
 from .launch import END_MAX_S, Launched, fork_lock, keep, program
 from .limits import check_descriptors, descriptors_checked
 
@@ -137,7 +137,9 @@ def part(data: Path, options: Mapping[str, object], given: Path | None) -> Part:
     """
     job = current_job()
     options = {name: _resolved(name, value) for name, value in options.items() if value is not None and value is not False}
-    key = _key(data, options, job)
+    if job and job.launcher and not given and (of_launcher := _part_of_launcher(data, options, job.launcher)):
+        return of_launcher
+    key = _key(data, options, job.id if job else identity(os.getpid()))
     path = check_path(given.absolute() if given else folder() / f"{'job' if job else 'own'}-{key}.sock")
     with _lock:
         known = _parts.get(path)
@@ -150,13 +152,30 @@ def part(data: Path, options: Mapping[str, object], given: Path | None) -> Part:
         flag = "--" + name.replace("_", "-")
         command += [flag] if value is True else [f"{flag}={value}"]
     connection, launched = _meet(path, command, job, key, is_cut_off)
+    return _added(path, key, connection, launched, job is not None)
+
+
+def _part_of_launcher(data: Path, options: Mapping[str, object], launcher: int) -> Part | None:
+    """Takes part in the daemon that a job's launcher has by itself, as Lightning's first rank has that serves before it makes itself a rank."""
+    key = _key(data, options, identity(launcher))
+    path = folder() / f"own-{key}.sock"
+    with _lock:
+        known = _parts.get(path)
+        if known and known.use():
+            return known
+    connection = _join(path, None, key)
+    return _added(path, key, connection, None, False) if connection else None
+
+
+def _added(path: Path, key: str, connection: socket.socket, launched: Launched | None, is_job: bool) -> Part:
+    """This process's part in the daemon that it has joined."""
     with _lock:
         known = _parts.get(path)
         # Another thread may have come first.
         if known and known.use(launched):
             _leave(connection)
             return known
-        _parts[path] = Part(path, key, connection, launched, job is not None)
+        _parts[path] = Part(path, key, connection, launched, is_job)
         return _parts[path]
 
 
@@ -197,13 +216,13 @@ def _resolved(name: str, value: object) -> object:
     return value if name == "recipe" and path.suffix != ".toml" else path.absolute()
 
 
-def _key(data: Path, options: Mapping[str, object], job: Job | None) -> str:
+def _key(data: Path, options: Mapping[str, object], whose: str) -> str:
     """Hashes what a daemon must have in common with the processes that join it. Paths alone mean different things in different containers."""
     place = data.resolve()
     # MIXD_RANK is of feeds, and may be another in each rank.
     variables = {name: value for name, value in os.environ.items() if name.startswith("MIXD_") and name not in ("MIXD_SOCKET", "MIXD_RANK")}
     parts: list[object] = [
-        job.id if job else this_process(),
+        whose,
         os.getuid(),
         os.fspath(place),
         sorted(options.items()),

@@ -270,9 +270,10 @@ def serve(data: str | os.PathLike[str], **options: object) -> Server:
     `options` are those of `mixd serve`, with _ for -, such as `workers=4`, `cache="2G"`, `cache_file=path`. A process by itself shares one
     daemon among its servers of the same data and options; it ends with the last of them and their feeds (`close`, `with`, `del`), and with the
     process, however that ends. The ranks of a job share one on each machine: those of torchrun, Ray Train, Slurm, Open MPI and MPICH, those that
-    WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT describe, and children of `torch.multiprocessing.spawn`. It ends when all have left it (`close`, or
-    the end of a `with` block without an exception) or the job's launcher has ended. Ranks that end otherwise, also at the end of their script, may be
-    started again: the daemon waits for that for two minutes, while the launcher runs.
+    WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT describe, and children of `torch.multiprocessing.spawn`. Where the process that launched them has
+    a daemon of these data and options, as Lightning's first rank may, they share that. A job's daemon ends when all have left it
+    (`close`, or the end of a `with` block without an exception) or the job's launcher has ended. Ranks that end otherwise, also at the end of their
+    script, may be started again: the daemon waits for that for two minutes, while the launcher runs.
 
     A changed data archive, recipe or configuration file or MIXD_ variable gives another daemon. Changes within a data folder, and of files that a
     configuration file names, do not: close all servers first. `socket` names another place for the daemon, `cache_file` files that one daemon at a

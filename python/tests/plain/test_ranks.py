@@ -278,18 +278,23 @@ if __name__ == "__main__":
     until("the daemon has ended with the parent", lambda: not is_alive(daemon), 5.0)
 
 
-def test_a_first_rank_that_launches_the_others_is_their_launcher(tmp_path: Path) -> None:
+@pytest.mark.parametrize("served_first", [False, True])
+def test_a_first_rank_that_launches_the_others_is_their_launcher(tmp_path: Path, served_first: bool) -> None:
     # As Lightning does it: what the first sets it gives to the others, and a local rank of their own.
     code = tmp_path / "trainer.py"
     code.write_text(f"""
 import os, subprocess, sys
 import mixd
 others = []
+if {served_first}:
+    # Of the first rank before there is a job, of the others within it.
+    before = mixd.serve(data={str(SAMPLE_DATA)!r})
 if "LOCAL_RANK" not in os.environ:
     os.environ |= {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": {job_name()!r}, "WORLD_SIZE": "2", "NODE_RANK": "0", "LOCAL_RANK": "0"}}
     others = [subprocess.Popen([sys.executable, __file__], env=os.environ | {{"LOCAL_RANK": "1", "RANK": "1"}})]
 os.environ["RANK"] = os.environ["LOCAL_RANK"]
 server = mixd.serve(data={str(SAMPLE_DATA)!r})
+assert not {served_first} or server.pid == before.pid
 server.feed("train", size=16).next_batch()
 os.write(1, f"{{server.pid}}\\n".encode())
 for other in others: other.wait()
@@ -387,7 +392,7 @@ def test_what_a_daemon_was_started_with_decides_who_shares_it(tmp_path: Path, mo
     assert mixd.serve(data=SAMPLE_DATA, recipe=recipe).pid != server.pid
 
     def key() -> str:
-        return mixd.rendezvous._key(archive, {}, None)
+        return mixd.rendezvous._key(archive, {}, "this process")
 
     keys = [key()]
     assert key() == keys[0]

@@ -161,6 +161,44 @@ if __name__ == "__main__":
         assert sorted((int(rows), int(rank)) for _, rows, rank in group) == [(50, rank) for rank in range(4)]
 
 
+# Lightning runs the whole script again as the other ranks.
+LIGHTNING = f"""
+import os
+import lightning, mixd.torch, torch
+class Classifier(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3 * 16 * 16, 10)
+    def train_dataloader(self):
+        feed = server.feed("train", batch_size=25, size=16)
+        os.write(1, f"served {{server.pid}} {{mixd.serve(data=data).pid}} {{feed.spec['rank']}} {{feed.spec['world_size']}}\\n".encode())
+        return mixd.torch.DataLoader(feed, "label")
+    def training_step(self, batch, index):
+        x, y = batch
+        return torch.nn.functional.cross_entropy(self.layer(x.flatten(1)), y)
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+data = {str(SAMPLE_DATA)!r}
+server = mixd.serve(data=data)
+quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+lightning.Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", **quiet).fit(Classifier())
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_lightnings_ranks_share_the_daemon_that_the_first_had_before_them(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    code = tmp_path / "train.py"
+    code.write_text(LIGHTNING)
+    run = subprocess.run([sys.executable, code], env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    said = sorted(line.split()[1:] for line in run.stdout.splitlines() if line.startswith("served"))
+    [daemon] = {pid for first, second, *_ in said for pid in (first, second)}
+    assert [line[2:] for line in said] == [["0", "2"], ["1", "2"]]
+    until("the daemon has ended with the ranks", lambda: not is_alive(int(daemon)), 5.0)
+
+
 VALIDATION = f"""
 import itertools, json, os, pathlib, sys
 import mixd.torch, torch

@@ -2,9 +2,7 @@
 
 use super::{Crosses, Field, Reason, Refusal, proto};
 use crate::operation::Warping;
-use crate::spec::{
-    Augment, Blur, ColorJitter, Consumed, Crop, Erase, FeedSpec, Grow, LaterViews, Mix, Share, Solarize,
-};
+use crate::spec::{Augment, Blur, ColorJitter, Crop, Erase, FeedSpec, Grow, Mix, Share, Solarize};
 use crate::types::{ImageSize, ParseError, Place, Split, Start};
 use std::str::FromStr;
 
@@ -362,7 +360,7 @@ impl Crosses for Start {
 mod tests {
     use super::*;
     use crate::operation::WarpFilter;
-    use crate::spec::{Delivery, EraseMode, EraseWhen, MixPer, Pairing, Recipe};
+    use crate::spec::{Consumed, Delivery, EraseMode, EraseWhen, LaterViews, MixPer, Pairing, Recipe};
     use crate::types::{Device, Dtype, Interpolation, Last, Layout, PadMode};
 
     #[test]

@@ -6,10 +6,13 @@ use common::{DEADLINE, Daemon, refusal, sample_data, small_folder, twice_the_sam
 use mixd::client::{self, ClientError, Reason};
 use mixd::spec::{Crop, FeedSpec, Mix};
 use mixd::types::{ImageSize, Place, Start};
+use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
 /// A batch as it arrived.
 #[derive(PartialEq)]
@@ -110,36 +113,61 @@ fn read_until_failure(feed: &mut client::Feed) -> (Vec<Got>, String) {
     }
 }
 
-/// A mapping of a file that was cut short ended the daemon by SIGBUS.
+/// Changes to a file of the length given, by another program.
+type Damage = fn(&File, u64) -> std::io::Result<()>;
+
+const CUT: Damage = |file, _| file.set_len(4_096);
+const CUT_AND_GROWN: Damage = |file, bytes| file.set_len(8_192).and_then(|()| file.set_len(bytes));
+const OVERWRITTEN: Damage = |file, bytes| file.write_all_at(&vec![0; bytes as usize - 8_192], 8_192);
+
+/// A mapping of a file that was cut short ended the daemon by SIGBUS; one that was cut and grown again, or overwritten, served zeros as batches.
 #[test]
-fn a_cache_file_that_is_cut_fails_its_feeds_alone() {
-    let data = small_folder(40);
+fn a_cache_file_that_something_changes_fails_its_feeds_alone_and_later_feeds_use_a_new_one() {
+    let (data, made) = (small_folder(40), Instant::now());
     let finished = FeedSpec { batch_size: 8, ..FeedSpec::train() };
     let crop = Crop::RandomResizedCrop { scale: [0.3, 1.0], ratio: [0.75, 1.5] };
     let random = FeedSpec { crop, ..finished };
     let val = FeedSpec { batch_size: 2, ..FeedSpec::val() };
     let undisturbed = Daemon::on(data.path(), &[]);
-    for (spec, name, others) in
-        [(finished, "train-128x128", [random, val]), (random, "train-sources-full", [finished, val])]
+    until("the images are old enough to be kept in files", || (made.elapsed() > Duration::from_secs(2)).then_some(()));
+    let files = [(finished, "train-128x128", [random, val]), (random, "train-sources-full", [finished, val])];
+    for ((spec, name, others), damage) in
+        files.into_iter().flat_map(|file| [CUT, CUT_AND_GROWN, OVERWRITTEN].map(|damage| (file, damage)))
     {
         let dir = tempfile::tempdir().unwrap();
         let prefix = dir.path().join("cache");
         let cache_file = format!("--cache-file={}", prefix.display());
-        let daemon = Daemon::on(data.path(), &[&cache_file]);
-        let mut feed = daemon.attach(spec).unwrap();
+        // Too little for the finished views of two files.
+        let options = [cache_file.as_str(), "--cache=5M"];
+        let daemon = Daemon::on(data.path(), &options);
+        let damage = || {
+            let file = File::options().write(true).open(prefix.with_extension(name)).unwrap();
+            damage(&file, file.metadata().unwrap().len()).unwrap();
+        };
+        let [mut feed, mut idle] = [(); 2].map(|()| daemon.attach(spec).unwrap());
         let mut others = others.map(|spec| (spec, daemon.attach(spec).unwrap()));
         let mut got = read(&mut feed, 10);
         let mut others_got = others.each_mut().map(|(_, feed)| read(feed, 1));
-        let file = std::fs::File::options().write(true).open(prefix.with_extension(name)).unwrap();
-        file.set_len(4_096).unwrap();
+        damage();
         let (more, reason) = read_until_failure(&mut feed);
-        assert!(reason.contains(name) && reason.contains("was truncated while it was served"), "{reason}");
-        assert!(reason.contains("restart the daemon"), "{reason}");
+        assert!(
+            reason.contains(name) && reason.contains("was truncated or overwritten while it was served"),
+            "{reason}"
+        );
         got.extend(more);
-        let batches = got.len() as u64;
-        assert!(got == read(&mut undisturbed.attach(spec).unwrap(), batches), "a damaged batch");
-        let refused = daemon.attach(spec).err().expect("it was refused").to_string();
-        assert!(refused.contains("was truncated while it was served"), "{refused}");
+        let is_sound = |got: &[Got]| got == read(&mut undisturbed.attach(spec).unwrap(), got.len() as u64);
+        assert!(is_sound(&got), "a damaged batch");
+        // While a feed that waits for its trainer maps the old file.
+        let mut next = daemon.attach(spec).unwrap();
+        assert!(read(&mut next, 10) == got[..10], "batches of the new file");
+        let stores = client::status(&daemon.socket()).unwrap().stores;
+        assert!(stores.iter().all(|store| [0, store.samples].contains(&store.capacity)), "{stores:?}");
+        let (old, reason) = read_until_failure(&mut idle);
+        assert!(is_sound(&old) && reason.contains(name), "{reason}");
+        // After a change that no feed was there to notice.
+        drop(next);
+        damage();
+        assert!(read(&mut daemon.attach(spec).unwrap(), 10) == got[..10], "batches of the third file");
         for ((spec, feed), got) in others.iter_mut().zip(&mut others_got) {
             got.extend(read(feed, 29));
             assert!(*got == read(&mut undisturbed.attach(*spec).unwrap(), 30), "another feed's batches");
@@ -148,9 +176,12 @@ fn a_cache_file_that_is_cut_fails_its_feeds_alone() {
             client::status(&daemon.socket()).unwrap().stages.iter().all(|stage| stage.threads > 0),
             "a thread ended"
         );
-        drop((feed, others, daemon));
-        let again = Daemon::on(data.path(), &[&cache_file]);
+        drop((feed, idle, others, daemon));
+        let again = Daemon::on(data.path(), &options);
         assert!(read(&mut again.attach(spec).unwrap(), 10) == got[..10], "after a restart");
+        let status = client::status(&again.socket()).unwrap();
+        let decoded = status.stores.iter().map(|store| store.decoded).chain(status.sources.iter().map(|it| it.decoded));
+        assert_eq!(decoded.sum::<u64>(), 0, "the third file was not kept");
     }
 }
 

@@ -46,7 +46,7 @@ use request::Requester;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -191,6 +191,8 @@ pub struct StoreEntry {
     /// What random views are rendered from.
     pub sources: Option<Arc<Sources>>,
     budget: Arc<Budget>,
+    /// What the rows take of it.
+    budget_bytes: AtomicU64,
     /// Hash of everything but the files' content that the samples depend on.
     pixels_key: u64,
     /// The samples on CUDA devices.
@@ -222,7 +224,7 @@ pub struct Pipeline {
 
 impl Drop for StoreEntry {
     fn drop(&mut self) {
-        self.budget.give(self.store.bytes());
+        self.release_budget();
     }
 }
 
@@ -314,7 +316,6 @@ impl Pipeline {
     fn stages(&self, spec: FeedSpec) -> Result<(PlanStage, MixStage, Option<device::Slots>), OpenError> {
         let Options { mixer: kind, device, .. } = self.shared.options;
         let entry = self.store(spec.split, Views::of(&spec))?;
-        entry.check_files()?;
         let (mixer, slots) = if spec.device != Device::Cpu || kind == MixerKind::Cuda {
             self.cuda_mixer(&spec, &entry)?
         } else {
@@ -371,11 +372,16 @@ impl Pipeline {
         Some(path.into())
     }
 
-    /// What random views of a split are rendered from, kept for the daemon's life.
+    /// What random views of a split are rendered from, kept for the daemon's life, or until its file is damaged.
     fn sources(&self, split: Split) -> Result<Arc<Sources>, OpenError> {
         let mut all = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, sources)) = all.iter().find(|(of, _)| *of == split) {
-            return Ok(Arc::clone(sources));
+        if let Some(at) = all.iter().position(|(of, _)| *of == split) {
+            let (_, sources) = &all[at];
+            if sources.check().is_ok() {
+                return Ok(Arc::clone(sources));
+            }
+            sources.discard()?;
+            all.swap_remove(at);
         }
         let (samples, budget) = (self.source().len(split), Arc::clone(&self.shared.budget));
         let sources = match self.cache_path(&format!("{split}-sources-{}", self.shared.options.load.sources)) {
@@ -397,8 +403,12 @@ impl Pipeline {
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         // What a feed that was refused after this left behind takes nothing of the budget.
         stores.retain(|entry| Arc::strong_count(entry) > 1 || entry.store.decoded() > 0);
-        if let Some(entry) = stores.iter().find(|entry| (entry.split, entry.views) == (split, views)) {
-            return Ok(Arc::clone(entry));
+        if let Some(at) = stores.iter().position(|entry| (entry.split, entry.views) == (split, views)) {
+            if stores[at].check_files().is_ok() {
+                return Ok(Arc::clone(&stores[at]));
+            }
+            stores[at].discard()?;
+            stores.swap_remove(at);
         }
         let pixels_key = self.pixels_key(split, &views);
         let (samples, budget) = (self.source().len(split), Arc::clone(&self.shared.budget));
@@ -417,6 +427,7 @@ impl Pipeline {
                 SampleStore::in_file(&path, key, room, settled)?
             }
         };
+        let budget_bytes = AtomicU64::new(store.bytes());
         budget.take_anyway(store.bytes());
         #[cfg(feature = "cuda")]
         let residents = device::Residents::default();
@@ -426,6 +437,7 @@ impl Pipeline {
             store,
             sources,
             budget,
+            budget_bytes,
             pixels_key,
             #[cfg(feature = "cuda")]
             residents,

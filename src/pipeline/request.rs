@@ -3,7 +3,7 @@
 use super::render_stage::Job;
 use super::{FeedError, Shared, StoreEntry, Views};
 use crate::plan::{Erasure, ImagePlan, Plan};
-use crate::store::{FileError, Lookup, Rows, RowsFile, State};
+use crate::store::{FileError, Lookup, Rows, State};
 use crate::types::{CropBox, ImageSize};
 use crossbeam_channel::{SendTimeoutError, Sender};
 use smallvec::smallvec;
@@ -94,13 +94,28 @@ impl Pending {
 }
 
 impl StoreEntry {
-    /// Checks that the files that samples are kept in are whole, as far as they were used.
+    /// Checks that the files that samples are kept in hold what was written to them.
     ///
     /// # Errors
     /// [`FileError::Damaged`].
     pub fn check_files(&self) -> Result<(), FileError> {
-        self.store.rows().file().map_or(Ok(()), RowsFile::check)?;
+        self.store.rows().file().map_or(Ok(()), |rows| rows.file().check())?;
         self.sources.as_ref().map_or(Ok(()), |sources| sources.check())
+    }
+
+    /// Removes the damaged file of its rows, where they have one, and gives back what they take of the budget.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn discard(&self) -> Result<(), FileError> {
+        self.store.rows().file().map_or(Ok(()), |rows| rows.file().discard())?;
+        self.release_budget();
+        Ok(())
+    }
+
+    /// Gives back what the rows take of the budget, once.
+    pub fn release_budget(&self) {
+        self.budget.give(self.budget_bytes.swap(0, Ordering::Relaxed));
     }
 }
 

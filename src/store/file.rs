@@ -7,13 +7,15 @@
 #![expect(unsafe_code, reason = "typed views of a file that is mapped shared")]
 
 use super::guard::Guard;
+use super::watch::Watch;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatvfs};
-use rustix::io::retry_on_intr;
-use std::fs::{File, OpenOptions};
+use rustix::io::{Errno, retry_on_intr};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -26,10 +28,10 @@ pub enum FileError {
     /// Another daemon has it.
     #[error("{}: another mixd uses this cache file (give each daemon its own --cache-file)", .0.display())]
     InUse(PathBuf),
-    /// The file was cut short, or its disk was full, while it was served.
+    /// Another program changed the file, or its disk was full, while it was served.
     #[error(
-        "the cache file {} was truncated while it was served, or its disk is full (restart the daemon, which decodes anew what was \
-         lost)", .0.display()
+        "the cache file {} was truncated or overwritten while it was served, or its disk is full (open the feed again: images are \
+         decoded anew, into a new file)", .0.display()
     )]
     Damaged(PathBuf),
     /// The file system has no room.
@@ -86,12 +88,10 @@ struct Entry {
 /// Rows in a file, and what they hold.
 pub struct RowsFile {
     // Declared, and so dropped, before the mapping.
-    guard: Guard,
+    file: MappedFile,
     map: MmapRaw,
     capacity: u32,
     key: Key,
-    /// Holds the lock.
-    _file: File,
 }
 
 impl RowsFile {
@@ -119,16 +119,13 @@ impl RowsFile {
         // Last: whoever finds the header finds room for all behind it.
         std::os::unix::fs::FileExt::write_all_at(&file, bytemuck::bytes_of(&header), 0).map_err(failed)?;
         let map = MmapOptions::new().len(bytes).map_raw(&file).map_err(failed)?;
-        let guard = Guard::new(map.as_ptr(), bytes, path);
-        Ok(Self { guard, map, capacity, key, _file: file })
+        let file = MappedFile::new(file, path, &map);
+        Ok(Self { file, map, capacity, key })
     }
 
-    /// Checks that the file has every row that was read or written so far.
-    ///
-    /// # Errors
-    /// [`FileError::Damaged`].
-    pub fn check(&self) -> Result<(), FileError> {
-        check(&self.guard)
+    /// The file.
+    pub fn file(&self) -> &MappedFile {
+        &self.file
     }
 
     /// Rows.
@@ -183,6 +180,65 @@ impl RowsFile {
     }
 }
 
+/// A cache file that is locked and mapped. Dropped before the mapping.
+pub struct MappedFile {
+    guard: Guard,
+    /// `None` where inotify is not to be had.
+    watch: Option<Watch>,
+    /// Holds the lock.
+    file: File,
+}
+
+impl MappedFile {
+    /// The file at `path`, which `map` maps; this process changes it only by the mapping and by [`reserve`](Self::reserve) from now on.
+    pub(super) fn new(file: File, path: &Path, map: &MmapRaw) -> Self {
+        static WARNING: Once = Once::new();
+        let warn = |error: Errno| {
+            let text = "inotify fails: programs that overwrite cache files while they are served will not be noticed";
+            WARNING.call_once(|| tracing::warn!("{text}: {error}"));
+        };
+        let watch = Watch::new(&file).map_err(warn).ok();
+        Self { guard: Guard::new(map.as_ptr(), map.len(), path), watch, file }
+    }
+
+    /// Checks that what was read from the mapping so far is what was written to it.
+    ///
+    /// # Errors
+    /// [`FileError::Damaged`].
+    pub fn check(&self) -> Result<(), FileError> {
+        if self.guard.is_damaged() || self.watch.as_ref().is_some_and(Watch::is_changed) {
+            return Err(FileError::Damaged(self.guard.path().to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Reserves bytes of the file.
+    pub(super) fn reserve(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
+        let reserve = || retry_on_intr(|| fallocate(&self.file, FallocateFlags::empty(), offset, bytes));
+        self.watch.as_ref().map_or_else(reserve, |watch| watch.change(reserve))
+    }
+
+    /// Removes a damaged file, so that a new one can be made at its path while feeds still map this one.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn discard(&self) -> Result<(), FileError> {
+        let path = self.guard.path();
+        let failed = |source: io::Error| FileError::Io { path: path.to_owned(), source };
+        let is_same = |found: fs::Metadata| {
+            self.file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (found.dev(), found.ino()))
+        };
+        if fs::metadata(path).is_ok_and(is_same) {
+            // The path may be a link, which stays.
+            fs::canonicalize(path).and_then(fs::remove_file).map_err(failed)?;
+            // Frees its blocks now: the new file may need them.
+            self.file.set_len(0).map_err(failed)?;
+        }
+        tracing::warn!("the cache file {} was damaged while it was served: a new one is made", path.display());
+        Ok(())
+    }
+}
+
 /// Opens or makes a cache file for this process alone.
 ///
 /// # Errors
@@ -192,18 +248,10 @@ pub(super) fn open_locked(path: &Path) -> Result<File, FileError> {
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
-        rustix::io::Errno::WOULDBLOCK => FileError::InUse(path.to_owned()),
+        Errno::WOULDBLOCK => FileError::InUse(path.to_owned()),
         errno => failed(errno.into()),
     })?;
     Ok(file)
-}
-
-/// Checks that a file has every page that was used so far.
-///
-/// # Errors
-/// [`FileError::Damaged`].
-pub(super) fn check(guard: &Guard) -> Result<(), FileError> {
-    if guard.is_damaged() { Err(FileError::Damaged(guard.path().to_owned())) } else { Ok(()) }
 }
 
 /// Reserves the first `need` bytes of a file.
@@ -212,7 +260,7 @@ pub(super) fn check(guard: &Guard) -> Result<(), FileError> {
 /// When the file system has no room, or the system call fails.
 pub(super) fn reserve(file: &File, path: &Path, need: u64) -> Result<(), FileError> {
     retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, need)).map_err(|errno| match errno {
-        rustix::io::Errno::NOSPC => {
+        Errno::NOSPC => {
             let free = fstatvfs(file).map_or(0, |fs| fs.f_bavail * fs.f_frsize);
             FileError::NoSpace { need, free, path: path.to_owned() }
         }

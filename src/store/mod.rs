@@ -11,6 +11,7 @@ mod guard;
 mod resident;
 mod rows;
 mod sources;
+mod watch;
 
 pub use budget::Budget;
 pub use file::{FileError, Key, RowsFile};

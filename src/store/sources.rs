@@ -6,16 +6,12 @@
 //! In memory of the process, or in a file (`--cache-file`) whose entries are checked before their first use.
 #![expect(unsafe_code, reason = "hands out disjoint parts of one mapping across threads")]
 
-use super::file::{check, open_locked, reserve};
-use super::guard::Guard;
+use super::file::{MappedFile, open_locked, reserve};
 use super::{Budget, FileError, Settled};
 use crate::decode::{PIXELS_MAX, Picture};
 use crate::types::{ImageSize, SampleId};
 use bytemuck::{Pod, Zeroable};
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::retry_on_intr;
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -98,9 +94,8 @@ pub enum Found<'a> {
 /// The decoded sources of one split.
 pub struct Sources {
     // Declared, and so dropped, before the mapping.
-    guard: Option<Guard>,
+    file: Option<MappedFile>,
     map: Option<MmapRaw>,
-    file: Option<File>,
     /// Offset of the arena in the mapping.
     start: u64,
     /// End of the mapping.
@@ -119,6 +114,8 @@ pub struct Sources {
 struct End {
     free: u64,
     reserved: u64,
+    /// Bytes that are taken of the budget.
+    taken: u64,
 }
 
 impl std::fmt::Debug for Sources {
@@ -143,7 +140,7 @@ impl Sources {
                 Some(map)
             }
         };
-        Ok(Self::over(map, None, 0, limit, End { free: 0, reserved: limit }, samples, budget))
+        Ok(Self::over(map, None, 0, limit, End { free: 0, reserved: limit, taken: 0 }, samples, budget))
     }
 
     /// Sources in a file, which hold what they held unless `key`, a hash of everything that pixels depend on, is another.
@@ -168,9 +165,9 @@ impl Sources {
         // The whole budget is mapped; bytes behind the file's end are touched only once they are reserved.
         let limit = (start + budget.total()).max(length);
         let map = MmapOptions::new().len(limit as usize).map_raw(&file).map_err(failed)?;
-        let end = End { free: start, reserved: length };
-        let mut sources = Self::over(Some(map), Some(file), start, limit, end, samples, budget);
-        sources.guard = sources.map.as_ref().map(|map| Guard::new(map.as_ptr(), map.len(), path));
+        let end = End { free: start, reserved: length, taken: 0 };
+        let file = MappedFile::new(file, path, &map);
+        let sources = Self::over(Some(map), Some(file), start, limit, end, samples, budget);
         if known {
             sources.find_entries(length);
         }
@@ -179,7 +176,7 @@ impl Sources {
 
     fn over(
         map: Option<MmapRaw>,
-        file: Option<File>,
+        file: Option<MappedFile>,
         start: u64,
         limit: u64,
         end: End,
@@ -189,7 +186,7 @@ impl Sources {
         let words = || (0..samples).map(|_| AtomicU64::new(0)).collect();
         let (states, sizes, settled) = (words(), words(), Settled::default());
         let (end, decoded) = (Mutex::new(end), AtomicU64::new(0));
-        Self { guard: None, map, file, start, limit, end, budget, states, sizes, settled, decoded }
+        Self { file, map, start, limit, end, budget, states, sizes, settled, decoded }
     }
 
     /// Notes what a file of `length` bytes holds, as far as it makes sense.
@@ -208,7 +205,8 @@ impl Sources {
             }
         }
         // What the file has counts against the budget, also where that is smaller now.
-        self.budget.take_anyway(end.free - self.start);
+        end.taken = end.free - self.start;
+        self.budget.take_anyway(end.taken);
     }
 
     fn end(&self) -> MutexGuard<'_, End> {
@@ -229,13 +227,13 @@ impl Sources {
         unsafe { map.as_ptr().add(offset as usize).cast::<Header>().read_unaligned() }
     }
 
-    /// The image at an offset that was published, or whose claim the caller has; `None` where a file was cut short and its header is gone.
+    /// The image at an offset that was published, or whose claim the caller has; `None` where something changed the file and its header is no more.
     fn picture(&self, offset: u64) -> Option<Picture<'_>> {
         let header = self.header(offset);
         let Header { width, height, channels, .. } = header;
         let map = self.map.as_ref().expect("what has an offset is mapped");
-        let bytes = header.bytes()? + SLACK;
-        assert!(offset + UNIT + bytes <= self.limit);
+        let bytes = header.bytes()?.checked_add(SLACK)?;
+        (bytes <= self.limit - offset - UNIT).then_some(())?;
         // SAFETY: inside the mapping, of reserved bytes; they were written before their offset was published, and are never written again.
         let values = unsafe { std::slice::from_raw_parts(map.as_ptr().add((offset + UNIT) as usize), bytes as usize) };
         Some(Picture::new(width, height, channels as usize, values))
@@ -268,12 +266,22 @@ impl Sources {
         }
     }
 
-    /// Checks that the file, where there is one, has every image that was read or written so far.
+    /// [`MappedFile::check`] of the file, where there is one.
     ///
     /// # Errors
     /// [`FileError::Damaged`].
     pub fn check(&self) -> Result<(), FileError> {
-        self.guard.as_ref().map_or(Ok(()), check)
+        self.file.as_ref().map_or(Ok(()), MappedFile::check)
+    }
+
+    /// [`MappedFile::discard`] of the file, where there is one; gives back what the images take of the budget.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn discard(&self) -> Result<(), FileError> {
+        self.file.as_ref().map_or(Ok(()), MappedFile::discard)?;
+        self.budget.give(std::mem::take(&mut self.end().taken));
+        Ok(())
     }
 
     /// Whether a sample is kept.
@@ -312,7 +320,7 @@ impl Sources {
 
     /// Bytes that the images take.
     pub fn bytes(&self) -> u64 {
-        self.end().free - self.start
+        self.end().taken
     }
 
     /// Takes room for an entry: its offset; else the sample's state, `FULL` where the budget, the mapping or the disk has none, `EMPTY` where memory
@@ -333,8 +341,7 @@ impl Sources {
         if next > end.reserved {
             let file = self.file.as_ref().expect("memory of the process is all reserved");
             let to = next.next_multiple_of(GROWTH).min(self.limit);
-            let reserve = || fallocate(file, FallocateFlags::empty(), end.reserved, to - end.reserved);
-            if retry_on_intr(reserve).is_err() {
+            if file.reserve(end.reserved, to - end.reserved).is_err() {
                 self.budget.give(bytes);
                 return Err(FULL);
             }
@@ -342,6 +349,7 @@ impl Sources {
         }
         let offset = end.free;
         end.free = next;
+        end.taken += bytes;
         Ok(offset)
     }
 }
@@ -524,5 +532,30 @@ mod tests {
         assert!(claim(&sources, 2).check(11).is_err() && claim(&sources, 0).check(13).is_ok());
         drop(sources);
         assert!(!claim(&open(8), 0).may_be_in_file());
+    }
+
+    #[test]
+    fn a_damaged_file_is_replaced_while_it_is_mapped() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, budget) = (dir.path().join("sources"), Arc::new(Budget::new(1 << 20)));
+        let open = || Sources::in_file(&path, 7, 3, Arc::clone(&budget)).unwrap();
+        let old = open();
+        fill(&old, 2, 5, Some(11));
+        assert!(old.check().is_ok(), "its own change");
+        // A width and height of 65,535.
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.write_all_at(&[0xFF, 0xFF, 0, 0, 0xFF, 0xFF, 0, 0], old.start + 20).unwrap();
+        assert!(matches!(old.request(2, || false), Found::Full));
+        assert!(matches!(old.check(), Err(FileError::Damaged(_))));
+        old.discard().unwrap();
+        assert_eq!(budget.left(), budget.total());
+        let new = open();
+        fill(&old, 1, 6, Some(12));
+        fill(&new, 2, 8, Some(11));
+        assert!(is_ready_with(&new, 2, 8) && !claim(&new, 1).may_be_in_file());
+        assert!(new.check().is_ok() && old.check().is_err());
+        drop((old, new));
+        assert_eq!(budget.left(), budget.total());
+        assert!(claim(&open(), 2).check(11).is_ok());
     }
 }

@@ -27,6 +27,8 @@ pub mod sync;
 #[doc(hidden)]
 pub mod usage;
 #[doc(hidden)]
+pub mod memory;
+#[doc(hidden)]
 pub mod ring;
 #[cfg(feature = "cuda")]
 #[doc(hidden)]

@@ -28,6 +28,7 @@ pub use view::Views;
 
 use crate::cpus::Workers;
 use crate::decode::JPEG_DECODER;
+use crate::memory;
 use crate::mix::{Helpers, MixError, MixerKind};
 use crate::plan::Sampler;
 use crate::render::LoadOptions;
@@ -45,7 +46,7 @@ use render_stage::DecodePool;
 use request::Requester;
 use std::io;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use xxhash_rust::xxh3::Xxh3;
@@ -239,7 +240,7 @@ impl Pipeline {
             reads: Reads::default(),
             stats: Stats::default(),
             settled: Arc::default(),
-            budget: Arc::new(Budget::watching(options.cache_bytes, free_memory)),
+            budget: Arc::new(Budget::watching(options.cache_bytes, memory::free)),
             stopping: AtomicBool::new(false),
             source,
             options,
@@ -330,7 +331,7 @@ impl Pipeline {
             true => rendered_ahead(spec.batch_size, self.workers()),
             false => BATCHES_AHEAD,
         };
-        let (plan_stage, recycler) = PlanStage::new(requester.clone(), &spec, ahead).map_err(OpenError::Memory)?;
+        let (plan_stage, recycler) = PlanStage::new(requester.clone(), &spec, ahead)?;
         let mix_stage = MixStage::new(requester, mixer, spec, recycler);
         Ok((plan_stage, mix_stage, slots))
     }
@@ -447,19 +448,13 @@ impl Pipeline {
     }
 }
 
-/// Bytes of main memory that nothing has been promised yet; `None` where the system does not say.
-fn free_memory() -> Option<u64> {
-    let available = crate::usage::available_memory(Path::new("/"))?;
-    Some(available.saturating_sub(crate::ring::promised_bytes()))
-}
-
 /// Refuses a feed whose ring and staging main memory has no room for: the kernel would kill the daemon as they fill.
 fn check_memory(spec: &FeedSpec) -> Result<(), OpenError> {
     let rows = |rows: u32, bytes: usize| u64::from(rows) * bytes as u64;
     let in_ring =
         if spec.device == Device::Cpu { rows(spec.slots * spec.batch_size, spec.format().image_bytes()) } else { 0 };
     let need = in_ring + rows(BATCHES_AHEAD as u32 * spec.samples_max(), spec.image_size.values());
-    match free_memory() {
+    match memory::free() {
         Some(free) if free < need => Err(RingError::NoMemory { need, free }.into()),
         _ => Ok(()),
     }
@@ -481,6 +476,7 @@ mod tests {
     use super::*;
     use crate::spec::{Crop, Mix};
     use crate::store::Lookup;
+    use std::path::Path;
     use std::time::{Duration, Instant};
 
     /// A pipeline over the sample data with one decoder.

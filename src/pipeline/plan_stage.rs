@@ -1,14 +1,15 @@
 //! The plan stage: one thread a feed, which plans batches and requests their samples.
 
-use super::FeedError;
 use super::render_stage::Job;
 use super::request::{Location, Pending, Requester, Scratch};
+use super::{FeedError, OpenError};
+use crate::memory::Promise;
 use crate::plan::{ImagePlan, Plan, Sampler};
+use crate::ring::RingError;
 use crate::spec::{Erase, FeedSpec};
 use crate::stats::{Clock, Doing};
 use crate::store::Rows;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use std::io;
 use std::sync::Arc;
 
 /// Plans the batches of a feed and requests their samples.
@@ -22,14 +23,16 @@ impl PlanStage {
     /// The stage of a feed of `spec`, with scratch for `ahead` batches, and where finished batches give theirs back.
     ///
     /// # Errors
-    /// When the memory for staging cannot be mapped.
-    pub fn new(requester: Requester, spec: &FeedSpec, ahead: usize) -> io::Result<(Self, Sender<Scratch>)> {
+    /// When there is no memory for staging.
+    pub fn new(requester: Requester, spec: &FeedSpec, ahead: usize) -> Result<(Self, Sender<Scratch>), OpenError> {
         let samples = spec.samples_max();
         let staging_rows = if requester.entry.store.holds_all() { 0 } else { samples };
+        let row_bytes = spec.image_size.values();
         let (recycler, free) = bounded(ahead);
         for _ in 0..ahead {
             let settled = Arc::clone(&requester.shared.settled);
-            let staging = Rows::new(staging_rows, spec.image_size.values(), settled)?;
+            let promise = Promise::new(u64::from(staging_rows) * row_bytes as u64, 0).map_err(RingError::from)?;
+            let staging = Rows::promised(staging_rows, row_bytes, promise, settled).map_err(OpenError::Memory)?;
             let scratch = Scratch { locations: Vec::with_capacity(samples as usize), erasures: Vec::new(), staging };
             recycler.send(scratch).expect("both ends are here");
         }

@@ -1,5 +1,6 @@
 //! What can go wrong with a ring, at either end.
 
+use crate::memory::Lack;
 use std::io;
 
 /// Why a ring could not be made or opened.
@@ -90,6 +91,12 @@ pub enum RingError {
     /// The kernel is too old.
     #[error("delivery latest needs the system call futex_waitv: Linux 5.16 or newer (use delivery lossless)")]
     OldKernel,
+}
+
+impl From<Lack> for RingError {
+    fn from(Lack { need, free }: Lack) -> Self {
+        Self::NoMemory { need, free }
+    }
 }
 
 impl RingError {

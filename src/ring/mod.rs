@@ -103,7 +103,6 @@ pub use error::RingError;
 pub use layout::{BatchHeader, LAYOUT_VERSION};
 pub use reader::{Eviction, GiveUp, Lease, Next, RingReader};
 pub use readers::{Pace, ReaderId, ReaderStatus, RingHandle};
-pub use region::promised_bytes;
 pub use view::{forget, lessee, make_private};
 pub use wake::now_ns;
 pub use writer::{Caller, RingWriter, SlotMut, WriterStopped};

@@ -9,31 +9,17 @@ use super::error::RingError;
 use super::layout::{CURSOR_MAGIC, Cursor, DATA_MAGIC, DataHeader, LAYOUT_VERSION, PAGE_BYTES, SPARES, SlotLayout};
 use super::protocol::{CursorWords, NO_BATCH, WriterWords};
 use super::view::View;
+use crate::memory::{self, Lack, Promise};
 use crate::spec::{BATCH_SIZE_MAX, Delivery, SLOTS_MAX};
 use crate::types::{Dtype, ImageSize, Layout};
-use crate::usage::available_memory;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{
     FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, ftruncate, memfd_create,
 };
 use rustix::io::{Errno, retry_on_intr};
 use std::fs::File;
-use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// Bytes that rings of this process are still going to allocate. A ring's bytes are set against what is available when it is made, and
-/// allocated slot by slot: clearing a whole ring's memory takes many times what a trainer needs to attach.
-static PROMISED: Mutex<u64> = Mutex::new(0);
-
-fn promised() -> MutexGuard<'static, u64> {
-    PROMISED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Bytes of rings that this process is still going to allocate.
-pub fn promised_bytes() -> u64 {
-    *promised()
-}
 
 /// Seals that readers rely on: the size stays.
 const FIXED_SIZE: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
@@ -42,8 +28,9 @@ const FIXED_SIZE: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(Sea
 struct Region {
     map: Arc<MmapRaw>,
     file: Arc<File>,
-    /// Bytes of it among [`PROMISED`].
-    promised: AtomicU64,
+    /// Of bytes that are still to be allocated. They are, slot by slot: clearing a whole ring's memory takes many times what a trainer needs
+    /// to attach.
+    promise: Promise,
     /// Bytes that are allocated by now.
     allocated: AtomicU64,
 }
@@ -53,9 +40,7 @@ impl Region {
     /// the first `promised` of them.
     fn create(name: &str, bytes: usize, promised_bytes: usize, seals: SealFlags) -> Result<Self, RingError> {
         let failed = |action| move |errno: Errno| RingError::io(action, errno);
-        let mut promised = promised();
-        let need = promised_bytes as u64;
-        enough_memory(need, *promised)?;
+        let promise = Promise::new(promised_bytes as u64, 0)?;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         // Kernels before 6.3 do not know that a file is not meant to be run, and newer ones log it where it is not said.
         let file = memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL).or_else(|errno| match errno {
@@ -66,25 +51,17 @@ impl Region {
         ftruncate(&file, bytes as u64).map_err(failed("size shared memory"))?;
         let map = MmapOptions::new().map_raw(&file).map_err(|source| RingError::io("map shared memory", source))?;
         fcntl_add_seals(&file, seals).map_err(failed("seal shared memory"))?;
-        *promised += need;
-        let map = Arc::new(map);
-        Ok(Self { map, file: Arc::new(file.into()), promised: AtomicU64::new(need), allocated: AtomicU64::new(0) })
+        Ok(Self { map: Arc::new(map), file: Arc::new(file.into()), promise, allocated: AtomicU64::new(0) })
     }
 
     /// Allocates a piece, once, so that no later write of it can fail.
     fn allocate(&self, from: usize, bytes: usize) -> Result<(), RingError> {
         let bytes = bytes as u64;
         // What no promise was made of, spare slots, comes last.
-        let kept = bytes.min(self.promised.load(Ordering::Relaxed));
-        self.promised.fetch_sub(kept, Ordering::Relaxed);
-        let others = {
-            let mut promised = promised();
-            *promised -= kept;
-            *promised
-        };
-        // The kernel would rather end this process than refuse.
-        let spare = if kept == bytes { 0 } else { others };
-        enough_memory(bytes, spare)?;
+        let free = if self.promise.take(bytes) { memory::available() } else { memory::free().unwrap_or(u64::MAX) };
+        if bytes > free {
+            return Err(Lack { need: bytes, free }.into());
+        }
         // Older kernels let any signal interrupt it, a debugger's too.
         retry_on_intr(|| fallocate(&self.file, FallocateFlags::empty(), from as u64, bytes))
             .map_err(|errno| RingError::io("allocate shared memory", errno))?;
@@ -103,31 +80,15 @@ impl Region {
         if map.len() < bytes_min {
             return Err(RingError::Foreign(format!("it has {} bytes where {bytes_min} are needed", map.len())));
         }
-        Ok(Self { map: Arc::new(map), file, promised: AtomicU64::new(0), allocated: AtomicU64::new(0) })
+        Ok(Self { map: Arc::new(map), file, promise: Promise::default(), allocated: AtomicU64::new(0) })
     }
 
     /// The same mapping once more.
     #[cfg(test)]
     fn again(&self) -> Self {
         let Self { map, file, .. } = self;
-        Self { map: map.clone(), file: file.clone(), promised: AtomicU64::new(0), allocated: AtomicU64::new(0) }
+        Self { map: map.clone(), file: file.clone(), promise: Promise::default(), allocated: AtomicU64::new(0) }
     }
-}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        let kept = *self.promised.get_mut();
-        // Of a trainer's it is 0, and a child that was forked may have a copy of the lock that is held for good.
-        if kept > 0 {
-            *promised() -= kept;
-        }
-    }
-}
-
-/// Whether so many bytes are available beside those that were promised.
-fn enough_memory(need: u64, promised: u64) -> Result<(), RingError> {
-    let free = available_memory(Path::new("/")).unwrap_or(u64::MAX).saturating_sub(promised);
-    if need > free { Err(RingError::NoMemory { need, free }) } else { Ok(()) }
 }
 
 /// The data, as its writer or as a reader has it.
@@ -249,7 +210,7 @@ impl Data {
 
     /// Bytes of memory that it takes, or will before any spare slot is used.
     pub fn bytes(&self) -> u64 {
-        self.region.promised.load(Ordering::Relaxed) + self.region.allocated.load(Ordering::Relaxed)
+        self.region.promise.bytes() + self.region.allocated.load(Ordering::Relaxed)
     }
 
     /// Which batch each slot holds.

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "hands out disjoint rows of one mapping across threads")]
 
 use super::file::RowsFile;
+use crate::memory::Promise;
 use memmap2::{MmapOptions, MmapRaw};
 use std::io;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering, fence};
@@ -23,13 +24,16 @@ pub enum State {
 
 impl State {
     fn from(byte: u8) -> Self {
-        [Self::Empty, Self::Claimed, Self::Ready, Self::Bad, Self::Claimed][usize::from(byte)]
+        [Self::Empty, Self::Claimed, Self::Ready, Self::Bad, Self::Claimed, Self::Empty][usize::from(byte)]
     }
 }
 
 /// What a claimed row's state is while somebody waits for it: whoever settles it tells them. Nobody else is woken, since samples settle
 /// many times as often as batches are complete.
 const AWAITED: u8 = 4;
+
+/// What an empty row's state is whose memory was never written: it counts among the promised bytes.
+const FRESH: u8 = 5;
 
 /// Where to wait for claimed rows to settle; one for all rows of a daemon.
 #[derive(Debug, Default)]
@@ -80,6 +84,8 @@ pub struct Rows {
     row_bytes: usize,
     states: Box<[AtomicU8]>,
     settled: Arc<Settled>,
+    /// Of the rows that are fresh.
+    promise: Promise,
 }
 
 enum Memory {
@@ -97,6 +103,14 @@ impl Rows {
     /// # Errors
     /// When the memory cannot be mapped.
     pub fn new(rows: u32, row_bytes: usize, settled: Arc<Settled>) -> io::Result<Arc<Self>> {
+        Self::promised(rows, row_bytes, Promise::default(), settled)
+    }
+
+    /// The same, in memory that was promised.
+    ///
+    /// # Errors
+    /// When the memory cannot be mapped.
+    pub fn promised(rows: u32, row_bytes: usize, promise: Promise, settled: Arc<Settled>) -> io::Result<Arc<Self>> {
         let memory = match rows as usize * row_bytes {
             0 => Memory::None,
             bytes => {
@@ -106,18 +120,19 @@ impl Rows {
                 Memory::Anonymous(map)
             }
         };
-        Ok(Self::over(memory, rows, row_bytes, settled))
+        Ok(Self::over(memory, rows, row_bytes, promise, settled))
     }
 
     /// The rows of a file, all empty until what they hold was checked.
     pub fn in_file(file: RowsFile, settled: Arc<Settled>) -> Arc<Self> {
         let (rows, row_bytes) = (file.capacity(), file.row_bytes());
-        Self::over(Memory::File(file), rows, row_bytes, settled)
+        Self::over(Memory::File(file), rows, row_bytes, Promise::default(), settled)
     }
 
-    fn over(memory: Memory, rows: u32, row_bytes: usize, settled: Arc<Settled>) -> Arc<Self> {
-        let states = (0..rows).map(|_| AtomicU8::new(State::Empty as u8)).collect();
-        Arc::new(Self { memory, row_bytes, states, settled })
+    fn over(memory: Memory, rows: u32, row_bytes: usize, promise: Promise, settled: Arc<Settled>) -> Arc<Self> {
+        let state = if promise.bytes() > 0 { FRESH } else { State::Empty as u8 };
+        let states = (0..rows).map(|_| AtomicU8::new(state)).collect();
+        Arc::new(Self { memory, row_bytes, states, settled, promise })
     }
 
     /// The file that the rows lie in.
@@ -161,11 +176,12 @@ impl Rows {
     pub fn claim(self: &Arc<Self>, row: u32) -> Option<Claim> {
         let state = &self.states[row as usize];
         let from = state.load(Ordering::Relaxed);
-        if from != State::Empty as u8 && from != State::Bad as u8 {
+        if ![State::Empty as u8, State::Bad as u8, FRESH].contains(&from) {
             return None;
         }
         let won = state.compare_exchange(from, State::Claimed as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-        won.then(|| Claim { rows: Some(Arc::clone(self)), row, outcome: State::Empty })
+        let fresh = from == FRESH;
+        won.then(|| Claim { rows: Some(Arc::clone(self)), row, fresh, outcome: State::Empty })
     }
 
     /// The sample in a row that is [`State::Ready`].
@@ -184,8 +200,8 @@ impl Rows {
         settled.wait(|| Arc::strong_count(rows) == 1 || give_up());
         settled.reusing.fetch_sub(1, Ordering::SeqCst);
         let Some(rows) = Arc::get_mut(rows) else { return false };
-        for state in &mut rows.states {
-            *state.get_mut() = State::Empty as u8;
+        for state in rows.states.iter_mut().map(AtomicU8::get_mut).filter(|state| **state != FRESH) {
+            *state = State::Empty as u8;
         }
         true
     }
@@ -218,6 +234,8 @@ pub struct Claim {
     /// `None` only while dropping.
     rows: Option<Arc<Rows>>,
     row: u32,
+    /// Whether nobody had the row before.
+    fresh: bool,
     outcome: State,
 }
 
@@ -252,6 +270,9 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let rows = self.rows.take().expect("dropped once");
+        if self.fresh {
+            rows.promise.take(rows.row_bytes as u64);
+        }
         // After a panic nobody may ask for the same again and again.
         let outcome = if std::thread::panicking() { State::Bad } else { self.outcome };
         let before = rows.states[self.row as usize].swap(outcome as u8, Ordering::SeqCst);
@@ -297,5 +318,26 @@ mod tests {
             awaited.ready();
             assert_eq!(waiting.join().unwrap(), State::Ready);
         });
+    }
+
+    #[test]
+    fn rows_are_promised_until_they_are_first_written() {
+        let promise = Promise::new(40, 0).unwrap();
+        let mut rows = Rows::promised(4, 10, promise, Arc::default()).unwrap();
+        let claims: Vec<Claim> = (0..3).map(|row| rows.claim(row).unwrap()).collect();
+        assert_eq!(rows.promise.bytes(), 40);
+        for (nth, claim) in claims.into_iter().enumerate() {
+            let settle = [Claim::ready, Claim::bad, drop][nth];
+            settle(claim);
+            assert_eq!(rows.promise.bytes(), 30 - 10 * nth as u64);
+        }
+        assert_eq!(rows.state(3), State::Empty);
+        for _ in 0..2 {
+            assert!(Rows::reuse(&mut rows, || false));
+            (0..3).for_each(|row| rows.claim(row).unwrap().ready());
+            assert_eq!(rows.promise.bytes(), 10);
+        }
+        rows.claim(3).unwrap().ready();
+        assert_eq!(rows.promise.bytes(), 0);
     }
 }

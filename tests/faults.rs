@@ -5,7 +5,7 @@ mod common;
 use common::{DEADLINE, Daemon, refusal, sample_data, small_folder, twice_the_sample_data, until};
 use mixd::client::{self, ClientError, Reason};
 use mixd::spec::{Crop, FeedSpec, Mix};
-use mixd::types::{ImageSize, Place, Start};
+use mixd::types::{Dtype, ImageSize, Place, Start};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
@@ -186,7 +186,11 @@ fn a_cache_file_that_something_changes_fails_its_feeds_alone_and_later_feeds_use
 }
 
 /// A cgroup whose memory is limited; it is removed when dropped.
-struct MemoryGroup(PathBuf);
+struct MemoryGroup {
+    dir: PathBuf,
+    /// The file with its limit.
+    limit: &'static str,
+}
 
 impl MemoryGroup {
     /// A group below the one that this process is in; `None` where none can be made.
@@ -201,15 +205,19 @@ impl MemoryGroup {
             };
             let dir = Path::new(mount).join(own.trim_start_matches('/')).join(format!("{name}-{}", std::process::id()));
             std::fs::create_dir(&dir).ok()?;
-            let group = Self(dir);
-            std::fs::write(group.0.join(limit), bytes.to_string()).ok().map(|()| group)
+            let group = Self { dir, limit };
+            group.limit(bytes).ok().map(|()| group)
         })
+    }
+
+    fn limit(&self, bytes: u64) -> std::io::Result<()> {
+        std::fs::write(self.dir.join(self.limit), bytes.to_string())
     }
 
     /// Has a command run in the group.
     fn confine(&self, command: &mut Command) {
         let inner = std::mem::replace(command, Command::new("sh"));
-        command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(self.0.join("cgroup.procs"));
+        command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(self.dir.join("cgroup.procs"));
         command.arg(inner.get_program()).args(inner.get_args());
         for (name, value) in inner.get_envs() {
             match value {
@@ -222,7 +230,7 @@ impl MemoryGroup {
 
 impl Drop for MemoryGroup {
     fn drop(&mut self) {
-        let empty = || std::fs::remove_dir(&self.0).is_ok().then_some(());
+        let empty = || std::fs::remove_dir(&self.dir).is_ok().then_some(());
         until("the group is empty", empty);
     }
 }
@@ -246,4 +254,58 @@ fn a_daemon_in_a_small_cgroup_is_not_killed_for_its_cache() {
     // Another ring of this size has no room, which is no reason to die either.
     assert!(matches!(refusal(daemon.attach(spec)), Reason::NoRoom { .. }));
     feed.next_batch().unwrap();
+}
+
+/// On 2026-11-30 a PNG of 258 KB had a daemon killed that served it.
+#[test]
+fn an_image_that_memory_has_no_room_for_costs_its_row_and_not_the_daemon() {
+    let Some(group) = MemoryGroup::new("mixd-test-huge", 256 << 20) else {
+        return common::left_out("no memory cgroup can be made here");
+    };
+    let data = small_folder(40);
+    let huge = data.path().join("train/n01440764/024.png");
+    image::RgbImage::new(10_000, 10_000).save(&huge).unwrap();
+    let daemon =
+        Daemon::with(tempfile::tempdir().unwrap(), data.path(), &["--workers=2"], |command| group.confine(command));
+    let finished = FeedSpec { batch_size: 8, mix: Mix::NONE, ..FeedSpec::train() };
+    let random = FeedSpec { crop: Crop::RandomResizedCrop { scale: [0.3, 1.0], ratio: [0.75, 1.5] }, ..finished };
+    for spec in [finished, random] {
+        let mut feed = daemon.attach(spec).unwrap();
+        let batches = 2 * feed.batches();
+        assert!(read(&mut feed, batches).iter().all(|batch| !batch.sample_id.contains(&24)));
+        let bad = client::status(&daemon.socket()).unwrap().bad_samples;
+        assert!(bad.len() == 1 && bad[0].sample_id == 24, "{bad:?}");
+        assert!(bad[0].cause.starts_with("needs 300 MB to decode and "), "{bad:?}");
+    }
+    // It is not bad for ever.
+    group.limit(2 << 30).unwrap();
+    let mut feed = daemon.attach(finished).unwrap();
+    let batches = feed.batches();
+    assert!(read(&mut feed, batches).iter().any(|batch| batch.sample_id.contains(&24)));
+    assert_eq!(client::status(&daemon.socket()).unwrap().bad_samples, []);
+}
+
+/// Each feed was set against the memory that those before it had not touched yet, and the last one's ring then ended it, or the kernel all of them.
+#[test]
+fn feeds_that_are_opened_one_after_the_other_are_refused_or_served() {
+    let Some(group) = MemoryGroup::new("mixd-test-feeds", 256 << 20) else {
+        return common::left_out("no memory cgroup can be made here");
+    };
+    let (dir, data) = (tempfile::tempdir().unwrap(), twice_the_sample_data());
+    let daemon = Daemon::with(dir, data.path(), &["--cache=0"], |command| group.confine(command));
+    // 12 MB in the ring, and as many of staging.
+    let (image_size, dtype) = (ImageSize::square(224), Dtype::Bf16);
+    let spec = FeedSpec { batch_size: 20, image_size, dtype, slots: 2, ..FeedSpec::train() };
+    let mut feeds = Vec::new();
+    let refused = loop {
+        match daemon.attach(FeedSpec { seed: feeds.len() as u64, ..spec }) {
+            Ok(feed) => feeds.push(feed),
+            refused => break refusal(refused),
+        }
+    };
+    assert!(matches!(refused, Reason::NoRoom { .. }), "{refused:?}");
+    assert!(feeds.len() > 2, "{} feeds", feeds.len());
+    for feed in &mut feeds {
+        (0..2 * feed.batches()).for_each(|_| drop(feed.next_batch().unwrap()));
+    }
 }

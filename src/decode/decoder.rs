@@ -4,9 +4,11 @@
 //! under `image`, without `image` in between: that would hide whether a file was cut off, copy the file and read its headers
 //! twice. Every other format goes through `image`.
 
+use super::output::Output;
+use super::segments::{Oddity, keeps_coefficients};
 use super::{ImageError, Picture, RegionOf, check_size};
 use crate::types::{ImageSize, ParseError, named};
-use ::image::{ColorType, ImageDecoder, ImageReader};
+use ::image::{ColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
 use std::fmt;
 use std::io::Cursor;
 use std::str::FromStr;
@@ -30,7 +32,7 @@ named!(DecodeKind, "decoding", "full or scaled", Full = "full", Scaled = "scaled
 /// A decoder and its scratch.
 #[derive(Default)]
 pub struct Decoder {
-    raw: Vec<u8>,
+    output: Output,
 }
 
 impl Decoder {
@@ -61,9 +63,9 @@ impl Decoder {
         }
         check_end(file)?;
         #[cfg(feature = "turbojpeg")]
-        if let Some(shape) = super::turbo::decode(file, at_least, region, &mut self.raw)? {
+        if let Some(shape) = super::turbo::decode(file, at_least, region, &mut self.output)? {
             let super::turbo::Shape { width, height, channels, extent } = shape;
-            let values = &self.raw[..width as usize * height as usize * channels];
+            let values = &self.output.values()[..width as usize * height as usize * channels];
             return Ok(Picture { extent, ..Picture::new(width, height, channels, values) });
         }
         #[cfg(not(feature = "turbojpeg"))]
@@ -91,7 +93,7 @@ impl Decoder {
             Err(ImageError::Decode(cause)) if cause.contains("[strict-mode]") => self.decode_jpeg(file, false)?,
             other => other?,
         };
-        Ok(Picture::new(width, height, channels, &self.raw))
+        Ok(Picture::new(width, height, channels, self.output.values()))
     }
 
     /// The size that an encoded image has when it is decoded whole, from its header.
@@ -108,12 +110,9 @@ impl Decoder {
         check_size(width, height).map(|(width, height)| ImageSize { height, width })
     }
 
-    /// Frees scratch above `bytes`.
+    /// Frees scratch above `bytes`; where memory is short, all that a large image took. The next large image may wait for this.
     pub fn shrink_to(&mut self, bytes: usize) {
-        if self.raw.capacity() > bytes {
-            self.raw.clear();
-            self.raw.shrink_to(bytes);
-        }
+        self.output.shrink_to(bytes);
     }
 
     fn decode_jpeg(&mut self, file: &[u8], strict: bool) -> Result<(u32, u32, usize), ImageError> {
@@ -126,10 +125,14 @@ impl Decoder {
             _ => (ColorSpace::RGB, 3),
         };
         decoder.set_options(decoder.options().jpeg_set_out_colorspace(space));
+        let pixels = width as usize * height as usize;
+        // 16 bits for each value of as many as four components.
+        let own_bytes = if keeps_coefficients(file) { pixels * 8 } else { 0 };
+        let values = self.output.room(pixels * channels, own_bytes)?;
         // Emptied first: what a decoder leaves out of a damaged file must not be the last image's.
-        self.raw.clear();
-        self.raw.resize(width as usize * height as usize * channels, 0);
-        decoder.decode_into(&mut self.raw).map_err(failed)?;
+        values.truncate(pixels * channels);
+        values.fill(0);
+        decoder.decode_into(values).map_err(failed)?;
         Ok((width, height, channels))
     }
 
@@ -145,19 +148,30 @@ impl Decoder {
             jpeg_decoder::PixelFormat::RGB24 => 3,
             other => return Err(ImageError::Decode(format!("separate scans of pixels {other:?} are not supported"))),
         };
-        self.raw = decoder.decode().map_err(failed)?;
-        Ok(Picture::new(width, height, channels, &self.raw))
+        // Its planes, and the image that it makes of them.
+        let bytes = width as usize * height as usize * channels;
+        *self.output.room(0, 2 * bytes)? = decoder.decode().map_err(failed)?;
+        Ok(Picture::new(width, height, channels, self.output.values()))
     }
 
     fn decode_other(&mut self, file: &[u8]) -> Result<Picture<'_>, ImageError> {
         let failed = |error: ::image::ImageError| ImageError::Decode(error.to_string());
-        let decoder = reader(file)?.into_decoder().map_err(failed)?;
+        let reader = reader(file)?;
+        let is_png = reader.format() == Some(ImageFormat::Png);
+        let mut decoder = reader.into_decoder().map_err(failed)?;
         let (width, height) = check_size(decoder.dimensions().0, decoder.dimensions().1)?;
         let color = decoder.color_type();
         let pixels = width as usize * height as usize;
-        self.raw.clear();
-        self.raw.resize(pixels * usize::from(color.bytes_per_pixel()), 0);
-        decoder.read_image(&mut self.raw).map_err(failed)?;
+        let bytes = pixels * usize::from(color.bytes_per_pixel());
+        // PNG is decoded by rows; others hold the image once more, WebP twice.
+        let own_bytes = if is_png { 0 } else { 2 * bytes };
+        let raw = self.output.room(bytes, own_bytes)?;
+        if !is_png {
+            decoder.set_limits(limits(bytes + own_bytes + OTHER_BYTES)).map_err(failed)?;
+        }
+        raw.truncate(bytes);
+        raw.fill(0);
+        decoder.read_image(raw).map_err(failed)?;
         // Alpha is dropped, not blended; of 16 bits the high byte is taken (native byte order, as `image` writes them).
         let high = if cfg!(target_endian = "little") { 1 } else { 0 };
         let (channels, stride, step, first) = match color {
@@ -175,12 +189,12 @@ impl Decoder {
             // Forwards in place: a value never lands behind where it was read.
             for pixel in 0..pixels {
                 for channel in 0..channels {
-                    self.raw[pixel * channels + channel] = self.raw[pixel * stride + channel * step + first];
+                    raw[pixel * channels + channel] = raw[pixel * stride + channel * step + first];
                 }
             }
-            self.raw.truncate(pixels * channels);
+            raw.truncate(pixels * channels);
         }
-        Ok(Picture::new(width, height, channels, &self.raw))
+        Ok(Picture::new(width, height, channels, self.output.values()))
     }
 }
 
@@ -193,48 +207,21 @@ fn jpeg_headers(file: &[u8], strict: bool) -> Result<JpegDecoder<ZCursor<&[u8]>>
     Ok(decoder)
 }
 
+/// Bytes that `image` may take beside the image: for a row, or for what a file holds beside pixels.
+const OTHER_BYTES: usize = 16 << 20;
+
+/// The limits that `image` has by itself, lowered to so many bytes.
+fn limits(bytes: usize) -> Limits {
+    let mut limits = Limits::default();
+    limits.max_alloc = limits.max_alloc.map(|most| most.min(bytes as u64));
+    limits
+}
+
 /// A reader of a file of another format, which the content tells.
 fn reader(file: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, ImageError> {
-    let reader = ImageReader::new(Cursor::new(file)).with_guessed_format().expect("memory is readable");
+    let mut reader = ImageReader::new(Cursor::new(file)).with_guessed_format().expect("memory is readable");
+    reader.limits(limits(OTHER_BYTES));
     if reader.format().is_none() { Err(ImageError::UnknownFormat) } else { Ok(reader) }
-}
-
-/// Rare JPEGs that zune-jpeg 0.5 decodes to wrong pixels without an error.
-enum Oddity {
-    /// Sequential, with fewer components in the first scan than in the frame.
-    SeparateScans,
-    /// At most 4 pixels wide, with chroma of half the width: libjpeg does not smooth there, zune-jpeg does.
-    NarrowChroma,
-}
-
-impl Oddity {
-    /// Looks at the segments before the first scan.
-    fn of(file: &[u8]) -> Option<Self> {
-        let (mut at, mut sequential) = (2, None);
-        while let Some(&[0xFF, marker, high, low]) = file.get(at..at + 4) {
-            match marker {
-                0xC0..=0xC2 => {
-                    // Precision, height, width, components; of the first component its name and its sampling.
-                    let &[_, _, _, wide, narrow, components, _, sampling] = file.get(at + 4..at + 12)? else {
-                        return None;
-                    };
-                    if components >= 3 && sampling >> 4 == 2 && u16::from_be_bytes([wide, narrow]) <= 4 {
-                        return Some(Self::NarrowChroma);
-                    }
-                    sequential = (marker != 0xC2).then_some(components);
-                }
-                0xDA => return (*file.get(at + 4)? < sequential?).then_some(Self::SeparateScans),
-                // A fill byte before a marker.
-                0xFF => {
-                    at += 1;
-                    continue;
-                }
-                _ => {}
-            }
-            at += 2 + usize::from(u16::from_be_bytes([high, low]));
-        }
-        None
-    }
 }
 
 /// Checks that a JPEG has an end marker after the start of a scan; within a scan its two bytes do not occur.

@@ -1,12 +1,16 @@
 //! Decoding: from a file's bytes to a picture of u8 values. Knows nothing of sizes and crops of a batch.
 
 mod decoder;
+mod output;
 mod picture;
+mod segments;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
 
 pub use decoder::{DecodeKind, Decoder};
 pub use picture::{Picture, RegionOf};
+
+use crate::memory::Lack;
 
 /// The most pixels of a file, Pillow's limit; checked before memory is taken.
 pub const PIXELS_MAX: u64 = 178_956_970;
@@ -39,6 +43,12 @@ pub enum ImageError {
     /// The content is damaged, or of a kind that the decoder does not know.
     #[error("cannot be decoded: {0}")]
     Decode(String),
+    /// There is no memory for it now.
+    #[error(
+        "needs {} MB to decode and {} are free (raise the daemon's memory limit, lower --cache, or save it smaller)",
+        .0.need.div_ceil(1_000_000), .0.free / 1_000_000
+    )]
+    Memory(Lack),
     /// The decoder gave up in a way that it should not.
     #[error("cannot be decoded: the decoder panicked")]
     Panicked,

@@ -1,6 +1,8 @@
 //! JPEGs through libjpeg-turbo (feature `turbojpeg`): Pillow's pixels to the bit; less than all of them for less.
 #![expect(unsafe_code, reason = "calls a library in C")]
 
+use super::output::Output;
+use super::segments::keeps_coefficients;
 use super::{ImageError, RegionOf, check_size};
 use crate::types::{CropBox, ImageSize};
 use std::ffi::{CStr, c_int};
@@ -33,7 +35,7 @@ pub struct Shape {
     pub extent: [u32; 2],
 }
 
-/// Decodes a JPEG into the beginning of `out`; `None` for colours that the library does not turn into RGB.
+/// Decodes a JPEG into the beginning of `output`; `None` for colours that the library does not turn into RGB.
 ///
 /// # Panics
 /// When the region is empty or reaches beyond the image.
@@ -41,7 +43,7 @@ pub fn decode(
     file: &[u8],
     at_least: Option<ImageSize>,
     region: Option<RegionOf<'_>>,
-    out: &mut Vec<u8>,
+    output: &mut Output,
 ) -> Result<Option<Shape>, ImageError> {
     let mut jpeg = Decompressor::open(file)?;
     let side = |parameter| jpeg.get(parameter).try_into().unwrap_or(0);
@@ -66,11 +68,10 @@ pub fn decode(
     let [columns, rows] = scaled(eighths);
     let pitch = columns as usize * channels;
     let bytes = pitch * rows as usize;
+    // 16 bits for each value, at any scale.
+    let own_bytes = if keeps_coefficients(file) { width as usize * height as usize * channels * 2 } else { 0 };
     // Every value that is asked for is written: what is damaged is gray, and an error.
-    if out.len() < bytes {
-        out.resize(bytes, 0);
-    }
-    let to = &mut out[..bytes][region.y as usize * pitch + region.x as usize * channels..];
+    let to = &mut output.room(bytes, own_bytes)?[..bytes][region.y as usize * pitch + region.x as usize * channels..];
     if eighths < 8 {
         // The library knows fractions in their lowest terms.
         let common = 1 << eighths.trailing_zeros();

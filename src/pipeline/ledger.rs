@@ -29,7 +29,7 @@ const ENTRIES_MAX: usize = 1_000;
 pub struct Fault {
     /// What the reader or the decoder reported.
     pub cause: String,
-    /// XXH3 of the encoded bytes that fail to decode; `None` where they could not be read. The same bytes need not be decoded again.
+    /// XXH3 of the encoded bytes that fail to decode; `None` where they could not be read, or lacked memory. The same bytes need not be decoded again.
     pub bytes_hash: Option<u64>,
 }
 

@@ -335,5 +335,7 @@ impl Worker<'_> {
 
 /// The fault of encoded bytes that do not decode.
 fn undecodable(error: &ImageError, bytes: &[u8]) -> Fault {
-    Fault { cause: error.to_string(), bytes_hash: Some(xxh3_64(bytes)) }
+    // With more memory the same bytes may decode.
+    let bytes_hash = (!matches!(error, ImageError::Memory(_))).then(|| xxh3_64(bytes));
+    Fault { cause: error.to_string(), bytes_hash }
 }

@@ -155,6 +155,42 @@ except KeyboardInterrupt: say("interrupted")
     assert trainer.finish()[0] == 0
 
 
+@pytest.mark.parametrize("doing", ["server.feed('train', size=24)", "feed.seek(3)", "mixd.connect(server.socket)"])
+def test_what_asks_a_stopped_daemon_leaves_neither_thread_nor_descriptor_when_interrupted(
+    daemon: Daemon, script: Start, doing: str
+) -> None:
+    trainer = script(
+        f"""
+feed = server.feed("train", size=32)
+feed.next_batch()
+def counts(): return [len(os.listdir("/proc/self/" + what)) for what in ("task", "fd")]
+say("ready")
+sys.stdin.readline()
+for turn in range(6):
+    try:
+        say("waiting")
+        while True: {doing}
+    except KeyboardInterrupt: pass
+    if turn == 0: first = counts()
+end = time.monotonic() + 10
+while max(map(int.__sub__, counts(), first)) > 0 and time.monotonic() < end: time.sleep(0.01)
+say(first, counts())
+""",
+        daemon,
+    )
+    assert trainer.heard() == ["ready"]
+    daemon.process.send_signal(signal.SIGSTOP)
+    trainer.tell()
+    for _ in range(6):
+        assert trainer.heard() == ["waiting"]
+        until("it waits", lambda: is_asleep(trainer.process.pid))
+        trainer.signal(signal.SIGINT)
+    first, last = trainer.heard()
+    assert last[0] <= first[0] and last[1] <= first[1]
+    daemon.process.send_signal(signal.SIGCONT)
+    assert trainer.finish()[0] == 0
+
+
 def is_asleep(process: int) -> bool:
     """Whether a process's main thread sleeps."""
     return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "S"

@@ -1,5 +1,6 @@
 """What a process owns lasts as long as its handle: daemons, rings, batches; and threads share a feed without losing any."""
 
+import contextlib
 import errno
 import gc
 import itertools
@@ -9,7 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mixd
@@ -100,6 +101,62 @@ def test_the_kernels_out_of_memory_killer_is_named(monkeypatch: pytest.MonkeyPat
         with pytest.raises(mixd.DaemonGoneError, match="out-of-memory killer has killed 2 processes of this cgroup since it started"):
             while True:
                 feed.next_batch()
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A cgroup of this one that has 128 MiB of memory and no swap."""
+    entries = [line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    found = sorted((2 if controllers == "" else 1, path) for controllers, path in entries if controllers in ("", "memory"))
+    if not found:
+        pytest.skip("this process is in no memory cgroup")
+    version, path = found[0]
+    own = Path("/sys/fs/cgroup", "memory" if version == 1 else "", path.lstrip("/"))
+    made = own / f"mixd-test-{os.getpid()}"
+    limits = (
+        (("memory.limit_in_bytes", 2**27), ("memory.swappiness", 0)) if version == 1 else (("memory.max", 2**27), ("memory.swap.max", 0))
+    )
+
+    def is_removed() -> bool:
+        with contextlib.suppress(OSError):
+            made.rmdir()
+        return not made.exists()
+
+    try:
+        made.mkdir()
+        for name, limit in limits:
+            (made / name).write_text(str(limit))
+    except OSError as error:
+        is_removed()
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    yield made
+    until("all of it has ended", is_removed)
+
+
+def test_a_daemon_that_the_kernel_kills_for_lack_of_memory_is_told_as_such(cgroup: Path, script: Start) -> None:
+    trainer = script(f"""
+import pathlib
+sys.stdin.readline()
+server = mixd.serve(data={str(SAMPLE_DATA)!r}, cache="off")
+feed = server.feed("train", batch_size=8, size=16)
+feed.next_batch()
+# It goes first, whoever takes the last of the memory: this process, as memory that counts for no process.
+pathlib.Path(f"/proc/{{server.pid}}/oom_score_adj").write_text("1000")
+taken, size = os.memfd_create("taken"), 96 * 2**20
+while server._part.is_there(0.01) and size < 2**28:
+    os.posix_fallocate(taken, 0, size)
+    size += 2**18
+try:
+    while True: feed.next_batch()
+except mixd.DaemonGoneError as error: say(str(error))
+""")
+    try:
+        (cgroup / "cgroup.procs").write_text(str(trainer.process.pid))
+    except OSError as error:
+        pytest.skip(f"no process can be put into a memory cgroup here: {error}")
+    trainer.tell()
+    [text] = trainer.heard()
+    assert "it was killed by SIGKILL; the kernel's out-of-memory killer has killed 1 processes of this cgroup since it started" in text
 
 
 def test_a_child_that_was_forked_shares_no_daemon_with_its_parent(script: Start) -> None:

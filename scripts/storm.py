@@ -7,6 +7,7 @@ leave and join, one keeps others waiting until it is evicted, feeds are asked fo
 
 Each batch must have its place (the next one, across daemons, too; `latest` may skip), the columns of `mixd plan` and the pixels that an
 undisturbed daemon gave (storm_table.py). The trainers in Rust report a checksum of whole rounds, which must be that of an undisturbed one.
+That daemon is of the same build: an error that every batch has is not found here. `make check-replay` compares pixels with Pillow.
 A trainer hangs that has no progress in 30 s in which it, the daemon and those who share its feed could run. What ends by itself must have
 a reason that the storm gave it. Exits with 1 where anything was wrong or hung, or nothing was verified.
 """

@@ -116,7 +116,7 @@ check-frameworks: python .venv/frameworks/ready ## Run fastai and Hugging Face's
 	cd python && ../.venv/frameworks/bin/python -m pytest tests/with_torch/test_frameworks.py
 	$(if $(VISION),.venv/frameworks/bin/python scripts/check-frameworks.py $(VISION)/references/classification sample-data)
 
-faults: libtorch ## Fail every use of each system call that matters, one at a time, in daemon and trainer (minutes); `make test` takes some
+faults: libtorch ## Fail every use of each system call that matters, one at a time, in daemon and trainer; `make test` takes some
 	MIXD_FAULTS=all $(CARGO_TEST) $(plain) --test injected -- --nocapture
 
 # Only the tests that share a mapping: the views of others are mapped by system calls that the sanitizer does not see, so that an address

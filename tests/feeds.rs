@@ -9,7 +9,7 @@ use mixd::client::{self, ClientError, Reason};
 use mixd::spec::{Delivery, FeedSpec, Mix, Pairing, Share};
 use mixd::status::Feed;
 use mixd::types::{Dtype, ImageSize, Layout, Place, Start};
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -175,7 +175,7 @@ fn a_trainer_that_comes_back_to_a_daemon_that_ends_waits_for_the_next() {
         command.env("RUST_LOG", "mixd=info").stderr(log.reopen().unwrap());
     });
     let mut held = ending.trainer();
-    let held_id = rustix::process::Pid::from_child(&held);
+    let held_id = Pid::from_child(&held);
     rustix::process::kill_process(held_id, Signal::STOP).unwrap();
     ending.signal(Signal::TERM);
     let logs = |text: &str| std::fs::read_to_string(log.path()).unwrap().contains(text).then_some(());
@@ -187,6 +187,26 @@ fn a_trainer_that_comes_back_to_a_daemon_that_ends_waits_for_the_next() {
     held.wait().unwrap();
     let dir = std::mem::replace(&mut ending.dir, tempfile::tempdir().unwrap());
     let daemon = Daemon::again(dir, &sample_data(), &[]);
+    until("it reads", || (client::status(&daemon.socket()).unwrap().feeds.pop()?.trainers[0].read > 8).then_some(()));
+    trainer.kill();
+    Oracle::new().check(&trainer);
+}
+
+#[test]
+fn a_trainer_that_lacks_descriptors_for_a_moment_while_it_comes_back_still_does() {
+    let mut daemon = Daemon::start(&[]);
+    let mut trainer = Trainer::start(&daemon, spec(), ENDLESS, 1);
+    trainer.batches(3);
+    let (pid, limit) = (Some(Pid::from_child(&trainer.child)), getrlimit(Resource::Nofile));
+    let usual = prlimit(pid, Resource::Nofile, Rlimit { current: Some(0), ..limit }).unwrap();
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    // It retries every 50 ms.
+    let dead = Instant::now();
+    until("a while has passed", || (dead.elapsed() > Duration::from_millis(500)).then_some(()));
+    let dir = std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap());
+    let daemon = Daemon::again(dir, &sample_data(), &[]);
+    prlimit(pid, Resource::Nofile, usual).unwrap();
     until("it reads", || (client::status(&daemon.socket()).unwrap().feeds.pop()?.trainers[0].read > 8).then_some(()));
     trainer.kill();
     Oracle::new().check(&trainer);

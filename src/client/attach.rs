@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 pub const RECONNECT: Duration = Duration::from_secs(30);
 
 /// How long a daemon may take to answer the attempt to come back that begins when the time for it is over.
-const LAST_ATTEMPT: Duration = Duration::from_secs(1);
+const LAST_ATTEMPT: Duration = Duration::from_secs(5);
 
 /// How long a daemon may take to let a trainer go.
 const LEAVE_MAX: Duration = Duration::from_secs(1);
@@ -201,7 +201,8 @@ impl Attachment {
             match attached.unwrap_or_else(|_| Err(ClientError::DaemonGone(self.socket.clone()))) {
                 // Only now: this process may have been stopped for all of the time.
                 Err(error) if may_come_back(&error) && left.is_zero() => {
-                    return Err(ClientError::DaemonGone(self.socket.clone()));
+                    let lacks = matches!(error, ClientError::NoDescriptors);
+                    return Err(if lacks { error } else { ClientError::DaemonGone(self.socket.clone()) });
                 }
                 Err(error) if may_come_back(&error) => sleep(LOOK_INTERVAL.min(left)).await,
                 Err(error) => return Err(error),
@@ -247,10 +248,10 @@ impl Attachment {
     }
 }
 
-/// Whether another daemon may yet take the place of the one that gave this error: it is gone, or ends.
+/// Whether a later attempt may succeed: the daemon is gone, or ends, or this process lacks descriptors now.
 fn may_come_back(error: &ClientError) -> bool {
     match error {
-        ClientError::NoDaemon { .. } | ClientError::DaemonGone(_) => true,
+        ClientError::NoDaemon { .. } | ClientError::DaemonGone(_) | ClientError::NoDescriptors => true,
         ClientError::Refused(refusal) => refusal.reason == Reason::Stopping,
         _ => false,
     }

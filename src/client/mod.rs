@@ -80,7 +80,9 @@ pub enum ClientError {
     #[error(transparent)]
     Ring(#[from] RingError),
     /// This process, or the machine, has no file descriptor left.
-    #[error("too many files are open in this process (raise its limit, `ulimit -n`, or close what it does not need)")]
+    #[error(
+        "too many files are open in this process or on this machine (raise `ulimit -n`, or the kernel's fs.file-max)"
+    )]
     NoDescriptors,
     /// The client's own thread or runtime could not be made.
     #[error("cannot start the client: {0}")]

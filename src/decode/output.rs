@@ -98,15 +98,19 @@ impl Output {
         Ok(&mut self.values)
     }
 
-    /// The values.
+    /// The values, which were decoded: what the decoder took is free again.
     pub fn values(&self) -> &[u8] {
+        if let Some(admission) = &self.admission {
+            admission.promise.take(admission.promise.bytes());
+        }
         &self.values
     }
 
     /// Ends a large decode, and frees memory above `bytes`, or where there is little, all of it.
     pub fn shrink_to(&mut self, bytes: usize) {
         let is_ample = || memory::free().is_none_or(|free| free >= AMPLE_BYTES);
-        if self.values.capacity() > bytes || self.admission.is_some() && !is_ample() {
+        let capacity = self.values.capacity();
+        if capacity > bytes || capacity >= LARGE_BYTES && !is_ample() {
             self.values = Vec::new();
         }
         self.admission = None;

@@ -81,7 +81,9 @@ impl Feed {
             let reason = Arc::clone(&feed.reason);
             move || mix_stage.run(&planned, writer, &reason)
         };
-        feed.threads = vec![spawn("mixd-mix", Box::new(mixes))?, spawn("mixd-plan", Box::new(plans))?];
+        // In this order: a mix thread without plans fails the feed.
+        feed.threads.push(spawn("mixd-plan", Box::new(plans))?);
+        feed.threads.push(spawn("mixd-mix", Box::new(mixes))?);
         Ok((feed, seat))
     }
 
@@ -282,5 +284,7 @@ mod tests {
         }
         let batch = pipeline.batch(spec(), Place::default()).unwrap();
         assert_eq!(batch.view().sample_id, [1, 1, 2, 3], "the second image stands in for the first");
+        let bad = pipeline.bad_samples();
+        assert!(bad.len() == 1 && bad[0].sample_id == 0 && bad[0].cause.contains("panicked"), "{bad:?}");
     }
 }

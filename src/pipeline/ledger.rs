@@ -29,14 +29,25 @@ const ENTRIES_MAX: usize = 1_000;
 pub struct Fault {
     /// What the reader or the decoder reported.
     pub cause: String,
-    /// XXH3 of the encoded bytes that fail to decode; `None` where they could not be read, or lacked memory. The same bytes need not be decoded again.
-    pub bytes_hash: Option<u64>,
+    /// What has to change for it to be good again.
+    pub kind: FaultKind,
+}
+
+/// What has to change for a bad image to be good again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FaultKind {
+    /// Its bytes could not be read, or what was to be made of them panicked.
+    Unread,
+    /// XXH3 of its encoded bytes, which do not decode: the same ones need not be decoded again.
+    Undecodable(u64),
+    /// There was no memory for it.
+    NoMemory,
 }
 
 impl Fault {
     /// Whether these encoded bytes are known to fail.
     pub fn is_of(&self, bytes: &[u8]) -> bool {
-        self.bytes_hash.is_some_and(|hash| hash == xxh3_64(bytes))
+        matches!(self.kind, FaultKind::Undecodable(hash) if hash == xxh3_64(bytes))
     }
 }
 
@@ -104,6 +115,10 @@ impl Ledger {
         let entries = self.splits()[split as usize].clone();
         let (mut bad, mut bytes) = (0, Vec::new());
         for (sample, fault) in entries {
+            if fault.kind == FaultKind::NoMemory {
+                bad += 1;
+                continue;
+            }
             match source.read(split, sample, &mut bytes) {
                 Ok(_) if !fault.is_of(&bytes) => self.clear(source, split, sample),
                 Err(ReadError::DescriptorShortage(_)) => {}

@@ -376,16 +376,18 @@ impl Pipeline {
     /// What random views of a split are rendered from, kept for the daemon's life, or until its file is damaged.
     fn sources(&self, split: Split) -> Result<Arc<Sources>, OpenError> {
         let mut all = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut can_keep = true;
         if let Some(at) = all.iter().position(|(of, _)| *of == split) {
             let (_, sources) = &all[at];
             if sources.check().is_ok() {
                 return Ok(Arc::clone(sources));
             }
-            sources.discard()?;
+            can_keep = discarded(sources.discard());
             all.swap_remove(at);
         }
         let (samples, budget) = (self.source().len(split), Arc::clone(&self.shared.budget));
-        let sources = match self.cache_path(&format!("{split}-sources-{}", self.shared.options.load.sources)) {
+        let ending = format!("{split}-sources-{}", self.shared.options.load.sources);
+        let sources = match self.cache_path(&ending).filter(|_| can_keep) {
             None => Sources::new(samples, budget).map_err(OpenError::Memory)?,
             Some(path) => Sources::in_file(&path, self.sources_key(split), samples, budget)?,
         };
@@ -404,11 +406,12 @@ impl Pipeline {
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         // What a feed that was refused after this left behind takes nothing of the budget.
         stores.retain(|entry| Arc::strong_count(entry) > 1 || entry.store.decoded() > 0);
+        let mut can_keep = true;
         if let Some(at) = stores.iter().position(|entry| (entry.split, entry.views) == (split, views)) {
             if stores[at].check_files().is_ok() {
                 return Ok(Arc::clone(&stores[at]));
             }
-            stores[at].discard()?;
+            can_keep = discarded(stores[at].discard());
             stores.swap_remove(at);
         }
         let pixels_key = self.pixels_key(split, &views);
@@ -421,7 +424,7 @@ impl Pipeline {
             (Crop::Squash, Interpolation::Bilinear) => format!("{split}-{size}"),
             _ => format!("{split}-{size}-{crop}-{interpolation}"),
         };
-        let store = match self.cache_path(&ending).filter(|_| !views.are_random()) {
+        let store = match self.cache_path(&ending).filter(|_| can_keep && !views.are_random()) {
             None => SampleStore::new(samples, row_bytes, room, settled).map_err(OpenError::Memory)?,
             Some(path) => {
                 let key = Key { key: pixels_key, samples, row_bytes };
@@ -446,6 +449,13 @@ impl Pipeline {
         stores.push(Arc::clone(&entry));
         Ok(entry)
     }
+}
+
+/// Whether a damaged file was removed, so that there can be a new one; else samples are kept in memory.
+fn discarded(outcome: Result<(), FileError>) -> bool {
+    outcome
+        .inspect_err(|error| tracing::warn!("a damaged cache file stays, and samples are kept in memory: {error}"))
+        .is_ok()
 }
 
 /// Refuses a feed whose ring and staging main memory has no room for: the kernel would kill the daemon as they fill.

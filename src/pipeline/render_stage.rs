@@ -1,6 +1,6 @@
 //! The decode and render stage: threads that turn encoded samples, or stored sources, into rows.
 
-use super::ledger::Fault;
+use super::ledger::{Fault, FaultKind};
 use super::{Shared, StoreEntry, Views};
 use crate::cpus::Workers;
 use crate::decode::{ImageError, RegionOf};
@@ -75,8 +75,7 @@ impl DecodePool {
         for nth in 0..threads {
             let (shared, queue, running) = (Arc::clone(shared), queue.clone(), running.clone());
             let run = move || {
-                // The loader guards itself against images; a panic elsewhere fails the job alone, and the thread goes on with fresh scratch.
-                while catch_unwind(AssertUnwindSafe(|| work(&shared, &queue))).is_err() {}
+                work(&shared, &queue);
                 drop(running);
             };
             std::thread::Builder::new().name(format!("mixd-decode-{nth}")).spawn(run)?;
@@ -108,34 +107,14 @@ fn work(shared: &Shared, queue: &Receiver<Job>) {
     if shared.options.workers == Workers::Auto {
         crate::cpus::give_way();
     }
-    let mut worker = Worker {
-        shared,
-        loader: Loader::new(shared.options.load),
-        bytes: Vec::new(),
-        decoding: Clock::start(&shared.stats.decode),
-        rendering: Clock::start(&shared.stats.render),
-    };
+    let mut worker = Worker::new(shared);
     while let Ok(job) = queue.recv() {
-        worker.decoding.lap(Doing::WaitingIn);
-        // The row of a store may be another feed's, too.
-        let is_wanted =
-            || !shared.stopping.load(Ordering::Relaxed) && (job.stored || !job.stopped.load(Ordering::Relaxed));
-        if !is_wanted() {
-            continue;
-        }
-        let Job { sample, views: ref plans, mut claims, size, ref entry, stored, .. } = job;
-        match &entry.sources {
-            None => {
-                let claim = claims.pop().expect("a claim for each view");
-                worker.finish(sample, entry, claim, stored, &is_wanted);
-            }
-            Some(sources) => {
-                let views = Views { size, ..entry.views };
-                worker.render(
-                    &RenderRequest { sample, plans, views, split: entry.split, sources, is_wanted: &is_wanted },
-                    claims,
-                );
-            }
+        let (sample, split) = (job.sample, job.entry.split);
+        // The loader guards itself against images: a panic elsewhere costs the sample alone.
+        if catch_unwind(AssertUnwindSafe(|| worker.make(job))).is_err() {
+            let fault = Fault { cause: ImageError::Panicked.to_string(), kind: FaultKind::Unread };
+            shared.ledger.enter(&*shared.source, split, sample, fault);
+            worker = Worker::new(shared);
         }
     }
 }
@@ -165,7 +144,44 @@ struct Worker<'a> {
     rendering: Clock<'a>,
 }
 
-impl Worker<'_> {
+impl<'a> Worker<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        Self {
+            shared,
+            loader: Loader::new(shared.options.load),
+            bytes: Vec::new(),
+            decoding: Clock::start(&shared.stats.decode),
+            rendering: Clock::start(&shared.stats.render),
+        }
+    }
+
+    /// Does a job, unless nobody wants it any more.
+    fn make(&mut self, job: Job) {
+        self.decoding.lap(Doing::WaitingIn);
+        let shared = self.shared;
+        // The row of a store may be another feed's, too.
+        let is_wanted =
+            || !shared.stopping.load(Ordering::Relaxed) && (job.stored || !job.stopped.load(Ordering::Relaxed));
+        if !is_wanted() {
+            return;
+        }
+        let Job { sample, views: ref plans, mut claims, size, ref entry, stored, .. } = job;
+        claims.iter_mut().for_each(Claim::bad_on_panic);
+        match &entry.sources {
+            None => {
+                let claim = claims.pop().expect("a claim for each view");
+                self.finish(sample, entry, claim, stored, &is_wanted);
+            }
+            Some(sources) => {
+                let views = Views { size, ..entry.views };
+                self.render(
+                    &RenderRequest { sample, plans, views, split: entry.split, sources, is_wanted: &is_wanted },
+                    claims,
+                );
+            }
+        }
+    }
+
     /// Makes a view that does not depend on chance, into a row of the store or of a batch's staging.
     fn finish(
         &mut self,
@@ -246,7 +262,7 @@ impl Worker<'_> {
                 });
                 self.rendering.lap(Doing::Busy);
                 self.decoding.skip();
-                rendered.map_err(|error| Fault { cause: error.to_string(), bytes_hash: None })
+                rendered.map_err(|error| Fault { cause: error.to_string(), kind: FaultKind::Unread })
             }
             Err(source) => match self.render_decoded(request, &mut claims, source) {
                 Some(rendered) => rendered,
@@ -320,7 +336,7 @@ impl Worker<'_> {
         let Shared { source, ledger, reads, .. } = self.shared;
         let known = ledger.fault(split, sample);
         let read = reads.read(&**source, (split, sample), &mut self.bytes, known.is_some(), is_wanted)?;
-        let read = read.map_err(|error| Fault { cause: error.to_string(), bytes_hash: None });
+        let read = read.map_err(|error| Fault { cause: error.to_string(), kind: FaultKind::Unread });
         Some(read.and_then(|stamp| match known {
             Some(fault) if fault.is_of(&self.bytes) => Err(fault),
             _ => Ok(stamp),
@@ -335,7 +351,9 @@ impl Worker<'_> {
 
 /// The fault of encoded bytes that do not decode.
 fn undecodable(error: &ImageError, bytes: &[u8]) -> Fault {
-    // With more memory the same bytes may decode.
-    let bytes_hash = (!matches!(error, ImageError::Memory(_))).then(|| xxh3_64(bytes));
-    Fault { cause: error.to_string(), bytes_hash }
+    let kind = match error {
+        ImageError::Memory(_) => FaultKind::NoMemory,
+        _ => FaultKind::Undecodable(xxh3_64(bytes)),
+    };
+    Fault { cause: error.to_string(), kind }
 }

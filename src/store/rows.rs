@@ -181,7 +181,7 @@ impl Rows {
         }
         let won = state.compare_exchange(from, State::Claimed as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok();
         let fresh = from == FRESH;
-        won.then(|| Claim { rows: Some(Arc::clone(self)), row, fresh, outcome: State::Empty })
+        won.then(|| Claim { rows: Some(Arc::clone(self)), row, fresh, bad_on_panic: false, outcome: State::Empty })
     }
 
     /// The sample in a row that is [`State::Ready`].
@@ -236,6 +236,7 @@ pub struct Claim {
     row: u32,
     /// Whether nobody had the row before.
     fresh: bool,
+    bad_on_panic: bool,
     outcome: State,
 }
 
@@ -256,6 +257,11 @@ impl Claim {
         self.row
     }
 
+    /// Has the sample count as one that could not be decoded where this thread panics: or others would ask for it again and again.
+    pub fn bad_on_panic(&mut self) {
+        self.bad_on_panic = true;
+    }
+
     /// The row holds its sample.
     pub fn ready(mut self) {
         self.outcome = State::Ready;
@@ -273,8 +279,7 @@ impl Drop for Claim {
         if self.fresh {
             rows.promise.take(rows.row_bytes as u64);
         }
-        // After a panic nobody may ask for the same again and again.
-        let outcome = if std::thread::panicking() { State::Bad } else { self.outcome };
+        let outcome = if self.bad_on_panic && std::thread::panicking() { State::Bad } else { self.outcome };
         let before = rows.states[self.row as usize].swap(outcome as u8, Ordering::SeqCst);
         let settled = Arc::clone(&rows.settled);
         // First let go, then announce: `reuse` waits for the last holder.

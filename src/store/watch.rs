@@ -7,13 +7,16 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::{Errno, read};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// A watch of one file.
 pub struct Watch {
     inotify: OwnedFd,
-    /// Whether another program has changed the file; locked while this one does.
-    changed: Mutex<bool>,
+    /// Whether another program has changed the file.
+    changed: AtomicBool,
+    /// Held while this daemon changes the file.
+    changing: Mutex<()>,
 }
 
 impl Watch {
@@ -24,26 +27,31 @@ impl Watch {
     pub fn new(file: &File) -> Result<Self, Errno> {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
         inotify::add_watch(&inotify, format!("/proc/self/fd/{}", file.as_raw_fd()), WatchFlags::MODIFY)?;
-        Ok(Self { inotify, changed: Mutex::new(false) })
+        Ok(Self { inotify, changed: AtomicBool::new(false), changing: Mutex::new(()) })
     }
 
-    /// Whether another program has changed the file.
+    /// Whether another program has changed the file; while this one does, whether it had before.
     pub fn is_changed(&self) -> bool {
-        *self.look()
+        if let Ok(_idle) = self.changing.try_lock() {
+            self.look();
+        }
+        self.changed.load(Ordering::Relaxed)
     }
 
     /// Makes a change of this daemon's own. One that another program makes meanwhile is not noticed.
     pub fn change<T>(&self, change: impl FnOnce() -> T) -> T {
-        let _changed = self.look();
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.look();
         let result = change();
         self.take_events();
         result
     }
 
-    fn look(&self) -> MutexGuard<'_, bool> {
-        let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
-        *changed |= self.take_events();
-        changed
+    /// Notes the events so far, of which none are this daemon's.
+    fn look(&self) {
+        if self.take_events() {
+            self.changed.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Takes the events so far; whether there were any.

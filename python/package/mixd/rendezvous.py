@@ -139,7 +139,7 @@ def part(data: Path, options: Mapping[str, object], given: Path | None) -> Part:
     options = {name: _resolved(name, value) for name, value in options.items() if value is not None and value is not False}
     if job and job.launcher and not given and (of_launcher := _part_of_launcher(data, options, job.launcher)):
         return of_launcher
-    key = _key(data, options, job.id if job else identity(os.getpid()))
+    key = _key(data, options, job.id if job else _alone(os.getpid()))
     path = check_path(given.absolute() if given else folder() / f"{'job' if job else 'own'}-{key}.sock")
     with _lock:
         known = _parts.get(path)
@@ -157,7 +157,7 @@ def part(data: Path, options: Mapping[str, object], given: Path | None) -> Part:
 
 def _part_of_launcher(data: Path, options: Mapping[str, object], launcher: int) -> Part | None:
     """Takes part in the daemon that a job's launcher has by itself, as Lightning's first rank has that serves before it makes itself a rank."""
-    key = _key(data, options, identity(launcher))
+    key = _key(data, options, _alone(launcher))
     path = folder() / f"own-{key}.sock"
     with _lock:
         known = _parts.get(path)
@@ -214,6 +214,11 @@ def _resolved(name: str, value: object) -> object:
         return value
     path = Path(value)
     return value if name == "recipe" and path.suffix != ".toml" else path.absolute()
+
+
+def _alone(pid: int) -> str:
+    """What tells the daemon of one process from others: it sees the devices that the process sees."""
+    return f"{identity(pid)} {os.environ.get('CUDA_VISIBLE_DEVICES')}"
 
 
 def _key(data: Path, options: Mapping[str, object], whose: str) -> str:

@@ -238,7 +238,7 @@ impl Drop for MemoryGroup {
 /// `--cache auto` took half of what was available, and the rings, staging and decoders the other half and more.
 #[test]
 fn a_daemon_in_a_small_cgroup_is_not_killed_for_its_cache() {
-    let Some(group) = MemoryGroup::new("mixd-test", 256 << 20) else {
+    let Some(group) = MemoryGroup::new("mixd-test", 320 << 20) else {
         return common::left_out("no memory cgroup can be made here");
     };
     let dir = tempfile::tempdir().unwrap();

@@ -32,7 +32,7 @@ pub struct Lack {
     pub free: u64,
 }
 
-/// Bytes that its owner is going to take; nobody else is promised them. Dropping it gives up what was not taken.
+/// A reservation of bytes that its owner will allocate. Dropping it releases what was not allocated.
 #[derive(Debug, Default)]
 pub struct Promise(AtomicU64);
 

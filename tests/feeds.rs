@@ -100,11 +100,22 @@ fn shared_by_all(daemon: &Daemon) -> Option<Feed> {
 }
 
 /// A daemon in the place of one that was killed.
-fn killed_and_started_again(mut daemon: Daemon, args: &[&str]) -> Daemon {
+fn killed_and_started_again(daemon: Daemon, args: &[&str]) -> Daemon {
+    Daemon::again(killed(daemon), &sample_data(), args)
+}
+
+/// The folder of a daemon that is killed, unless it has ended.
+fn killed(mut daemon: Daemon) -> tempfile::TempDir {
     daemon.child.kill().unwrap();
     daemon.child.wait().unwrap();
-    let dir = std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap());
-    Daemon::again(dir, &sample_data(), args)
+    std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap())
+}
+
+/// A trainer goes on at this daemon, with the batches that it should get.
+fn goes_on(mut trainer: Trainer, daemon: &Daemon) {
+    until("it reads", || (client::status(&daemon.socket()).unwrap().feeds.pop()?.trainers[0].read > 8).then_some(()));
+    trainer.kill();
+    Oracle::new().check(&trainer);
 }
 
 /// design.md §8: the daemon dies.
@@ -145,7 +156,7 @@ fn trainers_go_on_with_the_next_batch_of_the_daemon_that_takes_the_place_of_a_ki
 #[test]
 fn a_trainer_outlives_daemons_that_are_killed_while_it_comes_back() {
     let mut daemon = Daemon::start(&[]);
-    let mut trainer = Trainer::start(&daemon, spec(), ENDLESS, 1);
+    let trainer = Trainer::start(&daemon, spec(), ENDLESS, 1);
     for _ in 0..5 {
         daemon = killed_and_started_again(daemon, &[]);
         // Stopped when it has a seat and not its memory yet, as a rule, so that it asks the next daemon for a seat that this one had.
@@ -155,23 +166,18 @@ fn a_trainer_outlives_daemons_that_are_killed_while_it_comes_back() {
         daemon = killed_and_started_again(daemon, &[]);
         trainer.signal(Signal::CONT);
     }
-    until("it reads", || (client::status(&daemon.socket()).unwrap().feeds.pop()?.trainers[0].read > 8).then_some(()));
-    trainer.kill();
-    Oracle::new().check(&trainer);
+    goes_on(trainer, &daemon);
 }
 
 /// A daemon that ends refuses trainers while it waits for those that it has.
 #[test]
 fn a_trainer_that_comes_back_to_a_daemon_that_ends_waits_for_the_next() {
-    let mut daemon = Daemon::start(&[]);
+    let daemon = Daemon::start(&[]);
     let mut trainer = Trainer::start(&daemon, spec(), ENDLESS, 1);
     trainer.batches(3);
     trainer.signal(Signal::STOP);
-    daemon.child.kill().unwrap();
-    daemon.child.wait().unwrap();
-    let dir = std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap());
     let log = tempfile::NamedTempFile::new().unwrap();
-    let mut ending = Daemon::with(dir, &sample_data(), &[], |command| {
+    let mut ending = Daemon::with(killed(daemon), &sample_data(), &[], |command| {
         command.env("RUST_LOG", "mixd=info").stderr(log.reopen().unwrap());
     });
     let mut held = ending.trainer();
@@ -185,54 +191,43 @@ fn a_trainer_that_comes_back_to_a_daemon_that_ends_waits_for_the_next() {
     ending.child.wait().unwrap();
     held.kill().unwrap();
     held.wait().unwrap();
-    let dir = std::mem::replace(&mut ending.dir, tempfile::tempdir().unwrap());
-    let daemon = Daemon::again(dir, &sample_data(), &[]);
-    until("it reads", || (client::status(&daemon.socket()).unwrap().feeds.pop()?.trainers[0].read > 8).then_some(()));
-    trainer.kill();
-    Oracle::new().check(&trainer);
+    let daemon = killed_and_started_again(ending, &[]);
+    goes_on(trainer, &daemon);
 }
 
 #[test]
 fn a_trainer_that_lacks_descriptors_for_a_moment_while_it_comes_back_still_does() {
-    let mut daemon = Daemon::start(&[]);
+    let daemon = Daemon::start(&[]);
     let mut trainer = Trainer::start(&daemon, spec(), ENDLESS, 1);
     trainer.batches(3);
     let (pid, limit) = (Some(Pid::from_child(&trainer.child)), getrlimit(Resource::Nofile));
     let usual = prlimit(pid, Resource::Nofile, Rlimit { current: Some(0), ..limit }).unwrap();
-    daemon.child.kill().unwrap();
-    daemon.child.wait().unwrap();
+    let dir = killed(daemon);
     // It retries every 50 ms.
     let dead = Instant::now();
     until("a while has passed", || (dead.elapsed() > Duration::from_millis(500)).then_some(()));
-    let dir = std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap());
     let daemon = Daemon::again(dir, &sample_data(), &[]);
     prlimit(pid, Resource::Nofile, usual).unwrap();
-    until("it reads", || (client::status(&daemon.socket()).unwrap().feeds.pop()?.trainers[0].read > 8).then_some(()));
-    trainer.kill();
-    Oracle::new().check(&trainer);
+    goes_on(trainer, &daemon);
 }
 
 /// What a suspended trainer does not see of the time that it may wait for the next daemon does not count.
 #[test]
 fn a_trainer_that_is_stopped_for_all_of_its_time_to_come_back_still_comes_back() {
     const RECONNECT: Duration = Duration::from_secs(2);
-    let mut daemon = Daemon::start(&[]);
+    let daemon = Daemon::start(&[]);
     let orders = Orders::new(daemon.socket(), spec(), ENDLESS, 1);
     let mut trainer = Trainer::obey(Orders { reconnect: RECONNECT, ..orders });
     trainer.batches(3);
-    daemon.child.kill().unwrap();
-    daemon.child.wait().unwrap();
+    let dir = killed(daemon);
     let dead = Instant::now();
     // By now it has noticed, or it begins to count later.
     until("a while has passed", || (dead.elapsed() > RECONNECT / 4).then_some(()));
     trainer.signal(Signal::STOP);
     until("its time is over", || (dead.elapsed() > RECONNECT * 5 / 4).then_some(()));
-    let dir = std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap());
     let daemon = Daemon::again(dir, &sample_data(), &[]);
     trainer.signal(Signal::CONT);
-    until("it reads", || (client::status(&daemon.socket()).unwrap().feeds.pop()?.trainers[0].read > 8).then_some(()));
-    trainer.kill();
-    Oracle::new().check(&trainer);
+    goes_on(trainer, &daemon);
 }
 
 /// The first to come back opens the feed for the others, also one that is not to read it as yet.

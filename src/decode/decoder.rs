@@ -217,7 +217,7 @@ fn limits(bytes: usize) -> Limits {
     limits
 }
 
-/// A reader of a file of another format, which the content tells.
+/// A reader for a format other than JPEG, detected from the content.
 fn reader(file: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, ImageError> {
     let mut reader = ImageReader::new(Cursor::new(file)).with_guessed_format().expect("memory is readable");
     reader.limits(limits(OTHER_BYTES));

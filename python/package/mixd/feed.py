@@ -23,7 +23,7 @@ _FREE_KEYS = {
 }  # fmt: skip
 
 
-# Bound of epochs (src/types.rs, EPOCH_BITS).
+# Bound of the epoch in which a feed begins (src/types.rs, START_EPOCH_BITS).
 _EPOCHS_MAX = 2**55
 # Bound of batches an epoch (src/types.rs, BATCH_BITS).
 _BATCHES_MAX = 2**24

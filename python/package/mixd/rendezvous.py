@@ -217,7 +217,7 @@ def _resolved(name: str, value: object) -> object:
 
 
 def _alone(pid: int) -> str:
-    """What tells the daemon of one process from others: it sees the devices that the process sees."""
+    """Returns the part of the key that is unique to the daemon of one process: the process and its visible CUDA devices."""
     return f"{identity(pid)} {os.environ.get('CUDA_VISIBLE_DEVICES')}"
 
 
@@ -408,7 +408,7 @@ def _is_at(file: int, path: Path) -> bool:
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another at its path; None where there is none."""
+    """Returns the device and inode of the file at a path; None if there is none."""
     with contextlib.suppress(OSError):
         found = path.lstat()
         return found.st_dev, found.st_ino

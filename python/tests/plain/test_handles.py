@@ -140,7 +140,7 @@ sys.stdin.readline()
 server = mixd.serve(data={str(SAMPLE_DATA)!r}, cache="off")
 feed = server.feed("train", batch_size=8, size=16)
 feed.next_batch()
-# It goes first, whoever takes the last of the memory: this process, as memory that counts for no process.
+# The OOM killer picks the daemon, even where this process or memory that no process is charged for fills the cgroup.
 pathlib.Path(f"/proc/{{server.pid}}/oom_score_adj").write_text("1000")
 taken, size = os.memfd_create("taken"), 96 * 2**20
 while server._part.is_there(0.01) and size < 2**28:

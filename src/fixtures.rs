@@ -42,7 +42,8 @@ pub fn imagenette() -> Option<PathBuf> {
         say_left_out("no full Imagenette (set MIXD_IMAGENETTE to its folder or archive)");
         return None;
     };
-    let source = crate::source::open(Path::new(&path), None, &mut |_| {}).expect("MIXD_IMAGENETTE is usable");
+    let source = crate::source::open(&crate::source::DataSet::at(Path::new(&path)), &mut |_| {})
+        .expect("MIXD_IMAGENETTE is usable");
     let first = Path::new(&source.location()).join(source.name(crate::types::Split::Train, 0));
     Some(first.ancestors().nth(3).expect("root/train/class/file").to_owned())
 }

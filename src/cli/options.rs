@@ -6,7 +6,7 @@ use crate::decode::{DecodeKind, JPEG_DECODER};
 use crate::mix::MixerKind;
 use crate::pipeline::{self, OnBadImage};
 use crate::render::{LoadOptions, ResizeKind, SourceSize};
-use crate::source::{self, Progress, Source};
+use crate::source::{self, DataSet, Progress, Source, Splits};
 use crate::spec::{Delivery, FeedSpec, Share, ShareName};
 use crate::types::{Device, ParseError, Start};
 use anyhow::{Context, bail};
@@ -24,31 +24,38 @@ use std::time::Duration;
 pub struct DataArgs {
     /// An image folder with train/ and val/, a folder a class in each; or its .tgz or .tar.
     #[arg(long, env = "MIXD_DATA")]
-    pub data: PathBuf,
+    data: PathBuf,
+    /// Where the splits are, such as train=training,val=/data/other [default: train and val].
+    #[arg(long, env = "MIXD_SPLITS", value_name = "train=PLACE,val=PLACE")]
+    splits: Option<Splits>,
 }
 
 impl DataArgs {
     /// Opens the data set, unpacking it first if need be.
+    ///
+    /// An archive is unpacked with a progress bar on a terminal and a line otherwise.
     pub fn open(&self) -> anyhow::Result<Arc<dyn Source>> {
-        open_source(&self.data)
+        let bar = ProgressBar::new(0).with_style(
+            ProgressStyle::with_template("unpacking {wide_bar} {bytes}/{total_bytes} {eta}").expect("a valid template"),
+        );
+        let mut show = |progress: Progress| {
+            if bar.is_hidden() && bar.position() == 0 {
+                let _ = writeln!(io::stderr(), "unpacking {}", self.data.display());
+            }
+            bar.set_length(progress.total_bytes);
+            bar.set_position(progress.read_bytes);
+        };
+        let set = DataSet { data: self.data.clone(), splits: self.splits.clone().unwrap_or_default(), cache_dir: None };
+        let source = source::open(&set, &mut show);
+        bar.finish_and_clear();
+        Ok(source?)
     }
-}
 
-/// Opens a data set; an archive is unpacked once, with a progress bar on a terminal and a line otherwise.
-fn open_source(path: &Path) -> anyhow::Result<Arc<dyn Source>> {
-    let bar = ProgressBar::new(0).with_style(
-        ProgressStyle::with_template("unpacking {wide_bar} {bytes}/{total_bytes} {eta}").expect("a valid template"),
-    );
-    let mut show = |progress: Progress| {
-        if bar.is_hidden() && bar.position() == 0 {
-            let _ = writeln!(io::stderr(), "unpacking {}", path.display());
-        }
-        bar.set_length(progress.total_bytes);
-        bar.set_position(progress.read_bytes);
-    };
-    let source = source::open(path, None, &mut show);
-    bar.finish_and_clear();
-    Ok(source?)
+    /// The same data set for a daemon of our own.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let splits = self.splits.iter().map(|splits| format!("--splits={splits}").into());
+        ["--data".into(), self.data.clone().into()].into_iter().chain(splits).collect()
+    }
 }
 
 /// How much memory decoded samples may take.

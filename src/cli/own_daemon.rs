@@ -31,18 +31,18 @@ fn end(child: &mut Child) -> io::Result<ExitStatus> {
 }
 
 impl OwnDaemon {
-    /// Starts a daemon on `data` and waits until it serves.
+    /// Starts a daemon with these options of `mixd serve`, the data set's among them, and waits until it serves.
     ///
     /// # Errors
     /// When it does not come up; its own words are on standard error then.
-    pub fn start(data: &Path, arguments: &[OsString]) -> anyhow::Result<Self> {
+    pub fn start(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Self> {
         // No process id, which other containers that share the folder of sockets have, too.
         let mut name = [0; 8];
         rustix::rand::getrandom(&mut name, rustix::rand::GetRandomFlags::empty())?;
         let name = format!("own-{:016x}.sock", u64::from_ne_bytes(name));
         let socket = crate::client::default_socket().with_file_name(name);
         let mut command = Command::new(super::program()?);
-        command.arg("serve").arg("--data").arg(data).arg("--socket").arg(&socket).arg("--until-eof").args(arguments);
+        command.arg("serve").arg("--socket").arg(&socket).arg("--until-eof").args(arguments);
         // What it was told here must not be told otherwise by a file that was meant for this command.
         command.env_remove("MIXD_CONFIG");
         if std::env::var_os("RUST_LOG").is_none() {

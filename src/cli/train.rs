@@ -3,17 +3,18 @@
 #[cfg(feature = "torch")]
 mod run;
 
-use super::options::{JoinArgs, PipelineArgs, SocketArgs};
+use super::options::{DataArgs, JoinArgs, PipelineArgs, SocketArgs};
 use crate::spec::FeedOptions;
 use clap::Args;
 use std::path::PathBuf;
 
 /// Train the seed's network on a daemon's batches, with mixup and label smoothing.
 #[derive(Debug, Args)]
+#[command(mut_arg("data", |data| data.conflicts_with("socket")))]
 pub struct Train {
-    /// Start a daemon of its own on this image folder or archive [default: use the daemon behind --socket].
-    #[arg(long, env = "MIXD_DATA", conflicts_with = "socket")]
-    data: Option<PathBuf>,
+    // With a data set, it starts a daemon of its own on it; else it uses the one behind --socket.
+    #[command(flatten)]
+    data: Option<DataArgs>,
     #[command(flatten)]
     socket: SocketArgs,
     /// Epochs, those before a resumed run was saved included [default: 1; resumed: as it was].

@@ -242,7 +242,7 @@ mod tests {
 
     fn pipeline(on_read: bool, on_label: bool) -> Pipeline {
         let data = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/sample-data"));
-        let source = crate::source::open(data, None, &mut |_| {}).unwrap();
+        let source = crate::source::open(&crate::source::DataSet::at(data), &mut |_| {}).unwrap();
         let options = Options { on_bad_image: OnBadImage::Substitute, ..Options::single(0) };
         Pipeline::start(Arc::new(Panicking { source, on_read, on_label }), options).unwrap()
     }

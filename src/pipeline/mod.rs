@@ -495,7 +495,7 @@ mod tests {
     }
 
     fn start_on(data: &Path, cache_bytes: u64) -> Pipeline {
-        let source = crate::source::open(data, None, &mut |_| {}).unwrap();
+        let source = crate::source::open(&crate::source::DataSet::at(data), &mut |_| {}).unwrap();
         Pipeline::start(source, Options::single(cache_bytes)).unwrap()
     }
 

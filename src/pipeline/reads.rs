@@ -237,8 +237,10 @@ mod tests {
     fn start(cache_bytes: u64) -> (tempfile::TempDir, Pipeline) {
         let dir = tempfile::tempdir().unwrap();
         copy(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/sample-data")), dir.path());
-        let pipeline =
-            Pipeline::start(crate::source::open(dir.path(), None, &mut |_| {}).unwrap(), options(cache_bytes));
+        let pipeline = Pipeline::start(
+            crate::source::open(&crate::source::DataSet::at(dir.path()), &mut |_| {}).unwrap(),
+            options(cache_bytes),
+        );
         (dir, pipeline.unwrap())
     }
 
@@ -296,8 +298,11 @@ mod tests {
             std::fs::write(&bad, &good).unwrap();
             let served = batch(pipeline, spec, 0).unwrap();
             assert_eq!(served.0[7], 7);
-            let undisturbed =
-                Pipeline::start(crate::source::open(dir, None, &mut |_| {}).unwrap(), options(0)).unwrap();
+            let undisturbed = Pipeline::start(
+                crate::source::open(&crate::source::DataSet::at(dir), &mut |_| {}).unwrap(),
+                options(0),
+            )
+            .unwrap();
             assert!(served == batch(&undisturbed, spec, 0).unwrap(), "other bytes");
             assert_eq!(pipeline.bad_samples(), []);
         }

@@ -230,7 +230,7 @@ mod tests {
         }
 
         fn open(&self, archive: &Path) -> Result<Folder, DatasetError> {
-            Folder::open(archive, Some(&self.dir.path().join("cache")), &mut |_| {})
+            Folder::open(archive, &self.dir.path().join("cache"), &mut |_| {})
         }
     }
 

@@ -30,20 +30,19 @@ impl Folder {
     /// As [`super::open`].
     pub(super) fn open(
         path: &Path,
-        cache_dir: Option<&Path>,
+        cache_dir: &Path,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, DatasetError> {
         let meta = std::fs::metadata(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => DatasetError::Missing(path.to_owned()),
             _ => DatasetError::io("look at", path)(error),
         })?;
-        let cache_dir = cache_dir.map_or_else(archive::default_cache_dir, Path::to_owned);
         let (root, index) = if meta.is_dir() {
             let root = path.canonicalize().map_err(DatasetError::io("find", path))?;
-            let index = walk::index(&root, &cache_dir)?;
+            let index = walk::index(&root, cache_dir)?;
             (root, index)
         } else {
-            archive::unpack(path, &cache_dir, progress)?
+            archive::unpack(path, cache_dir, progress)?
         };
         Self::new(root, !meta.is_dir(), index)
     }
@@ -151,6 +150,7 @@ impl Source for Folder {
 
 #[cfg(test)]
 mod tests {
+    use super::super::DataSet;
     use super::*;
     use serde_json::Value;
     use std::os::unix::fs::symlink;
@@ -168,7 +168,7 @@ mod tests {
     }
 
     fn open(dir: &TempDir) -> Result<Folder, DatasetError> {
-        Folder::open(dir.path(), None, &mut |_| {})
+        Folder::open(dir.path(), &archive::default_cache_dir(), &mut |_| {})
     }
 
     #[test]
@@ -238,7 +238,7 @@ mod tests {
             unknown.to_string().contains("class `b` of val/ has no images in train/, e.g. val/b/1.jpg"),
             "{unknown}"
         );
-        let missing = super::super::open(Path::new("/no/such/folder"), None, &mut |_| {}).unwrap_err();
+        let missing = super::super::open(&DataSet::at(Path::new("/no/such/folder")), &mut |_| {}).unwrap_err();
         assert!(matches!(missing, DatasetError::Missing(_)) && missing.to_string().contains("expected DATA/train"));
     }
 

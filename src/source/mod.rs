@@ -1,10 +1,11 @@
 //! Sources: where encoded samples come from, as one trait.
 //!
 //! A [`Source`] lists the samples of both splits and reads their bytes; it knows neither pixels nor batches. An image folder
-//! (`folder.rs`), or an unpacked archive of one, is the only kind so far. [`open`] is the single place that chooses the kind.
+//! (`folder.rs`), or an unpacked archive of one, is the only kind so far. [`open`] is the single place that chooses the kind of a [`DataSet`].
 
 mod archive;
 mod classes;
+mod dataset;
 mod folder;
 mod index;
 mod remembered;
@@ -12,6 +13,7 @@ mod walk;
 
 pub use crate::types::Class;
 use crate::types::{ClassId, SampleId, Split};
+pub use dataset::{DataSet, Splits};
 use folder::Folder;
 use rustix::io::Errno;
 use std::fmt::Debug;
@@ -53,6 +55,11 @@ pub trait Source: Send + Sync + Debug {
     /// Feeds everything that identifies a split's samples to `hash`: location, names and order, but not their content. Cache files and resumed
     /// feeds are bound to it, so an implementation must never change what it feeds.
     fn hash_identity(&self, split: Split, hash: &mut Xxh3);
+
+    /// What a user should know of how the data set was read, a line each: files that were left out, by cause; folders that were taken for a split.
+    fn notes(&self) -> &[String] {
+        &[]
+    }
 
     /// A readable name for a class.
     fn class_name(&self, class: ClassId) -> &str {
@@ -192,15 +199,11 @@ impl DatasetError {
     }
 }
 
-/// Opens an image folder, or a `.tgz`, `.tar.gz` or `.tar` of one, which is unpacked once into `cache_dir` (default: the
-/// user's cache folder, or `$MIXD_CACHE_DIR`). The walk over a large folder is remembered there.
+/// Opens a data set. An archive is unpacked once into the cache folder, where the walk over a large folder is remembered, too.
 ///
 /// # Errors
 /// When there is no such path, or it holds no image folder with both splits.
-pub fn open(
-    path: &Path,
-    cache_dir: Option<&Path>,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Arc<dyn Source>, DatasetError> {
-    Ok(Arc::new(Folder::open(path, cache_dir, progress)?))
+pub fn open(set: &DataSet, progress: &mut dyn FnMut(Progress)) -> Result<Arc<dyn Source>, DatasetError> {
+    let cache_dir = set.cache_dir.clone().unwrap_or_else(archive::default_cache_dir);
+    Ok(Arc::new(Folder::open(&set.data, &cache_dir, progress)?))
 }

@@ -196,7 +196,7 @@ mod tests {
     fn remembered(dir: &Path, cache: &Path) -> PathBuf {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            Folder::open(dir, Some(cache), &mut |_| {}).unwrap();
+            Folder::open(dir, cache, &mut |_| {}).unwrap();
             if let Some(file) = std::fs::read_dir(cache).into_iter().flatten().flatten().next() {
                 return file.path();
             }
@@ -209,15 +209,15 @@ mod tests {
     fn a_walk_is_remembered_until_something_changes() {
         let (dir, cache) = (folder(), tempfile::tempdir().unwrap());
         let root = dir.path().canonicalize().unwrap();
-        let walked = Folder::open(dir.path(), Some(cache.path()), &mut |_| {}).unwrap();
+        let walked = Folder::open(dir.path(), cache.path(), &mut |_| {}).unwrap();
         let file = remembered(dir.path(), cache.path());
         let loaded = Walk::load(&file, &root).unwrap();
         assert_eq!(loaded.len(Split::Train) + loaded.len(Split::Val), 1_100);
         assert!(Walk::load(&file, Path::new("/elsewhere")).is_none());
-        assert_eq!(Folder::open(dir.path(), Some(cache.path()), &mut |_| {}).unwrap(), walked);
+        assert_eq!(Folder::open(dir.path(), cache.path(), &mut |_| {}).unwrap(), walked);
         std::fs::write(dir.path().join("train/a/new.jpg"), "").unwrap();
         assert!(Walk::load(&file, &root).is_none(), "a new file was not noticed");
-        let source = Folder::open(dir.path(), Some(cache.path()), &mut |_| {}).unwrap();
+        let source = Folder::open(dir.path(), cache.path(), &mut |_| {}).unwrap();
         assert_eq!(source.len(Split::Train), 551);
     }
 

@@ -163,7 +163,7 @@ impl Oracle {
     }
 
     pub fn of(data: &Path) -> Self {
-        let source = mixd::source::open(data, None, &mut |_| {}).unwrap();
+        let source = mixd::source::open(&mixd::source::DataSet::at(data), &mut |_| {}).unwrap();
         Self { pipeline: Pipeline::start(source, Options::single(1 << 30)).unwrap(), digests: HashMap::new() }
     }
 

@@ -1,6 +1,6 @@
 //! Archives: unpacked below one folder, and indexed the same when they are opened again.
 
-use mixd::source::{Source, open};
+use mixd::source::{DataSet, Source, open};
 use mixd::types::Split;
 use std::path::Path;
 
@@ -11,7 +11,8 @@ pub fn archive(bytes: &[u8]) {
     let dir = super::folder();
     let (path, cache) = (dir.path().join("set.tar"), dir.path().join("cache"));
     std::fs::write(&path, with_checksums(bytes)).expect("the folder is writable");
-    let open = || open(&path, Some(&cache), &mut |_| {});
+    let set = DataSet { cache_dir: Some(cache.clone()), ..DataSet::at(&path) };
+    let open = || open(&set, &mut |_| {});
     let first = open();
     let names = std::fs::read_dir(dir.path()).expect("the folder is there").map(|entry| entry.unwrap().file_name());
     assert!(names.into_iter().all(|name| name == "set.tar" || name == "cache"), "written outside of the cache");

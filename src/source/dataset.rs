@@ -1,0 +1,96 @@
+//! A data set as its user names it.
+
+use crate::types::{ParseError, Split};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// What to open. All of it but the cache folder decides which samples there are.
+#[derive(Debug, Clone, Default)]
+pub struct DataSet {
+    /// A folder or an archive.
+    pub data: PathBuf,
+    /// Where its splits are.
+    pub splits: Splits,
+    /// Where archives are unpacked and walks remembered; the user's cache folder, or `$MIXD_CACHE_DIR`, where not given.
+    pub cache_dir: Option<PathBuf>,
+}
+
+impl DataSet {
+    /// What is at a path, with its splits where they are by custom.
+    pub fn at(path: &Path) -> Self {
+        Self { data: path.to_owned(), ..Self::default() }
+    }
+}
+
+/// Where splits are, as `train=PLACE,val=PLACE`. A place is a name in the data set, or a path of its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Splits([Option<String>; Split::ALL.len()]);
+
+impl Splits {
+    /// The place that was given for a split.
+    pub fn of(&self, split: Split) -> Option<&str> {
+        self.0[split as usize].as_deref()
+    }
+}
+
+impl FromStr for Splits {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let refused = || ParseError {
+            what: "list of splits",
+            found: text.to_owned(),
+            expected: "train=PLACE, val=PLACE, or both with a comma between them",
+        };
+        // Patterns of shards hold commas, too: a place ends where the other split begins.
+        let start = |split: Split| {
+            let key = format!("{split}=");
+            let at = if text.starts_with(&key) { Some(0) } else { text.find(&format!(",{key}")).map(|at| at + 1) };
+            at.map(|at| (at, at + key.len(), split))
+        };
+        let mut starts: Vec<_> = Split::ALL.iter().filter_map(|&split| start(split)).collect();
+        starts.sort_unstable();
+        if starts.first().is_none_or(|&(at, ..)| at != 0) {
+            return Err(refused());
+        }
+        let mut splits = Self::default();
+        for (nth, &(_, begin, split)) in starts.iter().enumerate() {
+            let end = starts.get(nth + 1).map_or(text.len(), |&(at, ..)| at - 1);
+            let place = text.get(begin..end).filter(|place| !place.is_empty()).ok_or_else(refused)?;
+            splits.0[split as usize] = Some(place.to_owned());
+        }
+        Ok(splits)
+    }
+}
+
+impl fmt::Display for Splits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let given = Split::ALL.iter().filter_map(|&split| self.of(split).map(|place| (split, place)));
+        for (nth, (split, place)) in given.enumerate() {
+            write!(f, "{}{split}={place}", if nth == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splits_are_read_and_written() {
+        for (text, train, val) in [
+            ("train=a,val=b", Some("a"), Some("b")),
+            ("val=test", None, Some("test")),
+            ("val=v-{0,1}.tar,train=/x/t-{00..11}.tar", Some("/x/t-{00..11}.tar"), Some("v-{0,1}.tar")),
+        ] {
+            let splits: Splits = text.parse().unwrap();
+            assert_eq!((splits.of(Split::Train), splits.of(Split::Val)), (train, val), "{text}");
+            assert_eq!(splits.to_string().parse(), Ok(splits));
+        }
+        for text in ["", "train", "train=", "train=,val=b", "a,train=b", "test=a"] {
+            assert!(text.parse::<Splits>().is_err(), "{text}");
+        }
+    }
+}

@@ -2,15 +2,14 @@
 //!
 //! JPEG goes to libjpeg-turbo with feature `turbojpeg`, and else, or for what that does not turn into RGB, to zune-jpeg, the decoder
 //! under `image`, without `image` in between: that would hide whether a file was cut off, copy the file and read its headers
-//! twice. Every other format goes through `image`.
+//! twice. Every other format is read by `other`.
 
+use super::other::{self, Shape};
 use super::output::Output;
 use super::segments::{Oddity, keeps_coefficients};
 use super::{ImageError, Picture, RegionOf, check_size};
 use crate::types::{ImageSize, ParseError, named};
-use ::image::{ColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
 use std::fmt;
-use std::io::Cursor;
 use std::str::FromStr;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
@@ -59,7 +58,8 @@ impl Decoder {
         region: Option<RegionOf<'_>>,
     ) -> Result<Picture<'_>, ImageError> {
         if !file.starts_with(&[0xFF, 0xD8]) {
-            return self.decode_other(file);
+            let Shape { width, height, channels } = other::decode(file, &mut self.output)?;
+            return Ok(Picture::new(width, height, channels, self.output.values()));
         }
         check_end(file)?;
         #[cfg(feature = "turbojpeg")]
@@ -101,13 +101,11 @@ impl Decoder {
     /// # Errors
     /// When the content is unknown, or its header damaged or of a size that is not accepted.
     pub fn size(file: &[u8]) -> Result<ImageSize, ImageError> {
-        let (width, height) = if file.starts_with(&[0xFF, 0xD8]) {
-            let (width, height) = jpeg_headers(file, false)?.dimensions().expect("headers were read");
-            (width as u32, height as u32)
-        } else {
-            reader(file)?.into_dimensions().map_err(|error| ImageError::Decode(error.to_string()))?
-        };
-        check_size(width, height).map(|(width, height)| ImageSize { height, width })
+        if !file.starts_with(&[0xFF, 0xD8]) {
+            return other::size(file);
+        }
+        let (width, height) = jpeg_headers(file, false)?.dimensions().expect("headers were read");
+        check_size(width as u32, height as u32).map(|(width, height)| ImageSize { height, width })
     }
 
     /// Frees scratch above `bytes`; where memory is short, all that a large image took. The next large image may wait for this.
@@ -153,49 +151,6 @@ impl Decoder {
         *self.output.room(0, 2 * bytes)? = decoder.decode().map_err(failed)?;
         Ok(Picture::new(width, height, channels, self.output.values()))
     }
-
-    fn decode_other(&mut self, file: &[u8]) -> Result<Picture<'_>, ImageError> {
-        let failed = |error: ::image::ImageError| ImageError::Decode(error.to_string());
-        let reader = reader(file)?;
-        let is_png = reader.format() == Some(ImageFormat::Png);
-        let mut decoder = reader.into_decoder().map_err(failed)?;
-        let (width, height) = check_size(decoder.dimensions().0, decoder.dimensions().1)?;
-        let color = decoder.color_type();
-        let pixels = width as usize * height as usize;
-        let bytes = pixels * usize::from(color.bytes_per_pixel());
-        // PNG is decoded by rows; others hold the image once more, WebP twice.
-        let own_bytes = if is_png { 0 } else { 2 * bytes };
-        let raw = self.output.room(bytes, own_bytes)?;
-        if !is_png {
-            decoder.set_limits(limits(bytes + own_bytes + OTHER_BYTES)).map_err(failed)?;
-        }
-        raw.truncate(bytes);
-        raw.fill(0);
-        decoder.read_image(raw).map_err(failed)?;
-        // Alpha is dropped, not blended; of 16 bits the high byte is taken (native byte order, as `image` writes them).
-        let high = if cfg!(target_endian = "little") { 1 } else { 0 };
-        let (channels, stride, step, first) = match color {
-            ColorType::L8 => (1, 1, 1, 0),
-            ColorType::La8 => (1, 2, 1, 0),
-            ColorType::Rgb8 => (3, 3, 1, 0),
-            ColorType::Rgba8 => (3, 4, 1, 0),
-            ColorType::L16 => (1, 2, 2, high),
-            ColorType::La16 => (1, 4, 2, high),
-            ColorType::Rgb16 => (3, 6, 2, high),
-            ColorType::Rgba16 => (3, 8, 2, high),
-            other => return Err(ImageError::Decode(format!("pixels of type {other:?} are not supported"))),
-        };
-        if stride != channels {
-            // Forwards in place: a value never lands behind where it was read.
-            for pixel in 0..pixels {
-                for channel in 0..channels {
-                    raw[pixel * channels + channel] = raw[pixel * stride + channel * step + first];
-                }
-            }
-            raw.truncate(pixels * channels);
-        }
-        Ok(Picture::new(width, height, channels, self.output.values()))
-    }
 }
 
 /// A decoder of zune-jpeg that has read a JPEG's headers.
@@ -205,23 +160,6 @@ fn jpeg_headers(file: &[u8], strict: bool) -> Result<JpegDecoder<ZCursor<&[u8]>>
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(file), options);
     decoder.decode_headers().map_err(|error| ImageError::Decode(error.to_string()))?;
     Ok(decoder)
-}
-
-/// Bytes that `image` may take beside the image: for a row, or for what a file holds beside pixels.
-const OTHER_BYTES: usize = 16 << 20;
-
-/// The limits that `image` has by itself, lowered to so many bytes.
-fn limits(bytes: usize) -> Limits {
-    let mut limits = Limits::default();
-    limits.max_alloc = limits.max_alloc.map(|most| most.min(bytes as u64));
-    limits
-}
-
-/// A reader for a format other than JPEG, detected from the content.
-fn reader(file: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, ImageError> {
-    let mut reader = ImageReader::new(Cursor::new(file)).with_guessed_format().expect("memory is readable");
-    reader.limits(limits(OTHER_BYTES));
-    if reader.format().is_none() { Err(ImageError::UnknownFormat) } else { Ok(reader) }
 }
 
 /// Checks that a JPEG has an end marker after the start of a scan; within a scan its two bytes do not occur.

@@ -1,6 +1,7 @@
 //! Decoding: from a file's bytes to a picture of u8 values. Knows nothing of sizes and crops of a batch.
 
 mod decoder;
+mod other;
 mod output;
 mod picture;
 mod segments;

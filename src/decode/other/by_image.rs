@@ -1,0 +1,75 @@
+//! Formats that crate `image` reads as Pillow does.
+
+use super::Shape;
+use crate::decode::output::Output;
+use crate::decode::{ImageError, check_size};
+use crate::types::ImageSize;
+use ::image::{ColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
+use std::io::Cursor;
+
+/// Bytes that `image` may take beside the image: for a row, or for what a file holds beside pixels.
+const OTHER_BYTES: usize = 16 << 20;
+
+/// The limits that `image` has by itself, lowered to so many bytes.
+fn limits(bytes: usize) -> Limits {
+    let mut limits = Limits::default();
+    limits.max_alloc = limits.max_alloc.map(|most| most.min(bytes as u64));
+    limits
+}
+
+/// A reader for the format that the content is in.
+fn reader(file: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, ImageError> {
+    let mut reader = ImageReader::new(Cursor::new(file)).with_guessed_format().expect("memory is readable");
+    reader.limits(limits(OTHER_BYTES));
+    if reader.format().is_none() { Err(ImageError::UnknownFormat) } else { Ok(reader) }
+}
+
+/// The size in the file's header.
+pub fn size(file: &[u8]) -> Result<ImageSize, ImageError> {
+    let (width, height) = reader(file)?.into_dimensions().map_err(|error| ImageError::Decode(error.to_string()))?;
+    check_size(width, height).map(|(width, height)| ImageSize { height, width })
+}
+
+/// Decodes a file.
+pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
+    let failed = |error: ::image::ImageError| ImageError::Decode(error.to_string());
+    let reader = reader(file)?;
+    let is_png = reader.format() == Some(ImageFormat::Png);
+    let mut decoder = reader.into_decoder().map_err(failed)?;
+    let (width, height) = check_size(decoder.dimensions().0, decoder.dimensions().1)?;
+    let color = decoder.color_type();
+    let pixels = width as usize * height as usize;
+    let bytes = pixels * usize::from(color.bytes_per_pixel());
+    // PNG is decoded by rows; others hold the image once more, WebP twice.
+    let own_bytes = if is_png { 0 } else { 2 * bytes };
+    let raw = output.room(bytes, own_bytes)?;
+    if !is_png {
+        decoder.set_limits(limits(bytes + own_bytes + OTHER_BYTES)).map_err(failed)?;
+    }
+    raw.truncate(bytes);
+    raw.fill(0);
+    decoder.read_image(raw).map_err(failed)?;
+    // Alpha is dropped, not blended; of 16 bits the high byte is taken (native byte order, as `image` writes them).
+    let high = if cfg!(target_endian = "little") { 1 } else { 0 };
+    let (channels, stride, step, first) = match color {
+        ColorType::L8 => (1, 1, 1, 0),
+        ColorType::La8 => (1, 2, 1, 0),
+        ColorType::Rgb8 => (3, 3, 1, 0),
+        ColorType::Rgba8 => (3, 4, 1, 0),
+        ColorType::L16 => (1, 2, 2, high),
+        ColorType::La16 => (1, 4, 2, high),
+        ColorType::Rgb16 => (3, 6, 2, high),
+        ColorType::Rgba16 => (3, 8, 2, high),
+        other => return Err(ImageError::Decode(format!("pixels of type {other:?} are not supported"))),
+    };
+    if stride != channels {
+        // Forwards in place: a value never lands behind where it was read.
+        for pixel in 0..pixels {
+            for channel in 0..channels {
+                raw[pixel * channels + channel] = raw[pixel * stride + channel * step + first];
+            }
+        }
+        raw.truncate(pixels * channels);
+    }
+    Ok(Shape { width, height, channels })
+}

@@ -2,7 +2,7 @@
 
 use crate::client;
 use crate::cpus::{Cpus, Workers};
-use crate::decode::{DecodeKind, JPEG_DECODER};
+use crate::decode::{DecodeKind, ExifOrientation, JPEG_DECODER};
 use crate::mix::MixerKind;
 use crate::pipeline::{self, OnBadImage};
 use crate::render::{LoadOptions, ResizeKind, SourceSize};
@@ -139,6 +139,9 @@ pub struct PipelineArgs {
     /// How much of a JPEG to decode: full, or scaled (a fraction that covers the output; in builds with libjpeg-turbo).
     #[arg(long, env = "MIXD_DECODE", default_value = "full", value_parser = decode_kind)]
     pub decode: DecodeKind,
+    /// What to do about the Exif orientation of photos: ignore (as torchvision), or apply (as Hugging Face; turns them upright).
+    #[arg(long, env = "MIXD_EXIF", default_value = "ignore")]
+    pub exif: ExifOrientation,
     /// What random views are rendered from: full (images as decoded), or the pixels that their short side is bounded by, such as 256.
     #[arg(long, env = "MIXD_SOURCE", value_name = "full|SHORT", default_value = "full")]
     pub source: SourceSize,
@@ -199,7 +202,7 @@ impl PipelineArgs {
 
     /// How files become samples.
     pub fn load(&self) -> LoadOptions {
-        LoadOptions { decode: self.decode, resize: self.resize, sources: self.source }
+        LoadOptions { decode: self.decode, exif: self.exif, resize: self.resize, sources: self.source }
     }
 
     /// The same options for a daemon of our own. To the cpu mixer the device is none of its business: it is the trainer's.
@@ -211,6 +214,7 @@ impl PipelineArgs {
             ("device-cache", self.device_cache.to_string()),
             ("resize", self.resize.to_string()),
             ("decode", self.decode.to_string()),
+            ("exif", self.exif.to_string()),
             ("source", self.source.to_string()),
             ("mixer", self.mixer().to_string()),
             ("device", device.to_string()),

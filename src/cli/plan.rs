@@ -2,6 +2,7 @@
 
 use super::options::DataArgs;
 use super::rows::{self, Headers};
+use crate::decode::ExifOrientation;
 use crate::plan::{ImagePlan, RowPlan, Sampler};
 use crate::spec::FeedOptions;
 use crate::types::EPOCH_BITS;
@@ -21,6 +22,9 @@ pub struct Plan {
     /// With --json: name crops in pixels of the decoded images, for which the images are read.
     #[arg(long, env = "MIXD_RESOLVE", requires = "json")]
     resolve: bool,
+    /// Whether those images are turned as their Exif orientation says: apply, or ignore.
+    #[arg(long, env = "MIXD_EXIF", default_value = "ignore")]
+    exif: ExifOrientation,
     /// Print one line of JSON a batch.
     #[arg(long, env = "MIXD_JSON")]
     json: bool,
@@ -33,7 +37,7 @@ impl Plan {
         let sampler = Sampler::new(spec, source.len(spec.split))?;
         anyhow::ensure!(self.epoch >> EPOCH_BITS == 0, "--epoch is {}: it must be below 2^56", self.epoch);
         let (epoch, indices) = (sampler.epoch(self.epoch), sampler.indices(self.epoch)?);
-        let mut headers = Headers::of(&*source);
+        let mut headers = Headers::of(&*source, self.exif);
         super::print(|out| {
             for index in indices.clone() {
                 let plan = epoch.plan(index);

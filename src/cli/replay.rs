@@ -4,7 +4,7 @@ use super::options::{DataArgs, PipelineArgs};
 use super::rows::{self, Headers};
 use crate::batch::Head;
 use crate::columns::{COLUMNS, Columns, Number};
-use crate::decode::JPEG_DECODER;
+use crate::decode::{ExifOrientation, JPEG_DECODER};
 use crate::pipeline::{OwnedBatch, Pipeline};
 use crate::source::Source;
 use crate::spec::FeedOptions;
@@ -53,7 +53,8 @@ impl Replay {
         let batch = pipeline.batch(spec, Place { epoch: self.epoch, index: self.batch })?;
         let view = batch.view();
         if let Some(out) = &self.out {
-            write(&batch, &spec, pipeline.source(), out).with_context(|| format!("cannot write {}", out.display()))?;
+            write(&batch, &spec, pipeline.source(), self.pipeline.exif, out)
+                .with_context(|| format!("cannot write {}", out.display()))?;
         }
         if let Some(png) = &self.png {
             super::preview::draw(&view, &spec, pipeline.source(), png)?;
@@ -78,11 +79,17 @@ impl Replay {
 
 /// Writes the fields of a batch under their names; scalars are tensors of one element. Of feeds with a recipe there are the views, too: their
 /// pixels before they were normalised and mixed, and what they show.
-fn write(batch: &OwnedBatch, spec: &FeedSpec, source: &dyn Source, out: &Path) -> anyhow::Result<()> {
+fn write(
+    batch: &OwnedBatch,
+    spec: &FeedSpec,
+    source: &dyn Source,
+    exif: ExifOrientation,
+    out: &Path,
+) -> anyhow::Result<()> {
     let view = batch.view();
     let (mut crops, mut metadata) = (Vec::new(), HashMap::new());
     if rows::has_views(spec) {
-        let mut headers = Headers::of(source);
+        let mut headers = Headers::of(source, exif);
         let mut views = Vec::new();
         for (row, crop) in batch.plan.rows.iter().zip(view.crop) {
             // Of random views it is known from rendering them.

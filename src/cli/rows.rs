@@ -1,6 +1,6 @@
 //! The views of a batch as JSON, which `plan --json` prints and `replay` writes (docs/spec/recipes.md).
 
-use crate::decode::Decoder;
+use crate::decode::{Decoder, ExifOrientation};
 use crate::pipeline::Views;
 use crate::plan::ImagePlan;
 use crate::source::Source;
@@ -39,13 +39,14 @@ pub fn view(spec: &FeedSpec, size: ImageSize, image: &ImagePlan, cut: Option<Cro
 /// Sizes of decoded images, from their headers.
 pub struct Headers<'a> {
     source: &'a dyn Source,
+    exif: ExifOrientation,
     bytes: Vec<u8>,
 }
 
 impl<'a> Headers<'a> {
-    /// Of this source's images.
-    pub fn of(source: &'a dyn Source) -> Self {
-        Self { source, bytes: Vec::new() }
+    /// Of this source's images, turned as they are to be.
+    pub fn of(source: &'a dyn Source, exif: ExifOrientation) -> Self {
+        Self { source, exif, bytes: Vec::new() }
     }
 
     /// The size of a sample's image.
@@ -55,7 +56,7 @@ impl<'a> Headers<'a> {
     pub fn size(&mut self, spec: &FeedSpec, sample: SampleId) -> anyhow::Result<ImageSize> {
         let name = || self.source.name(spec.split, sample);
         self.source.read(spec.split, sample, &mut self.bytes).with_context(name)?;
-        Decoder::size(&self.bytes).with_context(name)
+        Decoder::size(&self.bytes, self.exif).with_context(name)
     }
 
     /// The box of a sample's image that a view shows.

@@ -4,11 +4,13 @@
 //! under `image`, without `image` in between: that would hide whether a file was cut off, copy the file and read its headers
 //! twice. Every other format is read by `other`.
 
+use super::exif::{self, ExifOrientation};
+use super::orientation::Orientation;
 use super::other::{self, Shape};
 use super::output::Output;
 use super::segments::{Oddity, keeps_coefficients};
 use super::{ImageError, Picture, RegionOf, check_size};
-use crate::types::{ImageSize, ParseError, named};
+use crate::types::{CropBox, ImageSize, ParseError, named};
 use std::fmt;
 use std::str::FromStr;
 use zune_jpeg::JpegDecoder;
@@ -32,9 +34,15 @@ named!(DecodeKind, "decoding", "full or scaled", Full = "full", Scaled = "scaled
 #[derive(Default)]
 pub struct Decoder {
     output: Output,
+    exif: ExifOrientation,
 }
 
 impl Decoder {
+    /// A decoder that does so about the orientation of Exif.
+    pub fn new(exif: ExifOrientation) -> Self {
+        Self { exif, ..Self::default() }
+    }
+
     /// Decodes a file's bytes; a JPEG, where this build can, no larger than it takes to have `at_least` pixels on each side.
     ///
     /// # Errors
@@ -57,20 +65,45 @@ impl Decoder {
         at_least: Option<ImageSize>,
         region: Option<RegionOf<'_>>,
     ) -> Result<Picture<'_>, ImageError> {
+        let orientation = orientation(file, self.exif);
+        self.output.set_orientation(orientation);
         if !file.starts_with(&[0xFF, 0xD8]) {
             let Shape { width, height, channels } = other::decode(file, &mut self.output)?;
-            return Ok(Picture::new(width, height, channels, self.output.values()));
+            return Ok(self.turned(width, height, channels, None, None));
         }
         check_end(file)?;
         #[cfg(feature = "turbojpeg")]
-        if let Some(shape) = super::turbo::decode(file, at_least, region, &mut self.output)? {
-            let super::turbo::Shape { width, height, channels, extent } = shape;
-            let values = &self.output.values()[..width as usize * height as usize * channels];
-            return Ok(Picture { extent, ..Picture::new(width, height, channels, values) });
+        {
+            let output = &mut self.output;
+            let decode = |region: Option<RegionOf<'_>>| super::turbo::decode(file, at_least, region, output);
+            let (shape, upright) = orientation.with_region(region, decode);
+            if let Some(super::turbo::Shape { width, height, channels, extent }) = shape? {
+                return Ok(self.turned(width, height, channels, Some(extent), upright));
+            }
         }
         #[cfg(not(feature = "turbojpeg"))]
         let _ = (at_least, region);
         self.decode_in_rust(file)
+    }
+
+    /// The picture that was decoded, upright: at least this box of it.
+    fn turned(
+        &mut self,
+        width: u32,
+        height: u32,
+        channels: usize,
+        extent: Option<[u32; 2]>,
+        region: Option<CropBox>,
+    ) -> Picture<'_> {
+        let orientation = self.output.turn(width, height, channels, region);
+        let ImageSize { height, width } = orientation.size(ImageSize { height, width });
+        let values = &self.output.values()[..width as usize * height as usize * channels];
+        let picture = Picture::new(width, height, channels, values);
+        match extent.filter(|_| orientation.is_upright()) {
+            Some(extent) => Picture { extent, ..picture },
+            // A scaled picture's edge, of which the image shows but a part, may lie on any side now: it counts as a whole pixel.
+            None => picture,
+        }
     }
 
     /// Decodes a JPEG as a build without libjpeg-turbo does.
@@ -78,6 +111,7 @@ impl Decoder {
     /// # Errors
     /// As [`decode`](Self::decode).
     pub fn decode_in_rust(&mut self, file: &[u8]) -> Result<Picture<'_>, ImageError> {
+        self.output.set_orientation(orientation(file, self.exif));
         check_end(file)?;
         match Oddity::of(file) {
             None => {}
@@ -93,19 +127,21 @@ impl Decoder {
             Err(ImageError::Decode(cause)) if cause.contains("[strict-mode]") => self.decode_jpeg(file, false)?,
             other => other?,
         };
-        Ok(Picture::new(width, height, channels, self.output.values()))
+        Ok(self.turned(width, height, channels, None, None))
     }
 
     /// The size that an encoded image has when it is decoded whole, from its header.
     ///
     /// # Errors
     /// When the content is unknown, or its header damaged or of a size that is not accepted.
-    pub fn size(file: &[u8]) -> Result<ImageSize, ImageError> {
-        if !file.starts_with(&[0xFF, 0xD8]) {
-            return other::size(file);
-        }
-        let (width, height) = jpeg_headers(file, false)?.dimensions().expect("headers were read");
-        check_size(width as u32, height as u32).map(|(width, height)| ImageSize { height, width })
+    pub fn size(file: &[u8], exif: ExifOrientation) -> Result<ImageSize, ImageError> {
+        let in_file = if file.starts_with(&[0xFF, 0xD8]) {
+            let (width, height) = jpeg_headers(file, false)?.dimensions().expect("headers were read");
+            check_size(width as u32, height as u32).map(|(width, height)| ImageSize { height, width })?
+        } else {
+            other::size(file)?
+        };
+        Ok(orientation(file, exif).size(in_file))
     }
 
     /// Frees scratch above `bytes`; where memory is short, all that a large image took. The next large image may wait for this.
@@ -149,7 +185,16 @@ impl Decoder {
         // Its planes, and the image that it makes of them.
         let bytes = width as usize * height as usize * channels;
         *self.output.room(0, 2 * bytes)? = decoder.decode().map_err(failed)?;
-        Ok(Picture::new(width, height, channels, self.output.values()))
+        Ok(self.turned(width, height, channels, None, None))
+    }
+}
+
+/// How a file's picture has to be turned.
+fn orientation(file: &[u8], exif: ExifOrientation) -> Orientation {
+    match exif {
+        // No file has both.
+        ExifOrientation::Apply => exif::orientation(file).or(other::own_orientation(file)),
+        ExifOrientation::Ignore => other::own_orientation(file),
     }
 }
 

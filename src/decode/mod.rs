@@ -1,6 +1,8 @@
 //! Decoding: from a file's bytes to a picture of u8 values. Knows nothing of sizes and crops of a batch.
 
 mod decoder;
+mod exif;
+mod orientation;
 mod other;
 mod output;
 mod picture;
@@ -9,6 +11,7 @@ mod segments;
 mod turbo;
 
 pub use decoder::{DecodeKind, Decoder};
+pub use exif::ExifOrientation;
 pub use picture::{Picture, RegionOf};
 
 use crate::memory::Lack;

@@ -1,7 +1,9 @@
 //! What images are decoded into. A large decode takes its memory from what is free before it begins, and waits for others where that is short.
 
-use super::ImageError;
+use super::orientation::Orientation;
+use super::{ImageError, Picture};
 use crate::memory::{self, Lack, Promise};
+use crate::types::CropBox;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Decodes that take fewer bytes begin at once.
@@ -70,10 +72,33 @@ impl Drop for Admission<'_> {
 pub struct Output {
     // Declared, and so dropped, before the admission of its memory.
     values: Vec<u8>,
+    /// How the picture has to be turned once it is decoded, and memory for the turned one.
+    orientation: Orientation,
+    turned: Vec<u8>,
     admission: Option<Admission<'static>>,
 }
 
 impl Output {
+    /// The pictures that follow have to be turned so; [`room`](Self::room) sees to it that there is memory for that.
+    pub fn set_orientation(&mut self, orientation: Orientation) {
+        self.orientation = orientation;
+    }
+
+    /// Turns the picture that was decoded, at least this box of the upright one; with how it was turned.
+    pub fn turn(&mut self, width: u32, height: u32, channels: usize, region: Option<CropBox>) -> Orientation {
+        if self.orientation.is_upright() {
+            return self.orientation;
+        }
+        let bytes = width as usize * height as usize * channels;
+        if self.turned.len() < bytes {
+            self.turned.resize(bytes, 0);
+        }
+        let picture = Picture::new(width, height, channels, &self.values);
+        self.orientation.turn(&picture, region, &mut self.turned);
+        std::mem::swap(&mut self.values, &mut self.turned);
+        self.orientation
+    }
+
     /// Memory for `bytes` values, at least, of an image whose decoder takes `own_bytes` more. What it holds is unspecified.
     ///
     /// # Errors
@@ -81,7 +106,8 @@ impl Output {
     pub fn room(&mut self, bytes: usize, own_bytes: usize) -> Result<&mut Vec<u8>, ImageError> {
         self.admission = None;
         let new_bytes = if bytes > self.values.capacity() { bytes } else { 0 };
-        let need = new_bytes + own_bytes;
+        let turned_bytes = if self.orientation.is_upright() { 0 } else { bytes.saturating_sub(self.turned.capacity()) };
+        let need = new_bytes + own_bytes + turned_bytes;
         if need >= LARGE_BYTES {
             if new_bytes > 0 {
                 // Moving it would take both.
@@ -109,9 +135,9 @@ impl Output {
     /// Ends a large decode, and frees memory above `bytes`, or where there is little, all of it.
     pub fn shrink_to(&mut self, bytes: usize) {
         let is_ample = || memory::free().is_none_or(|free| free >= AMPLE_BYTES);
-        let capacity = self.values.capacity();
+        let capacity = self.values.capacity() + self.turned.capacity();
         if capacity > bytes || capacity >= LARGE_BYTES && !is_ample() {
-            self.values = Vec::new();
+            (self.values, self.turned) = (Vec::new(), Vec::new());
         }
         self.admission = None;
     }

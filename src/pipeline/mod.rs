@@ -27,7 +27,7 @@ pub use owned_batch::OwnedBatch;
 pub use view::Views;
 
 use crate::cpus::Workers;
-use crate::decode::JPEG_DECODER;
+use crate::decode::{ExifOrientation, JPEG_DECODER};
 use crate::memory;
 use crate::mix::{Helpers, MixError, MixerKind};
 use crate::plan::Sampler;
@@ -338,8 +338,9 @@ impl Pipeline {
 
     /// What every decoded pixel of a split depends on but the encoded images.
     fn pixel_settings(&self, split: Split) -> String {
-        let LoadOptions { decode, resize, .. } = self.shared.options.load;
-        [env!("CARGO_PKG_VERSION"), JPEG_DECODER, decode.name(), resize.name(), split.name()].join(" ")
+        let LoadOptions { decode, exif, resize, sources: _ } = self.shared.options.load;
+        let exif = if exif == ExifOrientation::Ignore { "" } else { " exif" };
+        [env!("CARGO_PKG_VERSION"), JPEG_DECODER, decode.name(), resize.name(), split.name()].join(" ") + exif
     }
 
     /// [`StoreEntry::pixels_key`].

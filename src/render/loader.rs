@@ -1,7 +1,7 @@
 //! From encoded bytes to a u8 `[3, H, W]` row: decode and render with one thread's scratch.
 
 use super::{Geometry, ResizeKind, ViewMaker, ViewSteps};
-use crate::decode::{DecodeKind, Decoder, ImageError, Picture, RegionOf};
+use crate::decode::{DecodeKind, Decoder, ExifOrientation, ImageError, Picture, RegionOf};
 use crate::types::{ImageSize, Interpolation, ParseError};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,6 +12,8 @@ use std::str::FromStr;
 pub struct LoadOptions {
     /// How much of a JPEG is decoded.
     pub decode: DecodeKind,
+    /// Whether it is turned as its Exif says.
+    pub exif: ExifOrientation,
     /// How it is resized.
     pub resize: ResizeKind,
     /// What random views are rendered from.
@@ -81,7 +83,7 @@ pub const SCRATCH_BYTES_MAX: usize = 64 << 20;
 impl Loader {
     /// A loader without scratch as yet.
     pub fn new(options: LoadOptions) -> Self {
-        let (decoder, maker) = (Decoder::default(), ViewMaker::new(options.resize));
+        let (decoder, maker) = (Decoder::new(options.exif), ViewMaker::new(options.resize));
         Self { options, decoder, maker, planes: Vec::new(), interleaved: Vec::new() }
     }
 

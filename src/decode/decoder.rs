@@ -67,6 +67,7 @@ impl Decoder {
     ) -> Result<Picture<'_>, ImageError> {
         let orientation = orientation(file, self.exif);
         self.output.set_orientation(orientation);
+        let at_least = at_least.map(|upright| orientation.size(upright));
         if !file.starts_with(&[0xFF, 0xD8]) {
             let Shape { width, height, channels } = other::decode(file, &mut self.output)?;
             return Ok(self.turned(width, height, channels, None, None));

@@ -15,7 +15,7 @@ pub enum ExifOrientation {
     /// Yes, as Hugging Face's datasets.
     Apply,
 }
-named!(ExifOrientation, "Exif orientation", "apply or ignore", Ignore = "ignore", Apply = "apply");
+named!(ExifOrientation, "choice about Exif orientations", "apply or ignore", Ignore = "ignore", Apply = "apply");
 
 /// The orientation that a file's Exif, or where that has none its XMP, gives its picture.
 pub fn orientation(file: &[u8]) -> Orientation {

@@ -9,6 +9,8 @@ mod picture;
 mod segments;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
+#[cfg(test)]
+mod upright_tests;
 
 pub use decoder::{DecodeKind, Decoder};
 pub use exif::ExifOrientation;

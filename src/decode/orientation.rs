@@ -127,7 +127,7 @@ impl Orientation {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// The upright picture by Pillow's names of the eight orientations, of pixels in rows.

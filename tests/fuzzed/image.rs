@@ -1,6 +1,6 @@
 //! Image files: every decoder, and both of JPEGs.
 
-use mixd::decode::{Decoder, Picture};
+use mixd::decode::{Decoder, ExifOrientation, Picture};
 use mixd::types::{CropBox, ImageSize};
 
 /// Larger images only take longer.
@@ -9,11 +9,17 @@ const PIXELS_MAX: usize = 1 << 18;
 /// Decodes a file whole, a box of it, scaled, and with the decoder of builds without libjpeg-turbo. Whatever accepts it agrees on its size; a box of
 /// a file that is sound has the pixels of the whole.
 pub fn image(file: &[u8]) {
-    let size = Decoder::size(file);
+    for exif in ExifOrientation::ALL {
+        turned(file, *exif);
+    }
+}
+
+fn turned(file: &[u8], exif: ExifOrientation) {
+    let size = Decoder::size(file, exif);
     if size.as_ref().is_ok_and(|size| size.pixels() > PIXELS_MAX) {
         return;
     }
-    let (mut decoder, mut other) = (Decoder::default(), Decoder::default());
+    let (mut decoder, mut other) = (Decoder::new(exif), Decoder::new(exif));
     let in_rust = file.starts_with(&[0xFF, 0xD8]).then(|| other.decode_in_rust(file).map(shape));
     let Ok(whole) = decoder.decode(file, None) else { return };
     let (shape, pixels) = (shape(whole), whole.to_rgb());

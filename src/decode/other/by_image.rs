@@ -4,7 +4,7 @@ use super::Shape;
 use crate::decode::output::Output;
 use crate::decode::{ImageError, check_size};
 use crate::types::ImageSize;
-use ::image::{ColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
+use ::image::{ColorType, ImageDecoder, ImageReader, Limits};
 use std::io::Cursor;
 
 /// Bytes that `image` may take beside the image: for a row, or for what a file holds beside pixels.
@@ -34,18 +34,15 @@ pub fn size(file: &[u8]) -> Result<ImageSize, ImageError> {
 pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
     let failed = |error: ::image::ImageError| ImageError::Decode(error.to_string());
     let reader = reader(file)?;
-    let is_png = reader.format() == Some(ImageFormat::Png);
     let mut decoder = reader.into_decoder().map_err(failed)?;
     let (width, height) = check_size(decoder.dimensions().0, decoder.dimensions().1)?;
     let color = decoder.color_type();
     let pixels = width as usize * height as usize;
     let bytes = pixels * usize::from(color.bytes_per_pixel());
-    // PNG is decoded by rows; others hold the image once more, WebP twice.
-    let own_bytes = if is_png { 0 } else { 2 * bytes };
+    // They hold the image once more, WebP twice.
+    let own_bytes = 2 * bytes;
     let raw = output.room(bytes, own_bytes)?;
-    if !is_png {
-        decoder.set_limits(limits(bytes + own_bytes + OTHER_BYTES)).map_err(failed)?;
-    }
+    decoder.set_limits(limits(bytes + own_bytes + OTHER_BYTES)).map_err(failed)?;
     raw.truncate(bytes);
     raw.fill(0);
     decoder.read_image(raw).map_err(failed)?;

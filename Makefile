@@ -7,11 +7,10 @@ sample := $(filter sample-data,$(DATA))
 EPOCHS ?= $(if $(sample),48,1)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 MIXD   := $(TARGET)/release/mixd
-# libjpeg-turbo decodes faster than what is built in else, and to Pillow's pixels; its build needs two tools.
-jpeg   := $(if $(and $(shell command -v cmake),$(shell command -v nasm)),turbojpeg)
+# libjpeg-turbo decodes faster than what is built in else, and to Pillow's pixels; its build needs cmake and nasm.
 # CUDA is looked for when it is asked for: its part is built everywhere.
-plain  := --features "cuda $(jpeg)"
-with   := --features "torch $(jpeg)"
+plain  := --features "cuda turbojpeg"
+with   := --features "torch turbojpeg"
 # What a trainer links.
 client := --no-default-features --features cuda
 CARGO_TEST   := cargo test --release --locked
@@ -36,7 +35,7 @@ build: libtorch program ## Build target/release/mixd, and mixd-torch beside it
 	cargo build --release --locked $(with) --bin mixd-torch
 
 program:
-	@scripts/tools.sh cargo
+	@scripts/tools.sh cargo cmake nasm
 	cargo build --release --locked $(plain)
 
 python: program .venv/plain/ready ## Build the Python package, with the daemon's program in it, into target/wheels
@@ -99,7 +98,7 @@ fuzz: FUZZ_SECONDS ?= 60
 fuzz: fuzz_cargo = RUSTC_BOOTSTRAP=1 .tools/bin/cargo-fuzz
 fuzz: fuzz_dirs  = --fuzz-dir fuzz --target-dir $(CURDIR)/target/fuzz
 fuzz: .tools/bin/cargo-fuzz ## Run each fuzz target for FUZZ_SECONDS over hostile files, messages, shared memory and configurations (TARGETS="image ring": these alone)
-	@scripts/tools.sh cargo c++
+	@scripts/tools.sh cargo c++ cmake nasm
 	$(fuzz_cargo) build $(fuzz_dirs)
 	@for target in $(or $(TARGETS),$$(.tools/bin/cargo-fuzz list --fuzz-dir fuzz)); do \
 		mkdir -p target/fuzz/corpus/$$target && echo "$$target: $(FUZZ_SECONDS) s" && \
@@ -129,7 +128,7 @@ tsan: ## Run the ring's stress test under ThreadSanitizer, with std built anew (
 
 check-replay: build .python .venv/torch/ready ## Compare replayed batches of the sample data with Pillow, torchvision and the formula
 	PYTHONPATH=.python python3 scripts/check-replay.py $(MIXD) sample-data 3
-	PYTHONPATH=.python .venv/torch/bin/python scripts/check-recipes.py $(MIXD) sample-data 1 $(if $(jpeg),--exact)
+	PYTHONPATH=.python .venv/torch/bin/python scripts/check-recipes.py $(MIXD) sample-data 1 --exact
 
 check-bench: build .python ## Run each measurement of `make bench` once, on the sample data
 	PYTHONPATH=.python python3 scripts/bench.py --mixd $(MIXD) --data sample-data --seconds 0.1 --quick --out target/check-bench
@@ -196,4 +195,4 @@ clean-libtorch: ## Delete .libtorch
 	rm -rf .libtorch
 
 tools:
-	@scripts/tools.sh cargo c++ $(if $(fetch),$(if $(wildcard $(LIBTORCH)/build-version),,python3 pip))
+	@scripts/tools.sh cargo c++ cmake nasm $(if $(fetch),$(if $(wildcard $(LIBTORCH)/build-version),,python3 pip))

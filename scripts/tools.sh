@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Names every tool of the arguments that is missing, with its remedy, one a line.
-# Usage: scripts/tools.sh [cargo] [c++] [python3] [pip] [venv]
+# Usage: scripts/tools.sh [cargo] [c++] [cmake] [nasm] [python3] [pip] [venv]
 set -uo pipefail
 
 missing=0
@@ -26,6 +26,10 @@ for tool in "$@"; do
       read -r compiler _ <<<"${CXX:-c++}"
       command -v "$compiler" >/dev/null ||
         say "C++ compiler $compiler not found: libtorch's bindings are C++ (apt-get install g++, or set CXX)"
+      ;;
+    cmake | nasm)
+      command -v "$tool" >/dev/null ||
+        say "$tool not found: libjpeg-turbo, which decodes JPEGs, is built with it (apt-get install $tool, or for a slower program with other pixels: cargo build --release)"
       ;;
     python3)
       command -v python3 >/dev/null ||

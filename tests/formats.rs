@@ -1,13 +1,15 @@
-//! Photos that lie on their side, through the real binary: `--exif`.
+//! What a build reads, and how, through the real binary: photos that lie on their side, and the name of its decoder.
 
 mod common;
 
 use common::{Daemon, mixd, run, sample_data, stderr};
-use mixd::decode::Decoder;
+use mixd::decode::{Decoder, JPEG_DECODER};
 use mixd::spec::{Crop, FeedSpec, Mix};
 use mixd::types::{ImageSize, Place};
+use rustix::process::Signal;
+use std::io::Read;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 /// A JPEG with Exif that has nothing but this orientation.
 fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
@@ -133,5 +135,29 @@ fn the_orientation_is_part_of_what_a_feed_and_a_cache_file_are() {
         assert_eq!(applied, first(turned.path(), &[]).0);
         assert!(ignored != applied && of_ignored != of_applied);
         assert_eq!((ignored, of_ignored), first(photos.path(), &[&cache_file]));
+    }
+}
+
+/// A build without libjpeg-turbo names its decoder and what that costs, once, when a daemon starts; `mixd status` names it always.
+#[test]
+fn a_daemon_names_its_decoder() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::with(dir, &sample_data(), &[], |command| {
+        command.env("RUST_LOG", "mixd=warn").stderr(Stdio::piped());
+    });
+    let mut errors = daemon.child.stderr.take().unwrap();
+    let output = run(&["status", "--socket", daemon.socket().to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains(JPEG_DECODER), "{output:?}");
+    daemon.signal(Signal::TERM);
+    daemon.child.wait().unwrap();
+    let mut log = String::new();
+    errors.read_to_string(&mut log).unwrap();
+    let lines = log.lines().filter(|line| line.contains("libjpeg-turbo")).collect::<Vec<_>>();
+    match JPEG_DECODER {
+        "libjpeg-turbo" => assert!(lines.is_empty(), "{log}"),
+        other => {
+            let [line] = lines[..] else { panic!("{log}") };
+            assert!(line.contains(other) && line.contains("0.7 of") && line.contains("10 levels"), "{line}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::options::{DataArgs, PipelineArgs, SocketArgs};
 use crate::control::{Daemon, Home, Owners, SocketError, serve, serve_metrics};
+use crate::decode::JPEG_DECODER_COST;
 use crate::pipeline::Pipeline;
 use crate::spec::RecipeChoice;
 use crate::types::Split;
@@ -97,6 +98,9 @@ impl Serve {
                 // Others cannot have joined yet: the next of them starts another.
                 _ = gone(Duration::ZERO) => return Ok(()),
             };
+            if let Some(cost) = JPEG_DECODER_COST {
+                tracing::warn!("{cost}");
+            }
             let source = pipeline.source();
             let (train, val) = (source.len(Split::Train), source.len(Split::Val));
             let what = format!("{} ({train} train, {val} val, {} classes)", source.location(), source.classes().len());

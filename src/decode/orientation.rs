@@ -1,6 +1,8 @@
 //! How a picture lies in its file: the eight orientations of Exif and TIFF.
 
-use super::{Picture, RegionOf};
+use super::Picture;
+#[cfg(any(test, feature = "turbojpeg"))]
+use super::RegionOf;
 use crate::types::{CropBox, ImageSize};
 
 /// Exif's tag 274: which turn, or mirrored turn, shows the picture upright.
@@ -59,6 +61,7 @@ impl Orientation {
     }
 
     /// The box in the file's picture, of the file's `size`, that a box of the upright picture shows.
+    #[cfg(any(test, feature = "turbojpeg"))]
     fn box_in_file(self, upright: CropBox, size: ImageSize) -> CropBox {
         let CropBox { top, left, height, width } = upright;
         let (down, across, height, width) =
@@ -78,6 +81,7 @@ impl Orientation {
 
     /// Runs `decode` with the callback that it gives the file's size, for one that knows the upright picture alone. Also the last
     /// answer: the box of the upright picture.
+    #[cfg(any(test, feature = "turbojpeg"))]
     pub fn with_region<T>(
         self,
         region: Option<RegionOf<'_>>,

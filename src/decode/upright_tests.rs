@@ -33,7 +33,7 @@ fn rows(picture: &Picture<'_>) -> Vec<Vec<u32>> {
 
 /// A file of each kind with this orientation, and what tells whether it is applied without being asked for.
 fn files(orientation: u16) -> Vec<(&'static str, Vec<u8>)> {
-    let exif = exif(orientation, orientation % 2 == 0);
+    let exif = exif(orientation, orientation.is_multiple_of(2));
     let mut files: Vec<_> = [(false, false), (true, false), (false, true)]
         .into_iter()
         .map(|(is_gray, is_progressive)| {

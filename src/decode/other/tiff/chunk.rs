@@ -140,7 +140,7 @@ fn group3(compressed: &[u8], layout: Layout) -> Result<Vec<u8>, ImageError> {
         // The last line may lack its mark.
         let read = decoder.advance();
         let is_whole = decoder.transitions().last() == Some(&width);
-        if read.is_err() && !(is_whole && row + 1 == layout.rows) || !is_whole {
+        if !is_whole || read.is_err() && row + 1 < layout.rows {
             return Err(damaged("a line of Group 3 cannot be read"));
         }
         push_line(&mut plain, decoder.transitions(), layout);

@@ -288,15 +288,14 @@ impl Picture {
         scratch.extend_from_slice(row);
         match self.sample {
             Sample::Sixteen { big } => {
-                let (read, write): (fn([u8; 2]) -> u16, fn(u16) -> [u8; 2]) = match big {
-                    true => (u16::from_be_bytes, u16::to_be_bytes),
-                    false => (u16::from_le_bytes, u16::to_le_bytes),
+                let value = |pair: &[u8]| {
+                    let pair = [pair[0], pair[1]];
+                    if big { u16::from_be_bytes(pair) } else { u16::from_le_bytes(pair) }
                 };
                 let stride = 2 * self.together();
                 for at in (stride..scratch.len().saturating_sub(1)).step_by(2) {
-                    let before = read([scratch[at - stride], scratch[at - stride + 1]]);
-                    let sum = before.wrapping_add(read([scratch[at], scratch[at + 1]]));
-                    scratch[at..at + 2].copy_from_slice(&write(sum));
+                    let sum = value(&scratch[at - stride..]).wrapping_add(value(&scratch[at..]));
+                    scratch[at..at + 2].copy_from_slice(&if big { sum.to_be_bytes() } else { sum.to_le_bytes() });
                 }
             }
             _ => {

@@ -63,7 +63,7 @@ impl Reads {
             let retry = match &error {
                 ReadError::DescriptorShortage(_) => true,
                 ReadError::Io(_) | ReadError::Removed { .. } => !known && self.may_pass(source, image, start),
-                ReadError::TooLarge { .. } => false,
+                ReadError::TooLarge { .. } | ReadError::FileChanged { .. } => false,
             };
             if !retry {
                 return Some(Err(error));

@@ -8,6 +8,7 @@ mod classes;
 mod dataset;
 mod folder;
 mod index;
+mod located;
 mod remembered;
 mod walk;
 
@@ -90,6 +91,12 @@ pub enum ReadError {
     Removed {
         /// The folder.
         folder: PathBuf,
+    },
+    /// The file that holds the sample is not the one that was indexed.
+    #[error("cannot be read: {} has changed since it was indexed (start the daemon again, which indexes it anew)", path.display())]
+    FileChanged {
+        /// The file.
+        path: PathBuf,
     },
     /// Any other failure. It may pass: retry for a while.
     #[error("cannot be read: {0}")]

@@ -1,0 +1,281 @@
+//! The files that hold samples: opened when they are first read, and so many kept open as descriptors allow.
+
+use super::super::{ReadError, Stamp};
+use crate::stamp::{is_settled, stamp};
+use rustix::process::{Resource, getrlimit};
+use std::collections::VecDeque;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The most descriptors that are kept, and the fewest where there are few.
+const KEPT_MAX: u64 = 1_024;
+const KEPT_MIN: u64 = 8;
+/// The part of the process's descriptors that are kept at most: trainers need theirs.
+const KEPT_SHARE: u64 = 4;
+
+/// A file as it was when it was indexed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexedFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// How logs call it: its path from the data set's folder.
+    pub name: String,
+    print: Print,
+}
+
+/// Which file it is, and its content as far as size and time of change tell. Unlike a [`stamp`] it is the same after `chmod` and after a new
+/// hard link, so that these do not end a training run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Print {
+    inode: u64,
+    bytes: u64,
+    modified: [i64; 2],
+}
+
+impl Print {
+    fn of(meta: &Metadata) -> Self {
+        Self { inode: meta.ino(), bytes: meta.size(), modified: [meta.mtime(), meta.mtime_nsec()] }
+    }
+}
+
+impl IndexedFile {
+    /// The file at `path`, of which `meta` was read before it was indexed.
+    pub fn new(path: PathBuf, name: String, meta: &Metadata) -> Self {
+        Self { path, name, print: Print::of(meta) }
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        self.print.bytes
+    }
+
+    /// Whether `meta` is that of the file as it was indexed.
+    pub fn is_as_indexed(&self, meta: &Metadata) -> bool {
+        self.print == Print::of(meta)
+    }
+}
+
+/// Reads ranges of files, which must be as they were indexed.
+#[derive(Debug)]
+pub struct Files {
+    files: Vec<IndexedFile>,
+    open: Mutex<Open>,
+    kept_max: usize,
+}
+
+#[derive(Debug)]
+struct Open {
+    /// A descriptor for each file that has one. A reader holds it, too, so that it is not closed during a read.
+    descriptors: Vec<Option<Arc<File>>>,
+    /// The files that have one, oldest first.
+    order: VecDeque<u32>,
+}
+
+impl Files {
+    /// These files; none is opened yet.
+    pub fn new(files: Vec<IndexedFile>) -> Self {
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let open = Open { descriptors: vec![None; files.len()], order: VecDeque::new() };
+        Self { files, open: Mutex::new(open), kept_max: (limit / KEPT_SHARE).clamp(KEPT_MIN, KEPT_MAX) as usize }
+    }
+
+    /// The files.
+    pub fn all(&self) -> &[IndexedFile] {
+        &self.files
+    }
+
+    /// Fills `bytes` from `offset` of `file`; returns the range's stamp as it was before the first byte was read.
+    ///
+    /// # Errors
+    /// When the range cannot be read, or the file is no longer the one that was indexed: never other bytes.
+    pub fn read(&self, file: u32, offset: u64, bytes: &mut [u8]) -> Result<Option<Stamp>, ReadError> {
+        let result = self.descriptor(file).and_then(|descriptor| {
+            let before = descriptor.metadata()?;
+            let read = descriptor.read_exact_at(bytes, offset);
+            // A change that reached any of the bytes has moved the file's time before. It explains a failure, too.
+            self.check(file, &descriptor.metadata()?)?;
+            read?;
+            Ok(settled_stamp(&before, offset))
+        });
+        if result.is_err() {
+            // A stale handle of a network's file system, say: the next read opens the file anew.
+            self.forget(file);
+        }
+        result
+    }
+
+    /// The current stamp of a range; `None` where it cannot be read, or may change without the stamp.
+    pub fn stamp(&self, file: u32, offset: u64) -> Option<Stamp> {
+        let meta = self.descriptor(file).ok()?.metadata().ok()?;
+        self.check(file, &meta).ok()?;
+        settled_stamp(&meta, offset)
+    }
+
+    fn changed(&self, file: u32) -> ReadError {
+        ReadError::FileChanged { path: self.files[file as usize].path.clone() }
+    }
+
+    fn check(&self, file: u32, meta: &Metadata) -> Result<(), ReadError> {
+        if self.files[file as usize].is_as_indexed(meta) { Ok(()) } else { Err(self.changed(file)) }
+    }
+
+    /// The descriptor of a file, which is opened if need be.
+    fn descriptor(&self, file: u32) -> Result<Arc<File>, ReadError> {
+        if let Some(descriptor) = &self.open().descriptors[file as usize] {
+            return Ok(Arc::clone(descriptor));
+        }
+        let path = &self.files[file as usize].path;
+        let opened = open(path).or_else(|error| match ReadError::from(error) {
+            // Ours can be spared.
+            ReadError::DescriptorShortage(error) if self.close_all() == 0 => Err(ReadError::DescriptorShortage(error)),
+            ReadError::DescriptorShortage(_) => open(path).map_err(ReadError::from),
+            error => Err(error),
+        })?;
+        self.check(file, &opened.metadata()?)?;
+        let descriptor = Arc::new(opened);
+        let mut open = self.open();
+        if open.descriptors[file as usize].replace(Arc::clone(&descriptor)).is_none() {
+            open.order.push_back(file);
+        }
+        if open.order.len() > self.kept_max
+            && let Some(oldest) = open.order.pop_front()
+        {
+            open.descriptors[oldest as usize] = None;
+        }
+        Ok(descriptor)
+    }
+
+    fn forget(&self, file: u32) {
+        let mut open = self.open();
+        open.descriptors[file as usize] = None;
+        open.order.retain(|&kept| kept != file);
+    }
+
+    /// Closes what is kept open; returns how many.
+    fn close_all(&self) -> usize {
+        let mut open = self.open();
+        let order = std::mem::take(&mut open.order);
+        order.iter().for_each(|&file| open.descriptors[file as usize] = None);
+        order.len()
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens a regular file; a pipe of that name must not block.
+fn open(path: &Path) -> io::Result<File> {
+    let file = File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other(format!("{} is no longer a file", path.display())));
+    }
+    Ok(file)
+}
+
+/// The stamp of the range at `offset`, where it tells any later change.
+fn settled_stamp(meta: &Metadata, offset: u64) -> Option<Stamp> {
+    let numbers = [stamp(meta), offset];
+    is_settled(meta).then(|| xxhash_rust::xxh3::xxh3_64(bytemuck::cast_slice(&numbers)).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    fn files(contents: &[&[u8]]) -> (tempfile::TempDir, Files) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |(nth, content): (usize, &&[u8])| {
+            let path = dir.path().join(nth.to_string());
+            std::fs::write(&path, content).unwrap();
+            let meta = path.metadata().unwrap();
+            IndexedFile::new(path, nth.to_string(), &meta)
+        };
+        let files = Files::new(contents.iter().enumerate().map(file).collect());
+        (dir, files)
+    }
+
+    fn read(files: &Files, file: u32, offset: u64, length: usize) -> Result<Vec<u8>, ReadError> {
+        let mut bytes = vec![0; length];
+        files.read(file, offset, &mut bytes).map(|_| bytes)
+    }
+
+    #[test]
+    fn a_range_is_read() {
+        let (_dir, files) = files(&[b"0123456789", b"abc"]);
+        for (file, offset, expected) in [(0, 2, "23456"), (1, 0, "abc"), (1, 3, ""), (0, 9, "9")] {
+            assert_eq!(read(&files, file, offset, expected.len()).unwrap(), expected.as_bytes());
+        }
+    }
+
+    #[test]
+    fn stamps_tell_ranges_and_changes_apart() {
+        let (dir, files) = files(&[b"0123456789"]);
+        assert_eq!(files.stamp(0, 0), None, "just written");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let stamp = loop {
+            match files.read(0, 0, &mut [0; 5]).unwrap() {
+                Some(stamp) => break stamp,
+                None => assert!(Instant::now() < deadline, "never settled"),
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(files.stamp(0, 0), Some(stamp));
+        assert!(files.stamp(0, 5).is_some_and(|other| other != stamp));
+        std::fs::write(dir.path().join("0"), "0123456789").unwrap();
+        assert_eq!(files.stamp(0, 0), None);
+    }
+
+    #[test]
+    fn a_file_that_is_not_the_one_that_was_indexed_gives_no_bytes() {
+        let (dir, files) = files(&[b"0123456789", b"0123456789", b"0123456789"]);
+        for file in 0..3 {
+            assert_eq!(read(&files, file, 2, 3).unwrap(), b"234");
+        }
+        // Cut, written into, and replaced by one of the same size; the last one's descriptor still reads what was indexed.
+        File::options().write(true).open(dir.path().join("0")).unwrap().set_len(4).unwrap();
+        let written = File::options().write(true).open(dir.path().join("1")).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while files.check(1, &written.metadata().unwrap()).is_ok() {
+            assert!(Instant::now() < deadline, "its time does not move");
+            written.write_all_at(b"x", 3).unwrap();
+        }
+        std::fs::write(dir.path().join("new"), "abcdefghij").unwrap();
+        std::fs::rename(dir.path().join("new"), dir.path().join("2")).unwrap();
+        assert_eq!(read(&files, 2, 2, 3).unwrap(), b"234");
+        files.close_all();
+        for file in 0..3 {
+            let error = read(&files, file, 2, 3).unwrap_err();
+            assert!(matches!(&error, ReadError::FileChanged { path } if path.ends_with(file.to_string())), "{error}");
+            assert_eq!(files.stamp(file, 2), None);
+        }
+    }
+
+    #[test]
+    fn no_more_descriptors_are_kept_than_there_is_room_for() {
+        let contents: Vec<Vec<u8>> = (0..20).map(|nth| vec![nth; 10]).collect();
+        let (_dir, mut files) = files(&contents.iter().map(|content| &**content).collect::<Vec<_>>());
+        files.kept_max = 3;
+        for nth in (0..20).chain([5, 5, 19, 0]) {
+            assert_eq!(read(&files, nth, 1, 4).unwrap(), [nth as u8; 4]);
+            let open = files.open();
+            let kept = open.descriptors.iter().flatten().count();
+            assert!(kept <= 3 && kept == open.order.len() && open.descriptors[nth as usize].is_some());
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error_that_may_pass() {
+        let (dir, files) = files(&[b"0123456789"]);
+        let away = dir.path().join("away");
+        std::fs::rename(dir.path().join("0"), &away).unwrap();
+        let error = read(&files, 0, 0, 3).unwrap_err();
+        assert!(matches!(&error, ReadError::Io(cause) if cause.kind() == io::ErrorKind::NotFound), "{error}");
+        std::fs::rename(&away, dir.path().join("0")).unwrap();
+        assert_eq!(read(&files, 0, 0, 3).unwrap(), b"012");
+    }
+}

@@ -1,0 +1,198 @@
+//! An index of located samples on disk: loaded as long as its key is the same.
+//!
+//! The file is [`MAGIC`], the key, the samples of both splits as plain arrays in the machine's byte order, the classes, the notes, and the hash of all that.
+//! Each part begins with its length. It is written as a stream, and read straight into the index.
+
+use super::samples::Samples;
+use crate::types::Split;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::Path;
+use xxhash_rust::xxh3::Xxh3;
+
+/// First bytes of a file of this version.
+const MAGIC: &[u8] = b"mixd located 1\0";
+/// Fewer samples are indexed as fast as they are read.
+const SAMPLES_MIN: u32 = 1_000;
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// What an index holds beside the files, which its key names.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Contents {
+    /// The samples of each split, by [`Split`].
+    pub splits: [Samples; Split::ALL.len()],
+    /// The ids of the classes.
+    pub classes: Vec<String>,
+    /// What was noticed while indexing.
+    pub notes: Vec<String>,
+}
+
+impl Contents {
+    /// The index in `file`; `None` when there is none of this key, or it is damaged.
+    pub fn load(file: &Path, key: &[u8]) -> Option<Self> {
+        let file = File::open(file).ok()?;
+        let left = file.metadata().ok()?.len();
+        let mut input = Input { inner: BufReader::with_capacity(BUFFER_BYTES, file), hash: Xxh3::new(), left };
+        let mut magic = [0; MAGIC.len()];
+        input.fill(&mut magic)?;
+        if magic != MAGIC || input.part::<u8>()? != key {
+            return None;
+        }
+        let mut contents = Self::default();
+        for samples in &mut contents.splits {
+            *samples = Samples {
+                offsets: input.part()?,
+                lengths: input.part()?,
+                labels: input.part()?,
+                names: input.part()?,
+                name_ends: input.part()?,
+                runs: input.part()?,
+            };
+        }
+        for texts in [&mut contents.classes, &mut contents.notes] {
+            *texts = serde_json::from_slice(&input.part::<u8>()?).ok()?;
+        }
+        // Nothing of it is believed before the hash has proved that the file is whole.
+        let expected = input.hash.digest().to_le_bytes();
+        let mut found = [0; size_of::<u64>()];
+        input.fill(&mut found)?;
+        (found == expected).then_some(contents)
+    }
+
+    /// Saves the index, if it is worth it. A failure only costs the next start.
+    pub fn save(&self, file: &Path, key: &[u8]) {
+        if self.splits.iter().map(|samples| u64::from(samples.len())).sum::<u64>() < u64::from(SAMPLES_MIN) {
+            return;
+        }
+        let partial = file.with_extension(format!("{}.partial", std::process::id()));
+        let written = file
+            .parent()
+            .map_or(Ok(()), std::fs::create_dir_all)
+            .and_then(|()| self.write(File::create(&partial)?, key))
+            .and_then(|()| std::fs::rename(&partial, file));
+        if let Err(error) = written {
+            tracing::debug!("the index is not remembered in {}: {error}", file.display());
+            let _ = std::fs::remove_file(&partial);
+        }
+    }
+
+    fn write(&self, file: File, key: &[u8]) -> io::Result<()> {
+        let mut output = Output { inner: BufWriter::with_capacity(BUFFER_BYTES, file), hash: Xxh3::new() };
+        output.put(MAGIC)?;
+        output.part(key)?;
+        for samples in &self.splits {
+            let Samples { offsets, lengths, labels, names, name_ends, runs } = samples;
+            output.part(offsets)?;
+            output.part(lengths)?;
+            output.part(labels)?;
+            output.part(names)?;
+            output.part(name_ends)?;
+            output.part(runs)?;
+        }
+        for texts in [&self.classes, &self.notes] {
+            output.part(&serde_json::to_vec(texts)?)?;
+        }
+        let hash = output.hash.digest();
+        output.inner.write_all(&hash.to_le_bytes())?;
+        output.inner.flush()
+    }
+}
+
+struct Output<W> {
+    inner: W,
+    hash: Xxh3,
+}
+
+impl<W: Write> Output<W> {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hash.update(bytes);
+        self.inner.write_all(bytes)
+    }
+
+    fn part<T: bytemuck::NoUninit>(&mut self, values: &[T]) -> io::Result<()> {
+        self.put(&(values.len() as u64).to_le_bytes())?;
+        self.put(bytemuck::cast_slice(values))
+    }
+}
+
+struct Input<R> {
+    inner: R,
+    hash: Xxh3,
+    /// Bytes of the file that are left.
+    left: u64,
+}
+
+impl<R: Read> Input<R> {
+    fn fill(&mut self, bytes: &mut [u8]) -> Option<()> {
+        self.left = self.left.checked_sub(bytes.len() as u64)?;
+        self.inner.read_exact(bytes).ok()?;
+        self.hash.update(bytes);
+        Some(())
+    }
+
+    fn part<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(&mut self) -> Option<Vec<T>> {
+        let mut length = [0; size_of::<u64>()];
+        self.fill(&mut length)?;
+        let length = u64::from_le_bytes(length);
+        // Before memory is taken.
+        if length.checked_mul(size_of::<T>() as u64)? > self.left {
+            return None;
+        }
+        let mut values = vec![T::zeroed(); length as usize];
+        self.fill(bytemuck::cast_slice_mut(&mut values))?;
+        Some(values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::Location;
+    use super::*;
+
+    fn contents(count: u32) -> Contents {
+        let mut contents = Contents { classes: vec!["a".into(), "b\n".into()], ..Contents::default() };
+        for nth in 0..count {
+            let name = nth.to_string();
+            let sample = Location { file: nth / 9, offset: 512, length: nth, label: nth % 2, name: name.as_bytes() };
+            contents.splits[nth as usize % 2].push(sample).unwrap();
+        }
+        contents
+    }
+
+    #[test]
+    fn an_index_is_loaded_by_its_key_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("deeper/index");
+        let contents = contents(1_500);
+        contents.save(&file, b"key");
+        assert_eq!(Contents::load(&file, b"key"), Some(contents));
+        assert_eq!(Contents::load(&file, b"kez"), None);
+        assert_eq!(std::fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "something was left");
+    }
+
+    #[test]
+    fn a_damaged_index_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("index");
+        contents(1_000).save(&file, b"key");
+        let whole = std::fs::read(&file).unwrap();
+        // The lengths of the first parts lie in the first bytes.
+        for at in (0..64).chain([whole.len() / 2, whole.len() - 9, whole.len() - 1]) {
+            for bit in [1, 0x80] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= bit;
+                std::fs::write(&file, bytes).unwrap();
+                assert_eq!(Contents::load(&file, b"key"), None, "byte {at}");
+            }
+        }
+        std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+        assert_eq!(Contents::load(&file, b"key"), None);
+    }
+
+    #[test]
+    fn a_small_index_is_not_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        contents(999).save(&dir.path().join("index"), b"key");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

@@ -40,7 +40,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(serve::Serve),
+    Serve(Box<serve::Serve>),
     Train(Box<train::Train>),
     Bench(Box<bench::Bench>),
     #[command(hide = true)]

@@ -22,12 +22,15 @@ use std::time::Duration;
 /// The data set.
 #[derive(Debug, Args)]
 pub struct DataArgs {
-    /// An image folder with train/ and val/, a folder a class in each; or its .tgz or .tar.
+    /// An image folder with train/ and val/, a folder a class in each; or its .tgz or .tar; or WebDataset shards, such as 'shards/train-{000..146}.tar'.
     #[arg(long, env = "MIXD_DATA")]
     data: PathBuf,
     /// Where the splits are, such as train=training,val=/data/other [default: train and val].
     #[arg(long, env = "MIXD_SPLITS", value_name = "train=PLACE,val=PLACE")]
     splits: Option<Splits>,
+    /// Key of the label in the json of WebDataset shards [default: the field cls, else label or cls in json].
+    #[arg(long, env = "MIXD_LABEL_KEY", value_name = "KEY")]
+    label_key: Option<String>,
 }
 
 impl DataArgs {
@@ -45,7 +48,12 @@ impl DataArgs {
             bar.set_length(progress.total_bytes);
             bar.set_position(progress.read_bytes);
         };
-        let set = DataSet { data: self.data.clone(), splits: self.splits.clone().unwrap_or_default(), cache_dir: None };
+        let set = DataSet {
+            data: self.data.clone(),
+            splits: self.splits.clone().unwrap_or_default(),
+            label_key: self.label_key.clone(),
+            cache_dir: None,
+        };
         let source = source::open(&set, &mut show);
         bar.finish_and_clear();
         Ok(source?)
@@ -54,7 +62,8 @@ impl DataArgs {
     /// The same data set for a daemon of our own.
     pub fn arguments(&self) -> Vec<OsString> {
         let splits = self.splits.iter().map(|splits| format!("--splits={splits}").into());
-        ["--data".into(), self.data.clone().into()].into_iter().chain(splits).collect()
+        let label_key = self.label_key.iter().map(|key| format!("--label-key={key}").into());
+        ["--data".into(), self.data.clone().into()].into_iter().chain(splits).chain(label_key).collect()
     }
 }
 

@@ -8,10 +8,12 @@ use std::str::FromStr;
 /// What to open. All of it but the cache folder decides which samples there are.
 #[derive(Debug, Clone, Default)]
 pub struct DataSet {
-    /// A folder or an archive.
+    /// A folder, an archive, or a pattern of shards.
     pub data: PathBuf,
     /// Where its splits are.
     pub splits: Splits,
+    /// The key of the label in the `json` of a shard's samples; `cls`, or `label` or `cls` in `json`, where not given.
+    pub label_key: Option<String>,
     /// Where archives are unpacked and walks remembered; the user's cache folder, or `$MIXD_CACHE_DIR`, where not given.
     pub cache_dir: Option<PathBuf>,
 }

@@ -10,6 +10,7 @@ mod folder;
 mod index;
 mod located;
 mod remembered;
+mod shards;
 mod walk;
 
 pub use crate::types::Class;
@@ -187,6 +188,22 @@ pub enum DatasetError {
         /// The system's answer.
         source: io::Error,
     },
+    /// A shard that cannot be used.
+    #[error("{} {fault}", path.display())]
+    Shard {
+        /// The shard.
+        path: PathBuf,
+        /// What is wrong.
+        fault: shards::Fault,
+    },
+    /// Shards that make no data set.
+    #[error("{location}: {cause}")]
+    Shards {
+        /// Where they are.
+        location: String,
+        /// What is wrong.
+        cause: String,
+    },
     /// A system call failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -212,5 +229,8 @@ impl DatasetError {
 /// When there is no such path, or it holds no image folder with both splits.
 pub fn open(set: &DataSet, progress: &mut dyn FnMut(Progress)) -> Result<Arc<dyn Source>, DatasetError> {
     let cache_dir = set.cache_dir.clone().unwrap_or_else(archive::default_cache_dir);
+    if let Some(shards) = shards::open(set, &cache_dir)? {
+        return Ok(Arc::new(shards));
+    }
     Ok(Arc::new(Folder::open(&set.data, &cache_dir, progress)?))
 }

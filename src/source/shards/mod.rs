@@ -1,0 +1,282 @@
+//! WebDataset shards: tars of samples, indexed by their headers and read in place (docs/datasets.md).
+//!
+//! [`open`] finds the shards (`places.rs`), indexes each (`shard.rs`, by way of `tar.rs` or DALI's index in `dali.rs`, `group.rs` and `label.rs`) in
+//! threads of its own, or loads the index of all of them from the cache folder, and gives labels to the samples.
+
+mod braces;
+mod dali;
+mod fault;
+mod globs;
+mod group;
+mod label;
+mod names;
+mod places;
+mod reader;
+mod shard;
+mod tar;
+
+use super::located::{Contents, IndexedFile, Located, Location};
+use super::{Class, DataSet, DatasetError, classes};
+use crate::stamp::{is_settled, stamp};
+use crate::types::Split;
+pub use fault::Fault;
+use places::Places;
+use shard::{LabelKind, LeftOut, ShardIndex};
+use std::collections::HashMap;
+use std::fs::Metadata;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// The version of how shards become samples; another one indexes anew.
+const VERSION: &[u8] = b"webdataset 1\0";
+/// Indexing waits for storage more than it computes.
+const THREADS_MIN: usize = 4;
+const THREADS_MAX: usize = 16;
+
+/// The shards that `set` names; `None` when it names something else.
+///
+/// # Errors
+/// When they cannot be used.
+pub fn open(set: &DataSet, cache_dir: &Path) -> Result<Option<Located>, DatasetError> {
+    let Some(places) = places::find(set)? else {
+        return Ok(None);
+    };
+    let label_key = set.label_key.as_deref();
+    let (files, metas) = files(&places)?;
+    let (key, is_lasting) = key(&places, label_key, &metas);
+    let saved = cache_dir.join(format!("shards-{:016x}", name_of(&places, label_key)));
+    let mut contents = match Contents::load(&saved, &key) {
+        Some(contents) => contents,
+        None => {
+            tracing::info!("indexing {} shards of {}", files.len(), places.location);
+            let contents = index(&places, &files, label_key)?;
+            if is_lasting {
+                contents.save(&saved, &key);
+            }
+            contents
+        }
+    };
+    for (&split, expected) in Split::ALL.iter().zip(places.expected) {
+        let found = u64::from(contents.splits[split as usize].len());
+        if let Some(expected) = expected.filter(|expected| *expected != found) {
+            contents
+                .notes
+                .push(format!("the shards of {split} have {found} samples, where their info file counts {expected}"));
+        }
+    }
+    contents.notes.extend(places.notes);
+    let classes = readable(&mut contents, &places.base, label_key);
+    let source = Located::new(places.location, files, classes, contents);
+    tracing::debug!("the index of the shards takes {} bytes", source.index_bytes());
+    Ok(Some(source))
+}
+
+/// The shards of both splits, training first.
+fn files(places: &Places) -> Result<(Vec<IndexedFile>, Vec<Metadata>), DatasetError> {
+    let (mut files, mut metas) = (Vec::new(), Vec::new());
+    for path in places.shards.iter().flatten() {
+        let meta = path.metadata().map_err(DatasetError::io("look at", path))?;
+        if !meta.is_file() {
+            return Err(DatasetError::Shard { path: path.clone(), fault: Fault::NotAFile });
+        }
+        let name = path.strip_prefix(&places.base).unwrap_or(path).to_string_lossy().into_owned();
+        files.push(IndexedFile::new(path.clone(), name, &meta));
+        metas.push(meta);
+    }
+    Ok((files, metas))
+}
+
+/// What the index depends on, and whether a later change of that cannot go unnoticed.
+fn key(places: &Places, label_key: Option<&str>, metas: &[Metadata]) -> (Vec<u8>, bool) {
+    let mut key = VERSION.to_vec();
+    let mut is_lasting = true;
+    key.extend(label_key.unwrap_or_default().bytes().chain([0]));
+    let mut metas = metas.iter();
+    for (paths, split) in places.shards.iter().zip(Split::ALL) {
+        key.extend(split.name().bytes().chain([0]));
+        for (path, meta) in paths.iter().zip(metas.by_ref()) {
+            key.extend(path.as_os_str().as_bytes().iter().chain(&[0]));
+            let index = dali::beside(path, meta).map(|(_, index)| index);
+            for meta in [Some(meta), index.as_ref()] {
+                key.extend(meta.map_or(0, stamp).to_le_bytes());
+                is_lasting &= meta.is_none_or(is_settled);
+            }
+        }
+    }
+    (key, is_lasting)
+}
+
+/// Tells the saved indexes of different sets apart.
+fn name_of(places: &Places, label_key: Option<&str>) -> u64 {
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    hash.update(label_key.unwrap_or_default().as_bytes());
+    for paths in &places.shards {
+        hash.update(&[0]);
+        paths.iter().for_each(|path| {
+            hash.update(path.as_os_str().as_bytes());
+            hash.update(&[0]);
+        });
+    }
+    hash.digest()
+}
+
+/// Indexes all shards. The first of them that has a fault is named, whatever the threads do.
+fn index(places: &Places, files: &[IndexedFile], label_key: Option<&str>) -> Result<Contents, DatasetError> {
+    let (next, has_failed, indexes) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(Vec::new()));
+    let work = || {
+        while !has_failed.load(Ordering::Relaxed) {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(file) = files.get(number) else { return };
+            let index = shard::index(file, number as u32, label_key);
+            has_failed.fetch_or(index.is_err(), Ordering::Relaxed);
+            indexes.lock().unwrap_or_else(PoisonError::into_inner).push((number, index));
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(THREADS_MIN, THREADS_MAX);
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(files.len()) {
+            scope.spawn(work);
+        }
+    });
+    let mut indexes = indexes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    indexes.sort_unstable_by_key(|(number, _)| *number);
+    let refused = |number: usize, fault| DatasetError::Shard { path: files[number].path.clone(), fault };
+    let indexes = indexes.into_iter().map(|(number, index)| index.map_err(|fault| refused(number, fault)));
+    merge(places, indexes.collect::<Result<_, _>>()?)
+}
+
+/// The samples of all shards with labels in one vocabulary.
+fn merge(places: &Places, indexes: Vec<ShardIndex>) -> Result<Contents, DatasetError> {
+    let shards_refused = |cause: String| DatasetError::Shards { location: places.location.clone(), cause };
+    let mut left_out = LeftOut::default();
+    indexes.iter().for_each(|index| left_out += index.left_out.clone());
+    let [integers, names] =
+        [LabelKind::Integers, LabelKind::Names].map(|kind| indexes.iter().position(|index| index.kind == Some(kind)));
+    if let (Some(integers), Some(names)) = (integers, names) {
+        let [integers, names] = [integers, names].map(|number| path_of(places, number).display());
+        return Err(shards_refused(format!(
+            "the labels of {integers} are integers, those of {names} names (--label-key may name another key)"
+        )));
+    }
+    let train_shards = places.shards[Split::Train as usize].len();
+    let (train, val) = indexes.split_at(train_shards);
+    if train.iter().all(|index| index.samples.len() == 0) {
+        return Err(shards_refused(left_out.why_nothing()));
+    }
+    let mut contents = Contents { notes: left_out.notes(), ..Contents::default() };
+    let ids: HashMap<&str, u32> = if names.is_some() {
+        contents.classes = train.iter().flat_map(|index| &index.names).cloned().collect();
+        contents.classes.sort_unstable();
+        contents.classes.dedup();
+        contents.classes.iter().zip(0..).map(|(name, id)| (&**name, id)).collect()
+    } else {
+        let max = |indexes: &[ShardIndex]| indexes.iter().flat_map(|index| index.samples.iter()).map(|s| s.label).max();
+        let (in_train, in_val) = (max(train), max(val));
+        if in_val > in_train {
+            contents.notes.push("some labels of validation are larger than any of training".to_owned());
+        }
+        contents.classes = (0..=in_train.max(in_val).unwrap_or(0)).map(|label| label.to_string()).collect();
+        HashMap::new()
+    };
+    for (number, index) in indexes.iter().enumerate() {
+        let split = if number < train_shards { Split::Train } else { Split::Val };
+        let labels =
+            index.names.iter().map(|name| ids.get(&**name).copied().ok_or(name)).collect::<Result<Vec<_>, _>>();
+        let labels = labels.map_err(|name| {
+            let path = path_of(places, number).display();
+            shards_refused(format!("class `{}` of {path} has no training sample", fault::shown(name.as_bytes())))
+        })?;
+        for sample in index.samples.iter() {
+            let label = if names.is_some() { labels[sample.label as usize] } else { sample.label };
+            let pushed = contents.splits[split as usize].push(Location { label, ..sample });
+            pushed.map_err(|_| DatasetError::Shard { path: path_of(places, number).to_owned(), fault: Fault::Full })?;
+        }
+    }
+    Ok(contents)
+}
+
+fn path_of(places: &Places, number: usize) -> &Path {
+    places.shards.iter().flatten().nth(number).expect("a shard of the set")
+}
+
+/// The vocabulary with readable names: those beside the shards, else the ones that are known.
+fn readable(contents: &mut Contents, base: &Path, label_key: Option<&str>) -> Vec<Class> {
+    let ids = std::mem::take(&mut contents.classes);
+    let are_integers = ids.iter().enumerate().all(|(label, id)| *id == label.to_string());
+    let named = if are_integers { names::class_names(base, label_key) } else { None };
+    if let Some(named) = named.as_ref().filter(|named| named.len() < ids.len()) {
+        let (named, labels) = (named.len(), ids.len());
+        contents.notes.push(format!(
+            "{named} class names lie beside the shards, which have labels up to {}: the others have none",
+            labels - 1
+        ));
+    }
+    let name = |label: usize, id: &String| -> String {
+        let listed = named.as_ref().and_then(|named| named.get(label)).filter(|name| !name.is_empty());
+        listed.map(|name| &**name).or_else(|| classes::readable(id)).unwrap_or(id).to_owned()
+    };
+    ids.iter().enumerate().map(|(label, id)| Class { name: name(label, id), id: id.clone() }).collect()
+}
+
+impl LeftOut {
+    /// Why there is no sample at all.
+    fn why_nothing(&self) -> String {
+        let list = |names: &std::collections::BTreeSet<String>| {
+            names.iter().map(|name| &**name).collect::<Vec<_>>().join(", ")
+        };
+        if let Some(name) = self.pickle.clone().filter(|_| self.no_label > 0) {
+            return Fault::Pickled { name }.to_string();
+        }
+        let fields = list(&self.fields);
+        if self.no_label > 0 {
+            let keys = if self.json_keys.is_empty() {
+                String::new()
+            } else {
+                format!(", json has the keys {}", list(&self.json_keys))
+            };
+            return format!(
+                "no training sample has a label: the fields are {fields}{keys} (a label is `cls`, an integer as text, or `json` with `label`; \
+                 --label-key names another key of json)"
+            );
+        }
+        if fields.is_empty() {
+            return "the training shards hold no samples, which are files such as 0001.jpg and 0001.cls".to_owned();
+        }
+        format!(
+            "no training sample has an image and a label of 0 or more: the fields are {fields} (images are jpg, png, webp or alike)"
+        )
+    }
+
+    /// What a user should know of that.
+    fn notes(&self) -> Vec<String> {
+        let line = |what: &str, causes: &[(u64, &str)]| {
+            let causes: Vec<_> = causes.iter().filter(|(count, _)| *count > 0).collect();
+            let total: u64 = causes.iter().map(|(count, _)| count).sum();
+            let causes: Vec<_> = causes.iter().map(|(count, cause)| format!("{count} {cause}")).collect();
+            (total > 0).then(|| format!("{total} {what} left out: {}", causes.join(", ")))
+        };
+        let samples = [
+            (self.no_image, "without an image"),
+            (self.several_images, "with several images, none of them `jpg`"),
+            (self.no_label, "without a label"),
+            (self.negative, "with a label below 0"),
+        ];
+        let files = [(self.keyless, "without an extension"), (self.hidden, "hidden")];
+        let unended = || format!("{} shards lack the blocks that end a tar, so samples may be missing", self.unended);
+        let misfits = || format!("{} index files (.idx) do not fit their shards and are not used", self.misfits);
+        [
+            line("samples", &samples),
+            line("files in shards", &files),
+            (self.unended > 0).then(unended),
+            (self.misfits > 0).then(misfits),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

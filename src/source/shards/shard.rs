@@ -1,0 +1,207 @@
+//! The index of one shard.
+
+use super::super::located::{Full, IndexedFile, Location, Samples};
+use super::dali;
+use super::fault::{Fault, shown};
+use super::group::{Groups, Role, Sample, role};
+use super::label::{Found, Image, Label, image, label, pickle};
+use super::reader::Reader;
+use super::tar::{Entries, Entry};
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::ops::AddAssign;
+
+/// Names of fields and keys that are kept for an error's text.
+const NAMES_KEPT: usize = 24;
+
+/// How labels are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LabelKind {
+    /// As integers, which are the labels.
+    Integers,
+    /// As names of classes.
+    Names,
+}
+
+/// What a shard holds.
+#[derive(Debug, Default)]
+pub struct ShardIndex {
+    /// Its samples. Their labels are the integers that are written, or positions in `names`.
+    pub samples: Samples,
+    /// Unknown where there is no sample.
+    pub kind: Option<LabelKind>,
+    /// The names of classes, in the order of their first samples.
+    pub names: Vec<String>,
+    /// What was left out, and why.
+    pub left_out: LeftOut,
+}
+
+/// Files and samples that are not served.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Samples without an image.
+    pub no_image: u64,
+    /// Samples with several images, none of which is called `jpg` or alike.
+    pub several_images: u64,
+    /// Samples with an image and no label.
+    pub no_label: u64,
+    /// Samples whose label is below 0.
+    pub negative: u64,
+    /// Files without an extension.
+    pub keyless: u64,
+    /// Files whose name begins with a dot.
+    pub hidden: u64,
+    /// Shards without the blocks that end a tar.
+    pub unended: u64,
+    /// Index files that do not fit their shards.
+    pub misfits: u64,
+    /// A pickle in a sample without a label.
+    pub pickle: Option<String>,
+    /// Fields of the samples that lack something.
+    pub fields: BTreeSet<String>,
+    /// Keys of their `json`.
+    pub json_keys: BTreeSet<String>,
+}
+
+impl AddAssign for LeftOut {
+    fn add_assign(&mut self, other: Self) {
+        for (ours, theirs) in [
+            (&mut self.no_image, other.no_image),
+            (&mut self.several_images, other.several_images),
+            (&mut self.no_label, other.no_label),
+            (&mut self.negative, other.negative),
+            (&mut self.keyless, other.keyless),
+            (&mut self.hidden, other.hidden),
+            (&mut self.unended, other.unended),
+            (&mut self.misfits, other.misfits),
+        ] {
+            *ours += theirs;
+        }
+        self.pickle = self.pickle.take().or(other.pickle);
+        keep(&mut self.fields, other.fields);
+        keep(&mut self.json_keys, other.json_keys);
+    }
+}
+
+fn keep(kept: &mut BTreeSet<String>, more: impl IntoIterator<Item = String>) {
+    more.into_iter().for_each(|name| {
+        if kept.len() < NAMES_KEPT {
+            kept.insert(name);
+        }
+    });
+}
+
+/// Indexes the shard that is `number` of its set. `label_key` is the key of the label in `json`.
+///
+/// # Errors
+/// When the shard is no whole tar, changes meanwhile, or a label cannot be read.
+pub fn index(file: &IndexedFile, number: u32, label_key: Option<&str>) -> Result<ShardIndex, Fault> {
+    let opened = File::open(&file.path).map_err(Fault::Io)?;
+    let meta = opened.metadata().map_err(Fault::Io)?;
+    let mut reader = Reader::new(&opened, meta.len());
+    let mut indexer = Indexer { number, label_key, ids: HashMap::new(), index: ShardIndex::default() };
+    let listed = dali::beside(&file.path, &meta).map(|(path, _)| dali::entries(&path, &mut reader));
+    let mut groups = Groups::default();
+    if let Some(Some(entries)) = listed {
+        for entry in &entries {
+            indexer.add(entry, &mut groups, &mut reader)?;
+        }
+    } else {
+        indexer.index.left_out.misfits += u64::from(listed.is_some());
+        let (mut entries, mut entry) = (Entries::default(), Entry::default());
+        while entries.next(&mut reader, &mut entry)? {
+            indexer.add(&entry, &mut groups, &mut reader)?;
+        }
+        indexer.index.left_out.unended += u64::from(!entries.is_ended());
+    }
+    if let Some(sample) = groups.last() {
+        indexer.sample(sample, &mut reader)?;
+    }
+    let is_as_it_was = |meta: std::fs::Metadata| file.is_as_indexed(&meta);
+    if !opened.metadata().is_ok_and(is_as_it_was) {
+        return Err(Fault::Changing);
+    }
+    Ok(indexer.index)
+}
+
+struct Indexer<'a> {
+    number: u32,
+    label_key: Option<&'a str>,
+    /// Positions in the index's `names`.
+    ids: HashMap<String, u32>,
+    index: ShardIndex,
+}
+
+impl Indexer<'_> {
+    fn add(&mut self, entry: &Entry, groups: &mut Groups, reader: &mut Reader<'_>) -> Result<(), Fault> {
+        match role(&entry.name) {
+            Role::Field { key, name } => match groups.add(key, name, entry)? {
+                Some(sample) => self.sample(sample, reader),
+                None => Ok(()),
+            },
+            Role::Meta => Ok(()),
+            Role::Hidden => {
+                self.index.left_out.hidden += 1;
+                Ok(())
+            }
+            Role::Keyless => {
+                self.index.left_out.keyless += 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn sample(&mut self, sample: &Sample, reader: &mut Reader<'_>) -> Result<(), Fault> {
+        let fields = || sample.fields.iter().map(|field| shown(field.name.as_bytes()));
+        let left_out = &mut self.index.left_out;
+        let image = match image(sample) {
+            Image::At(entry) => entry,
+            other => {
+                let count = if other == Image::Nothing { &mut left_out.no_image } else { &mut left_out.several_images };
+                *count += 1;
+                keep(&mut left_out.fields, fields());
+                return Ok(());
+            }
+        };
+        let label = match label(sample, self.label_key, reader)? {
+            Found::Label(label) => label,
+            Found::Negative => {
+                left_out.negative += 1;
+                return Ok(());
+            }
+            Found::Nothing(json_keys) => {
+                left_out.no_label += 1;
+                if left_out.pickle.is_none() {
+                    left_out.pickle = pickle(sample).map(|entry| shown(&entry.name));
+                }
+                keep(&mut left_out.fields, fields());
+                keep(&mut left_out.json_keys, json_keys.iter().map(|key| shown(key.as_bytes())));
+                return Ok(());
+            }
+        };
+        let label = self.number_of(label, image)?;
+        let location = Location {
+            file: self.number,
+            offset: image.offset,
+            length: u32::try_from(image.bytes).unwrap_or(u32::MAX),
+            label,
+            name: &image.name,
+        };
+        self.index.samples.push(location).map_err(|Full| Fault::Full)
+    }
+
+    fn number_of(&mut self, label: Label, image: &Entry) -> Result<u32, Fault> {
+        let kind = if matches!(label, Label::Integer(_)) { LabelKind::Integers } else { LabelKind::Names };
+        if *self.index.kind.get_or_insert(kind) != kind {
+            let cause = "some labels are integers, others names (--label-key may name another key)".to_owned();
+            return Err(Fault::BadLabel { name: shown(&image.name), cause });
+        }
+        Ok(match label {
+            Label::Integer(number) => number,
+            Label::Name(name) => *self.ids.entry(name).or_insert_with_key(|name| {
+                self.index.names.push(name.clone());
+                self.index.names.len() as u32 - 1
+            }),
+        })
+    }
+}

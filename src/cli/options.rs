@@ -22,13 +22,18 @@ use std::time::Duration;
 /// The data set.
 #[derive(Debug, Args)]
 pub struct DataArgs {
-    /// An image folder with train/ and val/, a folder a class in each; or its .tgz or .tar; or WebDataset shards, such as 'shards/train-{000..146}.tar'.
+    /// An image folder with train/ and val/, a folder a class in each; or its .tgz or .tar; or WebDataset shards, such as 'shards/train-{000..146}.tar'; or
+    /// Parquet as Hugging Face has it, or a folder of save_to_disk; or cifar10:PATH, cifar100:PATH, mnist:PATH, fashion-mnist:PATH.
     #[arg(long, env = "MIXD_DATA")]
     data: PathBuf,
     /// Where the splits are, such as train=training,val=/data/other [default: train and val].
     #[arg(long, env = "MIXD_SPLITS", value_name = "train=PLACE,val=PLACE")]
     splits: Option<Splits>,
-    /// Key of the label in the json of WebDataset shards [default: the field cls, else label or cls in json].
+    /// Column of the images of Parquet or Arrow tables, where more than one might be.
+    #[arg(long, env = "MIXD_IMAGE_KEY", value_name = "KEY")]
+    image_key: Option<String>,
+    /// Key of the label: the column of Parquet or Arrow tables, where more than one might be; or in the json of WebDataset shards
+    /// [default: the field cls, else label or cls in json].
     #[arg(long, env = "MIXD_LABEL_KEY", value_name = "KEY")]
     label_key: Option<String>,
 }
@@ -51,6 +56,7 @@ impl DataArgs {
         let set = DataSet {
             data: self.data.clone(),
             splits: self.splits.clone().unwrap_or_default(),
+            image_key: self.image_key.clone(),
             label_key: self.label_key.clone(),
             cache_dir: None,
         };
@@ -62,8 +68,9 @@ impl DataArgs {
     /// The same data set for a daemon of our own.
     pub fn arguments(&self) -> Vec<OsString> {
         let splits = self.splits.iter().map(|splits| format!("--splits={splits}").into());
+        let image_key = self.image_key.iter().map(|key| format!("--image-key={key}").into());
         let label_key = self.label_key.iter().map(|key| format!("--label-key={key}").into());
-        ["--data".into(), self.data.clone().into()].into_iter().chain(splits).chain(label_key).collect()
+        ["--data".into(), self.data.clone().into()].into_iter().chain(splits).chain(image_key).chain(label_key).collect()
     }
 }
 

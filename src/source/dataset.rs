@@ -12,7 +12,10 @@ pub struct DataSet {
     pub data: PathBuf,
     /// Where its splits are.
     pub splits: Splits,
-    /// The key of the label in the `json` of a shard's samples; `cls`, or `label` or `cls` in `json`, where not given.
+    /// The column of a table that holds the images, where more than one might.
+    pub image_key: Option<String>,
+    /// The column of a table that holds the labels, where more than one might. Or the key of the label in the `json` of a shard's samples; `cls`, or
+    /// `label` or `cls` in `json`, where not given.
     pub label_key: Option<String>,
     /// Where archives are unpacked and walks remembered; the user's cache folder, or `$MIXD_CACHE_DIR`, where not given.
     pub cache_dir: Option<PathBuf>,

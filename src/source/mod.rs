@@ -6,11 +6,13 @@
 mod archive;
 mod classes;
 mod dataset;
+mod flaw;
 mod folder;
 mod index;
 mod located;
 mod remembered;
 mod shards;
+mod tables;
 mod walk;
 
 pub use crate::types::Class;
@@ -22,6 +24,7 @@ use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tables::Tables;
 use xxhash_rust::xxh3::Xxh3;
 
 /// An indexed collection of labelled, encoded samples.
@@ -180,6 +183,14 @@ pub enum DatasetError {
         /// What is wrong.
         cause: String,
     },
+    /// A file of many images that cannot be used.
+    #[error("{} {cause}", path.display())]
+    Unusable {
+        /// The file, or the folder of such files.
+        path: PathBuf,
+        /// What is wrong.
+        cause: String,
+    },
     /// There is no folder to unpack to.
     #[error("cannot unpack to {}: {source} (name a folder that this user may write to: MIXD_CACHE_DIR)", path.display())]
     NoCache {
@@ -231,6 +242,9 @@ pub fn open(set: &DataSet, progress: &mut dyn FnMut(Progress)) -> Result<Arc<dyn
     let cache_dir = set.cache_dir.clone().unwrap_or_else(archive::default_cache_dir);
     if let Some(shards) = shards::open(set, &cache_dir)? {
         return Ok(Arc::new(shards));
+    }
+    if let Some(tables) = Tables::open(set, &cache_dir)? {
+        return Ok(Arc::new(tables));
     }
     Ok(Arc::new(Folder::open(&set.data, &cache_dir, progress)?))
 }

@@ -37,8 +37,14 @@ impl Located {
         Self { location, classes, files: Files::new(files), splits, notes }
     }
 
-    fn get(&self, split: Split, sample: SampleId) -> Location<'_> {
+    /// Where a sample is.
+    pub fn get(&self, split: Split, sample: SampleId) -> Location<'_> {
         self.splits[split as usize].get(sample)
+    }
+
+    /// The files that hold the samples.
+    pub fn files(&self) -> &Files {
+        &self.files
     }
 
     /// Bytes that the index has allocated.

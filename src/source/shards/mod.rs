@@ -3,10 +3,10 @@
 //! [`open`] finds the shards (`places.rs`), indexes each (`shard.rs`, by way of `tar.rs` or DALI's index in `dali.rs`, `group.rs` and `label.rs`) in
 //! threads of its own, or loads the index of all of them from the cache folder, and gives labels to the samples.
 
-mod braces;
+pub(super) mod braces;
 mod dali;
 mod fault;
-mod globs;
+pub(super) mod globs;
 mod group;
 mod label;
 mod names;

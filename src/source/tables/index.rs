@@ -1,0 +1,142 @@
+//! The index of one table: where each row's image is, and its label.
+
+use super::arrow::Arrow;
+use super::cells::{Cell, Column, Use};
+use super::columns::{Chosen, Named, choose};
+use super::flaw::Flaw;
+use super::parquet::{CodedPage, Parquet};
+use std::collections::HashMap;
+use std::fs::{File, Metadata};
+use std::path::Path;
+
+/// Labels of a table's rows.
+pub enum Labels {
+    /// As they are.
+    Integers(Vec<i64>),
+    /// Their texts, each once, and for each row which of these.
+    Texts(Vec<String>, Vec<u32>),
+}
+
+/// A table's rows.
+pub struct Rows {
+    /// Where the images are.
+    pub images: Vec<Cell>,
+    /// The pages that [`Cell::Coded`] numbers.
+    pub coded: Vec<CodedPage>,
+    /// One for each image.
+    pub labels: Labels,
+}
+
+/// An open table.
+enum Table {
+    Parquet(Parquet),
+    Arrow(Arrow),
+}
+
+impl Table {
+    fn open(path: &Path, meta: &Metadata) -> Result<Self, Flaw> {
+        let file = File::open(path)?;
+        Ok(if path.extension().is_some_and(|extension| extension == "arrow") {
+            Self::Arrow(Arrow::open(file, meta.len())?)
+        } else {
+            Self::Parquet(Parquet::open(file, meta.len())?)
+        })
+    }
+
+    fn columns(&self) -> Vec<Column> {
+        match self {
+            Self::Parquet(table) => table.columns(),
+            Self::Arrow(table) => table.columns(),
+        }
+    }
+
+    fn images(&self, leaf: usize) -> Result<(Vec<Cell>, Vec<CodedPage>), Flaw> {
+        match self {
+            Self::Parquet(table) => table.strings(leaf).map(|strings| (strings.cells, strings.coded)),
+            Self::Arrow(table) => table.strings(leaf).map(|cells| (cells, Vec::new())),
+        }
+    }
+
+    fn integers(&self, leaf: usize) -> Result<Vec<Option<i64>>, Flaw> {
+        match self {
+            Self::Parquet(table) => table.integers(leaf),
+            Self::Arrow(table) => table.integers(leaf),
+        }
+    }
+
+    fn texts(&self, leaf: usize, each: &mut dyn FnMut(Option<&[u8]>)) -> Result<(), Flaw> {
+        match self {
+            Self::Parquet(table) => table.texts(leaf, each),
+            Self::Arrow(table) => table.texts(leaf, each),
+        }
+    }
+}
+
+/// The columns of a data set, by one of its tables.
+///
+/// # Errors
+/// When the table is damaged, or its columns are not clear.
+pub fn columns(path: &Path, meta: &Metadata, named: Named<'_>) -> Result<Chosen, Flaw> {
+    let table = Table::open(path, meta)?;
+    let notes = match &table {
+        Table::Parquet(table) => table.huggingface(),
+        Table::Arrow(table) => table.huggingface(),
+    };
+    choose(&table.columns(), notes, named)
+}
+
+/// Indexes a table of which `meta` was read before.
+///
+/// # Errors
+/// When it is damaged, has other columns, or a row without image or label.
+pub fn index(path: &Path, meta: &Metadata, chosen: &Chosen) -> Result<Rows, Flaw> {
+    let table = Table::open(path, meta)?;
+    let columns = table.columns();
+    let find = |name: &str| {
+        let found = columns.iter().find(|column| column.name == name && column.of_use != Use::Nothing);
+        found.ok_or_else(|| Flaw::new(format!("has no column `{name}`, which other files of the data set have")))
+    };
+    let (image, label) = (find(&chosen.image)?, find(&chosen.label)?);
+    if image.of_use != Use::Images {
+        return Err(Flaw::new(format!("has no images in the column `{}`", image.name)));
+    }
+    let (images, coded) = table.images(image.leaf)?;
+    if let Some(row) = images.iter().position(|cell| *cell == Cell::Null) {
+        return Err(Flaw::new(format!(
+            "has no bytes of an image in row {row}, only a path or nothing (save the data set with its images in it: \
+             `push_to_hub` and `to_parquet` do, from images that can be read)"
+        )));
+    }
+    let labels = labels(&table, label)?;
+    let count = match &labels {
+        Labels::Integers(labels) => labels.len(),
+        Labels::Texts(_, labels) => labels.len(),
+    };
+    if count != images.len() {
+        return Err(Flaw::new(format!("has {} images and {count} labels", images.len())));
+    }
+    Ok(Rows { images, coded, labels })
+}
+
+fn labels(table: &Table, column: &Column) -> Result<Labels, Flaw> {
+    let missing = |row: usize| Flaw::new(format!("has no label in row {row} of the column `{}`", column.name));
+    if column.of_use == Use::Integers {
+        let labels = table.integers(column.leaf)?;
+        let labels = labels.into_iter().enumerate().map(|(row, label)| label.ok_or_else(|| missing(row)));
+        return Ok(Labels::Integers(labels.collect::<Result<_, _>>()?));
+    }
+    let (mut known, mut texts, mut labels, mut fault) = (HashMap::<Vec<u8>, u32>::new(), Vec::new(), Vec::new(), None);
+    table.texts(column.leaf, &mut |text| {
+        let Some(text) = text else {
+            fault.get_or_insert_with(|| missing(labels.len()));
+            return;
+        };
+        let number = known.get(text).copied().unwrap_or_else(|| {
+            known.insert(text.to_vec(), texts.len() as u32);
+            texts.push(String::from_utf8_lossy(text).into_owned());
+            texts.len() as u32 - 1
+        });
+        labels.push(number);
+    })?;
+    fault.map_or(Ok(Labels::Texts(texts, labels)), Err)
+}

@@ -1,0 +1,423 @@
+//! Tables with a column of images, as Hugging Face writes them (Parquet, and Arrow where `save_to_disk` wrote them), as a source: a sample is a row.
+//!
+//! Images that lie in a file as they are become samples of [`Located`]. Those in a coded page are samples of it, too, which begin where the page does
+//! and whose length is their number in it: no other sample begins there. To read one, its page is decoded, and kept for a while.
+
+mod arrow;
+mod cells;
+mod columns;
+mod flaw;
+mod index;
+mod layout;
+mod pages;
+mod parquet;
+
+use super::located::{Contents, IndexedFile, Located, Location, Samples};
+use super::{Class, DataSet, DatasetError, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
+use crate::stamp::{is_settled, stamp};
+use crate::types::{ClassId, SampleId, Split};
+use cells::Cell;
+use columns::{Chosen, Named};
+use flaw::Flaw;
+use index::{Labels, Rows};
+use layout::{Found, Refused};
+use pages::Pages;
+use parquet::CodedPage;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+/// What decoded pages may take. A page of the usual writers has 1 MiB, or a row group of 100 images.
+const PAGES_BYTES: usize = 256 << 20;
+/// The most threads that index files: they mostly wait for the disk.
+const THREADS_MAX: usize = 8;
+/// Integers that are labels of no data set.
+const CLASSES_MAX: i64 = 1 << 20;
+
+/// Tables of images and labels.
+#[derive(Debug)]
+pub struct Tables {
+    located: Located,
+    /// For each file, its coded pages by their offset.
+    coded: Vec<BTreeMap<u64, CodedPage>>,
+    pages: Pages,
+}
+
+/// What is to be indexed.
+struct Layout {
+    /// For people.
+    location: String,
+    /// What names of files are relative to.
+    root: PathBuf,
+    /// The files of each split, by [`Split`].
+    files: [Vec<PathBuf>; Split::ALL.len()],
+    notes: Vec<String>,
+}
+
+impl Tables {
+    /// The tables of a data set; none where it has none.
+    pub(super) fn open(set: &DataSet, cache_dir: &Path) -> Result<Option<Self>, DatasetError> {
+        lay_out(set)?.map(|layout| Self::index(layout, set, cache_dir)).transpose()
+    }
+
+    fn index(layout: Layout, set: &DataSet, cache_dir: &Path) -> Result<Self, DatasetError> {
+        let mut files = Vec::new();
+        for (split, path) in
+            Split::ALL.iter().flat_map(|&split| layout.files[split as usize].iter().map(move |path| (split, path)))
+        {
+            let meta = path.metadata().map_err(DatasetError::io("look at", path))?;
+            files.push((split, path.clone(), meta));
+        }
+        let named = Named { image: set.image_column.as_deref(), label: set.label_column.as_deref() };
+        let (file, key) = remembered(&files, named, cache_dir);
+        let indexed_files = files.iter().map(|(_, path, meta)| {
+            let name = path.strip_prefix(&layout.root).unwrap_or(path).display().to_string();
+            IndexedFile::new(path.clone(), name, meta)
+        });
+        let indexed_files: Vec<IndexedFile> = indexed_files.collect();
+        let (contents, coded) = match Contents::load(&file, &key) {
+            Some(contents) => (contents, vec![BTreeMap::new(); files.len()]),
+            None => {
+                let (contents, coded) = index_all(&files, named)?;
+                // Without coded pages the index is all there is; those are found as fast as they are read.
+                if coded.iter().all(BTreeMap::is_empty) && files.iter().all(|(_, _, meta)| is_settled(meta)) {
+                    contents.save(&file, &key);
+                }
+                (contents, coded)
+            }
+        };
+        let classes = contents.classes.iter().map(|class| {
+            let (id, name) = class.split_once('\0').unwrap_or((class, class));
+            Class { id: id.to_owned(), name: name.to_owned() }
+        });
+        let classes = classes.collect();
+        let contents = Contents { notes: layout.notes, ..contents };
+        let located = Located::new(layout.location, indexed_files, classes, contents);
+        Ok(Self { located, coded, pages: Pages::new(PAGES_BYTES) })
+    }
+
+    /// The page that a sample is in, if it must be decoded.
+    fn coded(&self, place: Location<'_>) -> Option<&CodedPage> {
+        self.coded[place.file as usize].get(&place.offset)
+    }
+
+    fn read_coded(
+        &self,
+        place: Location<'_>,
+        coded: &CodedPage,
+        bytes: &mut Vec<u8>,
+    ) -> Result<Option<Stamp>, ReadError> {
+        let files = self.located.files();
+        // Of a file that has changed no page is served, though it be kept.
+        let stamp = files.read(place.file, place.offset, &mut [])?;
+        let page = self.pages.get((place.file, place.offset), || {
+            coded.decode(&mut |at, into: &mut [u8]| files.read(place.file, at, into).map(drop))
+        })?;
+        let gone =
+            || ReadError::Io(io::Error::new(io::ErrorKind::InvalidData, "its page has fewer values than it had"));
+        let image = page.get(place.length).ok_or_else(gone)?;
+        if image.len() as u64 > ENCODED_BYTES_MAX {
+            return Err(ReadError::TooLarge { bytes: image.len() as u64 });
+        }
+        bytes.clear();
+        bytes.extend_from_slice(image);
+        Ok(stamp)
+    }
+}
+
+impl From<Flaw> for ReadError {
+    fn from(flaw: Flaw) -> Self {
+        Self::Io(io::Error::new(io::ErrorKind::InvalidData, format!("its file {flaw}")))
+    }
+}
+
+impl Source for Tables {
+    fn location(&self) -> String {
+        self.located.location()
+    }
+
+    fn classes(&self) -> &[Class] {
+        self.located.classes()
+    }
+
+    fn len(&self, split: Split) -> u32 {
+        self.located.len(split)
+    }
+
+    fn label(&self, split: Split, sample: SampleId) -> ClassId {
+        self.located.label(split, sample)
+    }
+
+    /// The file and the row.
+    fn name(&self, split: Split, sample: SampleId) -> String {
+        self.located.name(split, sample)
+    }
+
+    fn read(&self, split: Split, sample: SampleId, bytes: &mut Vec<u8>) -> Result<Option<Stamp>, ReadError> {
+        let place = self.located.get(split, sample);
+        match self.coded(place) {
+            Some(coded) => self.read_coded(place, coded, bytes),
+            None => self.located.read(split, sample, bytes),
+        }
+    }
+
+    fn stamp(&self, split: Split, sample: SampleId) -> Option<Stamp> {
+        self.located.stamp(split, sample)
+    }
+
+    fn hash_identity(&self, split: Split, hash: &mut Xxh3) {
+        self.located.hash_identity(split, hash);
+    }
+
+    fn notes(&self) -> &[String] {
+        self.located.notes()
+    }
+}
+
+fn flawed(path: &Path) -> impl Fn(Flaw) -> DatasetError + '_ {
+    |flaw| DatasetError::Table { path: path.to_owned(), cause: flaw.to_string() }
+}
+
+fn refused(refused: Refused) -> DatasetError {
+    match refused {
+        Refused::Io(folder, error) => DatasetError::io("list", &folder)(error),
+        Refused::Two(first, second) => {
+            let cause = format!("and {} are two data sets: name one of them with --data", second.display());
+            DatasetError::Table { path: first, cause }
+        }
+    }
+}
+
+/// The files of both splits; none where the data set has no tables.
+fn lay_out(set: &DataSet) -> Result<Option<Layout>, DatasetError> {
+    let data = &set.data;
+    let (root, found) = if data.is_dir() {
+        (data.clone(), layout::find(data).map_err(refused)?)
+    } else if layout::is_table(data) {
+        let files = expand(data)?;
+        let root = data.parent().map_or_else(PathBuf::new, Path::to_owned);
+        (root.clone(), Some(layout::sort(&root, files).map_err(refused)?))
+    } else {
+        return Ok(None);
+    };
+    let root = root.canonicalize().unwrap_or(root);
+    let mut found = found.unwrap_or_default();
+    found.splits.values_mut().flatten().for_each(|file| *file = std::path::absolute(&*file).unwrap_or_default());
+    let mut layout =
+        Layout { location: data.display().to_string(), root, files: Default::default(), notes: Vec::new() };
+    let mut used = BTreeSet::new();
+    for &split in Split::ALL {
+        let place = set.splits.of(split);
+        let name = match place {
+            Some(place) => found.splits.keys().find(|name| *name == place),
+            None => default_split(split, &found),
+        };
+        layout.files[split as usize] = match (name, place) {
+            (Some(name), _) => {
+                used.insert(name.clone());
+                found.splits[name].clone()
+            }
+            (None, Some(place)) => files_at(&layout.root.join(place))?,
+            (None, None) => Vec::new(),
+        };
+        let default = if split == Split::Train { "train" } else { "validation" };
+        if let Some(name) = name.filter(|name| place.is_none() && *name != default) {
+            layout.notes.push(format!("the split `{name}` is used for {split}"));
+        }
+    }
+    if layout.files.iter().all(Vec::is_empty) && found.splits.is_empty() {
+        return Ok(None);
+    }
+    check(&layout, &found, set)?;
+    let left: Vec<&str> = found.splits.keys().filter(|name| !used.contains(*name)).map(String::as_str).collect();
+    if !left.is_empty() {
+        layout.notes.push(format!("splits that are not used: {} (see --splits)", left.join(", ")));
+    }
+    if found.others > 0 {
+        layout.notes.push(format!("{} tables ignored, whose names tell no split", found.others));
+    }
+    Ok(Some(layout))
+}
+
+/// The split that is used where none is given: for validation the test split, too.
+fn default_split(split: Split, found: &Found) -> Option<&String> {
+    let wanted: &[&str] = if split == Split::Train { &["train"] } else { &["validation", "test"] };
+    wanted.iter().find_map(|wanted| layout::standing_for(wanted, found.splits.keys()))
+}
+
+/// A data set must have training images, and every split that was named.
+fn check(layout: &Layout, found: &Found, set: &DataSet) -> Result<(), DatasetError> {
+    for &split in Split::ALL {
+        if !layout.files[split as usize].is_empty() {
+            continue;
+        }
+        let names: Vec<&str> = found.splits.keys().map(String::as_str).collect();
+        let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        let cause = match set.splits.of(split) {
+            Some(place) => {
+                format!("`{place}` is neither a split nor a place with tables; splits that are there: {there}")
+            }
+            None if split == Split::Train => {
+                format!("has no training split; splits that are there: {there} (choose one with --splits train=NAME)")
+            }
+            None => continue,
+        };
+        return Err(DatasetError::Table { path: set.data.clone(), cause });
+    }
+    Ok(())
+}
+
+/// The tables that a path or a pattern names.
+fn files_at(place: &Path) -> Result<Vec<PathBuf>, DatasetError> {
+    if !place.is_dir() {
+        return Ok(expand(place)?.into_iter().filter(|file| layout::is_table(file)).collect());
+    }
+    let mut files = Vec::new();
+    layout::list(place, 1, &mut files).map_err(refused)?;
+    files.sort_unstable_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
+    Ok(files)
+}
+
+/// The files that a pattern stands for.
+fn expand(pattern: &Path) -> Result<Vec<PathBuf>, DatasetError> {
+    Ok(vec![pattern.to_owned()])
+}
+
+/// Where the index of these files is remembered, and what must be the same for it to be used.
+fn remembered(files: &[(Split, PathBuf, Metadata)], named: Named<'_>, cache_dir: &Path) -> (PathBuf, Vec<u8>) {
+    let mut key = format!("tables 1\0{:?}\0{:?}\0", named.image, named.label).into_bytes();
+    for (split, path, meta) in files {
+        key.extend_from_slice(path.as_os_str().as_bytes());
+        key.extend_from_slice(format!("\0{split}\0{}\0", stamp(meta)).as_bytes());
+    }
+    let paths: Vec<&[u8]> = files.iter().map(|(_, path, _)| path.as_os_str().as_bytes()).collect();
+    (cache_dir.join(format!("tables-{:016x}", xxh3_64(&paths.join(&0)))), key)
+}
+
+/// The index of all files, and the coded pages of each.
+fn index_all(
+    files: &[(Split, PathBuf, Metadata)],
+    named: Named<'_>,
+) -> Result<(Contents, Vec<BTreeMap<u64, CodedPage>>), DatasetError> {
+    let (_, first, meta) = &files[0];
+    let chosen = index::columns(first, meta, named).map_err(flawed(first))?;
+    let tables = index_each(files, &chosen)?;
+    let classes = vocabulary(files, &tables, &chosen)?;
+    let mut contents = Contents { classes: classes.stored(), ..Contents::default() };
+    let mut coded_pages = Vec::new();
+    for (number, ((split, path, _), rows)) in files.iter().zip(tables).enumerate() {
+        let samples = &mut contents.splits[*split as usize];
+        push(samples, number as u32, path, &rows, &classes)?;
+        coded_pages.push(rows.coded.iter().map(|page| (page.offset(), *page)).collect());
+    }
+    Ok((contents, coded_pages))
+}
+
+/// Indexes files, several at once: most of the time passes in waiting for lengths from the disk.
+fn index_each(files: &[(Split, PathBuf, Metadata)], chosen: &Chosen) -> Result<Vec<Rows>, DatasetError> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).saturating_mul(2);
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(THREADS_MAX).min(files.len()) {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some((_, path, meta)) = files.get(number) else {
+                        return;
+                    };
+                    let rows = index::index(path, meta, chosen).map_err(flawed(path));
+                    let has_failed = rows.is_err();
+                    done.lock().expect("no thread panics").insert(number, rows);
+                    if has_failed {
+                        // The others end, too.
+                        next.store(files.len(), Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    done.into_inner().expect("no thread panics").into_values().collect()
+}
+
+/// The classes, and how labels become positions in them.
+enum Classes {
+    /// Labels are positions, of classes with these names.
+    Numbered(Vec<String>),
+    /// Texts, sorted.
+    Named(Vec<String>),
+}
+
+impl Classes {
+    /// Ids and names, as the index keeps them.
+    fn stored(&self) -> Vec<String> {
+        match self {
+            Self::Numbered(names) => names.iter().enumerate().map(|(id, name)| format!("{id}\0{name}")).collect(),
+            Self::Named(names) => names.clone(),
+        }
+    }
+}
+
+fn vocabulary(files: &[(Split, PathBuf, Metadata)], tables: &[Rows], chosen: &Chosen) -> Result<Classes, DatasetError> {
+    let (mut texts, mut max) = (BTreeSet::new(), None);
+    for ((split, path, _), rows) in files.iter().zip(tables) {
+        match &rows.labels {
+            Labels::Texts(names, _) if *split == Split::Train => texts.extend(names.iter().cloned()),
+            Labels::Texts(..) => {}
+            Labels::Integers(labels) => {
+                let limit = chosen.class_names.as_ref().map_or(CLASSES_MAX, |names| names.len() as i64);
+                if let Some(row) = labels.iter().position(|label| !(0..limit).contains(label)) {
+                    let label = labels[row];
+                    let remedy =
+                        "unlabelled rows have -1: choose another split with --splits, or column with --label-column";
+                    let cause = format!("has the label {label} in row {row}, outside of 0 to {} ({remedy})", limit - 1);
+                    return Err(DatasetError::Table { path: path.clone(), cause });
+                }
+                max = max.max(labels.iter().copied().max());
+            }
+        }
+    }
+    if max.is_some() && !texts.is_empty() {
+        let cause = format!("has integers in the column `{}`, and other files have texts", chosen.label);
+        return Err(DatasetError::Table { path: files[0].1.clone(), cause });
+    }
+    Ok(match (&chosen.class_names, max) {
+        (Some(names), _) => Classes::Numbered(names.clone()),
+        (None, Some(max)) => Classes::Numbered((0..=max).map(|label| label.to_string()).collect()),
+        (None, None) => Classes::Named(texts.into_iter().collect()),
+    })
+}
+
+fn push(samples: &mut Samples, file: u32, path: &Path, rows: &Rows, classes: &Classes) -> Result<(), DatasetError> {
+    let refused = |cause: String| DatasetError::Table { path: path.to_owned(), cause };
+    let position = |name: &String| match classes {
+        Classes::Named(names) => names.binary_search(name).ok().map(|at| at as ClassId),
+        Classes::Numbered(_) => None,
+    };
+    let (positions, labels): (Vec<Option<ClassId>>, Vec<u32>) = match &rows.labels {
+        Labels::Integers(labels) => (Vec::new(), labels.iter().map(|&label| label as u32).collect()),
+        Labels::Texts(names, of) => (names.iter().map(position).collect(), of.clone()),
+    };
+    for (row, (cell, &label)) in rows.images.iter().zip(&labels).enumerate() {
+        let label = match &rows.labels {
+            Labels::Integers(_) => label,
+            Labels::Texts(names, _) => positions[label as usize].ok_or_else(|| {
+                let name = &names[label as usize];
+                refused(format!("has the label `{name}` in row {row}, which no training row has"))
+            })?,
+        };
+        let name = row.to_string();
+        let (offset, length) = match *cell {
+            Cell::InPlace(place) => (place.offset, place.bytes),
+            Cell::Coded(page, nth) => (rows.coded[page as usize].offset(), nth),
+            Cell::Null => return Err(refused(format!("has no image in row {row}"))),
+        };
+        let sample = Location { file, offset, length, label, name: name.as_bytes() };
+        samples.push(sample).map_err(|_| refused("has more rows than a data set may have: 4 billion".to_owned()))?;
+    }
+    Ok(())
+}

@@ -4,6 +4,7 @@
 //! (`folder.rs`), or an unpacked archive of one, is the only kind so far. [`open`] is the single place that chooses the kind of a [`DataSet`].
 
 mod archive;
+mod binaries;
 mod classes;
 mod dataset;
 mod flaw;
@@ -15,6 +16,7 @@ mod shards;
 mod tables;
 mod walk;
 
+use binaries::Binaries;
 pub use crate::types::Class;
 use crate::types::{ClassId, SampleId, Split};
 pub use dataset::{DataSet, Splits};
@@ -240,6 +242,9 @@ impl DatasetError {
 /// When there is no such path, or it holds no image folder with both splits.
 pub fn open(set: &DataSet, progress: &mut dyn FnMut(Progress)) -> Result<Arc<dyn Source>, DatasetError> {
     let cache_dir = set.cache_dir.clone().unwrap_or_else(archive::default_cache_dir);
+    if let Some(binaries) = Binaries::open(set)? {
+        return Ok(Arc::new(binaries));
+    }
     if let Some(shards) = shards::open(set, &cache_dir)? {
         return Ok(Arc::new(shards));
     }

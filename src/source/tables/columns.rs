@@ -1,7 +1,7 @@
 //! Which column holds the images and which the labels.
 
+use super::super::flaw::Flaw;
 use super::cells::{Column, Use};
-use super::flaw::Flaw;
 use serde_json::Value;
 
 /// Names of columns that hold labels where no schema says so.

@@ -1,9 +1,9 @@
 //! The index of one table: where each row's image is, and its label.
 
+use super::super::flaw::Flaw;
 use super::arrow::Arrow;
 use super::cells::{Cell, Column, Use};
 use super::columns::{Chosen, Named, choose};
-use super::flaw::Flaw;
 use super::parquet::{CodedPage, Parquet};
 use std::collections::HashMap;
 use std::fs::{File, Metadata};

@@ -6,19 +6,20 @@
 mod arrow;
 mod cells;
 mod columns;
-mod flaw;
 mod index;
 mod layout;
 mod pages;
 mod parquet;
+#[cfg(test)]
+mod tests;
 
+use super::flaw::Flaw;
 use super::located::{Contents, IndexedFile, Located, Location, Samples};
 use super::{Class, DataSet, DatasetError, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
 use crate::stamp::{is_settled, stamp};
 use crate::types::{ClassId, SampleId, Split};
 use cells::Cell;
 use columns::{Chosen, Named};
-use flaw::Flaw;
 use index::{Labels, Rows};
 use layout::{Found, Refused};
 use pages::Pages;
@@ -180,7 +181,7 @@ impl Source for Tables {
 }
 
 fn flawed(path: &Path) -> impl Fn(Flaw) -> DatasetError + '_ {
-    |flaw| DatasetError::Table { path: path.to_owned(), cause: flaw.to_string() }
+    |flaw| DatasetError::Unusable { path: path.to_owned(), cause: flaw.to_string() }
 }
 
 fn refused(refused: Refused) -> DatasetError {
@@ -188,7 +189,7 @@ fn refused(refused: Refused) -> DatasetError {
         Refused::Io(folder, error) => DatasetError::io("list", &folder)(error),
         Refused::Two(first, second) => {
             let cause = format!("and {} are two data sets: name one of them with --data", second.display());
-            DatasetError::Table { path: first, cause }
+            DatasetError::Unusable { path: first, cause }
         }
     }
 }
@@ -247,7 +248,10 @@ fn lay_out(set: &DataSet) -> Result<Option<Layout>, DatasetError> {
 /// The split that is used where none is given: for validation the test split, too.
 fn default_split(split: Split, found: &Found) -> Option<&String> {
     let wanted: &[&str] = if split == Split::Train { &["train"] } else { &["validation", "test"] };
-    wanted.iter().find_map(|wanted| layout::standing_for(wanted, found.splits.keys()))
+    let known = wanted.iter().find_map(|wanted| layout::standing_for(wanted, found.splits.keys()));
+    // The only split of a set is for training, whatever its name.
+    let is_only = split == Split::Train && found.splits.len() == 1;
+    known.or_else(|| found.splits.keys().next().filter(|_| is_only))
 }
 
 /// A data set must have training images, and every split that was named.
@@ -267,7 +271,7 @@ fn check(layout: &Layout, found: &Found, set: &DataSet) -> Result<(), DatasetErr
             }
             None => continue,
         };
-        return Err(DatasetError::Table { path: set.data.clone(), cause });
+        return Err(DatasetError::Unusable { path: set.data.clone(), cause });
     }
     Ok(())
 }
@@ -375,7 +379,7 @@ fn vocabulary(files: &[(Split, PathBuf, Metadata)], tables: &[Rows], chosen: &Ch
                     let remedy =
                         "unlabelled rows have -1: choose another split with --splits, or column with --label-column";
                     let cause = format!("has the label {label} in row {row}, outside of 0 to {} ({remedy})", limit - 1);
-                    return Err(DatasetError::Table { path: path.clone(), cause });
+                    return Err(DatasetError::Unusable { path: path.clone(), cause });
                 }
                 max = max.max(labels.iter().copied().max());
             }
@@ -383,7 +387,7 @@ fn vocabulary(files: &[(Split, PathBuf, Metadata)], tables: &[Rows], chosen: &Ch
     }
     if max.is_some() && !texts.is_empty() {
         let cause = format!("has integers in the column `{}`, and other files have texts", chosen.label);
-        return Err(DatasetError::Table { path: files[0].1.clone(), cause });
+        return Err(DatasetError::Unusable { path: files[0].1.clone(), cause });
     }
     Ok(match (&chosen.class_names, max) {
         (Some(names), _) => Classes::Numbered(names.clone()),
@@ -393,7 +397,7 @@ fn vocabulary(files: &[(Split, PathBuf, Metadata)], tables: &[Rows], chosen: &Ch
 }
 
 fn push(samples: &mut Samples, file: u32, path: &Path, rows: &Rows, classes: &Classes) -> Result<(), DatasetError> {
-    let refused = |cause: String| DatasetError::Table { path: path.to_owned(), cause };
+    let refused = |cause: String| DatasetError::Unusable { path: path.to_owned(), cause };
     let position = |name: &String| match classes {
         Classes::Named(names) => names.binary_search(name).ok().map(|at| at as ClassId),
         Classes::Numbered(_) => None,

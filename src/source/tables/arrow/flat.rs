@@ -2,7 +2,7 @@
 //!
 //! Every offset is checked where it is followed. Tables may be shared, so whoever walks a tree counts what it visits.
 
-use super::super::flaw::Flaw;
+use super::super::super::flaw::Flaw;
 
 /// A table of a buffer.
 #[derive(Clone, Copy)]

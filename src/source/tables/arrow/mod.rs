@@ -6,8 +6,8 @@
 mod flat;
 mod schema;
 
+use super::super::flaw::Flaw;
 use super::cells::{Cell, Column, Place};
-use super::flaw::Flaw;
 use flat::Flat;
 use schema::{Leaf, Numbers, Schema, Values};
 use std::fs::File;
@@ -85,9 +85,6 @@ impl Arrow {
     /// The message at `at`, and where the next one is; none at the end of the stream.
     fn message(&self, at: u64) -> Result<Option<(Message, u64)>, Flaw> {
         let cut = || Flaw::new(format!("ends within a message at {at} (copy it again)"));
-        if at == self.file_bytes {
-            return Ok(None);
-        }
         let word = |at: u64| -> Result<u32, Flaw> {
             let mut word = [0; 4];
             if at.checked_add(4).is_none_or(|end| end > self.file_bytes) {

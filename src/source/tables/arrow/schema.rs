@@ -1,7 +1,7 @@
 //! The schema of an Arrow file: its columns, and where the values of each stand among a batch's nodes and buffers.
 
+use super::super::super::flaw::Flaw;
 use super::super::cells::{Column, Use};
-use super::super::flaw::Flaw;
 use super::flat::Flat;
 
 /// The most fields, with those of structures and lists.

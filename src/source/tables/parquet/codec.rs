@@ -1,6 +1,6 @@
 //! Compressions of Parquet's pages.
 
-use super::super::flaw::Flaw;
+use super::super::super::flaw::Flaw;
 use std::io::{self, Read};
 
 /// No compression.

@@ -1,6 +1,6 @@
 //! A Parquet file's footer: its columns, its row groups, and what its writer noted.
 
-use super::super::flaw::Flaw;
+use super::super::super::flaw::Flaw;
 use super::thrift::{Compact, Field, Malformed};
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -1,6 +1,6 @@
 //! Parquet's hybrid of run lengths and packed bits, in which levels and dictionary indexes are written.
 
-use super::super::flaw::Flaw;
+use super::super::super::flaw::Flaw;
 
 /// Calls `each` with the first `count` numbers of `width` bits in `bytes`.
 ///

@@ -10,8 +10,8 @@ mod page;
 mod thrift;
 mod values;
 
+use super::super::flaw::Flaw;
 use super::cells::{Cell, Column, Place, Use};
-use super::flaw::Flaw;
 use codec::NONE;
 use footer::{Chunk, Footer, Leaf, Physical, RowGroup};
 use page::{Kind, Page};
@@ -129,11 +129,6 @@ impl Parquet {
     /// What Hugging Face's `datasets` noted of the columns: JSON.
     pub fn huggingface(&self) -> Option<&str> {
         self.footer.huggingface.as_deref()
-    }
-
-    /// Rows.
-    pub fn rows(&self) -> u64 {
-        self.footer.row_groups.iter().map(|group| group.rows).sum()
     }
 
     /// Where the byte strings of a leaf are.

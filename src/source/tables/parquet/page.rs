@@ -1,6 +1,6 @@
 //! Pages of a column: their headers, found one behind the other, and their bytes.
 
-use super::super::flaw::Flaw;
+use super::super::super::flaw::Flaw;
 use super::codec;
 use super::footer::Chunk;
 use super::thrift::{Compact, Malformed};

@@ -165,19 +165,6 @@ impl<'a> Compact<'a> {
         (0..count).try_for_each(|_| each(self))
     }
 
-    /// A field that is a list of strings of bytes.
-    pub fn strings(&mut self, field: Field) -> Result<Vec<&'a [u8]>, Malformed> {
-        let (kind, count) = self.list(field)?;
-        if kind != BINARY && count > 0 {
-            return Err(Malformed::Invalid);
-        }
-        let mut strings = Vec::new();
-        for _ in 0..count {
-            strings.push(self.slice()?);
-        }
-        Ok(strings)
-    }
-
     fn list(&mut self, field: Field) -> Result<(Kind, u64), Malformed> {
         if !matches!(field.kind, 9 | 10) {
             return Err(Malformed::Invalid);

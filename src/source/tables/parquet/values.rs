@@ -1,7 +1,7 @@
 //! Values of a page: where each byte string lies, and what each integer is.
 
+use super::super::super::flaw::Flaw;
 use super::super::cells::Place;
-use super::super::flaw::Flaw;
 use super::hybrid;
 use super::page::{Encoding, Kind, Page};
 use std::fs::File;

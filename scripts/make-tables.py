@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""Makes tests/golden/tables anew: one small set of images as tables of every kind that mixd reads.
+
+Needs pyarrow, datasets and Pillow. rows.json is the oracle: for each split the images' bytes (base64) and the names of their classes.
+"""
+
+import base64
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+CLASSES = ["apple", "birch", "cedar"]
+ROWS = {"train": 12, "test": 6}
+
+
+def image(split: str, row: int) -> bytes:
+    """A picture of 5x4 pixels that differs from all others, but for two that are the same."""
+    shade = (len(split), 0) if (split, row) == ("train", 1) else (len(split), row)
+    picture = Image.new("RGB", (5, 4))
+    picture.putdata([((37 * at + 11 * shade[1]) % 256, (53 * at + shade[0]) % 256, 7 * shade[1]) for at in range(20)])
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def rows(split: str) -> list[tuple[bytes, int]]:
+    count = ROWS[split]
+    return [(image(split, row), row * len(CLASSES) // count) for row in range(count)]
+
+
+def hub(split: str) -> datasets.Dataset:
+    """As a data set on the hub is made."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
+    images = [{"bytes": data, "path": f"{row}.png"} for row, (data, _) in enumerate(rows(split))]
+    return datasets.Dataset.from_dict({"image": images, "label": [label for _, label in rows(split)]}, features=features)
+
+
+def table(labels: str = "int64", images: str = "struct", nullable: bool = True) -> pa.Table:
+    data = [data for data, _ in rows("train")]
+    numbers = [label for _, label in rows("train")]
+    structure = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+    if images == "struct":
+        column = pa.array([{"bytes": data, "path": None} for data in data], structure)
+    else:
+        column = pa.array(data, pa.large_binary() if images == "large" else pa.binary())
+    names = pa.array([CLASSES[label] for label in numbers]) if labels == "text" else pa.array(numbers, getattr(pa, labels)())
+    schema = pa.schema([pa.field("image", column.type, nullable), pa.field("label", names.type, nullable)])
+    boxes = pa.array([[row, row + 1] for row in range(len(data))], pa.list_(pa.int32()))
+    schema = schema.insert(0, pa.field("boxes", boxes.type))
+    return pa.table([boxes, column, names], schema)
+
+
+def variants(folder: Path) -> None:
+    """Each writes the rows of the training split in a way of its own."""
+    none, pages = {"compression": "none"}, {"write_batch_size": 2, "data_page_size": 1, "write_statistics": False}
+    write = {
+        "plain-pages": (table(), {"use_dictionary": False, **none, **pages}),
+        "plain-groups": (table("int32"), {**none, "use_dictionary": False, "row_group_size": 5}),
+        "plain-required": (table("int32", "binary", False), {**none, "use_dictionary": False}),
+        "plain-v2": (table("text"), {**none, "use_dictionary": False, "data_page_version": "2.0"}),
+        "dictionary": (table(), none),
+        "dictionary-v2": (table("text", "large"), {**none, "data_page_version": "2.0"}),
+        "dictionary-small": (table(), {"dictionary_pagesize_limit": 200, **none, **pages}),
+        "snappy": (table("text"), {"compression": "snappy", "use_dictionary": False, **pages}),
+        "snappy-dictionary": (table(), {"compression": "snappy", "row_group_size": 7}),
+        "zstd-v2": (table(), {"compression": "zstd", "use_dictionary": False, "data_page_version": "2.0"}),
+        "zstd-required": (table("int64", "binary", False), {"compression": "zstd", "write_statistics": False}),
+        "gzip": (table(), {"compression": "gzip", "use_dictionary": False, "write_statistics": False}),
+        "brotli": (table("int32"), {"compression": "brotli"}),
+        "lz4": (table(), {"compression": "lz4", "use_dictionary": False}),
+    }
+    for name, (content, options) in write.items():
+        pq.write_table(content, folder / f"{name}.parquet", store_schema=False, **options)
+
+
+def refused(folder: Path) -> None:
+    """Tables that cannot be used, and words of why."""
+    whole = table()
+    image, label = whole.column("image").to_pylist(), whole.column("label").to_pylist()
+    by_path = pa.array([{"bytes": None, "path": "a.png"}, *image[1:]], whole.schema.field("image").type)
+    delta = {"use_dictionary": False, "column_encoding": {"image": "DELTA_LENGTH_BYTE_ARRAY"}}
+    write = {
+        "by-path": (whole.set_column(1, "image", by_path), {"compression": "none"}, "no bytes of an image in row 0"),
+        "no-image": (whole.set_column(1, "image", pa.array([None, *image[1:]], by_path.type)), {}, "no bytes of an image in row 0"),
+        "no-label": (whole.set_column(2, "label", pa.array([*label[:-1], None])), {}, "no label in row 11"),
+        "unlabelled": (whole.set_column(2, "label", pa.array([*label[:-1], -1])), {}, "the label -1 in row 11"),
+        "no-images": (whole.select(["boxes", "label"]), {}, "no column of images among boxes (other), label (integers)"),
+        "two-images": (whole.append_column("mask", whole.column("image")), {}, "the columns image, mask of images"),
+        "no-labels": (whole.select(["boxes", "image"]), {}, "no column of labels"),
+        "two-labels": (whole.append_column("class", whole.column("label")), {}, "the columns label, class of labels"),
+        "delta": (table("int64", "binary"), delta, "encoding DELTA_LENGTH_BYTE_ARRAY"),
+    }
+    for name, (content, options, _) in write.items():
+        pq.write_table(content, folder / f"{name}.parquet", store_schema=False, write_statistics=False, **{"compression": "gzip", **options})
+    (folder / "refused.json").write_text(json.dumps({name: words for name, (_, _, words) in write.items()}, indent=0) + "\n")
+
+
+def main() -> None:
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else "tests/golden/tables")
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "hub/data").mkdir(parents=True)
+    (out / "variants").mkdir()
+    (out / "refused").mkdir()
+    for split, count in ROWS.items():
+        whole, shards = hub(split), 2 if split == "train" else 1
+        for shard in range(shards):
+            part = whole.select(range(shard * count // shards, (shard + 1) * count // shards))
+            part.to_parquet(out / f"hub/data/{split}-{shard:05}-of-{shards:05}.parquet")
+    datasets.DatasetDict({split: hub(split) for split in ROWS}).save_to_disk(out / "saved", num_shards={"train": 2, "test": 1})
+    variants(out / "variants")
+    refused(out / "refused")
+    oracle = {split: [[base64.b64encode(data).decode(), CLASSES[label]] for data, label in rows(split)] for split in ROWS}
+    (out / "rows.json").write_text(json.dumps(oracle, indent=0) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+//! Tables that pyarrow and `datasets` wrote (`scripts/make-tables.py`), against their rows.
+
+use super::super::{DataSet, Source, Split, Splits};
+use super::Tables;
+use super::cells::Cell;
+use super::columns::Named;
+use super::index::{columns, index};
+use crate::fixtures::golden;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// For each split of `datasets`, images and the names of their classes.
+type Oracle = BTreeMap<String, Vec<(Vec<u8>, String)>>;
+
+fn json<T: serde::de::DeserializeOwned>(path: &str) -> T {
+    serde_json::from_slice(&std::fs::read(golden().join("tables").join(path)).unwrap()).unwrap()
+}
+
+fn oracle() -> Oracle {
+    let rows: BTreeMap<String, Vec<(String, String)>> = json("rows.json");
+    let decoded =
+        |rows: Vec<(String, String)>| rows.into_iter().map(|(image, class)| (base64(&image), class)).collect();
+    rows.into_iter().map(|(split, rows)| (split, decoded(rows))).collect()
+}
+
+fn base64(text: &str) -> Vec<u8> {
+    let digit =
+        |byte: u8| b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/".iter().position(|b| *b == byte);
+    let bits: Vec<usize> = text.bytes().filter_map(digit).collect();
+    let group = |four: &[usize]| {
+        let word = four.iter().fold(0, |word, digit| word << 6 | digit) << (6 * (4 - four.len()));
+        (0..four.len() - 1).map(move |nth| (word >> (16 - 8 * nth)) as u8).collect::<Vec<u8>>()
+    };
+    bits.chunks(4).flat_map(group).collect()
+}
+
+fn files(folder: &str) -> Vec<PathBuf> {
+    let listed = std::fs::read_dir(golden().join("tables").join(folder)).unwrap();
+    let mut files: Vec<PathBuf> =
+        listed.map(|entry| entry.unwrap().path()).filter(|path| super::layout::is_table(path)).collect();
+    files.sort_unstable();
+    assert!(!files.is_empty(), "{folder}");
+    files
+}
+
+fn open(set: &DataSet, cache: &Path) -> Result<Tables, String> {
+    Tables::open(set, cache).map_err(|error| error.to_string()).map(|tables| tables.expect("there are tables"))
+}
+
+fn opened(path: &Path) -> Result<Tables, String> {
+    open(&DataSet::at(path), tempfile::tempdir().unwrap().path())
+}
+
+/// What is read of a split, backwards, so that pages are taken in another order than they lie.
+fn rows(source: &Tables, split: Split) -> Vec<(Vec<u8>, String)> {
+    let mut bytes = vec![7; 3];
+    let mut row = |sample| {
+        source.read(split, sample, &mut bytes).unwrap();
+        (bytes.clone(), source.class_name(source.label(split, sample)).to_owned())
+    };
+    let mut rows: Vec<_> = (0..source.len(split)).rev().map(&mut row).collect();
+    rows.reverse();
+    rows
+}
+
+#[test]
+fn every_way_of_writing_a_table_gives_its_rows() {
+    let expected = &oracle()["train"];
+    for file in files("variants") {
+        let source = opened(&file).unwrap();
+        let found = rows(&source, Split::Train);
+        assert_eq!(found.len(), expected.len(), "{}", file.display());
+        // Integers without names are their own.
+        let names = |class: &str| source.classes().iter().position(|known| known.name == class).unwrap().to_string();
+        let is_numbered = source.classes()[0].name == "0";
+        for (row, ((image, class), (expected, name))) in found.iter().zip(expected).enumerate() {
+            assert!(image == expected, "{} row {row}", file.display());
+            let number = ["apple", "birch", "cedar"].iter().position(|known| known == name).unwrap();
+            assert!(if is_numbered { names(class) == number.to_string() } else { class == name }, "{}", file.display());
+        }
+        assert_eq!((source.len(Split::Val), source.classes().len()), (0, 3));
+    }
+}
+
+#[test]
+fn some_tables_are_read_in_place_and_others_by_page() {
+    let kinds = files("variants")
+        .iter()
+        .map(|file| opened(file).unwrap().coded.iter().all(BTreeMap::is_empty))
+        .collect::<Vec<_>>();
+    assert!(
+        kinds.iter().filter(|in_place| **in_place).count() >= 5
+            && kinds.iter().filter(|in_place| !**in_place).count() >= 5
+    );
+}
+
+#[test]
+fn a_data_set_of_the_hub_and_a_saved_one_have_the_same_rows() {
+    let (oracle, root) = (oracle(), golden().join("tables"));
+    for folder in ["hub", "saved"] {
+        let source = opened(&root.join(folder)).unwrap();
+        for (split, of) in [(Split::Train, "train"), (Split::Val, "test")] {
+            assert_eq!(rows(&source, split), oracle[of], "{folder}");
+        }
+        assert!(source.notes().iter().any(|note| note.contains("`test` is used for val")), "{:?}", source.notes());
+        let classes: Vec<_> = source.classes().iter().map(|class| (&*class.id, &*class.name)).collect();
+        assert_eq!(classes, [("0", "apple"), ("1", "birch"), ("2", "cedar")]);
+        assert_eq!(source.location(), root.join(folder).display().to_string());
+    }
+    let source = opened(&root.join("hub")).unwrap();
+    assert_eq!(source.name(Split::Train, 7), "data/train-00001-of-00002.parquet/1");
+}
+
+#[test]
+fn splits_are_named_by_their_names_or_by_places() {
+    let hub = golden().join("tables/hub");
+    let counts = |splits: &str| {
+        let splits: Splits = splits.parse().unwrap();
+        let set = DataSet { splits, ..DataSet::at(&hub) };
+        let cache = tempfile::tempdir().unwrap();
+        open(&set, cache.path()).map(|source| [source.len(Split::Train), source.len(Split::Val)])
+    };
+    assert_eq!(counts("train=test,val=train"), Ok([6, 12]));
+    assert_eq!(counts("train=data/train-00001-of-00002.parquet"), Ok([6, 6]));
+    assert_eq!(counts(&format!("val={}", hub.join("data").display())), Ok([12, 18]));
+    let error = counts("val=dev").unwrap_err();
+    assert!(error.contains("`dev` is neither") && error.contains("test, train"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_used_is_refused_by_name() {
+    let reasons: BTreeMap<String, String> = json("refused/refused.json");
+    let files = files("refused");
+    assert_eq!(files.len(), reasons.len());
+    for file in files {
+        let error = opened(&file).unwrap_err();
+        let words = &reasons[file.file_stem().unwrap().to_str().unwrap()];
+        assert!(error.contains(words) && error.starts_with(&*file.display().to_string()), "{words}: {error}");
+    }
+}
+
+/// Indexes a table and reads all of its images, whatever comes of it.
+fn read_all(path: &Path) -> Result<usize, String> {
+    let meta = path.metadata().unwrap();
+    let file = File::open(path).unwrap();
+    let chosen = columns(path, &meta, Named::default()).map_err(|flaw| flaw.to_string())?;
+    let rows = index(path, &meta, &chosen).map_err(|flaw| flaw.to_string())?;
+    let pages: Vec<_> = rows
+        .coded
+        .iter()
+        .map(|page| {
+            page.decode(&mut |at, bytes: &mut [u8]| -> Result<(), super::ReadError> {
+                Ok(file.read_exact_at(bytes, at)?)
+            })
+        })
+        .collect();
+    let mut read = 0;
+    for cell in rows.images {
+        read += usize::from(match cell {
+            // An index says nothing but what lies in the file.
+            Cell::InPlace(place) => {
+                assert!(place.offset + u64::from(place.bytes) <= meta.len());
+                true
+            }
+            Cell::Coded(page, nth) => pages[page as usize].as_ref().is_ok_and(|page| page.get(nth).is_some()),
+            Cell::Null => false,
+        });
+    }
+    Ok(read)
+}
+
+#[test]
+fn damaged_tables_are_errors_and_cut_ones_are_refused() {
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let tables = [files("variants"), files("hub/data"), files("saved/train")].concat();
+    for table in tables {
+        let whole = std::fs::read(&table).unwrap();
+        let path = dir.path().join(table.file_name().unwrap());
+        std::fs::write(&path, &whole).unwrap();
+        assert!(read_all(&path).is_ok_and(|read| read > 0));
+        let file = File::options().write(true).open(&path).unwrap();
+        for (at, &byte) in whole.iter().enumerate() {
+            let changed = if at % 2 == 0 { !byte } else { byte ^ 1 << (at / 2 % 8) };
+            file.write_all_at(&[changed], at as u64).unwrap();
+            let _ = read_all(&path);
+            file.write_all_at(&[byte], at as u64).unwrap();
+        }
+        for len in (0..whole.len() as u64).rev().step_by(5) {
+            file.set_len(len).unwrap();
+            assert!(read_all(&path).is_err(), "{} cut to {len} bytes", table.display());
+        }
+    }
+}
+
+#[test]
+fn a_table_that_changes_while_it_is_served_gives_no_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    for table in files("variants") {
+        let path = dir.path().join(table.file_name().unwrap());
+        std::fs::copy(&table, &path).unwrap();
+        let (source, mut bytes) = (opened(&path).unwrap(), Vec::new());
+        source.read(Split::Train, 0, &mut bytes).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(whole.len() as u64 - 1).unwrap();
+        // Though the page be kept.
+        let error = source.read(Split::Train, 0, &mut bytes).unwrap_err();
+        assert!(matches!(error, super::ReadError::FileChanged { .. }), "{error}");
+        assert_eq!(source.stamp(Split::Train, 0), None);
+    }
+}
+
+#[test]
+fn stamps_tell_changes_once_a_table_has_settled() {
+    for table in [&files("variants")[0], &files("saved/train")[0]] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(table.file_name().unwrap());
+        std::fs::copy(table, &path).unwrap();
+        let (source, mut bytes) = (opened(&path).unwrap(), Vec::new());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let stamp = loop {
+            match source.read(Split::Train, 2, &mut bytes).unwrap() {
+                Some(stamp) => break stamp,
+                None => assert!(Instant::now() < deadline, "never settled"),
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(source.stamp(Split::Train, 2), Some(stamp));
+    }
+}

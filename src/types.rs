@@ -11,6 +11,9 @@ pub type SampleId = u32;
 /// Position of a class in the vocabulary, the byte-wise sorted set of training classes.
 pub type ClassId = u32;
 
+/// Labels of an image that may have several, without repetition, ascending.
+pub type LabelSet = Box<[ClassId]>;
+
 /// One class of the vocabulary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Class {

@@ -42,7 +42,8 @@ fn per_batch(recipe: &str, cache_bytes: u64, batch_size: u32) -> f64 {
     let data = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/sample-data"));
     // One decode thread has seen every shape after an epoch; of two, one may sleep until the counting.
     let options = Options::single(cache_bytes);
-    let pipeline = Pipeline::start(mixd::source::open(&mixd::source::DataSet::at(data), &mut |_| {}).unwrap(), options).unwrap();
+    let pipeline =
+        Pipeline::start(mixd::source::open(&mixd::source::DataSet::at(data), &mut |_| {}).unwrap(), options).unwrap();
     let spec = recipe.parse::<Recipe>().unwrap().feed(Split::Train);
     let spec = FeedSpec { batch_size, image_size: ImageSize::square(48), ..spec };
     let (feed, seat) = pipeline.open(spec, Place::default(), false).unwrap();

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The data set.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct DataArgs {
     /// An image folder with train/ and val/, a folder a class in each; or its .tgz or .tar; or WebDataset shards, such as 'shards/train-{000..146}.tar'; or
     /// Parquet as Hugging Face has it, or a folder of save_to_disk; or cifar10:PATH, cifar100:PATH, mnist:PATH, fashion-mnist:PATH.
@@ -29,11 +29,14 @@ pub struct DataArgs {
     /// Where the splits are, such as train=training,val=/data/other [default: train and val].
     #[arg(long, env = "MIXD_SPLITS", value_name = "train=PLACE,val=PLACE")]
     splits: Option<Splits>,
+    /// Labels in a .csv, .tsv or .jsonl: a file and its label or labels in each row [default: the folder's metadata.csv or metadata.jsonl].
+    #[arg(long, env = "MIXD_LABELS", value_name = "FILE")]
+    labels: Option<PathBuf>,
     /// Column of the images of Parquet or Arrow tables, where more than one might be.
     #[arg(long, env = "MIXD_IMAGE_KEY", value_name = "KEY")]
     image_key: Option<String>,
-    /// Key of the label: the column of Parquet or Arrow tables, where more than one might be; or in the json of WebDataset shards
-    /// [default: the field cls, else label or cls in json].
+    /// What holds the label: a column of a table, or a key in the json of WebDataset shards [default: label, and other usual names; of shards
+    /// the field cls, else label or cls in json].
     #[arg(long, env = "MIXD_LABEL_KEY", value_name = "KEY")]
     label_key: Option<String>,
 }
@@ -53,13 +56,8 @@ impl DataArgs {
             bar.set_length(progress.total_bytes);
             bar.set_position(progress.read_bytes);
         };
-        let set = DataSet {
-            data: self.data.clone(),
-            splits: self.splits.clone().unwrap_or_default(),
-            image_key: self.image_key.clone(),
-            label_key: self.label_key.clone(),
-            cache_dir: None,
-        };
+        let Self { data, splits, labels, image_key, label_key } = self.clone();
+        let set = DataSet { data, splits: splits.unwrap_or_default(), labels, image_key, label_key, cache_dir: None };
         let source = source::open(&set, &mut show);
         bar.finish_and_clear();
         Ok(source?)
@@ -67,10 +65,15 @@ impl DataArgs {
 
     /// The same data set for a daemon of our own.
     pub fn arguments(&self) -> Vec<OsString> {
-        let splits = self.splits.iter().map(|splits| format!("--splits={splits}").into());
-        let image_key = self.image_key.iter().map(|key| format!("--image-key={key}").into());
-        let label_key = self.label_key.iter().map(|key| format!("--label-key={key}").into());
-        ["--data".into(), self.data.clone().into()].into_iter().chain(splits).chain(image_key).chain(label_key).collect()
+        let Self { data, splits, labels, image_key, label_key } = self;
+        let texts = [
+            ("splits", splits.as_ref().map(Splits::to_string)),
+            ("image-key", image_key.clone()),
+            ("label-key", label_key.clone()),
+        ];
+        let texts = texts.into_iter().filter_map(|(key, text)| Some(format!("--{key}={}", text?).into()));
+        let labels = labels.iter().flat_map(|path| ["--labels".into(), path.into()]);
+        ["--data".into(), data.into()].into_iter().chain(texts).chain(labels).collect()
     }
 }
 

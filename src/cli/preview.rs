@@ -60,7 +60,7 @@ const STRIPS_MAX: usize = 6;
 fn draw_stages(batch: &OwnedBatch, spec: &FeedSpec, pipeline: &Pipeline, out: &Path) -> anyhow::Result<()> {
     let (view, size, source) = (batch.view(), batch.plan.image_size, pipeline.source());
     let place = Place { epoch: view.head.epoch, index: view.head.index };
-    let class_name = |label: i64| source.class_name(label as u32).to_owned();
+    let class_name = |label: i64| source.label_name(label as u32);
     let tiles_of = |view: &BatchView<'_>| view::tiles(view, spec.mean, spec.std, &class_name, STRIPS_MAX);
     let erased = (spec.erase.prob > 0.0 && spec.erase.when == EraseWhen::BeforeMix)
         .then(|| pipeline.batch(FeedSpec { mix: Mix::NONE, ..*spec }, place))
@@ -129,7 +129,7 @@ fn save(sheet: &RgbImage, out: &Path) -> anyhow::Result<()> {
 
 /// Draws a batch to a PNG.
 pub fn draw(batch: &BatchView<'_>, spec: &FeedSpec, source: &dyn Source, out: &Path) -> anyhow::Result<()> {
-    let name = |label: i64| source.class_name(label as u32).to_owned();
+    let name = |label: i64| source.label_name(label as u32);
     let tiles = view::tiles(batch, spec.mean, spec.std, &name, TILES_MAX);
     let shown = if tiles.len() < batch.len() {
         format!("{} of {} images", tiles.len(), batch.len())

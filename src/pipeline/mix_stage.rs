@@ -105,7 +105,7 @@ impl MixStage {
         Ok(())
     }
 
-    /// The next readable sample of the same class, in the order of the index, and where it is.
+    /// The next readable sample of the same class, in the order of the index, and where it is. Of several labels any sample has its own.
     fn substitute(&self, pending: &Pending, image: ImagePlan, staged: u32) -> Result<(ImagePlan, Location), FeedError> {
         let (shared, split, bad) = (&self.requester.shared, self.spec.split, image.sample);
         let (source, samples) = (&shared.source, shared.source.len(split));
@@ -119,14 +119,14 @@ impl MixStage {
             return Err(FeedError::TooManyBad { bad: shared.ledger.count(split), samples, split });
         }
         let after = (bad + 1..samples).chain(0..bad);
-        for candidate in after.filter(|&id| source.label(split, id) == label) {
+        for candidate in after.filter(|&id| source.label_sets().is_some() || source.label(split, id) == label) {
             let image = ImagePlan { sample: candidate, ..image };
             let location = self.requester.request(image, pending.plan.image_size, &pending.staging, staged)?;
             if let Some(location) = pending.wait_for(&self.requester, image, staged, location)? {
                 return Ok((image, location));
             }
         }
-        let class = source.class_name(label).to_owned();
+        let class = source.label_name(label);
         Err(FeedError::NoSubstitute { class, split, last: entry(bad) })
     }
 

@@ -12,10 +12,11 @@ pub struct DataSet {
     pub data: PathBuf,
     /// Where its splits are.
     pub splits: Splits,
-    /// The column of a table that holds the images, where more than one might.
+    /// A table of files and their labels, relative to the folder.
+    pub labels: Option<PathBuf>,
+    /// The column of a Parquet or Arrow table that holds the images, where more than one might.
     pub image_key: Option<String>,
-    /// The column of a table that holds the labels, where more than one might. Or the key of the label in the `json` of a shard's samples; `cls`, or
-    /// `label` or `cls` in `json`, where not given.
+    /// What holds the labels, where that is not one of the usual names: a column, or a key in the `json` of a shard's samples.
     pub label_key: Option<String>,
     /// Where archives are unpacked and walks remembered; the user's cache folder, or `$MIXD_CACHE_DIR`, where not given.
     pub cache_dir: Option<PathBuf>,

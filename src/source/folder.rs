@@ -68,16 +68,34 @@ impl Folder {
     /// Calls `run` with the file of a sample, without an allocation.
     fn with_file<T>(&self, split: Split, sample: SampleId, run: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
         let [folder, name] = self.index.path(split, sample);
-        let (mut bytes, mut len) = ([0; PATH_BYTES_MAX], 0);
-        for part in [self.root.as_os_str().as_bytes(), b"/", folder, b"/", name] {
-            let Some(room) = bytes.get_mut(len..len + part.len()) else {
+        path_in([self.root.as_os_str().as_bytes(), folder, name], run)
+    }
+}
+
+/// Calls `run` with the path of these parts, without an allocation.
+pub(super) fn path_in<const PARTS: usize, T>(
+    parts: [&[u8]; PARTS],
+    run: impl FnOnce(&Path) -> io::Result<T>,
+) -> io::Result<T> {
+    let (mut bytes, mut len) = ([0; PATH_BYTES_MAX], 0);
+    for part in parts {
+        for piece in [part, b"/"] {
+            let Some(room) = bytes.get_mut(len..len + piece.len()) else {
                 return Err(rustix::io::Errno::NAMETOOLONG.into());
             };
-            room.copy_from_slice(part);
-            len += part.len();
+            room.copy_from_slice(piece);
+            len += piece.len();
         }
-        run(Path::new(OsStr::from_bytes(&bytes[..len])))
     }
+    run(Path::new(OsStr::from_bytes(&bytes[..len - 1])))
+}
+
+/// Replaces `bytes` by those of an open image file; its stamp is that of before.
+pub(super) fn read_file(file: File, bytes: &mut Vec<u8>) -> Result<Option<Stamp>, ReadError> {
+    bytes.clear();
+    let meta = file.metadata()?;
+    read_image(&file, meta.len(), bytes)?;
+    Ok(settled_stamp(&meta))
 }
 
 /// Reads a file of `len` bytes; of one that does not begin as an image does only [`HEAD_BYTES`], by which the decoder refuses it.
@@ -98,7 +116,7 @@ fn read_image(file: &File, len: u64, bytes: &mut Vec<u8>) -> Result<(), ReadErro
 }
 
 /// The stamp of a file, where it tells any later change.
-fn settled_stamp(meta: &Metadata) -> Option<Stamp> {
+pub(super) fn settled_stamp(meta: &Metadata) -> Option<Stamp> {
     is_settled(meta).then(|| stamp(meta))
 }
 
@@ -125,14 +143,11 @@ impl Source for Folder {
     }
 
     fn read(&self, split: Split, sample: SampleId, bytes: &mut Vec<u8>) -> Result<Option<Stamp>, ReadError> {
-        bytes.clear();
         let file = self.with_file(split, sample, |path| File::open(path)).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound if self.is_unpacked => ReadError::Removed { folder: self.root.clone() },
             _ => error.into(),
         })?;
-        let meta = file.metadata()?;
-        read_image(&file, meta.len(), bytes)?;
-        Ok(settled_stamp(&meta))
+        read_file(file, bytes)
     }
 
     fn stamp(&self, split: Split, sample: SampleId) -> Option<Stamp> {

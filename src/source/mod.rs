@@ -10,17 +10,21 @@ mod dataset;
 mod flaw;
 mod folder;
 mod index;
+mod label_table;
+mod listed;
 mod located;
 mod remembered;
 mod shards;
 mod tables;
+mod vocabulary;
 mod walk;
 
-use binaries::Binaries;
 pub use crate::types::Class;
-use crate::types::{ClassId, SampleId, Split};
+use crate::types::{ClassId, LabelSet, SampleId, Split};
+use binaries::Binaries;
 pub use dataset::{DataSet, Splits};
 use folder::Folder;
+use listed::Listed;
 use rustix::io::Errno;
 use std::fmt::Debug;
 use std::io;
@@ -43,7 +47,12 @@ pub trait Source: Send + Sync + Debug {
     /// Number of samples in a split; ids are `0..len`.
     fn len(&self, split: Split) -> u32;
 
-    /// The class of a sample. Does not allocate: it is called for every row of every batch.
+    /// Where samples have several labels: the distinct sets of classes. [`label`](Self::label) is then an index into it.
+    fn label_sets(&self) -> Option<&[LabelSet]> {
+        None
+    }
+
+    /// The class of a sample, or its set of classes. Does not allocate: it is called for every row of every batch.
     fn label(&self, split: Split, sample: SampleId) -> ClassId;
 
     /// A sample's name for logs and people, unique within the source. It need not be a path; nothing is looked up by it.
@@ -68,9 +77,14 @@ pub trait Source: Send + Sync + Debug {
         &[]
     }
 
-    /// A readable name for a class.
-    fn class_name(&self, class: ClassId) -> &str {
-        &self.classes()[class as usize].name
+    /// A readable name for a label: the class's, or those of a set.
+    fn label_name(&self, label: ClassId) -> String {
+        let name = |class: ClassId| self.classes()[class as usize].name.as_str();
+        match self.label_sets().map(|sets| &sets[label as usize]) {
+            None => name(label).to_owned(),
+            Some(set) if set.is_empty() => "no label".to_owned(),
+            Some(set) => set.iter().map(|&class| name(class)).collect::<Vec<_>>().join(" + "),
+        }
     }
 }
 
@@ -177,6 +191,24 @@ pub enum DatasetError {
         /// Which split.
         split: Split,
     },
+    /// A table of labels that cannot be used.
+    #[error("{} {cause}", path.display())]
+    Labels {
+        /// The table.
+        path: PathBuf,
+        /// What is wrong.
+        cause: String,
+    },
+    /// A table of labels beside what is no folder.
+    #[error(
+        "{}: labels come with a folder of images, and {} is none (unpack it, or leave --labels out)", labels.display(), data.display()
+    )]
+    LabelsOfNoFolder {
+        /// The table.
+        labels: PathBuf,
+        /// The data.
+        data: PathBuf,
+    },
     /// An archive that cannot be unpacked.
     #[error("{}: cannot be unpacked: {cause}", path.display())]
     Archive {
@@ -250,6 +282,12 @@ pub fn open(set: &DataSet, progress: &mut dyn FnMut(Progress)) -> Result<Arc<dyn
     }
     if let Some(tables) = Tables::open(set, &cache_dir)? {
         return Ok(Arc::new(tables));
+    }
+    if let Some(listed) = Listed::open(set)? {
+        return Ok(Arc::new(listed));
+    }
+    if let Some(labels) = &set.labels {
+        return Err(DatasetError::LabelsOfNoFolder { labels: labels.clone(), data: set.data.clone() });
     }
     Ok(Arc::new(Folder::open(&set.data, &cache_dir, progress)?))
 }

@@ -24,7 +24,7 @@ pub fn archive(bytes: &[u8]) {
             for &split in Split::ALL {
                 for sample in 0..first.len(split) {
                     first.read(split, sample, &mut bytes).expect("it was unpacked");
-                    assert!(!first.class_name(first.label(split, sample)).is_empty());
+                    assert!(!first.label_name(first.label(split, sample)).is_empty());
                 }
             }
         }

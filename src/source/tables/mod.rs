@@ -74,7 +74,7 @@ impl Tables {
             let meta = path.metadata().map_err(DatasetError::io("look at", path))?;
             files.push((split, path.clone(), meta));
         }
-        let named = Named { image: set.image_column.as_deref(), label: set.label_column.as_deref() };
+        let named = Named { image: set.image_key.as_deref(), label: set.label_key.as_deref() };
         let (file, key) = remembered(&files, named, cache_dir);
         let indexed_files = files.iter().map(|(_, path, meta)| {
             let name = path.strip_prefix(&layout.root).unwrap_or(path).display().to_string();

@@ -101,7 +101,7 @@ macro_rules! columns {
 }
 
 columns! {
-    /// Class of each row's own image.
+    /// Class of each row's own image, or the number of its set of classes where images have several labels.
     label_a: i64,
     /// Class of each row's partner; equal to `label_a` where nothing is mixed.
     label_b: i64,

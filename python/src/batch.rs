@@ -8,6 +8,7 @@ use mixd::types::{Dtype, Place};
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A batch in shared memory, leased for as long as it, its images, or any tensor or array over these is there, or until it is kept as a
@@ -16,20 +17,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// With `x = lam * norm(own) + (1 - lam) * norm(partner)`, the loss is `lam * L(y, label_a) + (1 - lam) * L(y, label_b)` for each
 /// image, then reduced: `mixd.torch.MixedLoss`.
 #[pyclass(frozen, module = "mixd")]
-pub struct Batch(Mutex<Option<Arc<Held>>>);
+pub struct Batch {
+    held: Mutex<Option<Arc<Held>>>,
+    /// The feed's sets of labels.
+    label_sets: Option<Py<PyTuple>>,
+}
 
 impl Batch {
     pub fn new(held: Arc<Held>) -> Self {
-        Self(Mutex::new(Some(held)))
+        Self { held: Mutex::new(Some(held)), label_sets: None }
+    }
+
+    /// The same batch, of a feed whose images have several labels.
+    pub fn with_label_sets(self, label_sets: Option<Py<PyTuple>>) -> Self {
+        Self { label_sets, ..self }
     }
 
     /// Ends this batch's own part in its lease.
     pub fn give_back(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     fn held(&self) -> PyResult<Arc<Held>> {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(|| {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(|| {
             let text = "this batch was given back when the next one was asked for: delivery latest lends one at a time (copy what you need)";
             MixdError::new_err(text)
         })?;
@@ -71,7 +81,13 @@ impl Batch {
         Ok(Array::of_slot(Arc::clone(&held), &view, element))
     }
 
-    /// The class of each image, int64, `[B]`.
+    /// Where images have several labels: the sets of classes, as tuples, that `label_a` and `label_b` number; else None, and these are classes.
+    #[getter]
+    fn label_sets(&self, py: Python<'_>) -> Option<Py<PyTuple>> {
+        self.label_sets.as_ref().map(|sets| sets.clone_ref(py))
+    }
+
+    /// The class of each image, or its set of classes, int64, `[B]`.
     #[getter]
     fn label_a(&self) -> PyResult<Array> {
         self.column("label_a")

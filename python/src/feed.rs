@@ -9,6 +9,7 @@ use mixd::spec::{Consumed, Deal, Delivery, FeedOptions, FeedSpec, Recipe, Share,
 use mixd::types::{Device, Place, Start};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyUserWarning};
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -160,6 +161,7 @@ pub struct Feed {
     batches: u64,
     samples: u32,
     identity: u64,
+    label_sets: Option<Py<PyTuple>>,
     /// The process that opened it: a child's copy of the locks may be held for good.
     pid: u32,
     closing: AtomicBool,
@@ -226,10 +228,13 @@ pub fn attach(
     let lends_one = spec.share.is_some_and(|share| share.delivery == Delivery::Latest);
     let (next, batches, samples, identity) =
         (Mutex::new(feed.place()), feed.batches(), feed.samples(), feed.identity());
+    let sets = feed.label_sets().iter().map(|set| PyTuple::new(py, set.iter()));
+    let sets = if feed.label_sets().is_empty() { None } else { Some(sets.collect::<PyResult<Vec<_>>>()?) };
+    let label_sets = sets.map(|sets| PyTuple::new(py, sets)).transpose()?.map(Bound::unbind);
     let state = Mutex::new(State { feed: Some(feed), ahead: None, lent: Lent::default() });
     let (closing, warned) = (AtomicBool::new(false), AtomicBool::new(false));
     let (last, pid) = (Mutex::new(None), std::process::id());
-    Ok(Feed { state, next, last, lends_one, batches, samples, identity, pid, closing, warned })
+    Ok(Feed { state, next, last, lends_one, batches, samples, identity, label_sets, pid, closing, warned })
 }
 
 #[pymethods]
@@ -257,7 +262,8 @@ impl Feed {
             });
             match next {
                 Ok(Taken::Batch(batch)) => {
-                    let batch = Py::new(py, batch)?;
+                    let sets = self.label_sets.as_ref().map(|sets| sets.clone_ref(py));
+                    let batch = Py::new(py, batch.with_label_sets(sets))?;
                     if self.lends_one {
                         *lock(&self.last) = Some(batch.clone_ref(py));
                     }
@@ -323,6 +329,12 @@ impl Feed {
     fn classes(&self, py: Python<'_>) -> PyResult<Vec<(String, String)>> {
         let classes = self.of(py, |feed| feed.classes().to_vec())?;
         Ok(classes.into_iter().map(|class| (class.id, class.name)).collect())
+    }
+
+    /// Where images have several labels: the sets of classes, as tuples, that labels number.
+    #[getter]
+    fn label_sets(&self, py: Python<'_>) -> Option<Py<PyTuple>> {
+        self.label_sets.as_ref().map(|sets| sets.clone_ref(py))
     }
 
     /// Hash of everything beside its spec that the feed's bytes depend on.

@@ -6,7 +6,7 @@ use super::device::OpenDevice as Device;
 use super::{Batch, ClientError, Reason, lacks_descriptors};
 use crate::ring::{Eviction, GiveUp, Next, RingError, RingReader};
 use crate::spec::FeedSpec;
-use crate::types::{Class, Place, Start};
+use crate::types::{Class, LabelSet, Place, Start};
 use crate::wire::{AttachRequest, Attached, Former, take_seat};
 use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, WouldBlock};
 use std::path::{Path, PathBuf};
@@ -366,6 +366,11 @@ impl Feed {
     /// The classes, in the order of their labels.
     pub fn classes(&self) -> &[Class] {
         &self.attached.classes
+    }
+
+    /// Where images have several labels: the sets of classes that `label_a` and `label_b` number; else empty, and these are classes.
+    pub fn label_sets(&self) -> &[LabelSet] {
+        &self.attached.label_sets
     }
 
     /// Hash of everything beside its spec that the feed's bytes depend on: the data set's paths, decoder, resize, mixer, version.

@@ -197,6 +197,7 @@ impl Daemon {
             batches: feed.batches(),
             samples: source.len(spec.split),
             classes: source.classes().to_vec(),
+            label_sets: source.label_sets().unwrap_or_default().to_vec(),
             pid: std::process::id(),
             origin: feed.place(0),
             start: seat.start,

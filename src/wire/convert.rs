@@ -5,7 +5,7 @@ mod spec;
 use super::{AttachRequest, Attached, Former, ListFeedsReply, Reason, Refusal, SeatToken, ShutdownReply, WatchRequest};
 use crate::spec::{Consumed, LaterViews, Solarize};
 use crate::status::{BadSample, Feed, Mixed, Sources, Stage, Status, Store, Trainer};
-use crate::types::{Class, ImageSize, ParseError, Place, Split};
+use crate::types::{Class, ImageSize, LabelSet, ParseError, Place, Split};
 use prost::Message;
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -272,7 +272,7 @@ macro_rules! fields {
 
 fields! {
     Attached {
-        feed_id, seat, batches, samples, classes, pid, origin, start, mixer, identity;
+        feed_id, seat, batches, samples, classes, label_sets, pid, origin, start, mixer, identity;
         versions
     }
     BadSample { split, sample_id, name, cause }
@@ -293,6 +293,18 @@ fields! {
         stores, sources, feeds, bad_samples, stages, draining, mixed, recipe, classes
     }
     Trainer { pid, read, skipped, waited_s, lag, place, evicted }
+}
+
+impl Crosses for LabelSet {
+    type Message = proto::LabelSet;
+
+    fn into_message(self) -> proto::LabelSet {
+        proto::LabelSet { classes: self.into() }
+    }
+
+    fn from_message(from: proto::LabelSet) -> Result<Self, Refusal> {
+        Ok(from.classes.into())
+    }
 }
 
 impl Crosses for () {

@@ -20,7 +20,7 @@ pub(crate) use service::control_server;
 
 use crate::spec::FeedSpec;
 use crate::status::Feed;
-use crate::types::{Class, Place};
+use crate::types::{Class, LabelSet, Place};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -90,6 +90,8 @@ pub struct Attached {
     pub samples: u32,
     /// In the order of their labels.
     pub classes: Vec<Class>,
+    /// Where images have several labels: the sets of classes that labels number; else empty.
+    pub label_sets: Vec<LabelSet>,
     /// The daemon's process id.
     pub pid: u32,
     /// The place of the ring's batch 0.

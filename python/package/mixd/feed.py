@@ -83,6 +83,11 @@ class Feed:
         return [folder for folder, _ in self._open.classes]
 
     @property
+    def label_sets(self) -> tuple[tuple[int, ...], ...] | None:
+        """Where images have several labels: the sets of classes that `label_a` and `label_b` number; else None, and these are classes."""
+        return self._open.label_sets
+
+    @property
     def samples(self) -> int:
         """How many images the split has."""
         return self._open.samples

@@ -171,7 +171,8 @@ class DataLoader(data.DataLoader[Any]):
 
     `x` lies in shared memory, or on `device`. `y` is, by `targets`: "soft", probabilities `[B, classes]` with the feed's smoothing (for
     `nn.CrossEntropyLoss`); "label", int64 `[B]`; "object", a `Targets` (for `MixedLoss`). By default, soft where the feed is mixed, labels
-    where it is not. The steps of the feed's recipe (`mixd.Recipe.then`) are applied to `x`. Two iterators at once have places of their own,
+    where it is not. Where images have several labels, "soft" are rows of 0 and 1 for each image's classes (multi-hot), mixed, and "label" those of
+    the own image, both float32 `[B, classes]` (for `nn.BCEWithLogitsLoss`). The steps of the feed's recipe (`mixd.Recipe.then`) are applied to `x`. Two iterators at once have places of their own,
     at the price of joining the feed anew for each batch. Threads may share a loader, or an iterator: each of its batches goes to one of them.
     """
 
@@ -217,6 +218,9 @@ class DataLoader(data.DataLoader[Any]):
         if padded not in ("keep", "drop", "mask"):
             raise SpecError(f"padded is {padded!r}: it must be keep, drop or mask")
         self.targets = targets or ("soft" if feed.is_mixed else "label")
+        if feed.label_sets is not None and (feed.spec["smoothing"] or padded == "mask"):
+            what = 'padded "mask"' if padded == "mask" else f"smoothing {feed.spec['smoothing']}"
+            raise SpecError(f"{what} is for one label an image, and these images have several (leave it out)")
         if padded == "mask" and self.targets != "label":
             raise SpecError(f'padded is "mask" with targets {self.targets}: only labels are masked (padded="drop", or targets="label")')
         self.feed, self.device, self.padded, self.keys, self.classes = feed, device, padded, keys, feed.classes
@@ -260,8 +264,11 @@ class DataLoader(data.DataLoader[Any]):
         for step in self.feed.steps:
             x = step(x)
         y: Any = label_a
-        if self.targets != "label":
-            y = Targets(label_a, batch.label_b.to(**there)[:rows], batch.lam.to(**there)[:rows])
+        sets = batch.label_sets
+        if self.targets == "label" and sets is not None:
+            y = Targets(label_a, label_a, torch.ones(rows, device=label_a.device), sets).soft(len(self.classes))
+        elif self.targets != "label":
+            y = Targets(label_a, batch.label_b.to(**there)[:rows], batch.lam.to(**there)[:rows], sets)
             if self.targets == "soft":
                 y = y.soft(len(self.classes), self.feed.spec["smoothing"])
         elif self.padded == "mask" and batch.pad:

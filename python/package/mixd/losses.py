@@ -16,6 +16,9 @@ Device = torch.device | str | int
 _T = TypeVar("_T", bound="_Movable")
 
 
+Sets = tuple[tuple[int, ...], ...]
+
+
 class Mixed(Protocol):
     """Two labels an image, and the weight of the first: a `mixd.Batch`, `Tensors` and `Targets` have them."""
 
@@ -55,12 +58,21 @@ class Targets(_Movable):
     label_a: Tensor
     label_b: Tensor
     lam: Tensor
+    label_sets: Sets | None = None
+    """Where images have several labels: the sets of classes that the labels number."""
 
     def soft(self, classes: int, smoothing: float = 0.0) -> Tensor:
         """One row of probabilities an image, `[B, classes]`, as precise as λ: float32.
 
-        `(1 - ε)(λ·e_a + (1 - λ)·e_b) + ε / classes`, which cross-entropy without smoothing of its own takes.
+        `(1 - ε)(λ·e_a + (1 - λ)·e_b) + ε / classes`, which cross-entropy without smoothing of its own takes. Where images have several labels, `λ·m_a +
+        (1 - λ)·m_b` with rows m of 0 and 1 (multi-hot), for binary cross-entropy; there is no smoothing of these.
         """
+        if self.label_sets is not None:
+            if smoothing:
+                raise ValueError(f"smoothing is {smoothing}: it spreads one label, and these images have several (leave it out)")
+            multi_hot = _multi_hot(self.label_sets, classes, self.lam.device)
+            own, partner = multi_hot[self.label_a], multi_hot[self.label_b]
+            return torch.lerp(partner, own, self.lam.unsqueeze(1))
         targets = torch.full((len(self.lam), classes), smoothing / classes, dtype=self.lam.dtype, device=self.lam.device)
         weight = self.lam.unsqueeze(1) * (1 - smoothing)
         # Added, not stored: both labels may be the same.
@@ -69,6 +81,25 @@ class Targets(_Movable):
 
     def __len__(self) -> int:
         return len(self.label_a)
+
+
+# Matrices of the last feeds' sets, by these, the number of classes and the device. The sets are kept, so that no other has their id.
+_matrices: dict[tuple[int, int, torch.device], tuple[Sets, Tensor]] = {}
+_MATRICES_MAX = 8
+
+
+def _multi_hot(sets: Sets, classes: int, device: torch.device) -> Tensor:
+    """A row of 0 and 1 for each set of labels, float32, `[sets, classes]`."""
+    key = (id(sets), classes, device)
+    if key not in _matrices:
+        matrix = torch.zeros(len(sets), classes)
+        rows = torch.tensor([row for row, labels in enumerate(sets) for _ in labels], dtype=torch.int64)
+        columns = torch.tensor([label for labels in sets for label in labels], dtype=torch.int64)
+        matrix[rows, columns] = 1.0
+        while len(_matrices) >= _MATRICES_MAX:
+            _matrices.pop(next(iter(_matrices)), None)
+        _matrices[key] = (sets, matrix.to(device))
+    return _matrices[key][1]
 
 
 @dataclass
@@ -90,6 +121,7 @@ class Tensors(_Movable):
     batches: int
     pad: int
     digest: int
+    label_sets: Sets | None = None
 
     @classmethod
     def of(cls, batch: Batch, device: Device, non_blocking: bool = False) -> "Tensors":
@@ -106,7 +138,7 @@ class Tensors(_Movable):
     @property
     def targets(self) -> Targets:
         """Labels and weights alone."""
-        return Targets(self.label_a, self.label_b, self.lam)
+        return Targets(self.label_a, self.label_b, self.lam, self.label_sets)
 
     def __len__(self) -> int:
         return len(self.label_a)
@@ -173,6 +205,8 @@ class MixedLoss(nn.Module):
         """The loss of logits `[B, C]`: `[]`, or `[B]` where the reduction is none."""
         if isinstance(target, Tensor):
             return self._as(self.reduction)(logits, target)
+        if getattr(target, "label_sets", None) is not None:
+            raise ValueError("these images have several labels, and a mixture of two losses knows one an image (use mixd.torch.BCEMixedLoss)")
         label_a = _beside(target.label_a, logits)
         if not self.training:
             return self._as(self.reduction)(logits, label_a)
@@ -198,7 +232,7 @@ class BCEMixedLoss(nn.Module):
     """Binary cross-entropy of each class against soft targets, as timm trains its A1 to A3 recipes with.
 
     `-(t·log σ(z) + (1 - t)·log(1 - σ(z)))` with `t = (1 - ε)(λ·e_a + (1 - λ)·e_b) + ε / classes`. With a `target_threshold`, t becomes 1 above it and 0
-    elsewhere, which no mixture of two losses gives. The mean is over images and classes; `sum_classes` sums over the classes first.
+    elsewhere, which no mixture of two losses gives. Where images have several labels, t is `λ·m_a + (1 - λ)·m_b` with rows m of 0 and 1. The mean is over images and classes; `sum_classes` sums over the classes first.
 
     Called with logits `[B, C]` and a `mixd.Batch`, `Tensors` or `Targets`, int64 labels `[B]`, or soft targets `[B, C]`, which are taken as they are. In
     `eval()` a batch stands for its own labels.
@@ -237,10 +271,11 @@ class BCEMixedLoss(nn.Module):
         if isinstance(target, Tensor) and target.is_floating_point():
             return target
         own = _beside(target if isinstance(target, Tensor) else target.label_a, logits)
+        sets: Sets | None = getattr(target, "label_sets", None)
         if isinstance(target, Tensor) or not self.training:
-            targets = Targets(own, own, torch.ones(len(own), device=own.device))
+            targets = Targets(own, own, torch.ones(len(own), device=own.device), sets)
         else:
-            targets = Targets(own, _beside(target.label_b, logits), _beside(target.lam, logits))
+            targets = Targets(own, _beside(target.label_b, logits), _beside(target.lam, logits), sets)
         return targets.soft(logits.shape[-1], self.smoothing)
 
     def extra_repr(self) -> str:

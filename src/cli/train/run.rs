@@ -60,6 +60,10 @@ impl Train {
         let attach = |spec| client::attach_for(&socket, spec, reconnect);
         let feeds = [&spec, &valid];
         let [mut train, mut valid] = [attach(feeds[0])?, attach(feeds[1])?];
+        anyhow::ensure!(
+            train.label_sets().is_empty(),
+            "the images of this data set have several labels, and this network is for one (train with the Python package: BCEMixedLoss)"
+        );
         let saved = resumed.as_ref().map(|state| state.options.clone());
         let saved = saved.unwrap_or(Options {
             epochs: 1,

@@ -78,6 +78,9 @@ pub mod pipeline;
 pub mod control;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
+pub mod pack;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod view;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]

@@ -4,6 +4,7 @@ mod bench;
 mod config_file;
 mod options;
 mod own_daemon;
+mod pack;
 mod plan;
 mod plot;
 mod preview;
@@ -48,6 +49,7 @@ enum Command {
     Replay(Box<replay::Replay>),
     Plan(Box<plan::Plan>),
     Preview(Box<preview::Preview>),
+    Pack(pack::Pack),
     Recipe(recipe::PrintRecipe),
     Plot(plot::Plot),
     Status(status::Status),
@@ -208,6 +210,7 @@ impl Cli {
             Command::Replay(replay) => replay.run(),
             Command::Plan(plan) => plan.run(),
             Command::Preview(preview) => preview.run(),
+            Command::Pack(pack) => pack.run(),
             Command::Recipe(recipe) => recipe.run(),
             Command::Plot(plot) => plot.run(),
             Command::Status(status) => status.run(),

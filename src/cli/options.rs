@@ -88,6 +88,24 @@ pub enum Cache {
     Bytes(u64),
 }
 
+/// The bytes of a size such as 512M or 2G.
+fn bytes_of(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KB" | "KIB" => 10,
+        "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// [`bytes_of`], for an option.
+pub fn size_bytes(text: &str) -> Result<u64, String> {
+    bytes_of(text).ok_or_else(|| format!("`{text}` is no size (use one such as 512M or 2G)"))
+}
+
 impl FromStr for Cache {
     type Err = ParseError;
 
@@ -100,18 +118,7 @@ impl FromStr for Cache {
         match text {
             "auto" => Ok(Self::Auto),
             "off" => Ok(Self::Off),
-            _ => {
-                let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-                let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
-                    "" | "B" => 0,
-                    "K" | "KB" | "KIB" => 10,
-                    "M" | "MB" | "MIB" => 20,
-                    "G" | "GB" | "GIB" => 30,
-                    _ => return Err(refused()),
-                };
-                let number: u64 = digits.parse().map_err(|_| refused())?;
-                number.checked_mul(1 << shift).map(Self::Bytes).ok_or_else(refused)
-            }
+            _ => bytes_of(text).map(Self::Bytes).ok_or_else(refused),
         }
     }
 }

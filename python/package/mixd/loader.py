@@ -171,9 +171,11 @@ class DataLoader(data.DataLoader[Any]):
 
     `x` lies in shared memory, or on `device`. `y` is, by `targets`: "soft", probabilities `[B, classes]` with the feed's smoothing (for
     `nn.CrossEntropyLoss`); "label", int64 `[B]`; "object", a `Targets` (for `MixedLoss`). By default, soft where the feed is mixed, labels
-    where it is not. Where images have several labels, "soft" are rows of 0 and 1 for each image's classes (multi-hot), mixed, and "label" those of
-    the own image, both float32 `[B, classes]` (for `nn.BCEWithLogitsLoss`). The steps of the feed's recipe (`mixd.Recipe.then`) are applied to `x`. Two iterators at once have places of their own,
-    at the price of joining the feed anew for each batch. Threads may share a loader, or an iterator: each of its batches goes to one of them.
+    where it is not. Where images have several labels, "soft" is multi-hot rows of 0 and 1, mixed, and "label" those of the own image, both float32
+    `[B, classes]` (for `nn.BCEWithLogitsLoss`).
+
+    The steps of the feed's recipe (`mixd.Recipe.then`) are applied to `x`. Two iterators at once have places of their own, at the price of joining
+    the feed anew for each batch. Threads may share a loader, or an iterator: each of its batches goes to one of them.
     """
 
     # Typed for those who use them: torch's types know neither what a dataset has beside its samples nor set_epoch.

@@ -206,7 +206,9 @@ class MixedLoss(nn.Module):
         if isinstance(target, Tensor):
             return self._as(self.reduction)(logits, target)
         if getattr(target, "label_sets", None) is not None:
-            raise ValueError("these images have several labels, and a mixture of two losses knows one an image (use mixd.torch.BCEMixedLoss)")
+            raise ValueError(
+                "these images have several labels, and a mixture of two losses knows one an image (use mixd.torch.BCEMixedLoss)"
+            )
         label_a = _beside(target.label_a, logits)
         if not self.training:
             return self._as(self.reduction)(logits, label_a)
@@ -231,8 +233,9 @@ class MixedLoss(nn.Module):
 class BCEMixedLoss(nn.Module):
     """Binary cross-entropy of each class against soft targets, as timm trains its A1 to A3 recipes with.
 
-    `-(t·log σ(z) + (1 - t)·log(1 - σ(z)))` with `t = (1 - ε)(λ·e_a + (1 - λ)·e_b) + ε / classes`. With a `target_threshold`, t becomes 1 above it and 0
-    elsewhere, which no mixture of two losses gives. Where images have several labels, t is `λ·m_a + (1 - λ)·m_b` with rows m of 0 and 1. The mean is over images and classes; `sum_classes` sums over the classes first.
+    `-(t·log σ(z) + (1 - t)·log(1 - σ(z)))` with `t = (1 - ε)(λ·e_a + (1 - λ)·e_b) + ε / classes`, or, where images have several labels,
+    `t = λ·m_a + (1 - λ)·m_b` with multi-hot rows m. With a `target_threshold`, t becomes 1 above it and 0 elsewhere, which no mixture of two losses
+    gives. The mean is over images and classes; `sum_classes` sums over the classes first.
 
     Called with logits `[B, C]` and a `mixd.Batch`, `Tensors` or `Targets`, int64 labels `[B]`, or soft targets `[B, C]`, which are taken as they are. In
     `eval()` a batch stands for its own labels.

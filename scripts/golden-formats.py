@@ -350,6 +350,9 @@ def tiffs() -> dict[str, bytes]:
         "jpeg": {"compression": "jpeg"},
     }.items():  # fmt: skip
         files[f"{name}.tif"] = saved(Image.fromarray(rgb), "TIFF", **options)
+    files["jpeg_gray.tif"] = saved(Image.fromarray(picture(1)[..., 0]), "TIFF", compression="jpeg")
+    files["jpeg_ycbcr.tif"] = saved(Image.fromarray(rgb).convert("YCbCr"), "TIFF", compression="jpeg")
+    files["jpeg_cmyk.tif"] = saved(Image.frombytes("CMYK", (W, H), rgba.tobytes()), "TIFF", compression="jpeg")
     files["bigtiff_lzw.tif"] = saved(Image.fromarray(rgb), "TIFF", big_tiff=True, compression="tiff_lzw")
     for mode, image in {"cmyk": Image.frombytes("CMYK", (W, H), rgba.tobytes()), "rgba": Image.fromarray(rgba)}.items():
         files[f"{mode}_lzw.tif"] = saved(image, "TIFF", compression="tiff_lzw")
@@ -388,6 +391,8 @@ def others() -> dict[str, bytes]:
         "text.ppm": b"P3\n# a remark\n2 2 255\n1 2 3 4 5 6\n7 8 9 10 11 255\n",
         "text.pgm": b"P2 3 1 255 1 128 255\n",
         "text.pbm": b"P1 3 2 1 0 1 0 1 1\n",
+        "deep.ppm": b"P6 13 9 65535\n" + (picture(3).astype(">u2") * 257 + 99).tobytes(),
+        "deep.pgm": b"P5 13 9 65535\n" + (picture(1).astype(">u2") * 257 + 99).tobytes(),
         "levels15.pgm": b"P5 4 1 15\n" + bytes([0, 5, 9, 15]),
         "cut.ppm": saved(rgb, "PPM")[:-30],
         "alpha.pam": b"P7\nWIDTH 2\nHEIGHT 1\nDEPTH 4\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\n" + bytes(range(8)),
@@ -397,11 +402,11 @@ def others() -> dict[str, bytes]:
 
 # What mixd does otherwise than Pillow, as its table says (docs/formats.md).
 REFUSED = {
-    "no_palette.gif", "lab.tif", "ycbcr.tif", "tiff_ccitt.tif", "group3_2d.tif", "signed8.tif", "signed16.tif",
+    "no_palette.gif", "lab.tif", "ycbcr.tif", "tiff_ccitt.tif", "jpeg_ycbcr.tif", "jpeg_cmyk.tif", "group3_2d.tif", "signed8.tif", "signed16.tif",
     "integers32.tif", "bits12.tif",
 }  # fmt: skip
 FREE = {"planar_associated.tif", "alpha.pam"}
-NEAR = {"lossy.webp": {"mean": 1.0, "max": 6}, "jpeg.tif": {"mean": 0.4, "max": 10}}
+NEAR = {"lossy.webp": {"mean": 1.0, "max": 6}, "jpeg.tif": {"mean": 0.4, "max": 10}, "deep.ppm": {"mean": 1.0, "max": 1}, "jpeg_gray.tif": {"mean": 0.4, "max": 10}}
 
 
 def entry(name: str, data: bytes) -> tuple[dict[str, object], np.ndarray | None]:

@@ -34,7 +34,7 @@ fn damaged(cause: &str) -> ImageError {
 }
 
 fn unsupported(what: String) -> ImageError {
-    ImageError::Decode(format!("BMP files {what} are not supported"))
+    ImageError::Decode(format!("BMPs {what} are not supported (save it with 24 bits)"))
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Result<u32, ImageError> {

@@ -5,7 +5,7 @@ use crate::decode::output::Output;
 use crate::decode::{ImageError, check_size};
 use crate::types::ImageSize;
 use ::image::{ColorType, ImageDecoder, ImageReader, Limits};
-use std::io::Cursor;
+use std::io::{Cursor, ErrorKind};
 
 /// Bytes that `image` may take beside the image: for a row, or for what a file holds beside pixels.
 const OTHER_BYTES: usize = 16 << 20;
@@ -24,15 +24,19 @@ fn reader(file: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, ImageError> {
     if reader.format().is_none() { Err(ImageError::UnknownFormat) } else { Ok(reader) }
 }
 
+fn failed(error: ::image::ImageError) -> ImageError {
+    let is_cut = matches!(&error, ::image::ImageError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof);
+    ImageError::Decode(if is_cut { "the file is cut off: rows are missing".to_owned() } else { error.to_string() })
+}
+
 /// The size in the file's header.
 pub fn size(file: &[u8]) -> Result<ImageSize, ImageError> {
-    let (width, height) = reader(file)?.into_dimensions().map_err(|error| ImageError::Decode(error.to_string()))?;
+    let (width, height) = reader(file)?.into_dimensions().map_err(failed)?;
     check_size(width, height).map(|(width, height)| ImageSize { height, width })
 }
 
 /// Decodes a file.
 pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
-    let failed = |error: ::image::ImageError| ImageError::Decode(error.to_string());
     let reader = reader(file)?;
     let mut decoder = reader.into_decoder().map_err(failed)?;
     let (width, height) = check_size(decoder.dimensions().0, decoder.dimensions().1)?;

@@ -8,7 +8,13 @@ use crate::types::ImageSize;
 use gif::{ColorOutput, DecodeOptions, Decoder, Frame, MemoryLimit};
 
 fn failed(error: gif::DecodingError) -> ImageError {
-    ImageError::Decode(error.to_string())
+    let is_cut = match &error {
+        gif::DecodingError::Io(error) => error.kind() == std::io::ErrorKind::UnexpectedEof,
+        gif::DecodingError::UnexpectedEof => true,
+        // Its words for a frame whose data end before its rows do.
+        error => error.to_string() == "image truncated",
+    };
+    ImageError::Decode(if is_cut { "the file is cut off: rows are missing".to_owned() } else { error.to_string() })
 }
 
 fn open(file: &[u8]) -> Result<Decoder<&[u8]>, ImageError> {

@@ -120,9 +120,11 @@ pub fn orientation_of(file: &[u8]) -> Orientation {
     Orientation::of_number(number.unwrap_or(1).into())
 }
 
-/// Whether JPEG compresses the strips: `image` decodes those of gray and RGB.
+/// Whether the strips are JPEGs of gray or RGB, which `image` decodes.
 pub fn is_jpeg(file: &[u8]) -> bool {
-    open(file).is_ok_and(|(mut tags, _)| number(&mut tags, Tag::Compression, 1).is_ok_and(|number| number == 7))
+    let Ok((mut tags, _)) = open(file) else { return false };
+    let mut is = |tag, of: &[u32]| number(&mut tags, tag, 1).is_ok_and(|number| of.contains(&number));
+    is(Tag::Compression, &[7]) && is(Tag::PhotometricInterpretation, &[1, 2])
 }
 
 fn compression(tags: &mut Tags<'_>) -> Result<Compression, ImageError> {
@@ -138,6 +140,7 @@ fn compression(tags: &mut Tags<'_>) -> Result<Compression, ImageError> {
         32773 => Ok(Compression::PackBits),
         2 => Err(unsupported("of CCITT runs (compression 2)")),
         6 => Err(unsupported("of JPEG in its old form (compression 6)")),
+        7 => Err(unsupported("of JPEG in other colors than gray and RGB")),
         50000 => Err(unsupported("of Zstandard (compression 50000)")),
         other => Err(unsupported(format!("of compression {other}"))),
     }
@@ -310,6 +313,12 @@ impl Picture {
     /// Takes the samples that are used, as 8 bits each, from a row of a strip or tile.
     fn convert(&self, row: &[u8], plane: usize, to: &mut [u8]) {
         let (together, used) = (self.together(), self.used());
+        if self.sample == Sample::Bits(8) && !self.is_planar && self.color != (Color::Gray { is_inverted: true }) {
+            for (to, from) in to.chunks_exact_mut(used).zip(row.chunks_exact(together)) {
+                to.copy_from_slice(&from[..used]);
+            }
+            return;
+        }
         let is_gray = matches!(self.color, Color::Gray { .. });
         let flip = if self.color == (Color::Gray { is_inverted: true }) { 0xFF } else { 0 };
         let value = |nth: usize| match self.sample {

@@ -33,13 +33,14 @@ pub fn archive(bytes: &[u8]) {
     }
 }
 
-fn listed(source: &dyn Source) -> Vec<String> {
+/// The names of all samples.
+pub fn listed(source: &dyn Source) -> Vec<String> {
     let names = |&split: &Split| (0..source.len(split)).map(move |sample| source.name(split, sample));
     Split::ALL.iter().flat_map(names).collect()
 }
 
 /// The bytes with the checksum of every block that looks like a tar's header put right, which a fuzzer does not find.
-fn with_checksums(bytes: &[u8]) -> Vec<u8> {
+pub fn with_checksums(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for block in bytes.chunks_exact_mut(BLOCK_BYTES).filter(|block| block[257..].starts_with(b"ustar")) {
         block[148..156].fill(b' ');

@@ -11,6 +11,7 @@ pub mod jpeg;
 pub mod proto;
 pub mod recipe;
 pub mod ring;
+pub mod shard;
 mod script;
 mod views;
 
@@ -18,7 +19,7 @@ mod views;
 type Body = fn(&[u8]);
 
 /// Every target and its body.
-pub const TARGETS: [(&str, Body); 9] = [
+pub const TARGETS: [(&str, Body); 10] = [
     ("archive", archive::archive),
     ("cache", cache::cache),
     ("config", config::config),
@@ -28,6 +29,7 @@ pub const TARGETS: [(&str, Body); 9] = [
     ("proto", proto::proto),
     ("recipe", recipe::recipe),
     ("ring", ring::ring),
+    ("shard", shard::shard),
 ];
 
 /// A folder in main memory, where there is one.

@@ -1,7 +1,7 @@
 //! Sources: where encoded samples come from, as one trait.
 //!
-//! A [`Source`] lists the samples of both splits and reads their bytes; it knows neither pixels nor batches. An image folder
-//! (`folder.rs`), or an unpacked archive of one, is the only kind so far. [`open`] is the single place that chooses the kind of a [`DataSet`].
+//! A [`Source`] lists the samples of both splits and reads their bytes; it knows neither pixels nor batches. Kinds: an image folder
+//! (`folder.rs`), or an unpacked archive of one; samples in larger files (`located/`), such as WebDataset shards (`shards/`). [`open`] is the single place that chooses the kind of a [`DataSet`].
 
 mod archive;
 mod binaries;
@@ -268,10 +268,10 @@ impl DatasetError {
     }
 }
 
-/// Opens a data set. An archive is unpacked once into the cache folder, where the walk over a large folder is remembered, too.
+/// Opens a data set. An archive is unpacked once into the cache folder, where the walk over a large folder and the index of shards are remembered, too.
 ///
 /// # Errors
-/// When there is no such path, or it holds no image folder with both splits.
+/// When there is no such path, or it holds neither an image folder with both splits nor shards.
 pub fn open(set: &DataSet, progress: &mut dyn FnMut(Progress)) -> Result<Arc<dyn Source>, DatasetError> {
     let cache_dir = set.cache_dir.clone().unwrap_or_else(archive::default_cache_dir);
     if let Some(binaries) = Binaries::open(set)? {

@@ -1,4 +1,4 @@
-//! The segments of a JPEG before its first scan: what decoders differ in, and whether they keep the whole file's coefficients.
+//! The segments of a JPEG before its first scan: whether libjpeg-turbo keeps the whole file's coefficients.
 
 /// Markers and contents of the segments, up to bytes that are none.
 fn segments(file: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
@@ -34,38 +34,6 @@ pub fn keeps_coefficients(file: &[u8]) -> bool {
         }
     }
     true
-}
-
-/// Rare JPEGs that zune-jpeg 0.5 decodes to wrong pixels without an error.
-pub enum Oddity {
-    /// Sequential, with fewer components in the first scan than in the frame.
-    SeparateScans,
-    /// At most 4 pixels wide, with chroma of half the width: libjpeg does not smooth there, zune-jpeg does.
-    NarrowChroma,
-}
-
-impl Oddity {
-    /// Looks at the segments before the first scan.
-    pub fn of(file: &[u8]) -> Option<Self> {
-        let mut sequential = None;
-        for (marker, content) in segments(file) {
-            match marker {
-                0xC0..=0xC2 => {
-                    // Precision, height, width, components; of the first component its name and its sampling.
-                    let &[_, _, _, wide, narrow, components, _, sampling] = content.get(..8)? else {
-                        return None;
-                    };
-                    if components >= 3 && sampling >> 4 == 2 && u16::from_be_bytes([wide, narrow]) <= 4 {
-                        return Some(Self::NarrowChroma);
-                    }
-                    sequential = (marker != 0xC2).then_some(components);
-                }
-                0xDA => return (*content.first()? < sequential?).then_some(Self::SeparateScans),
-                _ => {}
-            }
-        }
-        None
-    }
 }
 
 #[cfg(test)]

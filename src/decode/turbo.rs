@@ -1,6 +1,7 @@
 //! JPEGs through libjpeg-turbo (feature `turbojpeg`): Pillow's pixels to the bit; less than all of them for less.
 #![expect(unsafe_code, reason = "calls a library in C")]
 
+use super::jpeg::inks_to_rgb;
 use super::output::Output;
 use super::segments::keeps_coefficients;
 use super::{ImageError, RegionOf, check_size};
@@ -35,7 +36,21 @@ pub struct Shape {
     pub extent: [u32; 2],
 }
 
-/// Decodes a JPEG into the beginning of `output`; `None` for colours that the library does not turn into RGB.
+/// Why there are no pixels.
+pub enum Failure {
+    /// The file cannot be decoded.
+    Error(ImageError),
+    /// The library warned, first of this. It tells of one warning only, and with the same code of an error after it.
+    Warning(String),
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// Decodes a JPEG into the beginning of `output`.
 ///
 /// # Panics
 /// When the region is empty or reaches beyond the image.
@@ -44,14 +59,14 @@ pub fn decode(
     at_least: Option<ImageSize>,
     region: Option<RegionOf<'_>>,
     output: &mut Output,
-) -> Result<Option<Shape>, ImageError> {
+) -> Result<Shape, Failure> {
     let mut jpeg = Decompressor::open(file)?;
     let side = |parameter| jpeg.get(parameter).try_into().unwrap_or(0);
     let (width, height) = check_size(side(tj::TJPARAM_TJPARAM_JPEGWIDTH), side(tj::TJPARAM_TJPARAM_JPEGHEIGHT))?;
     let (format, channels) = match jpeg.get(tj::TJPARAM_TJPARAM_COLORSPACE) as u32 {
         tj::TJCS_TJCS_GRAY => (tj::TJPF_TJPF_GRAY, 1),
         tj::TJCS_TJCS_RGB | tj::TJCS_TJCS_YCbCr => (tj::TJPF_TJPF_RGB, 3),
-        _ => return Ok(None),
+        _ => (tj::TJPF_TJPF_CMYK, 4),
     };
     // The library neither scales lossless files nor decodes parts of them, and would write all of their rows.
     let is_lossless = jpeg.get(tj::TJPARAM_TJPARAM_LOSSLESS) != 0;
@@ -62,7 +77,7 @@ pub fn decode(
     };
     let eighths = EIGHTHS.into_iter().find(covers).unwrap_or(8);
     // Where scans are missing, blocks of a progressive file are smoothed by others further off, and its coefficients are all read anyway.
-    let has_regions = eighths == 8 && !is_lossless && jpeg.get(tj::TJPARAM_TJPARAM_PROGRESSIVE) == 0;
+    let has_regions = eighths == 8 && channels < 4 && !is_lossless && jpeg.get(tj::TJPARAM_TJPARAM_PROGRESSIVE) == 0;
     let cut = region.filter(|_| has_regions).and_then(|region| region(ImageSize { height, width }));
     let region = cut.and_then(|cut| jpeg.region(cut, [width, height])).unwrap_or(WHOLE);
     let [columns, rows] = scaled(eighths);
@@ -70,7 +85,7 @@ pub fn decode(
     let bytes = pitch * rows as usize;
     // 16 bits for each value, at any scale.
     let own_bytes = if keeps_coefficients(file) { width as usize * height as usize * channels * 2 } else { 0 };
-    // Every value that is asked for is written: what is damaged is gray, and an error.
+    // Every value that is asked for is written: what is missing is gray, and an error.
     let to = &mut output.room(bytes, own_bytes)?[..bytes][region.y as usize * pitch + region.x as usize * channels..];
     if eighths < 8 {
         // The library knows fractions in their lowest terms.
@@ -86,7 +101,15 @@ pub fn decode(
         tj::tj3Decompress8(instance, file.as_ptr(), file.len() as u64, to.as_mut_ptr(), pitch as c_int, format as c_int)
     })?;
     let extent = [width, height].map(|pixels| pixels * eighths);
-    Ok(Some(Shape { width: columns, height: rows, channels, extent }))
+    if channels == 4 {
+        let values = &mut output.room(bytes, 0)?[..bytes];
+        // Forwards in place: a pixel never lands behind where it was read.
+        for pixel in 0..bytes / 4 {
+            let inks = std::array::from_fn(|ink| values[4 * pixel + ink]);
+            values[3 * pixel..][..3].copy_from_slice(&inks_to_rgb(inks));
+        }
+    }
+    Ok(Shape { width: columns, height: rows, channels: channels.min(3), extent })
 }
 
 /// An instance of the library's decompressor, for one image: tables, errors and scaling of another one stay behind in it.
@@ -94,7 +117,7 @@ struct Decompressor(NonNull<std::ffi::c_void>);
 
 impl Decompressor {
     /// Reads the header of a file.
-    fn open(file: &[u8]) -> Result<Self, ImageError> {
+    fn open(file: &[u8]) -> Result<Self, Failure> {
         // SAFETY: it takes no pointers.
         let instance = NonNull::new(unsafe { tj::tj3Init(tj::TJINIT_TJINIT_DECOMPRESS as c_int) });
         let mut new = Self(instance.ok_or_else(|| ImageError::Decode("libjpeg-turbo has no memory".to_owned()))?);
@@ -111,17 +134,17 @@ impl Decompressor {
     }
 
     /// Calls a function of the library with this instance.
-    fn call(&mut self, function: impl FnOnce(tj::tjhandle) -> c_int) -> Result<(), ImageError> {
+    fn call(&mut self, function: impl FnOnce(tj::tjhandle) -> c_int) -> Result<(), Failure> {
         if function(self.0.as_ptr()) == 0 {
             return Ok(());
         }
         // SAFETY: a text that ends with 0, which lives until the instance is used again.
         let cause = unsafe { CStr::from_ptr(tj::tj3GetErrorStr(self.0.as_ptr())) }.to_string_lossy();
-        // Stray bytes between segments harm nothing, and Pillow skips them.
-        if cause.contains("extraneous bytes before marker") {
-            Ok(())
+        // SAFETY: the instance lives.
+        if unsafe { tj::tj3GetErrorCode(self.0.as_ptr()) } == tj::TJERR_TJERR_WARNING as c_int {
+            Err(Failure::Warning(cause.into_owned()))
         } else {
-            Err(ImageError::Decode(cause.into_owned()))
+            Err(Failure::Error(ImageError::Decode(cause.into_owned())))
         }
     }
 
@@ -235,6 +258,17 @@ mod tests {
             decoder.decode(&other, None).unwrap();
             prop_assert!(part_of(&mut decoder, &case, &case.file).unwrap() == whole);
             prop_assert!(of_box(&decoder.decode(&case.file, None).unwrap(), case.cut) == whole);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_decoder_in_rust_makes_the_same_pixels(case in cases()) {
+            let (mut decoder, mut other) = (Decoder::default(), Decoder::default());
+            let picture = decoder.decode(&case.file, None).unwrap();
+            let in_rust = other.decode_in_rust(&case.file).unwrap();
+            prop_assert_eq!(picture.channels, in_rust.channels);
+            prop_assert!(picture.to_rgb() == in_rust.to_rgb());
         }
     }
 

@@ -188,10 +188,10 @@ fn names_of_classes_lie_beside_the_shards() {
         .with("train.tar", &files)
         .with("val.tar", &files)
         .with_bytes("classnames.txt", b"tench\ngolf ball\ncat\n");
-    assert_eq!(set.open().unwrap().class_name(1), "golf ball");
+    assert_eq!(set.open().unwrap().label_name(1), "golf ball");
     let set = set.with_bytes("classnames.txt", b"tench\n");
     let source = set.open().unwrap();
-    assert_eq!((source.class_name(0), source.class_name(1)), ("tench", "1"));
+    assert_eq!((source.label_name(0), source.label_name(1)), ("tench", "1"));
     assert!(source.notes()[0].contains("1 class names"), "{:?}", source.notes());
 }
 

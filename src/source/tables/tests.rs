@@ -59,7 +59,7 @@ fn rows(source: &Tables, split: Split) -> Vec<(Vec<u8>, String)> {
     let mut bytes = vec![7; 3];
     let mut row = |sample| {
         source.read(split, sample, &mut bytes).unwrap();
-        (bytes.clone(), source.class_name(source.label(split, sample)).to_owned())
+        (bytes.clone(), source.label_name(source.label(split, sample)))
     };
     let mut rows: Vec<_> = (0..source.len(split)).rev().map(&mut row).collect();
     rows.reverse();

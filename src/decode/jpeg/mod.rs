@@ -1,0 +1,169 @@
+//! JPEGs in Rust, to libjpeg-turbo's pixels: the decoder of builds without that, and in others of files that it warns about.
+//!
+//! Sequential and progressive Huffman coding of 8 bits, any sampling of whole pixels, 1, 3 or 4 components. What libjpeg warns about and harms
+//! no pixel is a warning here, too; where data are missing or damaged, a file is refused.
+
+mod bits;
+mod color;
+mod frame;
+mod header;
+mod huffman;
+mod idct;
+mod scan;
+mod upsample;
+
+#[cfg(feature = "turbojpeg")]
+pub use color::inks_to_rgb;
+
+use super::ImageError;
+use super::output::Output;
+use color::Color;
+use frame::{Component, Frame, Scan, refused};
+use header::Header;
+use scan::Block;
+use upsample::{Row, Upsampling};
+
+/// The memory of a decoder, reused from image to image.
+#[derive(Default)]
+pub struct Scratch {
+    samples: Vec<u8>,
+    blocks: Vec<Block>,
+    rows: [Row; 4],
+}
+
+impl Scratch {
+    /// Frees it where it is more than this.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        if self.samples.capacity() + self.blocks.capacity() * size_of::<Block>() > bytes {
+            *self = Self::default();
+        }
+    }
+}
+
+/// What was decoded, but for its values.
+#[derive(Debug)]
+pub struct Decoded {
+    pub width: u32,
+    pub height: u32,
+    pub channels: usize,
+    /// The first thing that is wrong with the file and harms no pixel.
+    pub warning: Option<String>,
+}
+
+/// Width and height, from the frame header.
+///
+/// # Errors
+/// When it is damaged, or of a size that is not accepted.
+pub fn size(file: &[u8]) -> Result<(u32, u32), ImageError> {
+    Header::new(file)?.size()
+}
+
+/// Decodes a file into the beginning of `output`.
+///
+/// # Errors
+/// When data are missing or damaged, or of a kind that is not known here.
+pub fn decode(file: &[u8], output: &mut Output, scratch: &mut Scratch) -> Result<Decoded, ImageError> {
+    let (mut header, mut frame, first) = open(file)?;
+    let upsampling = frame.components.iter().map(|component| Upsampling::of(component, &frame));
+    let upsampling = upsampling.collect::<Result<Vec<_>, ImageError>>()?;
+    let color = header.color();
+    let channels = color.channels();
+    let bytes = frame.width as usize * frame.height as usize * channels;
+    let values = &mut output.room(bytes, frame.blocks * 64 + blocks_bytes(&frame))?[..bytes];
+    let Scratch { samples, blocks, rows } = scratch;
+    samples.resize(frame.blocks * 64, 0);
+    if first.parts.len() < frame.components.len() {
+        // Of components without a scan.
+        samples.fill(128);
+    }
+    let mut write = |component: &Component, [x, y]: [usize; 2], block: &Block, is_flat| {
+        let stride = 8 * component.stored[0];
+        let at = 64 * component.first_block + 8 * y * stride + 8 * x;
+        idct::write(block, &component.table.unwrap_or([0; 64]), is_flat, &mut samples[at..], stride);
+    };
+    read_scans(&mut header, &mut frame, first, blocks, &mut write)?;
+    if frame.is_progressive {
+        if frame.is_smoothed() {
+            return refused("progressive JPEGs that lack scans are not supported without libjpeg-turbo");
+        }
+        for component in &frame.components {
+            let [across, down] = component.blocks;
+            for at in (0..down).flat_map(|y| (0..across).map(move |x| [x, y])) {
+                let block = &blocks[component.first_block + at[1] * component.stored[0] + at[0]];
+                write(component, at, block, block[1..] == [0; 63]);
+            }
+        }
+    }
+    write_rows(&frame, color, &upsampling, samples, rows, values);
+    Ok(Decoded { width: frame.width, height: frame.height, channels, warning: header.warning })
+}
+
+/// Reads a file up to its first scan.
+fn open(file: &[u8]) -> Result<(Header<'_>, Frame, Scan), ImageError> {
+    let mut header = Header::new(file)?;
+    match (header.next_scan()?, header.frame.clone()) {
+        (Some(first), Some(frame)) => Ok((header, frame, first)),
+        _ => refused("it has no image"),
+    }
+}
+
+/// Bytes of the coefficients that are kept between scans.
+fn blocks_bytes(frame: &Frame) -> usize {
+    if frame.is_progressive { frame.blocks * size_of::<Block>() } else { 0 }
+}
+
+/// Reads all scans: of a progressive image into `blocks`; of others, each block is handed on as [`scan::sequential`] does.
+fn read_scans(
+    header: &mut Header<'_>,
+    frame: &mut Frame,
+    first: Scan,
+    blocks: &mut Vec<Block>,
+    mut put: impl FnMut(&Component, [usize; 2], &Block, bool),
+) -> Result<(), ImageError> {
+    if frame.is_progressive {
+        blocks.clear();
+        blocks.resize(frame.blocks, [0; 64]);
+    }
+    let mut next = Some(first);
+    while let Some(scan) = next {
+        for part in &scan.parts {
+            let component = &mut frame.components[part.component];
+            let table = header.quantization.get(usize::from(component.quantization)).copied().flatten();
+            match (component.table, table) {
+                (Some(_), _) if !frame.is_progressive => return refused("a component has a second scan"),
+                // As it was when the first scan began.
+                (Some(_), _) => {}
+                (None, Some(_)) => component.table = table,
+                (None, None) => return refused("a table of quantization is missing"),
+            }
+        }
+        if frame.is_progressive {
+            scan::progressive(header, frame, &scan, blocks)?;
+        } else {
+            scan::sequential(header, frame, &scan, &mut put)?;
+        }
+        next = header.next_scan()?;
+    }
+    Ok(())
+}
+
+/// From samples to pixels.
+fn write_rows(
+    frame: &Frame,
+    color: Color,
+    upsampling: &[Upsampling],
+    samples: &[u8],
+    rows: &mut [Row; 4],
+    values: &mut [u8],
+) {
+    for (y, out) in values.chunks_exact_mut(frame.width as usize * color.channels()).enumerate() {
+        let mut lines: [&[u8]; 4] = [&[]; 4];
+        for (((line, row), component), how) in
+            lines.iter_mut().zip(rows.iter_mut()).zip(&frame.components).zip(upsampling)
+        {
+            let stride = 8 * component.stored[0];
+            *line = row.make(*how, &samples[64 * component.first_block..], component.size, stride, y);
+        }
+        color.write(lines, out);
+    }
+}

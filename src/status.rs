@@ -37,6 +37,10 @@ pub struct Status {
     pub feeds: Vec<Feed>,
     /// Samples that failed to decode, each once; at most 1000.
     pub bad_samples: Vec<BadSample>,
+    /// Images that were decoded with a warning of something that harms no pixel, each counted once.
+    pub decode_warnings: u64,
+    /// The last of them, with the warning.
+    pub last_decode_warning: Option<BadSample>,
     /// In the order of the data's way.
     pub stages: Vec<Stage>,
     /// Whether it opens no more feeds.

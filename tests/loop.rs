@@ -189,6 +189,30 @@ fn a_bad_image_is_substituted_by_the_next_of_its_class_and_entered_once() {
     assert!(matches!(&error, ClientError::Ended { failed: true, reason } if reason.contains("024.png")), "{error}");
 }
 
+#[test]
+fn an_image_that_is_decoded_with_a_warning_is_counted_once() {
+    let folder = small_folder(25);
+    let jpeg = common::files(&sample_data().join("val/n01440764")).remove(0);
+    let jpeg = std::fs::read(jpeg).unwrap();
+    // Stray bytes behind the start; the content decides, not the name.
+    let stray = [&jpeg[..2], &[1, 2, 3], &jpeg[2..]].concat();
+    std::fs::write(folder.path().join("train/n01440764/024.png"), stray).unwrap();
+    let random = "torchvision-v1".parse::<mixd::spec::Recipe>().unwrap().feed(Split::Train);
+    for spec in [spec(), random] {
+        let daemon = Daemon::on(folder.path(), &["--cache=off"]);
+        let mut feed = daemon.attach(FeedSpec { batch_size: 50, image_size: ImageSize::square(64), ..spec }).unwrap();
+        for _ in 0..3 {
+            feed.next_batch().unwrap();
+        }
+        let status = client::status(&daemon.socket()).unwrap();
+        assert_eq!((status.decode_warnings, &status.bad_samples[..]), (1, &[][..]));
+        assert_eq!(status.last_decode_warning.map(|last| last.sample_id), Some(24));
+        let text = run(&["status", "--socket", daemon.socket().to_str().unwrap()]);
+        let text = String::from_utf8(text.stdout).unwrap();
+        assert!(text.contains("1 image decoded with warnings (last: train/n01440764/024.png: "), "{text}");
+    }
+}
+
 /// Decoded samples outlive the daemon, whatever ended it; a changed image and another setting are decoded anew.
 #[test]
 fn a_cache_file_serves_no_stale_pixels() {

@@ -98,6 +98,10 @@ fn to_text(s: &status::Status, out: &mut String) -> std::fmt::Result {
             )?;
         }
     }
+    if let Some(last) = &s.last_decode_warning {
+        let images = if s.decode_warnings == 1 { "image" } else { "images" };
+        writeln!(out, "warned   {} {images} decoded with warnings (last: {last})", s.decode_warnings)?;
+    }
     for x in &s.bad_samples {
         writeln!(out, "bad      {} {}: {}: {}", x.split, x.sample_id, x.name, x.cause)?;
     }
@@ -108,11 +112,16 @@ fn place(Place { epoch, index }: Place, batches: u64) -> String {
     format!("epoch {epoch}, batch {index} of {batches}")
 }
 
+fn bad_sample(x: &status::BadSample) -> serde_json::Value {
+    json!({"split": x.split, "sample_id": x.sample_id, "path": x.name, "cause": x.cause})
+}
+
 fn to_json(s: &status::Status) -> serde_json::Value {
     json!({
         "pid": s.pid, "version": s.version, "data": s.data, "uptime_s": s.uptime_s, "cpu_s": s.cpu_s,
         "peak_rss_bytes": s.peak_rss_bytes, "decode_workers": s.decode_workers, "mixer": s.mixer,
-        "jpeg_decoder": s.jpeg_decoder,
+        "jpeg_decoder": s.jpeg_decoder, "decode_warnings": s.decode_warnings,
+        "last_decode_warning": s.last_decode_warning.as_ref().map(bad_sample),
         "train_samples": s.train_samples, "val_samples": s.val_samples, "draining": s.draining,
         "stores": s.stores.iter().map(|x| json!({
             "split": x.split, "height": x.size.height, "width": x.size.width, "samples": x.samples, "capacity": x.capacity,
@@ -132,9 +141,7 @@ fn to_json(s: &status::Status) -> serde_json::Value {
                 "evicted": one.evicted,
             })).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
-        "bad_samples": s.bad_samples.iter().map(|x| json!({
-            "split": x.split, "sample_id": x.sample_id, "path": x.name, "cause": x.cause,
-        })).collect::<Vec<_>>(),
+        "bad_samples": s.bad_samples.iter().map(bad_sample).collect::<Vec<_>>(),
         "stages": s.stages.iter().map(|x| json!({
             "name": x.name, "items": x.items, "busy_s": x.busy_s, "waiting_in_s": x.waiting_in_s,
             "waiting_out_s": x.waiting_out_s, "threads": x.threads,

@@ -297,6 +297,7 @@ impl Daemon {
     pub fn status(&self) -> Status {
         let (source, options) = (self.pipeline.source(), self.pipeline.options());
         let usage = crate::usage::own();
+        let (decode_warnings, last_decode_warning) = self.pipeline.decode_warnings();
         Status {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -331,6 +332,8 @@ impl Daemon {
                 .collect(),
             feeds: self.feeds(),
             bad_samples: self.pipeline.bad_samples(),
+            decode_warnings,
+            last_decode_warning,
             stages: self.pipeline.stats().stages().map(stage).to_vec(),
             draining: *self.draining.borrow(),
             mixed: self.pipeline.stats().mixed(),

@@ -60,6 +60,8 @@ fn text(status: &Status) -> String {
     family("cpu_seconds_total", "counter", "Processor time of the daemon.", plain(status.cpu_s));
     family("peak_resident_bytes", "gauge", "Largest resident set so far.", plain(status.peak_rss_bytes as f64));
     family("bad_samples", "gauge", "Images that could not be decoded.", plain(status.bad_samples.len() as f64));
+    let warnings = plain(status.decode_warnings as f64);
+    family("decode_warnings_total", "counter", "Images decoded with a warning, each counted once.", warnings);
     family("feeds", "gauge", "Feeds that are open.", plain(status.feeds.len() as f64));
     let stages = |value: fn(&Stage) -> f64| {
         status.stages.iter().map(|stage| (format!("{{stage=\"{}\"}}", stage.name), value(stage))).collect()

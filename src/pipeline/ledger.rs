@@ -3,7 +3,7 @@
 use crate::source::{ReadError, Source};
 pub use crate::status::BadSample;
 use crate::types::{ParseError, SampleId, Split, named};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -60,6 +60,14 @@ pub struct Ledger {
     splits: Mutex<[Entries; Split::ALL.len()]>,
     /// Entries of both splits: readers of good images take no lock.
     len: AtomicUsize,
+    warnings: Mutex<Warnings>,
+}
+
+/// Images that were decoded with a warning.
+#[derive(Debug, Default)]
+struct Warnings {
+    samples: [BTreeSet<SampleId>; Split::ALL.len()],
+    last: Option<BadSample>,
 }
 
 impl Ledger {
@@ -80,6 +88,24 @@ impl Ledger {
         if is_news {
             tracing::warn!(%split, sample_id = sample, "bad image: {}: {cause}", source.name(split, sample));
         }
+    }
+
+    /// Counts an image that was decoded with a warning, unless it was counted before.
+    pub fn warn(&self, source: &dyn Source, split: Split, sample_id: SampleId, warning: &str) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        if !warnings.samples[split as usize].insert(sample_id) {
+            return;
+        }
+        let name = source.name(split, sample_id);
+        warnings.last = Some(BadSample { split, sample_id, name: name.clone(), cause: warning.to_owned() });
+        drop(warnings);
+        tracing::debug!(%split, sample_id, "decoded with a warning: {name}: {warning}");
+    }
+
+    /// How many images were decoded with a warning, and the last of them.
+    pub fn warnings(&self) -> (u64, Option<BadSample>) {
+        let warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        (warnings.samples.iter().map(|samples| samples.len() as u64).sum(), warnings.last.clone())
     }
 
     /// Removes an image that was read and decoded.

@@ -281,6 +281,11 @@ impl Pipeline {
         self.shared.ledger.list(self.source())
     }
 
+    /// How many images were decoded with a warning of something that harms no pixel, and the last of them.
+    pub fn decode_warnings(&self) -> (u64, Option<BadSample>) {
+        self.shared.ledger.warnings()
+    }
+
     /// The sampler of a valid spec over this data set.
     ///
     /// # Errors

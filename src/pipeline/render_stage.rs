@@ -217,6 +217,7 @@ impl<'a> Worker<'a> {
         self.decoding.count();
         match loaded {
             Ok(stamp) => {
+                self.note_warning(split, sample);
                 if stored {
                     entry.store.count_decoded();
                 }
@@ -319,11 +320,21 @@ impl<'a> Worker<'a> {
             rendered.map_err(|error| undecodable(&error, bytes))
         });
         self.clear();
-        if rendered.is_err() {
-            self.decoding.count();
-            self.decoding.lap(Doing::Busy);
+        match &rendered {
+            Ok(()) => self.note_warning(split, sample),
+            Err(_) => {
+                self.decoding.count();
+                self.decoding.lap(Doing::Busy);
+            }
         }
         Some(rendered)
+    }
+
+    /// Counts an image that was decoded with a warning.
+    fn note_warning(&self, split: Split, sample: SampleId) {
+        if let Some(warning) = self.loader.warning() {
+            self.shared.ledger.warn(&*self.shared.source, split, sample, warning);
+        }
     }
 
     /// Reads an encoded image; `None` when it is no longer wanted. An error, too, where its bytes are those that failed to decode before.

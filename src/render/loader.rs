@@ -112,6 +112,11 @@ impl Loader {
         })
     }
 
+    /// What was wrong with the image that was decoded last, and harmed no pixel.
+    pub fn warning(&self) -> Option<&str> {
+        self.decoder.warning()
+    }
+
     /// Decodes what random views are rendered from, bounded as the options say, and hands it to `use_it` with what makes views of it.
     ///
     /// # Errors

@@ -290,7 +290,7 @@ fields! {
     Stage { name, items, busy_s, waiting_in_s, waiting_out_s, threads }
     Status {
         pid, version, data, uptime_s, cpu_s, peak_rss_bytes, decode_workers, jpeg_decoder, mixer, train_samples, val_samples,
-        stores, sources, feeds, bad_samples, stages, draining, mixed, recipe, classes
+        stores, sources, feeds, bad_samples, decode_warnings, last_decode_warning, stages, draining, mixed, recipe, classes
     }
     Trainer { pid, read, skipped, waited_s, lag, place, evicted }
 }

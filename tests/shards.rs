@@ -145,7 +145,7 @@ fn a_shard_that_is_replaced_while_it_is_served_ends_a_strict_feed_and_is_named()
     // In place, as some tools write: the same size, other bytes.
     let content = std::fs::read(dir.path().join("train-000003.tar")).unwrap();
     let bytes = shard.metadata().unwrap().len() as usize;
-    std::fs::write(&shard, &content.iter().cycle().copied().take(bytes).collect::<Vec<_>>()).unwrap();
+    std::fs::write(&shard, content.iter().cycle().copied().take(bytes).collect::<Vec<_>>()).unwrap();
     let error = trainer.line("error ").expect("it ends");
     assert!(error.contains("train-000002.tar has changed since it was indexed (start the daemon again"), "{error}");
     trainer.kill();

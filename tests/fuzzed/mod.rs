@@ -12,6 +12,7 @@ pub mod proto;
 pub mod recipe;
 pub mod ring;
 pub mod shard;
+pub mod table;
 mod script;
 mod views;
 
@@ -30,6 +31,7 @@ pub const TARGETS: [(&str, Body); 10] = [
     ("recipe", recipe::recipe),
     ("ring", ring::ring),
     ("shard", shard::shard),
+    ("table", table::table),
 ];
 
 /// A folder in main memory, where there is one.

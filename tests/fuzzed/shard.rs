@@ -31,7 +31,7 @@ pub fn shard(bytes: &[u8]) {
                 first.read(Split::Train, sample, &mut bytes).expect("it was indexed");
                 let is_part = bytes.is_empty() || shard.windows(bytes.len()).any(|window| window == bytes);
                 assert!(is_part, "sample {sample} has bytes of its own");
-                assert!(!first.class_name(first.label(Split::Train, sample)).is_empty());
+                assert!(!first.label_name(first.label(Split::Train, sample)).is_empty());
             }
         }
         (Err(first), Err(again)) => {

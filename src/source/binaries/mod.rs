@@ -5,6 +5,8 @@
 
 mod cifar;
 mod mnist;
+#[cfg(test)]
+mod tests;
 
 use super::flaw::Flaw;
 use super::located::{Files, IndexedFile};
@@ -98,7 +100,7 @@ impl Binaries {
         };
         let unusable = |path: &Path, cause: String| DatasetError::Unusable { path: path.to_owned(), cause };
         if let Some(place) = Split::ALL.iter().find_map(|&split| set.splits.of(split)) {
-            return Err(unusable(folder, format!("its splits are fixed: leave out --splits ({place})")));
+            return Err(unusable(folder, format!("has fixed splits: leave out --splits ({place})")));
         }
         let folder = folder.canonicalize().map_err(DatasetError::io("find", folder))?;
         let found = match kind {

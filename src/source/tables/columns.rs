@@ -46,8 +46,8 @@ pub fn choose(columns: &[Column], huggingface: Option<&str>, named: Named<'_>) -
         .filter(|column| !is(column, "Audio") && !is(column, "Video"))
         .collect();
     let image = match named.image {
-        Some(name) => find(columns, name, "--image-column", can_hold_images)?,
-        None => only(&images, columns, "images", "--image-column", "struct<bytes: binary, path: string> or binary")?,
+        Some(name) => find(columns, name, "--image-key", can_hold_images)?,
+        None => only(&images, columns, "images", "--image-key", "struct<bytes: binary, path: string> or binary")?,
     };
 
     let can_be_labels = |column: &&Column| matches!(column.of_use, Use::Integers | Use::Texts);
@@ -60,8 +60,8 @@ pub fn choose(columns: &[Column], huggingface: Option<&str>, named: Named<'_>) -
         class_labels
     };
     let label = match named.label {
-        Some(name) => find(columns, name, "--label-column", can_be_labels)?,
-        None => only(&labels, columns, "labels", "--label-column", "integers or texts in a column named `label`")?,
+        Some(name) => find(columns, name, "--label-key", can_be_labels)?,
+        None => only(&labels, columns, "labels", "--label-key", "integers or texts in a column named `label`")?,
     };
     let names = feature(label)["names"].as_array().filter(|_| is(label, "ClassLabel"));
     let names = names.map(|names| names.iter().map(|name| name.as_str().unwrap_or_default().to_owned()).collect());
@@ -101,7 +101,7 @@ fn only<'a>(
             list(columns)
         ))),
         several => {
-            let names: Vec<&str> = several.iter().map(|column| &*column.name).collect();
+            let names: Vec<&str> = several.iter().take(20).map(|column| &*column.name).collect();
             Err(Flaw::new(format!("has the columns {} of {what}: choose one with {option}", names.join(", "))))
         }
     }
@@ -148,14 +148,14 @@ mod tests {
         let notes = r#"{"info": {"features": {"img": {"_type": "Image"}, "fine_label": {"names": ["a"], "_type": "ClassLabel"},
             "coarse_label": {"names": ["b"], "_type": "ClassLabel"}}}}"#;
         let error = chosen(&cifar100, Some(notes), Named::default()).unwrap_err();
-        assert!(error.contains("fine_label, coarse_label") && error.contains("--label-column"), "{error}");
+        assert!(error.contains("fine_label, coarse_label") && error.contains("--label-key"), "{error}");
         let coarse = Named { label: Some("coarse_label"), ..Named::default() };
         let coarse = choose(&columns(&cifar100), Some(notes), coarse).unwrap();
         assert_eq!((&*coarse.label, coarse.class_names), ("coarse_label", Some(vec!["b".to_owned()])));
 
         let two = [("image", Images), ("mask", Images), ("label", Integers)];
         let error = chosen(&two, None, Named::default()).unwrap_err();
-        assert!(error.contains("image, mask") && error.contains("--image-column"), "{error}");
+        assert!(error.contains("image, mask") && error.contains("--image-key"), "{error}");
         let mask = Named { image: Some("mask"), ..Named::default() };
         assert_eq!(chosen(&two, None, mask), pair("mask", "label"));
         // A schema that says which are images, and which are not.
@@ -167,12 +167,8 @@ mod tests {
         for (listed, named, expected) in [
             (&[("label", Integers), ("boxes", Nothing)][..], Named::default(), "label (integers), boxes (other)"),
             (&[("image", Images), ("caption", Texts)], Named::default(), "no column of labels"),
-            (
-                &plain,
-                Named { label: Some("gone"), ..Named::default() },
-                "`gone`, given with --label-column, is not there",
-            ),
-            (&plain, Named { image: Some("label"), ..Named::default() }, "`label`, given with --image-column, cannot"),
+            (&plain, Named { label: Some("gone"), ..Named::default() }, "`gone`, given with --label-key, is not there"),
+            (&plain, Named { image: Some("label"), ..Named::default() }, "`label`, given with --image-key, cannot"),
         ] {
             let error = chosen(listed, None, named).unwrap_err();
             assert!(error.contains(expected), "{error}");

@@ -56,7 +56,9 @@ pub fn find(root: &Path) -> Result<Option<Found>, Refused> {
     }
     let mut files = Vec::new();
     list(root, DEPTH_MAX, &mut files)?;
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "parquet"));
+    // What describes files of images is no table of them.
+    let is_table = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "parquet");
+    files.retain(|file| is_table(file) && file.file_stem().is_some_and(|stem| stem != "metadata"));
     files.sort_unstable_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
     if files.is_empty() { Ok(None) } else { sort(root, files).map(Some) }
 }
@@ -174,6 +176,11 @@ fn by_word(file: &Path) -> Option<(PathBuf, String)> {
 fn word_in(name: &str) -> Option<&'static str> {
     let words = || name.split(|letter: char| SEPARATORS.contains(&letter) || letter.is_ascii_digit());
     KEYWORDS.iter().find(|(_, known)| words().any(|word| known.contains(&word))).map(|(split, _)| *split)
+}
+
+/// Whether a name stands for one of `datasets`' splits.
+pub fn is_known(name: &str) -> bool {
+    KEYWORDS.iter().any(|(_, words)| words.iter().any(|word| name.eq_ignore_ascii_case(word)))
 }
 
 /// The split among `names` that stands for one of `datasets`' splits.

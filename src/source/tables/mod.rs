@@ -15,6 +15,8 @@ mod tests;
 
 use super::flaw::Flaw;
 use super::located::{Contents, IndexedFile, Located, Location, Samples};
+use super::shards::braces;
+use super::shards::globs::{glob, is_glob};
 use super::{Class, DataSet, DatasetError, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
 use crate::stamp::{is_settled, stamp};
 use crate::types::{ClassId, SampleId, Split};
@@ -188,7 +190,7 @@ fn refused(refused: Refused) -> DatasetError {
     match refused {
         Refused::Io(folder, error) => DatasetError::io("list", &folder)(error),
         Refused::Two(first, second) => {
-            let cause = format!("and {} are two data sets: name one of them with --data", second.display());
+            let cause = format!("and {} are two data sets (name one of them with --data)", second.display());
             DatasetError::Unusable { path: first, cause }
         }
     }
@@ -196,21 +198,22 @@ fn refused(refused: Refused) -> DatasetError {
 
 /// The files of both splits; none where the data set has no tables.
 fn lay_out(set: &DataSet) -> Result<Option<Layout>, DatasetError> {
-    let data = &set.data;
+    let data = &std::path::absolute(&set.data).unwrap_or_else(|_| set.data.clone());
     let (root, found) = if data.is_dir() {
         (data.clone(), layout::find(data).map_err(refused)?)
-    } else if layout::is_table(data) {
-        let files = expand(data)?;
-        let root = data.parent().map_or_else(PathBuf::new, Path::to_owned);
-        (root.clone(), Some(layout::sort(&root, files).map_err(refused)?))
-    } else {
+    } else if !layout::is_table(data) {
         return Ok(None);
+    } else if data.is_file() {
+        let splits = BTreeMap::from([("train".to_owned(), vec![data.clone()])]);
+        (folder_of(data), Some(Found { splits, others: 0 }))
+    } else {
+        let root = folder_of(data);
+        let sorted = layout::sort(&root, expand(data)?).map_err(refused)?;
+        (root, Some(sorted))
     };
-    let root = root.canonicalize().unwrap_or(root);
-    let mut found = found.unwrap_or_default();
-    found.splits.values_mut().flatten().for_each(|file| *file = std::path::absolute(&*file).unwrap_or_default());
+    let found = found.unwrap_or_default();
     let mut layout =
-        Layout { location: data.display().to_string(), root, files: Default::default(), notes: Vec::new() };
+        Layout { location: set.data.display().to_string(), root, files: Default::default(), notes: Vec::new() };
     let mut used = BTreeSet::new();
     for &split in Split::ALL {
         let place = set.splits.of(split);
@@ -245,13 +248,20 @@ fn lay_out(set: &DataSet) -> Result<Option<Layout>, DatasetError> {
     Ok(Some(layout))
 }
 
+/// The folder of a path, or the one ahead of a pattern's first wildcard.
+fn folder_of(path: &Path) -> PathBuf {
+    let is_pattern = |part: &Path| part.to_str().is_some_and(|part| part.contains(['{', '}']) || is_glob(part));
+    let folder = path.ancestors().skip(1).find(|folder| folder.exists() || !is_pattern(folder));
+    folder.unwrap_or(path).to_owned()
+}
+
 /// The split that is used where none is given: for validation the test split, too.
 fn default_split(split: Split, found: &Found) -> Option<&String> {
     let wanted: &[&str] = if split == Split::Train { &["train"] } else { &["validation", "test"] };
     let known = wanted.iter().find_map(|wanted| layout::standing_for(wanted, found.splits.keys()));
-    // The only split of a set is for training, whatever its name.
+    // The only split of a set is for training, unless its name says otherwise.
     let is_only = split == Split::Train && found.splits.len() == 1;
-    known.or_else(|| found.splits.keys().next().filter(|_| is_only))
+    known.or_else(|| found.splits.keys().next().filter(|name| is_only && !layout::is_known(name)))
 }
 
 /// A data set must have training images, and every split that was named.
@@ -279,7 +289,7 @@ fn check(layout: &Layout, found: &Found, set: &DataSet) -> Result<(), DatasetErr
 /// The tables that a path or a pattern names.
 fn files_at(place: &Path) -> Result<Vec<PathBuf>, DatasetError> {
     if !place.is_dir() {
-        return Ok(expand(place)?.into_iter().filter(|file| layout::is_table(file)).collect());
+        return if layout::is_table(place) { expand(place) } else { Ok(Vec::new()) };
     }
     let mut files = Vec::new();
     layout::list(place, 1, &mut files).map_err(refused)?;
@@ -287,9 +297,26 @@ fn files_at(place: &Path) -> Result<Vec<PathBuf>, DatasetError> {
     Ok(files)
 }
 
-/// The files that a pattern stands for.
+/// The files that a pattern stands for: braces first, then wildcards.
 fn expand(pattern: &Path) -> Result<Vec<PathBuf>, DatasetError> {
-    Ok(vec![pattern.to_owned()])
+    let refused = |cause: String| DatasetError::Unusable { path: pattern.to_owned(), cause };
+    let Some(text) = pattern.to_str() else {
+        return Ok(vec![pattern.to_owned()]);
+    };
+    let mut files = Vec::new();
+    for name in braces::expand(text).map_err(|cause| refused(format!("is no pattern: {cause}")))? {
+        let path = PathBuf::from(&name);
+        if path.exists() || !is_glob(&name) {
+            files.push(path);
+        } else {
+            files.extend(glob(&path).map_err(DatasetError::io("list", &path))?);
+        }
+    }
+    match files.iter().find(|file| !file.is_file()) {
+        Some(file) => Err(refused(format!("stands for {}, which is no file", file.display()))),
+        None if files.is_empty() => Err(refused("matches no file".to_owned())),
+        None => Ok(files),
+    }
 }
 
 /// Where the index of these files is remembered, and what must be the same for it to be used.
@@ -377,7 +404,7 @@ fn vocabulary(files: &[(Split, PathBuf, Metadata)], tables: &[Rows], chosen: &Ch
                 if let Some(row) = labels.iter().position(|label| !(0..limit).contains(label)) {
                     let label = labels[row];
                     let remedy =
-                        "unlabelled rows have -1: choose another split with --splits, or column with --label-column";
+                        "unlabelled rows have -1: choose another split with --splits, or column with --label-key";
                     let cause = format!("has the label {label} in row {row}, outside of 0 to {} ({remedy})", limit - 1);
                     return Err(DatasetError::Unusable { path: path.clone(), cause });
                 }

@@ -22,19 +22,13 @@ fn json<T: serde::de::DeserializeOwned>(path: &str) -> T {
 fn oracle() -> Oracle {
     let rows: BTreeMap<String, Vec<(String, String)>> = json("rows.json");
     let decoded =
-        |rows: Vec<(String, String)>| rows.into_iter().map(|(image, class)| (base64(&image), class)).collect();
+        |rows: Vec<(String, String)>| rows.into_iter().map(|(image, class)| (from_hex(&image), class)).collect();
     rows.into_iter().map(|(split, rows)| (split, decoded(rows))).collect()
 }
 
-fn base64(text: &str) -> Vec<u8> {
-    let digit =
-        |byte: u8| b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/".iter().position(|b| *b == byte);
-    let bits: Vec<usize> = text.bytes().filter_map(digit).collect();
-    let group = |four: &[usize]| {
-        let word = four.iter().fold(0, |word, digit| word << 6 | digit) << (6 * (4 - four.len()));
-        (0..four.len() - 1).map(move |nth| (word >> (16 - 8 * nth)) as u8).collect::<Vec<u8>>()
-    };
-    bits.chunks(4).flat_map(group).collect()
+fn from_hex(text: &str) -> Vec<u8> {
+    let byte = |at| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
+    (0..text.len()).step_by(2).map(byte).collect()
 }
 
 fn files(folder: &str) -> Vec<PathBuf> {
@@ -127,7 +121,22 @@ fn splits_are_named_by_their_names_or_by_places() {
     assert_eq!(counts("train=data/train-00001-of-00002.parquet"), Ok([6, 6]));
     assert_eq!(counts(&format!("val={}", hub.join("data").display())), Ok([12, 18]));
     let error = counts("val=dev").unwrap_err();
-    assert!(error.contains("`dev` is neither") && error.contains("test, train"), "{error}");
+    assert!(error.contains("no split or tables `dev`") && error.contains("test, train"), "{error}");
+}
+
+#[test]
+fn patterns_name_tables_and_a_single_file_is_for_training() {
+    let hub = golden().join("tables/hub");
+    let counts =
+        |pattern: &str| opened(&hub.join(pattern)).map(|source| [source.len(Split::Train), source.len(Split::Val)]);
+    assert_eq!(counts("data/*.parquet"), Ok([12, 6]));
+    assert_eq!(counts("data/train-{00000..00001}-of-00002.parquet"), Ok([12, 0]));
+    assert_eq!(counts("{data,other}/[st]rain-0000[0-9]-of-*.parquet"), Ok([12, 0]));
+    let error = counts("data/test-*.parquet").unwrap_err();
+    assert!(error.contains("no training split; splits that are there: test"), "{error}");
+    assert_eq!(counts("data/test-00000-of-00001.parquet"), Ok([6, 0]));
+    assert!(counts("data/*.arrow").unwrap_err().contains("matches no file"));
+    assert!(counts("data/{gone,test-00000-of-00001}.parquet").unwrap_err().contains("gone.parquet, which is no file"));
 }
 
 #[test]
@@ -229,4 +238,36 @@ fn stamps_tell_changes_once_a_table_has_settled() {
         };
         assert_eq!(source.stamp(Split::Train, 2), Some(stamp));
     }
+}
+
+#[test]
+fn an_index_is_remembered_until_a_table_changes() {
+    let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = |nth: usize| dir.path().join(format!("train-{nth:05}-of-00100.parquet"));
+    let tables: Vec<Vec<u8>> = files("variants").iter().map(|file| std::fs::read(file).unwrap()).collect();
+    let in_place = tables
+        .iter()
+        .enumerate()
+        .find(|(nth, _)| opened(&files("variants")[*nth]).unwrap().coded.iter().all(BTreeMap::is_empty));
+    (0..100).for_each(|nth| std::fs::write(file(nth), in_place.unwrap().1).unwrap());
+    let set = DataSet::at(dir.path());
+    let first = open(&set, cache.path()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while std::fs::read_dir(cache.path()).unwrap().next().is_none() {
+        assert!(Instant::now() < deadline, "never remembered");
+        open(&set, cache.path()).unwrap();
+    }
+    let again = open(&set, cache.path()).unwrap();
+    assert_eq!((again.len(Split::Train), rows(&again, Split::Train)), (1_200, rows(&first, Split::Train)));
+    assert_eq!(again.classes(), first.classes());
+    // What is not looked at again is not seen to be damaged; what has changed is.
+    let saved = std::fs::read_dir(cache.path()).unwrap().next().unwrap().unwrap().path();
+    let bytes = std::fs::read(&saved).unwrap();
+    let changed = std::fs::read(file(50)).unwrap();
+    std::fs::write(file(50), &changed[1..]).unwrap();
+    assert!(open(&set, cache.path()).unwrap_err().contains("train-00050-of-00100.parquet"));
+    std::fs::write(file(50), changed).unwrap();
+    let other = DataSet { label_key: Some("gone".to_owned()), ..set };
+    assert!(open(&other, cache.path()).unwrap_err().contains("`gone`"), "another column, and the same index");
+    assert_eq!(std::fs::read(&saved).unwrap(), bytes);
 }

@@ -6,6 +6,8 @@ use super::flat::Flat;
 
 /// The most fields, with those of structures and lists.
 const FIELDS_MAX: usize = 65_536;
+/// The longest name of a column.
+const NAME_BYTES_MAX: usize = 4 << 10;
 /// The most structures and lists within each other.
 const DEPTH_MAX: usize = 32;
 
@@ -85,6 +87,7 @@ pub fn read(schema: Flat<'_>) -> Result<Schema, Flaw> {
         let note = notes.table(nth)?;
         if note.text(0)? == b"huggingface" {
             read.huggingface = String::from_utf8(note.text(1)?.to_vec()).ok();
+            break;
         }
     }
     let (fields, mut at, mut visited) = (schema.vector(1, 4)?, Numbers::default(), 0);
@@ -94,7 +97,7 @@ pub fn read(schema: Flat<'_>) -> Result<Schema, Flaw> {
         let own = pass(field, &mut at, &mut visited, 0)?;
         let mut leaf = own.map(|values| Leaf { values, place: before, parent: None });
         if kind_of(field)? == kind::STRUCT {
-            leaf = bytes_of(field, before)?;
+            leaf = bytes_of(field, before, &mut visited)?;
         }
         let of_use = match leaf.map(|leaf| leaf.values) {
             Some(Values::Strings(_)) if matches!(kind_of(field)?, kind::UTF8 | kind::LARGE_UTF8) => Use::Texts,
@@ -102,7 +105,12 @@ pub fn read(schema: Flat<'_>) -> Result<Schema, Flaw> {
             Some(Values::Integers { .. }) => Use::Integers,
             None => Use::Nothing,
         };
-        let name = String::from_utf8_lossy(field.text(0)?).into_owned();
+        // Names may lie in one place, and each column has a copy.
+        let name = field.text(0)?;
+        if name.len() > NAME_BYTES_MAX {
+            return Err(Flaw::from("has a column with a name of more than 4 KiB"));
+        }
+        let name = String::from_utf8_lossy(name).into_owned();
         read.columns.push(Column { name, of_use, leaf: read.leaves.len() });
         read.leaves.extend(leaf);
     }
@@ -114,12 +122,12 @@ fn kind_of(field: Flat<'_>) -> Result<u8, Flaw> {
 }
 
 /// The child `bytes` of a structure whose own node and buffer are `at`.
-fn bytes_of(field: Flat<'_>, at: Numbers) -> Result<Option<Leaf>, Flaw> {
+fn bytes_of(field: Flat<'_>, at: Numbers, visited: &mut usize) -> Result<Option<Leaf>, Flaw> {
     let children = field.vector(5, 4)?;
-    let (mut next, mut visited) = (Numbers { node: at.node + 1, buffer: at.buffer + 1 }, 0);
+    let mut next = Numbers { node: at.node + 1, buffer: at.buffer + 1 };
     for nth in 0..children.len {
         let (child, place) = (children.table(nth)?, next);
-        let values = pass(child, &mut next, &mut visited, 1)?;
+        let values = pass(child, &mut next, visited, 1)?;
         if child.text(0)? == b"bytes"
             && let Some(values) = values
             && matches!(kind_of(child)?, kind::BINARY | kind::LARGE_BINARY)

@@ -14,7 +14,7 @@ use super::super::flaw::Flaw;
 use super::cells::{Cell, Column, Place, Use};
 use codec::NONE;
 use footer::{Chunk, Footer, Leaf, Physical, RowGroup};
-use page::{Kind, Page};
+use page::{Kind, Page, ReadAt};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use values::{Region, integers, places};
@@ -68,11 +68,11 @@ impl CodedPage {
         self.page.offset
     }
 
-    /// Reads and decompresses it; `read` fills a slice from an offset of the file.
+    /// Reads and decompresses it.
     ///
     /// # Errors
     /// When the file cannot be read, or was damaged when it was indexed.
-    pub fn decode<E: From<Flaw>>(&self, read: &mut dyn FnMut(u64, &mut [u8]) -> Result<(), E>) -> Result<Decoded, E> {
+    pub fn decode<E: From<Flaw>>(&self, read: ReadAt<'_, E>) -> Result<Decoded, E> {
         let page = self.page.load(read)?;
         let Some(dictionary) = &self.dictionary else {
             let values = places(&self.page, &page[..], self.level_max, None)?;

@@ -20,7 +20,7 @@ mod views;
 type Body = fn(&[u8]);
 
 /// Every target and its body.
-pub const TARGETS: [(&str, Body); 10] = [
+pub const TARGETS: [(&str, Body); 11] = [
     ("archive", archive::archive),
     ("cache", cache::cache),
     ("config", config::config),

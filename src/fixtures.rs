@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Says that a test was left out, past the harness, which shows what passing tests print to nobody.
-fn say_left_out(why: &str) {
+pub fn say_left_out(why: &str) {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     writeln!(std::io::stderr(), "left out: {test}: {why}").expect("standard error is open");
 }

@@ -13,6 +13,8 @@
 
 // The vocabulary: sizes, element types, what a batch is, what a feed is asked to deliver.
 pub mod types;
+#[doc(hidden)]
+pub mod escape;
 pub mod operation;
 #[doc(hidden)]
 pub mod format;

@@ -5,6 +5,7 @@
 //! readers that shuffle only within a window get mixed classes. The same source and options make the same bytes.
 
 use crate::decode::{DecodeKind, Decoder, ExifOrientation, ImageError};
+use crate::escape::escaped;
 use crate::render::{LoadOptions, Loader, ResizeKind, SourceSize};
 use crate::source::Source;
 use crate::types::{SampleId, Split};
@@ -56,10 +57,10 @@ pub struct Packed {
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
     /// The folder has files already.
-    #[error("{}: is not empty (name a new folder)", .0.display())]
+    #[error("{}: is not empty (name a new folder)", escaped(.0))]
     NotEmpty(PathBuf),
     /// A system call failed.
-    #[error("cannot write {}: {source}", path.display())]
+    #[error("cannot write {}: {source}", escaped(&path))]
     Io {
         /// What.
         path: PathBuf,

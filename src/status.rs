@@ -13,6 +13,8 @@ pub struct Status {
     pub version: String,
     /// Where the data set is.
     pub data: String,
+    /// What its user should know of how it was read, such as files that were left out.
+    pub notes: Vec<String>,
     /// Seconds since its start.
     pub uptime_s: f64,
     /// Processor time, user and system, in seconds.

@@ -197,6 +197,14 @@ fn files_of_a_module_do_not_import_each_other_in_a_circle() {
     assert!(circles.is_empty(), "{circles:#?}");
 }
 
+/// A name may hold control characters, which would reach a terminal or forge a line of the log: `escape::escaped` shows it.
+#[test]
+fn no_path_is_shown_as_it_is() {
+    let files = source();
+    let shown = files.iter().filter(|file| file.code.contains(".display()") && !file.path.ends_with("fixtures.rs"));
+    assert_eq!(shown.map(|file| &*file.path).collect::<Vec<_>>(), [Path::new(""); 0]);
+}
+
 #[test]
 fn paths_are_read_and_circles_found() {
     let code = "use crate::{a::{B, c as d}, e};\nuse super::f;\nlet x = super::super::g(crate::h::I);";

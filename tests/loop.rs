@@ -333,14 +333,13 @@ fn wrong_data_and_wrong_usage_have_their_exit_codes() {
             mixd().args(["serve", "--data"]).arg(dir.path()).arg("--socket").arg(dir.path().join("s")).output();
         let (output, text) = served.map(|output| (output.status.code(), stderr(&output))).unwrap();
         assert!(output == Some(1) && text.lines().count() == 1, "{output:?}: {text}");
-        assert!(text.starts_with("mixd: ") && text.contains(why) && text.contains("expected DATA/train/"), "{text}");
+        assert!(text.starts_with("mixd: ") && text.contains(why), "{text}");
     };
     std::fs::rename(val.join("n03394916"), val.join("n99999999")).unwrap();
-    refused("class `n99999999` of val/ has no images in train/");
+    refused("class `n99999999` of the validation split has no training images");
     std::fs::remove_dir_all(val).unwrap();
-    refused("no image in val/");
     std::fs::remove_dir_all(train).unwrap();
-    refused("none of them an image in train/ or val/");
+    refused("none of them an image in train/ or val/ (expected DATA/train/");
     assert_eq!(run(&["serve"]).status.code(), Some(2));
     assert_eq!(run(&["plan", "--data", ".", "--epoch=x"]).status.code(), Some(2));
     assert_eq!(run(&["--help"]).status.code(), Some(0));

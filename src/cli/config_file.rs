@@ -3,6 +3,7 @@
 //! Keys at the top hold for every command that has the option; keys of a table such as `[bench]` hold for that command. Words
 //! are joined by `-` or `_`. What the command line or the environment says goes before the file, and before keys that it excludes.
 
+use crate::escape::escaped;
 use anyhow::{Context, bail};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
@@ -23,8 +24,8 @@ pub fn lenient(command: &Command) -> Command {
 
 /// The options of the file at `path` that the command line and the environment leave open, as arguments.
 pub fn arguments(path: &Path, command: &Command, matches: &ArgMatches) -> anyhow::Result<Vec<OsString>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let table: Table = text.parse().with_context(|| format!("{} is not a TOML file", path.display()))?;
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", escaped(&path)))?;
+    let table: Table = text.parse().with_context(|| format!("{} is not a TOML file", escaped(&path)))?;
     let (name, given) = matches.subcommand().context("no command was given (see `mixd help`)")?;
     let chosen = command.find_subcommand(name).expect("it was parsed");
     let own: Vec<&String> = table.get(name).and_then(Value::as_table).into_iter().flat_map(Table::keys).collect();
@@ -34,9 +35,9 @@ pub fn arguments(path: &Path, command: &Command, matches: &ArgMatches) -> anyhow
             (Value::Table(own), Some(_)) if key == name => {
                 for (key, value) in own {
                     let Some(arg) = option(chosen, key) else {
-                        bail!("{}: `{name}` has no option `{key}` (see `mixd {name} --help`)", path.display());
+                        bail!("{}: `{name}` has no option `{key}` (see `mixd {name} --help`)", escaped(&path));
                     };
-                    add(&mut arguments, chosen, arg, given, value).with_context(|| path.display().to_string())?;
+                    add(&mut arguments, chosen, arg, given, value).with_context(|| escaped(&path).to_string())?;
                 }
             }
             (Value::Table(_), Some(_)) => {}
@@ -44,11 +45,11 @@ pub fn arguments(path: &Path, command: &Command, matches: &ArgMatches) -> anyhow
                 Some(arg)
                     if !own.iter().any(|own| option(chosen, own).is_some_and(|own| own.get_id() == arg.get_id())) =>
                 {
-                    add(&mut arguments, chosen, arg, given, value).with_context(|| path.display().to_string())?;
+                    add(&mut arguments, chosen, arg, given, value).with_context(|| escaped(&path).to_string())?;
                 }
                 Some(_) => {}
                 None if command.get_subcommands().any(|other| option(other, key).is_some()) => {}
-                None => bail!("{}: no command has an option `{key}` (see `mixd help`)", path.display()),
+                None => bail!("{}: no command has an option `{key}` (see `mixd help`)", escaped(&path)),
             },
         }
     }

@@ -17,6 +17,7 @@ mod status;
 mod stop;
 mod train;
 
+use crate::escape::escaped;
 use crate::mix::MixerKind;
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -128,7 +129,7 @@ fn hand_over() -> anyhow::Error {
         let path = program()?.with_file_name("mixd-torch");
         let error = std::process::Command::new(&path).args(std::env::args_os().skip(1)).exec();
         Err(error).with_context(|| {
-            format!("cannot start {}, which this command needs (build it with `make build`)", path.display())
+            format!("cannot start {}, which this command needs (build it with `make build`)", escaped(&path))
         })
     };
     become_it().unwrap_err()

@@ -3,6 +3,7 @@
 use crate::client;
 use crate::cpus::{Cpus, Workers};
 use crate::decode::{DecodeKind, ExifOrientation, JPEG_DECODER};
+use crate::escape::escaped;
 use crate::mix::MixerKind;
 use crate::pipeline::{self, OnBadImage};
 use crate::render::{LoadOptions, ResizeKind, SourceSize};
@@ -51,7 +52,7 @@ impl DataArgs {
         );
         let mut show = |progress: Progress| {
             if bar.is_hidden() && bar.position() == 0 {
-                let _ = writeln!(io::stderr(), "unpacking {}", self.data.display());
+                let _ = writeln!(io::stderr(), "unpacking {}", escaped(&self.data));
             }
             bar.set_length(progress.total_bytes);
             bar.set_position(progress.read_bytes);
@@ -60,7 +61,11 @@ impl DataArgs {
         let set = DataSet { data, splits: splits.unwrap_or_default(), labels, image_key, label_key, cache_dir: None };
         let source = source::open(&set, &mut show);
         bar.finish_and_clear();
-        Ok(source?)
+        let source = source?;
+        for note in source.notes() {
+            tracing::info!("{}: {note}", source.location());
+        }
+        Ok(source)
     }
 
     /// The same data set for a daemon of our own.

@@ -2,6 +2,7 @@
 
 use super::options::{DataArgs, PipelineArgs};
 use crate::batch::BatchView;
+use crate::escape::escaped;
 use crate::operation::Operations;
 use crate::pipeline::{OwnedBatch, Pipeline, Views};
 use crate::render::{Loader, ViewSteps};
@@ -124,7 +125,7 @@ fn draw_stages(batch: &OwnedBatch, spec: &FeedSpec, pipeline: &Pipeline, out: &P
 
 /// Writes a sheet to a PNG.
 fn save(sheet: &RgbImage, out: &Path) -> anyhow::Result<()> {
-    sheet.save_with_format(out, ::image::ImageFormat::Png).with_context(|| format!("cannot write {}", out.display()))
+    sheet.save_with_format(out, ::image::ImageFormat::Png).with_context(|| format!("cannot write {}", escaped(&out)))
 }
 
 /// Draws a batch to a PNG.

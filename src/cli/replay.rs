@@ -5,6 +5,7 @@ use super::rows::{self, Headers};
 use crate::batch::Head;
 use crate::columns::{COLUMNS, Columns, Number};
 use crate::decode::{ExifOrientation, JPEG_DECODER};
+use crate::escape::escaped;
 use crate::pipeline::{OwnedBatch, Pipeline};
 use crate::source::Source;
 use crate::spec::FeedOptions;
@@ -54,7 +55,7 @@ impl Replay {
         let view = batch.view();
         if let Some(out) = &self.out {
             write(&batch, &spec, pipeline.source(), self.pipeline.exif, out)
-                .with_context(|| format!("cannot write {}", out.display()))?;
+                .with_context(|| format!("cannot write {}", escaped(&out)))?;
         }
         if let Some(png) = &self.png {
             super::preview::draw(&view, &spec, pipeline.source(), png)?;

@@ -3,6 +3,7 @@
 use super::options::{DataArgs, PipelineArgs, SocketArgs};
 use crate::control::{Daemon, Home, Owners, SocketError, serve, serve_metrics};
 use crate::decode::JPEG_DECODER_COST;
+use crate::escape::escaped;
 use crate::pipeline::Pipeline;
 use crate::spec::RecipeChoice;
 use crate::types::Split;
@@ -106,7 +107,7 @@ impl Serve {
             let what = format!("{} ({train} train, {val} val, {} classes)", source.location(), source.classes().len());
             let daemon = Arc::new(Daemon::new(pipeline, recipe.as_ref()));
             let listener = UnixListener::bind(home.socket())
-                .with_context(|| format!("cannot listen on {}", home.socket().display()))?;
+                .with_context(|| format!("cannot listen on {}", escaped(&home.socket())))?;
             std::fs::set_permissions(home.socket(), PermissionsExt::from_mode(0o600))?;
             if let Some(address) = self.metrics {
                 let listener = TcpListener::bind(address)
@@ -115,7 +116,7 @@ impl Serve {
                 tokio::spawn(serve_metrics(listener, Arc::clone(&daemon)));
             }
             // The one line on standard output: who started us may wait for it, or may have closed it.
-            let line = format!("mixd: serving {what} on {} (pid {})", home.socket().display(), std::process::id());
+            let line = format!("mixd: serving {what} on {} (pid {})", escaped(&home.socket()), std::process::id());
             let _ = writeln!(std::io::stdout(), "{line}");
             let stop = async {
                 tokio::select! {

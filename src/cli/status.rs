@@ -31,6 +31,7 @@ fn to_text(s: &status::Status, out: &mut String) -> std::fmt::Result {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     writeln!(out, "mixd {} (pid {}){}", s.version, s.pid, if s.draining { ", draining" } else { "" })?;
     writeln!(out, "data     {} ({} train, {} val)", s.data, s.train_samples, s.val_samples)?;
+    s.notes.iter().try_for_each(|note| writeln!(out, "note     {note}"))?;
     writeln!(
         out,
         "process  up {:.0} s, {:.2} s of CPU, at most {:.0} MiB resident, {} decode threads ({}), mixer {}",
@@ -118,7 +119,7 @@ fn bad_sample(x: &status::BadSample) -> serde_json::Value {
 
 fn to_json(s: &status::Status) -> serde_json::Value {
     json!({
-        "pid": s.pid, "version": s.version, "data": s.data, "uptime_s": s.uptime_s, "cpu_s": s.cpu_s,
+        "pid": s.pid, "version": s.version, "data": s.data, "notes": s.notes, "uptime_s": s.uptime_s, "cpu_s": s.cpu_s,
         "peak_rss_bytes": s.peak_rss_bytes, "decode_workers": s.decode_workers, "mixer": s.mixer,
         "jpeg_decoder": s.jpeg_decoder, "decode_warnings": s.decode_warnings,
         "last_decode_warning": s.last_decode_warning.as_ref().map(bad_sample),

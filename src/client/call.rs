@@ -55,8 +55,8 @@ pub(super) async fn connect(socket: &Path) -> Result<ControlClient<Channel>, Cli
     }
     // The transport's errors hide the system's answer at the end of a chain; a plain connect gives it plainly.
     drop(open(socket).await?);
-    let endpoint =
-        Endpoint::try_from(format!("unix:{}", socket.display())).map_err(|error| no_daemon(error.to_string()))?;
+    let endpoint = Endpoint::try_from(format!("unix:{}", socket.to_string_lossy()))
+        .map_err(|error| no_daemon(error.to_string()))?;
     let channel = endpoint.connect().await.map_err(|error| match lacks_descriptors(&error) {
         true => ClientError::NoDescriptors,
         false => no_daemon(error.to_string()),

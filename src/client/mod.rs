@@ -21,6 +21,7 @@ pub use crate::wire::{Reason, Refusal, default_socket};
 pub use attach::{Feed, RECONNECT, attach, attach_for, attach_unless};
 pub use call::{peer_pid, recipe, shutdown, status, status_unless};
 
+use crate::escape::escaped;
 use crate::spec::RecipeError;
 use rustix::io::Errno;
 use std::error::Error;
@@ -31,7 +32,10 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody answers on the socket.
-    #[error("no daemon answers on {}: {cause} (start one with `mixd serve --data …`, or name its --socket)", socket.display())]
+    #[error(
+        "no daemon answers on {}: {cause} (start one with `mixd serve --data …`, or name its --socket)",
+        escaped(socket)
+    )]
     NoDaemon {
         /// The socket.
         socket: PathBuf,
@@ -45,12 +49,12 @@ pub enum ClientError {
     #[error(transparent)]
     Recipe(#[from] RecipeError),
     /// The daemon went away without ending the feed.
-    #[error("the daemon on {} is gone (see its log; start it again)", .0.display())]
+    #[error("the daemon on {} is gone (see its log; start it again)", escaped(.0))]
     DaemonGone(PathBuf),
     /// A daemon has taken the place of one that was gone, but cannot go on where that one was.
     #[error(
         "the daemon that answers on {} now does not make the same batches: its data set, decoder, resize, mixer or version is another (start it as before)",
-        .0.display()
+        escaped(.0)
     )]
     OtherDaemon(PathBuf),
     /// The daemon has evicted this trainer from a shared feed, because it kept others waiting for too long.

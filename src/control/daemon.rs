@@ -302,6 +302,7 @@ impl Daemon {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             data: source.location(),
+            notes: source.notes().to_vec(),
             uptime_s: self.started.elapsed().as_secs_f64(),
             cpu_s: usage.cpu.as_secs_f64(),
             peak_rss_bytes: usage.peak_rss_bytes,

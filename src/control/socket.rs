@@ -1,5 +1,6 @@
 //! Where a daemon lives: its socket and its lock, of which it is the only owner.
 
+use crate::escape::escaped;
 use crate::wire::{default_socket, too_long};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -12,7 +13,11 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Another daemon is there.
-    #[error("a daemon with pid {pid} already serves {} (stop it with `mixd stop --socket {}`, or use another --socket)", socket.display(), socket.display())]
+    #[error(
+        "a daemon with pid {pid} already serves {} (stop it with `mixd stop --socket {}`, or use another --socket)",
+        escaped(socket),
+        escaped(socket)
+    )]
     Occupied {
         /// The other's process id; `?` where it has not written it yet.
         pid: String,
@@ -20,10 +25,10 @@ pub enum SocketError {
         socket: PathBuf,
     },
     /// A folder belongs to somebody else or is open to others.
-    #[error("{} is not a folder that only this user can change (remove it, or name another --socket)", .0.display())]
+    #[error("{} is not a folder that only this user can change (remove it, or name another --socket)", escaped(.0))]
     NotPrivate(PathBuf),
     /// The path is longer than the system allows.
-    #[error("cannot serve on {}: {cause}", socket.display())]
+    #[error("cannot serve on {}: {cause}", escaped(socket))]
     TooLong {
         /// The socket.
         socket: PathBuf,
@@ -31,10 +36,10 @@ pub enum SocketError {
         cause: String,
     },
     /// What lies where the socket or its lock should is no daemon's.
-    #[error("{} is there, and is not what a daemon left (remove it, or name another --socket)", .0.display())]
+    #[error("{} is there, and is not what a daemon left (remove it, or name another --socket)", escaped(.0))]
     Foreign(PathBuf),
     /// A system call failed.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}", escaped(path))]
     Io {
         /// What was tried.
         action: &'static str,

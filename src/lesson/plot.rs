@@ -1,5 +1,6 @@
 //! The curves of the mixup lesson: Γ, the density of Beta(α, α), and the λ that are drawn from it.
 
+use crate::escape::escaped;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -63,7 +64,7 @@ pub struct DrawnOperation {
 #[derive(Debug, thiserror::Error)]
 pub enum PlotError {
     /// The name of the output ends in neither format.
-    #[error("cannot tell the format of `{}` (end its name in .svg or .png)", .0.display())]
+    #[error("cannot tell the format of `{}` (end its name in .svg or .png)", escaped(.0))]
     Extension(PathBuf),
     /// No α at all, or one that is not positive and finite.
     #[error("beta and lambda figures need at least one alpha, each above 0 and finite (give --alpha 0.4)")]
@@ -77,7 +78,7 @@ pub enum PlotError {
     #[error("failed to draw the figure: {0}")]
     Draw(String),
     /// The file could not be written.
-    #[error("failed to write `{}`: {source} (choose a path that you may write with --out)", path.display())]
+    #[error("failed to write `{}`: {source} (choose a path that you may write with --out)", escaped(path))]
     Write {
         /// Where the figure was to be.
         path: PathBuf,

@@ -1,5 +1,6 @@
 //! The ledger of images that are bad now: each with its name and cause, until it reads and decodes again.
 
+use crate::escape::printable;
 use crate::source::{ReadError, Source};
 pub use crate::status::BadSample;
 use crate::types::{ParseError, SampleId, Split, named};
@@ -73,6 +74,8 @@ struct Warnings {
 impl Ledger {
     /// Enters an image that could not be read or decoded, and logs it unless it was entered for the same cause.
     pub fn enter(&self, source: &dyn Source, split: Split, sample: SampleId, mut fault: Fault) {
+        // A decoder may quote the file.
+        fault.cause = printable(&fault.cause).to_string();
         let mut splits = self.splits();
         let others: usize = splits.iter().map(Entries::len).sum();
         let known = splits[split as usize].get(&sample);

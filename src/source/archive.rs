@@ -2,81 +2,74 @@
 //!
 //! The cache is keyed by the archive's path, size and time of change. Unpacking goes to a folder beside the final one, which
 //! gets its name when it is whole; a lock keeps two processes from doing it at once. Only regular files with an image's
-//! name are written; links and special files never are, so nothing written can be led elsewhere.
+//! name are written; links are made when all files are there, and only within the folder (`links.rs`).
 //!
-//! A manifest in the folder holds the number of images and a hash of their names. A folder that does not match its manifest, since a cleaner
-//! of old files removed some, or that has none, is unpacked anew.
+//! A manifest in the folder holds the number of files and a hash of their names, and notes on what was left out. A folder that does not match
+//! its manifest, since a cleaner of old files removed some, or that has none, is unpacked anew.
 
+use super::compression;
 use super::index::Index;
-use super::remembered::Walk;
-use super::walk::{self, is_image};
-use super::{DatasetError, Progress};
-use crate::types::Split;
-use flate2::bufread::MultiGzDecoder;
+use super::unpack::{Unpacked, read_head, unpack as unpack_to};
+use super::walk;
+use super::{DatasetError, Progress, Splits};
+use crate::escape::escaped;
 use rustix::fs::{FlockOperation, flock, syncfs};
-use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path, PathBuf};
-use std::rc::Rc;
-use xxhash_rust::xxh3::Xxh3;
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::xxh3_64;
 
-/// The most bytes that an archive may unpack to: 1 TiB.
-const UNPACKED_BYTES_MAX: u64 = 1 << 40;
-const TAR_BLOCK_BYTES: u64 = 512;
 /// The manifest's file; the walk does not see names with a leading dot.
 const MANIFEST: &str = ".mixd-manifest";
+/// The most characters of an archive's name that its folder's begins with.
+const STEM_CHARS_MAX: usize = 80;
 
-/// Unpacks `archive`, or finds it unpacked and whole; returns the folder and its images, which have no labels yet.
+/// Unpacks `archive`, or finds it unpacked and whole; returns the folder, its images, which have no labels yet, and notes on what was left out.
 pub fn unpack(
     archive: &Path,
+    splits: &Splits,
     cache_dir: &Path,
     progress: &mut dyn FnMut(Progress),
-) -> Result<(PathBuf, Index), DatasetError> {
-    let name = archive.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let lower = name.to_ascii_lowercase();
-    let Some(ending) = [".tgz", ".tar.gz", ".tar"].into_iter().find(|ending| lower.ends_with(ending)) else {
-        return Err(DatasetError::NotAnArchive(archive.to_owned()));
-    };
-    let archive = archive.canonicalize().map_err(DatasetError::io("find", archive))?;
-    let meta = std::fs::metadata(&archive).map_err(DatasetError::io("look at", &archive))?;
-    let mut key = archive.as_os_str().as_bytes().to_vec();
+) -> Result<(PathBuf, Index, Vec<String>), DatasetError> {
+    let head = File::open(archive).and_then(|mut file| read_head(&mut file));
+    if let Err(what) = compression::kind(&head.map_err(DatasetError::io("read", archive))?) {
+        return Err(DatasetError::NotAnArchive { path: archive.to_owned(), what });
+    }
+    let path = archive.canonicalize().map_err(DatasetError::io("find", archive))?;
+    let meta = std::fs::metadata(&path).map_err(DatasetError::io("look at", archive))?;
+    let mut key = path.as_os_str().as_bytes().to_vec();
     for number in [meta.len() as i64, meta.mtime(), meta.mtime_nsec()] {
         key.extend(number.to_le_bytes());
     }
     let no_cache = |source| DatasetError::NoCache { path: cache_dir.to_owned(), source };
     std::fs::create_dir_all(cache_dir).map_err(no_cache)?;
-    let stem = format!("{}-{:016x}", &name[..name.len() - ending.len()], xxhash_rust::xxh3::xxh3_64(&key));
+    let stem = format!("{}-{:016x}", stem(archive), xxh3_64(&key));
     let [whole, partial, stale] =
         ["", ".partial", ".stale.partial"].map(|ending| cache_dir.join(stem.clone() + ending));
-    if let Some(index) = whole_index(&whole, cache_dir)? {
-        return Ok((whole, index));
+    let is_whole = || whole_index(&whole, splits, cache_dir).map_err(|error| error.of(archive));
+    if let Some((index, notes)) = is_whole()? {
+        return Ok((whole, index, notes));
     }
     let lock_path = cache_dir.join(format!("{stem}.lock"));
     let lock = File::create(&lock_path).map_err(no_cache)?;
     flock(&lock, FlockOperation::LockExclusive).map_err(|errno| DatasetError::io("lock", &lock_path)(errno.into()))?;
-    if let Some(index) = whole_index(&whole, cache_dir)? {
-        return Ok((whole, index));
+    if let Some((index, notes)) = is_whole()? {
+        return Ok((whole, index, notes));
     }
     if whole.is_dir() {
-        tracing::warn!("{} lacks images of its archive: it is unpacked anew", whole.display());
+        tracing::warn!("{} lacks images of its archive: it is unpacked anew", escaped(&whole));
     }
     remove_partials(cache_dir, &[&partial, &stale]);
     std::fs::create_dir(&partial).map_err(no_cache)?;
-    extract(&archive, &partial, meta.len(), progress).map_err(|error| {
-        let _ = std::fs::remove_dir_all(&partial);
-        DatasetError::Archive { path: archive.clone(), cause: error.to_string() }
-    })?;
-    let (mut walked, mut found) = (Walk::new(), 0);
-    walk::walk(&partial, Path::new(""), &mut walked, &mut found)?;
-    if walked.images() == 0 {
-        let _ = std::fs::remove_dir_all(&partial);
-        return Err(DatasetError::NotAnImageFolder { root: archive, found });
-    }
+    let unpacked = unpack_to(&path, &partial, meta.len(), progress)
+        .map_err(|error| DatasetError::Archive { path: archive.to_owned(), cause: error.to_string() });
+    let checked = unpacked.and_then(|unpacked| check(archive, &unpacked, &partial, splits).map(|()| unpacked));
+    let unpacked = checked.inspect_err(|_| drop(std::fs::remove_dir_all(&partial)))?;
     let path = partial.join(MANIFEST);
-    std::fs::write(&path, manifest(&walked.into_index())).map_err(DatasetError::io("write", &path))?;
+    let written = content_line(&partial).and_then(|line| std::fs::write(&path, line + &notes_lines(&unpacked)));
+    written.map_err(DatasetError::io("write", &path))?;
     // The name must not reach the disk before the content does.
     let written = File::open(&partial).and_then(|dir| Ok(syncfs(&dir)?));
     // Another daemon may read the old one: it is never away for longer than reads are retried.
@@ -85,28 +78,84 @@ pub fn unpack(
     named.map_err(DatasetError::io("name", &whole))?;
     let _ = std::fs::remove_dir_all(&stale);
     let _ = std::fs::remove_file(&lock_path);
-    let index = walk::index(&whole, cache_dir)?;
-    Ok((whole, index))
-}
-
-/// The content of the manifest of a folder with these images.
-fn manifest(index: &Index) -> String {
-    let (mut hash, mut images) = (Xxh3::new(), 0_u64);
-    for [folder, name] in Split::ALL.iter().flat_map(|&split| index.paths(split)) {
-        [folder, b"/", name, &[0]].iter().for_each(|part| hash.update(part));
-        images += 1;
+    match is_whole()? {
+        Some((index, notes)) => Ok((whole, index, notes)),
+        None => Err(DatasetError::Archive {
+            path: archive.to_owned(),
+            cause: format!("files vanish from {} (is another program cleaning it up?)", escaped(&whole)),
+        }),
     }
-    format!("mixd manifest 1: {images} images, {:016x}\n", hash.digest())
 }
 
-/// The images of an unpacked folder; `None` where it is missing, or does not hold what its manifest names.
-fn whole_index(folder: &Path, cache_dir: &Path) -> Result<Option<Index>, DatasetError> {
+/// What an archive's folder is called, before its hash.
+fn stem(archive: &Path) -> String {
+    let name = archive.file_name().map(|name| escaped(name).to_string()).unwrap_or_default();
+    let lower = name.to_ascii_lowercase();
+    let ending = [".tgz", ".tar.gz", ".tar.zst", ".tzst", ".tar"].into_iter().find(|ending| lower.ends_with(ending));
+    name[..name.len() - ending.map_or(0, str::len)].chars().take(STEM_CHARS_MAX).collect()
+}
+
+/// Checks that an archive that was unpacked to `partial` is an image folder's.
+fn check(archive: &Path, unpacked: &Unpacked, partial: &Path, splits: &Splits) -> Result<(), DatasetError> {
+    let Err(error) = walk::walk(partial, splits) else { return Ok(()) };
+    let cause = match (&error, &unpacked.inner) {
+        (DatasetError::NotAnImageFolder { .. } | DatasetError::EmptySplit { .. }, Some(inner)) => format!(
+            "there are tars inside, such as {}: unpack each to a folder of its class, train/<class>/, and name the folder instead",
+            escaped(inner)
+        ),
+        _ => return Err(error.of(archive)),
+    };
+    Err(DatasetError::Archive { path: archive.to_owned(), cause })
+}
+
+/// The first line of the manifest of a folder as it is.
+fn content_line(folder: &Path) -> io::Result<String> {
+    let (mut files, mut hash) = (0, 0);
+    count(folder, Path::new(""), &mut files, &mut hash)?;
+    Ok(format!("mixd manifest 2: {files} files, {hash:016x}\n"))
+}
+
+/// Counts the files and links below `relative`; the hash does not depend on their order.
+fn count(folder: &Path, relative: &Path, files: &mut u64, hash: &mut u64) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder.join(relative))? {
+        let entry = entry?;
+        let path = relative.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            count(folder, &path, files, hash)?;
+        } else if path != Path::new(MANIFEST) {
+            *files += 1;
+            *hash = hash.wrapping_add(xxh3_64(path.as_os_str().as_bytes()));
+        }
+    }
+    Ok(())
+}
+
+/// The other lines of a manifest.
+fn notes_lines(unpacked: &Unpacked) -> String {
+    let cut = "it has no end: it may have been cut between two files".to_owned();
+    let notes = unpacked.tally.notes().into_iter().chain((!unpacked.is_ended).then_some(cut));
+    notes.map(|note| format!("in the archive: {note}\n")).collect()
+}
+
+/// The images of an unpacked folder, and notes; `None` where it is missing, or does not hold what its manifest has.
+fn whole_index(folder: &Path, splits: &Splits, cache_dir: &Path) -> Result<Option<(Index, Vec<String>)>, DatasetError> {
     let path = folder.join(MANIFEST);
-    let expected = match std::fs::read_to_string(&path) {
+    let manifest = match std::fs::read_to_string(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         read => read.map_err(DatasetError::io("read", &path))?,
     };
-    Ok(Some(walk::index(folder, cache_dir)?).filter(|index| manifest(index) == expected))
+    // A walk that is remembered was checked then, and nothing has changed since.
+    let (index, more) = match walk::remembered(folder, splits, cache_dir) {
+        Some(found) => found,
+        None => {
+            let line = content_line(folder).map_err(DatasetError::io("list", folder))?;
+            if !manifest.starts_with(&line) {
+                return Ok(None);
+            }
+            walk::index(folder, splits, cache_dir)?
+        }
+    };
+    Ok(Some((index, manifest.lines().skip(1).map(str::to_owned).chain(more).collect())))
 }
 
 /// Removes what unpackings that did not end have left: `own`, whose lock is held, and those whose locks are free.
@@ -136,73 +185,12 @@ pub(super) fn default_cache_dir() -> PathBuf {
     dirs.map_or_else(|| std::env::temp_dir().join("mixd-cache"), |dirs| dirs.cache_dir().to_owned())
 }
 
-struct Counting<R> {
-    inner: R,
-    bytes: Rc<Cell<u64>>,
-}
-
-impl<R: Read> Read for Counting<R> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(into)?;
-        self.bytes.set(self.bytes.get() + read as u64);
-        Ok(read)
-    }
-}
-
-fn extract(archive: &Path, to: &Path, total_bytes: u64, progress: &mut dyn FnMut(Progress)) -> io::Result<()> {
-    let read = Rc::new(Cell::new(0));
-    let file = Counting { inner: File::open(archive)?, bytes: Rc::clone(&read) };
-    let mut file = BufReader::with_capacity(1 << 20, file);
-    let gzipped = file.fill_buf()?.starts_with(&[0x1F, 0x8B]);
-    let inner: Box<dyn Read> = if gzipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-    let content_bytes = Rc::new(Cell::new(0));
-    let content = Counting { inner, bytes: Rc::clone(&content_bytes) };
-    let mut tar = tar::Archive::new(BufReader::with_capacity(1 << 18, content));
-    let (mut unpacked_bytes, mut made, mut entries_end) = (0_u64, PathBuf::new(), 0);
-    for entry in tar.entries()? {
-        let mut entry = entry?;
-        entries_end = entry
-            .raw_file_position()
-            .saturating_add(entry.size().div_ceil(TAR_BLOCK_BYTES).saturating_mul(TAR_BLOCK_BYTES));
-        let path = entry.path()?.into_owned();
-        let mut target = to.to_owned();
-        for part in path.components() {
-            match part {
-                Component::Normal(name) => target.push(name),
-                Component::CurDir => {}
-                _ => return Err(io::Error::other(format!("{} would lie outside of the folder", path.display()))),
-            }
-        }
-        if !entry.header().entry_type().is_file() || !is_image(&path) {
-            continue;
-        }
-        unpacked_bytes = unpacked_bytes.saturating_add(entry.size());
-        if unpacked_bytes > UNPACKED_BYTES_MAX {
-            return Err(io::Error::other(format!("it holds more than {UNPACKED_BYTES_MAX} bytes")));
-        }
-        let dir = target.parent().expect("inside the folder");
-        if dir != made {
-            std::fs::create_dir_all(dir)?;
-            made = dir.to_owned();
-        }
-        io::copy(&mut entry, &mut File::create(&target)?)?;
-        progress(Progress { read_bytes: read.get(), total_bytes });
-    }
-    // To the very end, where gzip's checksum stands.
-    io::copy(&mut tar.into_inner(), &mut io::sink())?;
-    if content_bytes.get() < entries_end.saturating_add(TAR_BLOCK_BYTES) {
-        return Err(io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            "it is cut off: the block that ends a tar is missing",
-        ));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::{Folder, Source};
     use super::*;
+    use crate::types::Split;
+    use flate2::bufread::MultiGzDecoder;
     use flate2::write::GzEncoder;
     use tar::{Builder, EntryType, Header};
 
@@ -230,7 +218,7 @@ mod tests {
         }
 
         fn open(&self, archive: &Path) -> Result<Folder, DatasetError> {
-            Folder::open(archive, &self.dir.path().join("cache"), &mut |_| {})
+            Folder::open(archive, &Splits::default(), &self.dir.path().join("cache"), &mut |_| {})
         }
     }
 
@@ -298,29 +286,27 @@ mod tests {
     #[test]
     fn an_image_that_vanishes_from_the_cache_has_a_clear_cause() {
         let fixture = Fixture::new();
-        let source = fixture.open(&fixture.archive(|_| {})).unwrap();
+        let archive = fixture.archive(|_| {});
+        let source = fixture.open(&archive).unwrap();
         std::fs::remove_file(root(&source).join(source.name(Split::Train, 0))).unwrap();
         let error = source.read(Split::Train, 0, &mut Vec::new()).unwrap_err().to_string();
-        assert!(
-            error.contains("where the archive was unpacked") && error.contains("start the daemon again"),
-            "{error}"
-        );
+        assert!(error.contains(archive.to_str().unwrap()) && error.contains("start the daemon again"), "{error}");
     }
 
     #[test]
     fn nothing_is_written_outside_of_the_folder() {
-        for name in ["../evil.jpg", "set/../../evil.jpg", "/tmp/mixd-evil.jpg"] {
+        for name in ["../evil.jpg", "set/../../evil.jpg", "/../evil.jpg"] {
             let fixture = Fixture::new();
             let archive = fixture.archive(|tar| add(tar, name, EntryType::Regular, b"evil"));
             let error = fixture.open(&archive).unwrap_err();
             assert!(error.to_string().contains("outside of the folder"), "{name}: {error}");
-            assert!(!fixture.dir.path().join("evil.jpg").exists() && !Path::new("/tmp/mixd-evil.jpg").exists());
+            assert!(!fixture.dir.path().join("evil.jpg").exists());
             assert!(!fixture.dir.path().join("cache/evil.jpg").exists());
         }
     }
 
     #[test]
-    fn links_are_not_followed() {
+    fn links_that_leave_the_archive_are_not_followed() {
         let fixture = Fixture::new();
         let archive = fixture.archive(|tar| {
             add(tar, "set/train/link", EntryType::Symlink, b"");
@@ -361,13 +347,41 @@ mod tests {
         let bytes = std::fs::read(&archive).unwrap();
         std::fs::write(&archive, &bytes[..bytes.len() / 2]).unwrap();
         assert!(matches!(fixture.open(&archive), Err(DatasetError::Archive { .. })));
-        // Between two entries, where nothing but the missing end gives it away.
         let mut plain = Vec::new();
         io::copy(&mut MultiGzDecoder::new(&*bytes), &mut plain).unwrap();
         let archive = fixture.dir.path().join("set.tar");
-        std::fs::write(&archive, &plain[..4 * TAR_BLOCK_BYTES as usize]).unwrap();
-        assert!(fixture.open(&archive).unwrap_err().to_string().contains("cut off"));
+        for end in [2 * 512 + 3, 2 * 512 + 200, 3 * 512, 3 * 512 + 3] {
+            std::fs::write(&archive, &plain[..end]).unwrap();
+            let error = fixture.open(&archive).unwrap_err().to_string();
+            assert!(error.starts_with(archive.to_str().unwrap()) && error.contains("cut off"), "{end}: {error}");
+        }
         let left = std::fs::read_dir(fixture.dir.path().join("cache")).unwrap();
         assert!(left.map(|entry| entry.unwrap().path()).all(|path| path.extension() == Some("lock".as_ref())));
+        // Between two entries: as archivers that write no end leave it.
+        std::fs::write(&archive, &plain[..4 * 512]).unwrap();
+        let source = fixture.open(&archive).unwrap();
+        assert_eq!(source.notes(), ["in the archive: it has no end: it may have been cut between two files"]);
+    }
+
+    #[test]
+    fn an_archive_is_known_by_its_content_and_not_by_its_name() {
+        let fixture = Fixture::new();
+        let gzipped = std::fs::read(fixture.archive(|_| {})).unwrap();
+        let mut plain = Vec::new();
+        io::copy(&mut MultiGzDecoder::new(&*gzipped), &mut plain).unwrap();
+        let zstd = zstd::encode_all(&*plain, 1).unwrap();
+        for (name, bytes) in
+            [("a.tar", &gzipped), ("b.tgz", &plain), ("c.tar.zst", &zstd), ("data", &zstd), ("d.zip", &plain)]
+        {
+            let archive = fixture.dir.path().join(name);
+            std::fs::write(&archive, bytes).unwrap();
+            assert_eq!(fixture.open(&archive).unwrap().len(Split::Train), 1, "{name}");
+        }
+        let csv = fixture.dir.path().join("labels.csv.gz");
+        let mut encoder = GzEncoder::new(File::create(&csv).unwrap(), flate2::Compression::fast());
+        io::Write::write_all(&mut encoder, b"id,label\n").unwrap();
+        encoder.finish().unwrap();
+        let error = fixture.open(&csv).unwrap_err().to_string();
+        assert!(error.starts_with(csv.to_str().unwrap()) && error.contains("no tar"), "{error}");
     }
 }

@@ -1,7 +1,8 @@
 //! The image folder as a source: a sample is a file.
 
 use super::index::{Index, UnknownClass};
-use super::{Class, DatasetError, ENCODED_BYTES_MAX, Progress, ReadError, Source, Stamp, archive, walk};
+use super::{Class, DatasetError, ENCODED_BYTES_MAX, Progress, ReadError, Source, Splits, Stamp, archive, walk};
+use crate::escape::escaped;
 use crate::stamp::{is_settled, stamp};
 use crate::types::{ClassId, SampleId, Split};
 use std::ffi::{OsStr, OsString};
@@ -15,10 +16,13 @@ use xxhash_rust::xxh3::Xxh3;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Folder {
     root: PathBuf,
-    /// Whether an archive was unpacked to it.
-    is_unpacked: bool,
+    /// The archive that was unpacked to it.
+    archive: Option<PathBuf>,
+    /// Where its splits are, as it was opened.
+    splits: Splits,
     classes: Vec<Class>,
     index: Index,
+    notes: Vec<String>,
 }
 
 /// Bytes of a file that are read before it is known to begin as an image does.
@@ -30,6 +34,7 @@ impl Folder {
     /// As [`super::open`].
     pub(super) fn open(
         path: &Path,
+        splits: &Splits,
         cache_dir: &Path,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, DatasetError> {
@@ -37,37 +42,35 @@ impl Folder {
             io::ErrorKind::NotFound => DatasetError::Missing(path.to_owned()),
             _ => DatasetError::io("look at", path)(error),
         })?;
-        let (root, index) = if meta.is_dir() {
+        if meta.is_dir() {
             let root = path.canonicalize().map_err(DatasetError::io("find", path))?;
-            let index = walk::index(&root, cache_dir)?;
-            (root, index)
-        } else {
-            archive::unpack(path, cache_dir, progress)?
-        };
-        Self::new(root, !meta.is_dir(), index)
+            let (index, notes) = walk::index(&root, splits, cache_dir)?;
+            return Self::new(root, splits, index, notes);
+        }
+        let (root, index, notes) = archive::unpack(path, splits, cache_dir, progress)?;
+        let folder = Self::new(root, splits, index, notes).map_err(|error| error.of(path))?;
+        Ok(Self { archive: Some(path.to_owned()), ..folder })
     }
 
     /// The folder `root` with the samples of `index`, which has no labels yet.
-    fn new(root: PathBuf, is_unpacked: bool, mut index: Index) -> Result<Self, DatasetError> {
-        if index.len(Split::Train) == 0 {
-            return Err(DatasetError::EmptySplit { root, split: Split::Train });
-        }
+    fn new(root: PathBuf, splits: &Splits, mut index: Index, notes: Vec<String>) -> Result<Self, DatasetError> {
         let classes = match index.assign_labels() {
             Ok(classes) => classes,
             Err(UnknownClass { class, example }) => {
                 let example = OsString::from_vec(index.path(Split::Val, example).join(&b'/')).into();
-                return Err(DatasetError::UnknownClass { root, class, example });
+                return Err(DatasetError::UnknownClass { root, class: OsString::from_vec(class), example });
             }
         };
-        if index.len(Split::Val) == 0 {
-            return Err(DatasetError::EmptySplit { root, split: Split::Val });
-        }
-        Ok(Self { root, is_unpacked, classes, index })
+        Ok(Self { root, archive: None, splits: splits.clone(), classes, index, notes })
     }
 
     /// Calls `run` with the file of a sample, without an allocation.
     fn with_file<T>(&self, split: Split, sample: SampleId, run: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
         let [folder, name] = self.index.path(split, sample);
+        // A split may be in a folder elsewhere.
+        if folder.starts_with(b"/") {
+            return path_in([folder, name], run);
+        }
         path_in([self.root.as_os_str().as_bytes(), folder, name], run)
     }
 }
@@ -122,7 +125,7 @@ pub(super) fn settled_stamp(meta: &Metadata) -> Option<Stamp> {
 
 impl Source for Folder {
     fn location(&self) -> String {
-        self.root.display().to_string()
+        escaped(&self.root).to_string()
     }
 
     fn classes(&self) -> &[Class] {
@@ -139,12 +142,15 @@ impl Source for Folder {
 
     /// The path relative to the folder.
     fn name(&self, split: Split, sample: SampleId) -> String {
-        String::from_utf8_lossy(&self.index.path(split, sample).join(&b'/')).into_owned()
+        escaped(OsStr::from_bytes(&self.index.path(split, sample).join(&b'/'))).to_string()
     }
 
     fn read(&self, split: Split, sample: SampleId, bytes: &mut Vec<u8>) -> Result<Option<Stamp>, ReadError> {
         let file = self.with_file(split, sample, |path| File::open(path)).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound if self.is_unpacked => ReadError::Removed { folder: self.root.clone() },
+            io::ErrorKind::NotFound => match &self.archive {
+                Some(archive) => ReadError::Removed { archive: archive.clone(), folder: self.root.clone() },
+                None => error.into(),
+            },
             _ => error.into(),
         })?;
         read_file(file, bytes)
@@ -160,6 +166,13 @@ impl Source for Folder {
         for [folder, name] in self.index.paths(split) {
             [folder, b"/", name, &[0]].iter().for_each(|part| hash.update(part));
         }
+        if self.splits != Splits::default() {
+            hash.update(self.splits.to_string().as_bytes());
+        }
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
     }
 }
 
@@ -168,7 +181,6 @@ mod tests {
     use super::super::DataSet;
     use super::*;
     use serde_json::Value;
-    use std::os::unix::fs::symlink;
     use std::time::{Duration, Instant};
     use tempfile::TempDir;
 
@@ -183,13 +195,13 @@ mod tests {
     }
 
     fn open(dir: &TempDir) -> Result<Folder, DatasetError> {
-        Folder::open(dir.path(), &archive::default_cache_dir(), &mut |_| {})
+        Folder::open(dir.path(), &Splits::default(), &archive::default_cache_dir(), &mut |_| {})
     }
 
     #[test]
     fn the_reference_tree_is_indexed_as_it_says() {
         for reference in crate::fixtures::roots() {
-            let tree: Value = serde_json::from_slice(&std::fs::read(reference.join("tree.json")).unwrap()).unwrap();
+            let tree: Value = serde_json::from_slice(&std::fs::read(reference.join("tree-2.json")).unwrap()).unwrap();
             let texts = |value: &Value| -> Vec<String> {
                 value.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
             };
@@ -201,9 +213,11 @@ mod tests {
                 source.classes().iter().map(|class| class.id.clone()).collect::<Vec<_>>(),
                 texts(&tree["vocab"])
             );
+            let mut listed = 0;
             for (split, order) in [(Split::Train, "order_train"), (Split::Val, "order_val")] {
                 let ours: Vec<String> = (0..source.len(split)).map(|sample| source.name(split, sample)).collect();
                 assert_eq!(ours, texts(&tree[order]));
+                listed += ours.len();
                 for (sample, name) in ours.iter().enumerate() {
                     let file = files.iter().find(|file| file["path"] == **name).unwrap();
                     let label = source.label(split, sample as SampleId);
@@ -211,10 +225,19 @@ mod tests {
                     assert_eq!(file["split"], split.name(), "{file}");
                 }
             }
+            assert_eq!(listed, files.iter().filter(|file| !file["split"].is_null()).count());
+            let with = |extra: &str| open(&folder(&paths.iter().copied().chain([extra]).collect::<Vec<_>>()));
             for extra in texts(&tree["each_is_an_error_when_added"]) {
-                let mut paths = paths.clone();
-                paths.push(&extra);
-                assert!(matches!(open(&folder(&paths)), Err(DatasetError::UnknownClass { .. })), "{extra}");
+                assert!(matches!(with(&extra), Err(DatasetError::UnknownClass { .. })), "{extra}");
+            }
+            for extra in texts(&tree["refused_as_a_second_set_when_added"]) {
+                let error = with(&extra).unwrap_err();
+                let (set, _) = extra.split_once("/train").or(extra.split_once("/val")).unwrap();
+                let both = format!("in {set}/ and in ./");
+                assert!(
+                    matches!(error, DatasetError::SecondSet { .. }) && error.to_string().contains(&both),
+                    "{error}"
+                );
             }
         }
     }
@@ -229,8 +252,9 @@ mod tests {
             "train/b/train/c/1.jpg",
             "train/b/train-.jpg",
             "train/b/zz.jpg",
-            "a/train/b/1.jpg",
-            "train.x/train/b/1.jpg",
+            "train/b/x-/1.jpg",
+            "train/b/x/1.jpg",
+            "train/b/x.jpg",
             "val/b/1.jpg",
         ]);
         let source = open(&dir).unwrap();
@@ -238,7 +262,7 @@ mod tests {
             (0..source.len(Split::Train)).map(|sample| source.name(Split::Train, sample)).collect();
         let mut sorted = names.clone();
         sorted.sort_unstable();
-        assert_eq!((names.len(), names), (9, sorted));
+        assert_eq!((names.len(), names), (10, sorted));
     }
 
     #[test]
@@ -246,26 +270,14 @@ mod tests {
         let refused = |paths: &[&str]| open(&folder(paths)).unwrap_err();
         assert!(matches!(refused(&[]), DatasetError::NotAnImageFolder { found: 0, .. }));
         assert!(matches!(refused(&["a/b/c.jpg", "x.txt"]), DatasetError::NotAnImageFolder { found: 2, .. }));
-        assert!(matches!(refused(&["train/a/1.jpg"]), DatasetError::EmptySplit { split: Split::Val, .. }));
         assert!(matches!(refused(&["val/a/1.jpg"]), DatasetError::EmptySplit { split: Split::Train, .. }));
         let unknown = refused(&["train/a/1.jpg", "val/b/1.jpg"]);
         assert!(
-            unknown.to_string().contains("class `b` of val/ has no images in train/, e.g. val/b/1.jpg"),
+            unknown.to_string().contains("class `b` of the validation split has no training images, e.g. val/b/1.jpg"),
             "{unknown}"
         );
         let missing = super::super::open(&DataSet::at(Path::new("/no/such/folder")), &mut |_| {}).unwrap_err();
         assert!(matches!(missing, DatasetError::Missing(_)) && missing.to_string().contains("expected DATA/train"));
-    }
-
-    #[test]
-    fn links_to_files_count_and_links_to_folders_do_not() {
-        let dir = folder(&["train/a/1.jpg", "val/a/1.jpg", "elsewhere/2.jpg"]);
-        let link = |to: &str, name: &str| symlink(dir.path().join(to), dir.path().join(name)).unwrap();
-        link("elsewhere/2.jpg", "train/a/2.jpg");
-        link("elsewhere", "train/b");
-        link("nothing", "train/a/3.jpg");
-        let source = open(&dir).unwrap();
-        assert_eq!((source.classes().len(), source.len(Split::Train)), (1, 2));
     }
 
     #[test]
@@ -275,7 +287,7 @@ mod tests {
         std::fs::write(dir.path().join(name), "bytes").unwrap();
         let (source, mut bytes) = (open(&dir).unwrap(), Vec::new());
         source.read(Split::Train, 1, &mut bytes).unwrap();
-        assert_eq!((&*bytes, &*source.name(Split::Train, 1)), (&b"bytes"[..], "train/a/\u{FFFD}.jpg"));
+        assert_eq!((&*bytes, &*source.name(Split::Train, 1)), (&b"bytes"[..], "train/a/\\xff.jpg"));
     }
 
     /// Cache files and resumed feeds hold this hash: it must stay what the first versions computed from `PathBuf`s.
@@ -297,9 +309,12 @@ mod tests {
             assert_eq!(ours.digest(), expected.digest(), "{split}");
         }
         let mut index = Index::default();
-        ["train/a/1.jpg", "train/b/2.JPEG"].iter().for_each(|path| index.push_path(path.as_bytes()).unwrap());
+        for (folder, name) in [("train/a", "1.jpg"), ("train/b", "2.JPEG")] {
+            index.push(Split::Train, folder.as_bytes(), 6..7, name.as_bytes()).unwrap();
+        }
         let mut hash = Xxh3::new();
-        Folder { root: "/data/set".into(), is_unpacked: false, classes: Vec::new(), index }
+        Folder::new("/data/set".into(), &Splits::default(), index, Vec::new())
+            .unwrap()
             .hash_identity(Split::Train, &mut hash);
         assert_eq!(hash.digest(), xxhash_rust::xxh3::xxh3_64(b"/data/set\0train/a/1.jpg\0train/b/2.JPEG\0"));
     }

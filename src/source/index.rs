@@ -4,9 +4,12 @@
 //! once. Samples keep the order in which they are pushed, which must be that of the bytes of the whole relative path.
 
 use super::{Class, classes};
+use crate::escape::escaped;
 use crate::types::{ClassId, SampleId, Split};
-use memchr::memrchr;
+use std::ffi::OsStr;
 use std::fmt;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 
 /// The samples of both splits.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -29,44 +32,58 @@ struct Samples {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ClassFolder {
-    /// Relative to the root.
+    /// Relative to the root, or absolute.
     path: Box<[u8]>,
-    /// Its class; 0 until [`Index::assign_labels`].
+    /// Where the class is in the path.
+    class: Range<u32>,
+    /// The class; 0 until [`Index::assign_labels`].
     label: ClassId,
 }
 
-/// Why a path was not indexed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PushError {
-    /// Its folder is no `…/train/<class>` or `…/val/<class>`.
-    NotInSplit,
-    /// The split's names exceed 4 GiB.
-    Full(Split),
+impl ClassFolder {
+    fn class(&self) -> &[u8] {
+        &self.path[self.class.start as usize..self.class.end as usize]
+    }
 }
+
+/// A folder of a split whose images follow each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run<'a> {
+    /// The folder's path.
+    pub folder: &'a [u8],
+    /// Where the class is in it.
+    pub class: Range<usize>,
+    /// Its samples.
+    pub samples: Range<SampleId>,
+}
+
+/// The names of a split exceed 4 GiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Full;
 
 /// A class of the validation split that no training image has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownClass {
     /// The name of its folder.
-    pub class: String,
+    pub class: Vec<u8>,
     /// Its first sample.
     pub example: SampleId,
 }
 
 impl Index {
-    /// Appends the file `name` of `folder`, both without a trailing `/`.
+    /// Appends the file `name` of `folder` to a split; its class is a part of the folder's path.
     ///
     /// # Errors
-    /// When the folder belongs to no split, or the split is full.
-    pub fn push(&mut self, folder: &[u8], name: &[u8]) -> Result<(), PushError> {
-        let (split, _) = place(folder).ok_or(PushError::NotInSplit)?;
+    /// When the split is full.
+    pub fn push(&mut self, split: Split, folder: &[u8], class: Range<usize>, name: &[u8]) -> Result<(), Full> {
         let samples = match split {
             Split::Train => &mut self.train,
             Split::Val => &mut self.val,
         };
-        let name_end = u32::try_from(samples.names.len() + name.len()).map_err(|_| PushError::Full(split))?;
+        let name_end = u32::try_from(samples.names.len() + name.len()).map_err(|_| Full)?;
         if samples.folders.last().is_none_or(|last| *last.path != *folder) {
-            samples.folders.push(ClassFolder { path: folder.into(), label: 0 });
+            let class = class.start as u32..class.end as u32;
+            samples.folders.push(ClassFolder { path: folder.into(), class, label: 0 });
         }
         samples.names.extend_from_slice(name);
         samples.name_ends.push(name_end);
@@ -74,29 +91,19 @@ impl Index {
         Ok(())
     }
 
-    /// [`Index::push`] of a whole relative path.
-    ///
-    /// # Errors
-    /// As [`Index::push`].
-    pub fn push_path(&mut self, path: &[u8]) -> Result<(), PushError> {
-        let (folder, name) = split_last(path).ok_or(PushError::NotInSplit)?;
-        self.push(folder, name)
-    }
-
     /// Sets every sample's label and returns the vocabulary: the training classes, sorted by their folders' bytes. Frees what pushing reserved.
     ///
     /// # Errors
     /// When a validation sample's class is not in the vocabulary.
     pub fn assign_labels(&mut self) -> Result<Vec<Class>, UnknownClass> {
-        let class_of = |folder: &ClassFolder| split_last(&folder.path).expect("was placed").1.to_owned();
-        let mut vocabulary: Vec<Vec<u8>> = self.train.folders.iter().map(class_of).collect();
+        let mut vocabulary: Vec<Vec<u8>> = self.train.folders.iter().map(|folder| folder.class().to_owned()).collect();
         vocabulary.sort_unstable();
         vocabulary.dedup();
         for samples in [&mut self.train, &mut self.val] {
             for (nth, folder) in samples.folders.iter_mut().enumerate() {
-                let class = class_of(folder);
-                folder.label = vocabulary.binary_search(&class).map_err(|_| UnknownClass {
-                    class: String::from_utf8_lossy(&class).into_owned(),
+                let found = vocabulary.binary_search_by(|class| class.as_slice().cmp(folder.class()));
+                folder.label = found.map_err(|_| UnknownClass {
+                    class: folder.class().to_owned(),
                     example: samples.folder_of.partition_point(|&of| of < nth as u32) as SampleId,
                 })? as ClassId;
             }
@@ -105,9 +112,10 @@ impl Index {
             samples.folder_of.shrink_to_fit();
             samples.folders.shrink_to_fit();
         }
-        let class = |id: &Vec<u8>| {
-            let id = String::from_utf8_lossy(id).into_owned();
-            Class { name: classes::readable(&id).unwrap_or(&id).to_owned(), id }
+        let class = |name: &Vec<u8>| {
+            let id = String::from_utf8_lossy(name).into_owned();
+            let readable = classes::readable(&id).map(str::to_owned);
+            Class { name: readable.unwrap_or_else(|| escaped(OsStr::from_bytes(name)).to_string()), id }
         };
         Ok(vocabulary.iter().map(class).collect())
     }
@@ -134,6 +142,19 @@ impl Index {
     /// The paths of a split's samples, in the order of their ids.
     pub fn paths(&self, split: Split) -> impl Iterator<Item = [&[u8]; 2]> {
         (0..self.len(split)).map(move |sample| self.path(split, sample))
+    }
+
+    /// The folders of a split, in the order of its samples. A folder that the samples of a folder in it interrupt comes again.
+    pub fn runs(&self, split: Split) -> impl Iterator<Item = Run<'_>> {
+        let samples = self.of(split);
+        let mut start = 0;
+        samples.folders.iter().enumerate().map(move |(nth, folder)| {
+            let end = samples.folder_of.partition_point(|&of| of <= nth as u32) as SampleId;
+            let class = folder.class.start as usize..folder.class.end as usize;
+            let run = Run { folder: &folder.path, class, samples: start..end };
+            start = end;
+            run
+        })
     }
 
     /// Bytes that the index has allocated.
@@ -164,31 +185,22 @@ impl fmt::Debug for Index {
     }
 }
 
-/// Split and class of the folder `…/split/class`, relative to the root.
-pub fn place(folder: &[u8]) -> Option<(Split, &[u8])> {
-    let (parent, class) = split_last(folder)?;
-    let split = match split_last(parent).map_or(parent, |(_, name)| name) {
-        b"train" => Split::Train,
-        b"val" => Split::Val,
-        _ => return None,
-    };
-    Some((split, class))
-}
-
-/// What comes before and after the last `/`.
-fn split_last(path: &[u8]) -> Option<(&[u8], &[u8])> {
-    let slash = memrchr(b'/', path)?;
-    Some((&path[..slash], &path[slash + 1..]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Adds `…/train/CLASS/NAME` or `…/val/CLASS/NAME`.
+    fn push(index: &mut Index, path: &[u8]) {
+        let folder = &path[..memchr::memrchr(b'/', path).unwrap()];
+        let class = memchr::memrchr(b'/', folder).unwrap() + 1..folder.len();
+        let split = if folder[..class.start].ends_with(b"val/") { Split::Val } else { Split::Train };
+        index.push(split, folder, class, &path[folder.len() + 1..]).unwrap();
+    }
+
     /// ImageNet-1k by its counts and the forms of its names: 1,000 classes, 1,281,167 and 50,000 images.
     fn imagenet() -> Index {
         let mut index = Index::default();
-        let mut push = |path: String| index.push_path(path.as_bytes()).unwrap();
+        let mut push = |path: String| push(&mut index, path.as_bytes());
         let class = |nth: u32| format!("n{:08}", 1_440_764 + nth * 14_000);
         for nth in 0..1_281_167 {
             push(format!("train/{0}/{0}_{1}.JPEG", class(nth / 1_282), 10_000 + nth % 1_282));
@@ -227,10 +239,10 @@ mod tests {
             b"val/\xFE/1.jpg",
         ];
         let mut index = Index::default();
-        paths.iter().for_each(|path| index.push_path(path).unwrap());
-        let unknown = UnknownClass { class: "\u{FFFD}".to_owned(), example: 0 };
+        paths.iter().for_each(|path| push(&mut index, path));
+        let unknown = UnknownClass { class: b"\xFE".to_vec(), example: 0 };
         assert_eq!(index.clone().assign_labels(), Err(unknown));
-        index.push_path(b"train/\xFE/2.jpg").unwrap();
+        push(&mut index, b"train/\xFE/2.jpg");
         let classes = index.assign_labels().unwrap();
         assert_eq!(classes.iter().map(|class| &*class.id).collect::<Vec<_>>(), ["a", "b", "b-", "c", "\u{FFFD}"]);
         let found: Vec<Vec<u8>> =
@@ -239,12 +251,5 @@ mod tests {
         assert_eq!((&*found[6], &*found[7]), (&b"train/\xFE/2.jpg"[..], paths[6]));
         let labels: Vec<ClassId> = (0..7).map(|sample| index.label(Split::Train, sample)).collect();
         assert_eq!((labels, index.label(Split::Val, 0)), (vec![1, 3, 1, 0, 2, 1, 4], 4));
-    }
-
-    #[test]
-    fn a_path_outside_of_the_splits_is_refused() {
-        for path in ["", "1.jpg", "train/1.jpg", "train", "xtrain/a/1.jpg", "train/a/b/1.jpg", "test/a/1.jpg"] {
-            assert_eq!(Index::default().push_path(path.as_bytes()), Err(PushError::NotInSplit), "{path}");
-        }
     }
 }

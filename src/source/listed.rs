@@ -8,6 +8,7 @@ use super::label_table::{Table, split_named};
 use super::vocabulary::{Sets, Vocabulary};
 use super::walk::is_image;
 use super::{Class, DataSet, DatasetError, ReadError, Source, Stamp};
+use crate::escape::escaped;
 use crate::types::{ClassId, LabelSet, SampleId, Split};
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -120,7 +121,9 @@ impl Listed {
         }
         let training = || entries.iter().filter(|entry| entry.split == Split::Train);
         if training().next().is_none() {
-            return Err(DatasetError::EmptySplit { root, split: Split::Train });
+            let cause =
+                "gives no image to the training split (its column split, or the folders in its names)".to_owned();
+            return Err(DatasetError::Labels { path: root, cause });
         }
         let mut vocabulary = Vocabulary::of(training().flat_map(|entry| entry.labels.iter().map(String::as_str)));
         let (mut sets, mut splits) = (Sets::default(), [Files::default(), Files::default()]);
@@ -129,7 +132,7 @@ impl Listed {
                 entry.labels.iter().map(|text| vocabulary.label(text).ok_or(text)).collect();
             let labels = labels.map_err(|class| DatasetError::UnknownClass {
                 root: root.clone(),
-                class: class.clone(),
+                class: class.into(),
                 example: OsStr::from_bytes(&entry.path).into(),
             })?;
             let label = if is_multi { sets.number(labels) } else { labels[0] };
@@ -225,7 +228,7 @@ fn of_tables(root: &Path, tables: &[(PathBuf, PathBuf, Option<Split>)], set: &Da
             let example = example.unwrap_or_default();
             let cause = format!(
                 "names no image of {}: {example} is not there (names are relative to that folder)",
-                folder.display()
+                escaped(&folder)
             );
             return Err(DatasetError::Labels { path: path.clone(), cause });
         }
@@ -304,7 +307,7 @@ fn imagenet_names(mapping: &Path) -> HashMap<String, String> {
 
 impl Source for Listed {
     fn location(&self) -> String {
-        self.root.display().to_string()
+        escaped(&self.root).to_string()
     }
 
     fn classes(&self) -> &[Class] {
@@ -325,7 +328,7 @@ impl Source for Listed {
 
     /// The path relative to the folder.
     fn name(&self, split: Split, sample: SampleId) -> String {
-        String::from_utf8_lossy(self.files(split).path(sample)).into_owned()
+        escaped(OsStr::from_bytes(self.files(split).path(sample))).to_string()
     }
 
     fn read(&self, split: Split, sample: SampleId, bytes: &mut Vec<u8>) -> Result<Option<Stamp>, ReadError> {

@@ -6,19 +6,26 @@
 mod archive;
 mod binaries;
 mod classes;
+mod compression;
 mod dataset;
 mod flaw;
 mod folder;
 mod index;
 mod label_table;
+mod layout;
+mod links;
 mod listed;
 mod located;
 mod remembered;
 mod shards;
+mod sparse;
 mod tables;
+mod tally;
+mod unpack;
 mod vocabulary;
 mod walk;
 
+use crate::escape::{escaped, printable};
 pub use crate::types::Class;
 use crate::types::{ClassId, LabelSet, SampleId, Split};
 use binaries::Binaries;
@@ -26,6 +33,7 @@ pub use dataset::{DataSet, Splits};
 use folder::Folder;
 use listed::Listed;
 use rustix::io::Errno;
+use std::ffi::OsString;
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -55,7 +63,8 @@ pub trait Source: Send + Sync + Debug {
     /// The class of a sample, or its set of classes. Does not allocate: it is called for every row of every batch.
     fn label(&self, split: Split, sample: SampleId) -> ClassId;
 
-    /// A sample's name for logs and people, unique within the source. It need not be a path; nothing is looked up by it.
+    /// A sample's name for logs and people, unique within the source, without control characters ([`escaped`]). It need not be a path; nothing
+    /// is looked up by it.
     fn name(&self, split: Split, sample: SampleId) -> String;
 
     /// Replaces the content of `bytes` by a sample's encoded bytes, reusing its capacity, and returns the sample's stamp as it was before the
@@ -105,15 +114,21 @@ pub enum ReadError {
     },
     /// The sample's file is gone from a cache folder.
     #[error(
-        "was removed from {}, where the archive was unpacked (by a cleaner of old files, say; start the daemon again, \
-         which unpacks it anew)", folder.display()
+        "was removed from {}, where {} was unpacked (by a cleaner of old files, say; start the daemon again, which unpacks it anew)",
+        escaped(folder),
+        escaped(archive)
     )]
     Removed {
+        /// The archive.
+        archive: PathBuf,
         /// The folder.
         folder: PathBuf,
     },
     /// The file that holds the sample is not the one that was indexed.
-    #[error("cannot be read: {} has changed since it was indexed (start the daemon again, which indexes it anew)", path.display())]
+    #[error(
+        "cannot be read: {} has changed since it was indexed (start the daemon again, which indexes it anew)",
+        escaped(path)
+    )]
     FileChanged {
         /// The file.
         path: PathBuf,
@@ -137,7 +152,8 @@ impl From<io::Error> for ReadError {
 
 /// Layout that is expected; ends every refusal.
 const LAYOUT: &str = "expected DATA/train/<class>/<image> and DATA/val/<class>/<image>, e.g. \
-                      imagenette2-160/train/n01440764/ILSVRC2012_val_00000293.JPEG";
+                      imagenette2-160/train/n01440764/ILSVRC2012_val_00000293.JPEG; other folders are named with --splits \
+                      train=FOLDER,val=FOLDER";
 
 /// How far the unpacking of an archive is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,13 +168,21 @@ pub struct Progress {
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
     /// There is nothing.
-    #[error("{}: no such file or folder ({LAYOUT})", .0.display())]
+    #[error("{}: no such file or folder ({LAYOUT})", escaped(.0))]
     Missing(PathBuf),
     /// A file that is no archive.
-    #[error("{}: neither a folder nor a .tgz, .tar.gz or .tar ({LAYOUT})", .0.display())]
-    NotAnArchive(PathBuf),
+    #[error("{}: {what}, neither a folder nor a .tgz, .tar.gz, .tar.zst or .tar ({LAYOUT})", escaped(path))]
+    NotAnArchive {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        what: &'static str,
+    },
     /// A folder without a single image in either split.
-    #[error("{}: not an image folder: {found} files, none of them an image in train/ or val/ ({LAYOUT})", root.display())]
+    #[error(
+        "{}: not an image folder: {found} files, none of them an image in train/ or val/ ({LAYOUT})",
+        escaped(root)
+    )]
     NotAnImageFolder {
         /// The folder.
         root: PathBuf,
@@ -166,25 +190,57 @@ pub enum DatasetError {
         found: usize,
     },
     /// One split has no image.
-    #[error("{}: no image in {split}/ ({LAYOUT})", root.display())]
+    #[error("{}: no image in {}/<class>/ for {split}; its folders: {there} ({LAYOUT})", escaped(root), escaped(place))]
     EmptySplit {
         /// The folder.
         root: PathBuf,
         /// Which split.
         split: Split,
+        /// Where it was looked for.
+        place: String,
+        /// The folders that are there.
+        there: String,
+    },
+    /// Two sets below one folder.
+    #[error(
+        "{}: it holds two data sets, in {}/ and in {}/: name one of them, or its splits with --splits train=FOLDER,val=FOLDER",
+        escaped(root),
+        escaped(first),
+        escaped(second)
+    )]
+    SecondSet {
+        /// The folder.
+        root: PathBuf,
+        /// The folder in it that holds the splits of the first image; `.` where it is the same.
+        first: PathBuf,
+        /// One that holds others.
+        second: PathBuf,
+    },
+    /// Links that make of a few folders endlessly many.
+    #[error("{}: links lead to links too often, e.g. to {}: remove some of them", escaped(root), escaped(folder))]
+    TooManyLinks {
+        /// The folder.
+        root: PathBuf,
+        /// A folder behind some of them.
+        folder: PathBuf,
     },
     /// A validation class that cannot be learned.
-    #[error("{}: class `{class}` of val/ has no images in train/, e.g. {} ({LAYOUT})", root.display(), example.display())]
+    #[error(
+        "{}: class `{}` of the validation split has no training images, e.g. {} (add some, or remove the class from the validation split)",
+        escaped(root),
+        escaped(class),
+        escaped(example)
+    )]
     UnknownClass {
         /// The folder.
         root: PathBuf,
         /// The class.
-        class: String,
+        class: OsString,
         /// One of its images.
         example: PathBuf,
     },
     /// A split with more file names than the index can address.
-    #[error("{}: the file names of {split}/ exceed 4 GiB: split the data set", root.display())]
+    #[error("{}: the file names of {split}/ exceed 4 GiB: split the data set", escaped(root))]
     TooManyNames {
         /// The folder.
         root: PathBuf,
@@ -192,7 +248,7 @@ pub enum DatasetError {
         split: Split,
     },
     /// A table of labels that cannot be used.
-    #[error("{} {cause}", path.display())]
+    #[error("{} {}", escaped(path), printable(cause))]
     Labels {
         /// The table.
         path: PathBuf,
@@ -201,7 +257,9 @@ pub enum DatasetError {
     },
     /// A table of labels beside what is no folder.
     #[error(
-        "{}: labels come with a folder of images, and {} is none (unpack it, or leave --labels out)", labels.display(), data.display()
+        "{}: labels come with a folder of images, and {} is none (unpack it, or leave --labels out)",
+        escaped(labels),
+        escaped(data)
     )]
     LabelsOfNoFolder {
         /// The table.
@@ -210,7 +268,7 @@ pub enum DatasetError {
         data: PathBuf,
     },
     /// An archive that cannot be unpacked.
-    #[error("{}: cannot be unpacked: {cause}", path.display())]
+    #[error("{}: cannot be unpacked: {cause}", escaped(path))]
     Archive {
         /// The archive.
         path: PathBuf,
@@ -218,7 +276,7 @@ pub enum DatasetError {
         cause: String,
     },
     /// A file of many images that cannot be used.
-    #[error("{} {cause}", path.display())]
+    #[error("{} {}", escaped(path), printable(cause))]
     Unusable {
         /// The file, or the folder of such files.
         path: PathBuf,
@@ -226,7 +284,7 @@ pub enum DatasetError {
         cause: String,
     },
     /// There is no folder to unpack to.
-    #[error("cannot unpack to {}: {source} (name a folder that this user may write to: MIXD_CACHE_DIR)", path.display())]
+    #[error("cannot unpack to {}: {source} (name a folder that this user may write to: MIXD_CACHE_DIR)", escaped(path))]
     NoCache {
         /// The folder.
         path: PathBuf,
@@ -234,7 +292,7 @@ pub enum DatasetError {
         source: io::Error,
     },
     /// A shard that cannot be used.
-    #[error("{} {fault}", path.display())]
+    #[error("{} {fault}", escaped(path))]
     Shard {
         /// The shard.
         path: PathBuf,
@@ -250,7 +308,7 @@ pub enum DatasetError {
         cause: String,
     },
     /// A system call failed.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}", escaped(path))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -265,6 +323,20 @@ impl DatasetError {
     fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
+    }
+
+    /// The same error of the folder's archive.
+    fn of(mut self, archive: &Path) -> Self {
+        match &mut self {
+            Self::NotAnImageFolder { root, .. }
+            | Self::EmptySplit { root, .. }
+            | Self::SecondSet { root, .. }
+            | Self::TooManyLinks { root, .. }
+            | Self::UnknownClass { root, .. }
+            | Self::TooManyNames { root, .. } => archive.clone_into(root),
+            _ => {}
+        }
+        self
     }
 }
 
@@ -289,5 +361,8 @@ pub fn open(set: &DataSet, progress: &mut dyn FnMut(Progress)) -> Result<Arc<dyn
     if let Some(labels) = &set.labels {
         return Err(DatasetError::LabelsOfNoFolder { labels: labels.clone(), data: set.data.clone() });
     }
-    Ok(Arc::new(Folder::open(&set.data, &cache_dir, progress)?))
+    Ok(Arc::new(Folder::open(&set.data, &set.splits, &cache_dir, progress)?))
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,12 +2,18 @@
 //! epoch (docs/spec/batches.md#plans).
 
 use super::{Consumed, FeedSpec};
-use crate::types::{BATCH_BITS, Last, Place, ROW_BITS, Start};
+use crate::types::{BATCH_BITS, Last, Place, ROW_BITS, Split, Start};
 use std::ops::Range;
 
 /// A feed that would never deliver a batch, or more than can be numbered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DealError {
+    /// The data set has no validation split.
+    #[error(
+        "the data set has no validation split: there is no val/, valid/, validation/ or test/ beside train/ (name its folder with \
+         --splits val=FOLDER, or set training images aside with --holdout 0.1, where the daemon is started)"
+    )]
+    NoValidation,
     /// No batch fills.
     #[error(
         "an epoch has no batch: {samples} samples dealt to {world_size} ranks do not fill one batch of {batch_size} \
@@ -123,7 +129,9 @@ impl Deal {
         let FeedSpec { world_size, batch_size, consumed, .. } = spec;
         let whole = Part::new(&spec, samples, 0);
         let (batches, rows) = (whole.batches, u64::from(batch_size) * u64::from(world_size));
-        if batches == 0 {
+        if samples == 0 && spec.split == Split::Val {
+            return Err(DealError::NoValidation);
+        } else if batches == 0 {
             return Err(DealError::NoBatch { samples, world_size, batch_size });
         } else if batches >> BATCH_BITS != 0 || rows >> ROW_BITS != 0 {
             return Err(DealError::TooMany { batches, rows });

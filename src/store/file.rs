@@ -8,6 +8,7 @@
 
 use super::guard::Guard;
 use super::watch::Watch;
+use crate::escape::escaped;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatvfs};
 use rustix::io::{Errno, retry_on_intr};
@@ -26,16 +27,19 @@ const PAGE_BYTES: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// Another daemon has it.
-    #[error("{}: another mixd uses this cache file (give each daemon its own --cache-file)", .0.display())]
+    #[error("{}: another mixd uses this cache file (give each daemon its own --cache-file)", escaped(.0))]
     InUse(PathBuf),
     /// Another program changed the file, or its disk was full, while it was served.
     #[error(
         "the cache file {} was truncated or overwritten while it was served, or its disk is full (open the feed again: images are \
-         decoded anew, into a new file)", .0.display()
+         decoded anew, into a new file)", escaped(.0)
     )]
     Damaged(PathBuf),
     /// The file system has no room.
-    #[error("no room for a cache file of {need} bytes at {}: {free} bytes are free (use a smaller --cache)", path.display())]
+    #[error(
+        "no room for a cache file of {need} bytes at {}: {free} bytes are free (use a smaller --cache)",
+        escaped(path)
+    )]
     NoSpace {
         /// Bytes needed.
         need: u64,
@@ -45,7 +49,7 @@ pub enum FileError {
         path: PathBuf,
     },
     /// A system call failed.
-    #[error("cannot use the cache file {}: {source}", path.display())]
+    #[error("cannot use the cache file {}: {source}", escaped(path))]
     Io {
         /// The file.
         path: PathBuf,
@@ -234,7 +238,7 @@ impl MappedFile {
             // Frees its blocks now: the new file may need them.
             self.file.set_len(0).map_err(failed)?;
         }
-        tracing::warn!("the cache file {} was damaged while it was served: a new one is made", path.display());
+        tracing::warn!("the cache file {} was damaged while it was served: a new one is made", escaped(&path));
         Ok(())
     }
 }

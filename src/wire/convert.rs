@@ -249,7 +249,7 @@ macro_rules! as_they_are {
     };
 }
 
-as_they_are!(bool, u32, u64, f64, String, Option<String>);
+as_they_are!(bool, u32, u64, f64, String, Option<String>, Vec<String>);
 
 /// Types whose messages have the same fields, and the versions where it says so.
 macro_rules! fields {
@@ -290,7 +290,8 @@ fields! {
     Stage { name, items, busy_s, waiting_in_s, waiting_out_s, threads }
     Status {
         pid, version, data, uptime_s, cpu_s, peak_rss_bytes, decode_workers, jpeg_decoder, mixer, train_samples, val_samples,
-        stores, sources, feeds, bad_samples, decode_warnings, last_decode_warning, stages, draining, mixed, recipe, classes
+        stores, sources, feeds, bad_samples, decode_warnings, last_decode_warning, stages, draining, mixed, recipe, classes,
+        notes
     }
     Trainer { pid, read, skipped, waited_s, lag, place, evicted }
 }

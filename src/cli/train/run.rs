@@ -4,6 +4,7 @@ use super::Train;
 use crate::batch::BatchView;
 use crate::cli::own_daemon::OwnDaemon;
 use crate::client::{self, Feed};
+use crate::escape::escaped;
 use crate::lesson::train::{self, Batches, Event, JsonLog, Options, Progress, TrainError};
 use crate::spec::{FeedOptions, FeedSpec, Mix, Recipe};
 use crate::types::{Place, Split, Start};
@@ -97,7 +98,7 @@ impl Train {
         let mut log = log
             .map(|path| {
                 JsonLog::open(path, &options, &spec, resumed.is_some())
-                    .with_context(|| format!("cannot write {}", path.display()))
+                    .with_context(|| format!("cannot write {}", escaped(&path)))
             })
             .transpose()?;
         let first_epoch = resumed.as_ref().map_or(train.place().epoch, |state| state.first_epoch);

@@ -3,6 +3,7 @@
 
 use super::options::Options;
 use super::results::{EpochResult, Running};
+use crate::escape::escaped;
 use crate::spec::FeedSpec;
 use crate::types::Place;
 use safetensors::SafeTensors;
@@ -47,7 +48,7 @@ pub struct State {
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// The file cannot be written.
-    #[error("cannot write {}: {cause}", path.display())]
+    #[error("cannot write {}: {cause}", escaped(path))]
     Write {
         /// Which file.
         path: PathBuf,
@@ -55,7 +56,7 @@ pub enum CheckpointError {
         cause: String,
     },
     /// The file cannot be read, or is no safetensors file.
-    #[error("cannot read {}: {cause}", path.display())]
+    #[error("cannot read {}: {cause}", escaped(path))]
     Read {
         /// Which file.
         path: PathBuf,
@@ -63,7 +64,7 @@ pub enum CheckpointError {
         cause: String,
     },
     /// The file is of another network.
-    #[error("{} is not a checkpoint of this network: {found} (use one that `mixd train --save` wrote)", path.display())]
+    #[error("{} is not a checkpoint of this network: {found} (use one that `mixd train --save` wrote)", escaped(path))]
     Foreign {
         /// Which file.
         path: PathBuf,

@@ -6,6 +6,7 @@ use super::options::Options;
 use super::results::{EpochResult, Event, Running};
 use super::{BatchTensors, Cnn, CrossEntropy, LabelSmoothing, Loss, MixedLoss, Reduction};
 use crate::batch::BatchView;
+use crate::escape::escaped;
 use crate::mix::{MixError, torch_device};
 use crate::spec::FeedSpec;
 use crate::types::Place;
@@ -165,7 +166,7 @@ impl<'a> Training<'a> {
         } else if averaged > 0 && self.average.is_some() {
             tracing::warn!(
                 "the mean of the network starts anew: the one in {} is over epochs before the last {} of this training",
-                path.display(),
+                escaped(&path),
                 self.options.average
             );
         }

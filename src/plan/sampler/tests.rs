@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::spec::{Consumed, Mix, WORLD_SIZE_MAX};
-use crate::types::{Last, Start};
+use crate::types::{Last, Split, Start};
 use proptest::prelude::*;
 
 fn spec(batch_size: u32, last: Last, rank: u32, world_size: u32) -> FeedSpec {
@@ -316,6 +316,8 @@ fn feeds_without_a_batch_are_refused() {
     let refused = |spec, samples| Sampler::new(spec, samples).unwrap_err();
     assert!(matches!(refused(spec(8, Last::Drop, 0, 1), 7), DealError::NoBatch { .. }));
     assert!(matches!(refused(spec(1, Last::Keep, 0, 1), 0), DealError::NoBatch { .. }));
+    let val = FeedSpec { split: Split::Val, ..spec(1, Last::Keep, 0, 1) };
+    assert!(matches!(refused(val, 0), DealError::NoValidation));
     assert!(matches!(refused(spec(1, Last::Keep, 0, 1), 1 << 25), DealError::TooMany { .. }));
     let start = FeedSpec { start: Start::At(Place { epoch: 0, index: 5 }), ..FeedSpec::train() };
     assert!(matches!(refused(start, 128), DealError::StartOutOfRange { batches: 2, .. }));

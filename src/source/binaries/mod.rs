@@ -11,6 +11,7 @@ mod tests;
 use super::flaw::Flaw;
 use super::located::{Files, IndexedFile};
 use super::{Class, DataSet, DatasetError, ReadError, Source, Stamp};
+use crate::escape::escaped;
 use crate::types::{ClassId, SampleId, Split};
 use std::fs::{File, Metadata};
 use std::os::unix::ffi::OsStrExt;
@@ -118,7 +119,7 @@ impl Binaries {
         }
         let class = |(id, name): (usize, &String)| Class { id: id.to_string(), name: name.clone() };
         let classes = names.iter().enumerate().map(class).collect();
-        Ok(Some(Self { location: set.data.display().to_string(), shape, classes, files: Files::new(files), splits }))
+        Ok(Some(Self { location: escaped(&set.data).to_string(), shape, classes, files: Files::new(files), splits }))
     }
 
     /// The file of a sample, and its number there.
@@ -155,7 +156,7 @@ impl Source for Binaries {
     /// The file and the image's number in it.
     fn name(&self, split: Split, sample: SampleId) -> String {
         let (part, nth) = self.place(split, sample);
-        format!("{}#{nth}", self.files.all()[part.file as usize].name)
+        format!("{}#{nth}", escaped(&self.files.all()[part.file as usize].name))
     }
 
     fn read(&self, split: Split, sample: SampleId, bytes: &mut Vec<u8>) -> Result<Option<Stamp>, ReadError> {

@@ -2,6 +2,7 @@
 
 use super::super::{DataSet, Source, Split};
 use super::Binaries;
+use crate::escape::escaped;
 use std::io::Write;
 use std::path::Path;
 
@@ -54,7 +55,7 @@ fn gzip(bytes: Vec<u8>) -> Vec<u8> {
 }
 
 fn open(kind: &str, folder: &Path) -> Result<Binaries, String> {
-    let set = DataSet::at(Path::new(&format!("{kind}:{}", folder.display())));
+    let set = DataSet::at(Path::new(&format!("{kind}:{}", escaped(&folder))));
     Binaries::open(&set).map(|found| found.expect("it is one of these")).map_err(|error| error.to_string())
 }
 
@@ -111,7 +112,10 @@ fn images_of_mnist_are_read_plain_and_gzipped() {
             let dir = tempfile::tempdir().unwrap();
             mnist(&dir.path().join(below), ending, pack);
             let source = open(kind, dir.path()).unwrap();
-            assert_eq!((source.len(Split::Train), source.len(Split::Val), source.label_name(3)), (5, 2, class.to_owned()));
+            assert_eq!(
+                (source.len(Split::Train), source.len(Split::Val), source.label_name(3)),
+                (5, 2, class.to_owned())
+            );
             for (split, first, count) in [(Split::Train, 0, 5), (Split::Val, 50, 2)] {
                 for sample in 0..count {
                     assert_image(&source, split, sample, first + sample as usize, [4, 3]);

@@ -1,6 +1,7 @@
 //! The files that hold samples: opened when they are first read, and so many kept open as descriptors allow.
 
 use super::super::{ReadError, Stamp};
+use crate::escape::escaped;
 use crate::stamp::{is_settled, stamp};
 use rustix::process::{Resource, getrlimit};
 use std::collections::VecDeque;
@@ -171,7 +172,7 @@ impl Files {
 fn open(path: &Path) -> io::Result<File> {
     let file = File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(path)?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other(format!("{} is no longer a file", path.display())));
+        return Err(io::Error::other(format!("{} is no longer a file", escaped(&path))));
     }
     Ok(file)
 }

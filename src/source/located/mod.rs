@@ -12,10 +12,12 @@ mod samples;
 mod saved;
 
 use super::{Class, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
+use crate::escape::escaped;
 use crate::types::{ClassId, SampleId, Split};
 pub use files::{Files, IndexedFile};
 pub use samples::{Full, Location, Samples};
 pub use saved::Contents;
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -73,7 +75,7 @@ impl Source for Located {
     /// The file's name, then the sample's in it.
     fn name(&self, split: Split, sample: SampleId) -> String {
         let place = self.get(split, sample);
-        format!("{}/{}", self.files.all()[place.file as usize].name, String::from_utf8_lossy(place.name))
+        format!("{}/{}", escaped(&self.files.all()[place.file as usize].name), escaped(OsStr::from_bytes(place.name)))
     }
 
     fn read(&self, split: Split, sample: SampleId, bytes: &mut Vec<u8>) -> Result<Option<Stamp>, ReadError> {

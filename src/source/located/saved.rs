@@ -4,6 +4,7 @@
 //! Each part begins with its length. It is written as a stream, and read straight into the index.
 
 use super::samples::Samples;
+use crate::escape::escaped;
 use crate::types::Split;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -71,7 +72,7 @@ impl Contents {
             .and_then(|()| self.write(File::create(&partial)?, key))
             .and_then(|()| std::fs::rename(&partial, file));
         if let Err(error) = written {
-            tracing::debug!("the index is not remembered in {}: {error}", file.display());
+            tracing::debug!("the index is not remembered in {}: {error}", escaped(&file));
             let _ = std::fs::remove_file(&partial);
         }
     }

@@ -17,6 +17,7 @@ mod tar;
 
 use super::located::{Contents, IndexedFile, Located, Location};
 use super::{Class, DataSet, DatasetError, classes};
+use crate::escape::escaped;
 use crate::stamp::{is_settled, stamp};
 use crate::types::Split;
 pub use fault::Fault;
@@ -155,7 +156,7 @@ fn merge(places: &Places, indexes: Vec<ShardIndex>) -> Result<Contents, DatasetE
     let [integers, names] =
         [LabelKind::Integers, LabelKind::Names].map(|kind| indexes.iter().position(|index| index.kind == Some(kind)));
     if let (Some(integers), Some(names)) = (integers, names) {
-        let [integers, names] = [integers, names].map(|number| path_of(places, number).display());
+        let [integers, names] = [integers, names].map(|number| escaped(path_of(places, number)));
         return Err(shards_refused(format!(
             "the labels of {integers} are integers, those of {names} names (--label-key may name another key)"
         )));
@@ -185,7 +186,7 @@ fn merge(places: &Places, indexes: Vec<ShardIndex>) -> Result<Contents, DatasetE
         let labels =
             index.names.iter().map(|name| ids.get(&**name).copied().ok_or(name)).collect::<Result<Vec<_>, _>>();
         let labels = labels.map_err(|name| {
-            let path = path_of(places, number).display();
+            let path = escaped(path_of(places, number));
             shards_refused(format!("class `{}` of {path} has no training sample", fault::shown(name.as_bytes())))
         })?;
         for sample in index.samples.iter() {

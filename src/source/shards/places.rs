@@ -4,6 +4,7 @@ use super::super::{DataSet, DatasetError};
 use super::braces;
 use super::globs::{glob, is_glob};
 use super::names::listed_split;
+use crate::escape::escaped;
 use crate::types::Split;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -103,7 +104,7 @@ fn in_folder(set: &DataSet) -> Result<Places, DatasetError> {
     let base = set.data.canonicalize().map_err(DatasetError::io("find", &set.data))?;
     let mut all = listed(&base);
     split_folders(&base).iter().for_each(|folder| all.extend(listed(folder)));
-    let mut places = Places::at(base.display().to_string(), base);
+    let mut places = Places::at(escaped(&base).to_string(), base);
     places.given(set)?;
     for &split in Split::ALL {
         let names: Vec<&str> =
@@ -133,7 +134,7 @@ fn by_pattern(set: &DataSet) -> Result<Places, DatasetError> {
     let folder = literal.rfind('/').map_or(".", |slash| if slash == 0 { "/" } else { &literal[..slash] });
     let base = Path::new(folder).canonicalize().map_err(DatasetError::io("find", Path::new(folder)))?;
     let prefix = if literal.contains('/') { folder.trim_end_matches('/').len() + 1 } else { 0 };
-    let mut places = Places::at(base.join(&text[prefix..]).display().to_string(), base);
+    let mut places = Places::at(escaped(&base.join(&text[prefix..])).to_string(), base);
     // Patterns after the first begin where the first does: at the process's folder.
     let mut all = Vec::new();
     for (nth, part) in text.split("::").enumerate() {
@@ -179,7 +180,7 @@ impl Places {
                 } else {
                     return Err(self.refused(format!(
                         "there is no shard {} (name those that are there, by --data or --splits)",
-                        path.display()
+                        escaped(&path)
                     )));
                 }
             }
@@ -229,7 +230,7 @@ impl Places {
         }
         let test = called.len() - 1;
         for (at, paths) in called.into_iter().enumerate().filter(|(_, paths)| !paths.is_empty()) {
-            let (split, count, example) = (WORDS[at].0, paths.len(), paths[0].display().to_string());
+            let (split, count, example) = (WORDS[at].0, paths.len(), escaped(&paths[0]).to_string());
             if self.is_free(split, set) {
                 self.shards[split as usize] = paths;
                 if at == test {
@@ -242,7 +243,7 @@ impl Places {
             }
         }
         if let Some(example) = others.first().filter(|_| are_called) {
-            let example = example.display();
+            let example = escaped(&example);
             self.notes
                 .push(format!("{} shards name no split and are left out, e.g. {example} (--splits)", others.len()));
         }
@@ -263,7 +264,7 @@ impl Places {
             let mut sorted: Vec<_> = paths.iter().collect();
             sorted.sort_unstable();
             if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-                return Err(self.refused(format!("{} is named twice", pair[0].display())));
+                return Err(self.refused(format!("{} is named twice", escaped(&pair[0]))));
             }
         }
         if self.shards[Split::Val as usize].is_empty() {
@@ -335,7 +336,7 @@ mod tests {
             let expected = Some((train.to_owned(), val.to_owned(), notes));
             assert_eq!(found(dir.path(), data, splits), expected, "{data} {splits}");
         }
-        let splits = format!("train=s/train-0.tar,val={}/*.tar", other.canonicalize().unwrap().display());
+        let splits = format!("train=s/train-0.tar,val={}/*.tar", escaped(&other.canonicalize().unwrap()));
         assert_eq!(found(dir.path(), "", &splits), Some(("s/train-0.tar".into(), "v/x.tar".into(), 0)));
     }
 

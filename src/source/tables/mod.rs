@@ -18,6 +18,7 @@ use super::located::{Contents, IndexedFile, Located, Location, Samples};
 use super::shards::braces;
 use super::shards::globs::{glob, is_glob};
 use super::{Class, DataSet, DatasetError, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
+use crate::escape::escaped;
 use crate::stamp::{is_settled, stamp};
 use crate::types::{ClassId, SampleId, Split};
 use cells::Cell;
@@ -79,7 +80,7 @@ impl Tables {
         let named = Named { image: set.image_key.as_deref(), label: set.label_key.as_deref() };
         let (file, key) = remembered(&files, named, cache_dir);
         let indexed_files = files.iter().map(|(_, path, meta)| {
-            let name = path.strip_prefix(&layout.root).unwrap_or(path).display().to_string();
+            let name = escaped(&path.strip_prefix(&layout.root).unwrap_or(path)).to_string();
             IndexedFile::new(path.clone(), name, meta)
         });
         let indexed_files: Vec<IndexedFile> = indexed_files.collect();
@@ -190,7 +191,7 @@ fn refused(refused: Refused) -> DatasetError {
     match refused {
         Refused::Io(folder, error) => DatasetError::io("list", &folder)(error),
         Refused::Two(first, second) => {
-            let cause = format!("and {} are two data sets (name one of them with --data)", second.display());
+            let cause = format!("and {} are two data sets (name one of them with --data)", escaped(&second));
             DatasetError::Unusable { path: first, cause }
         }
     }
@@ -213,7 +214,7 @@ fn lay_out(set: &DataSet) -> Result<Option<Layout>, DatasetError> {
     };
     let found = found.unwrap_or_default();
     let mut layout =
-        Layout { location: set.data.display().to_string(), root, files: Default::default(), notes: Vec::new() };
+        Layout { location: escaped(&set.data).to_string(), root, files: Default::default(), notes: Vec::new() };
     let mut used = BTreeSet::new();
     for &split in Split::ALL {
         let place = set.splits.of(split);
@@ -313,7 +314,7 @@ fn expand(pattern: &Path) -> Result<Vec<PathBuf>, DatasetError> {
         }
     }
     match files.iter().find(|file| !file.is_file()) {
-        Some(file) => Err(refused(format!("stands for {}, which is no file", file.display()))),
+        Some(file) => Err(refused(format!("stands for {}, which is no file", escaped(&file)))),
         None if files.is_empty() => Err(refused("matches no file".to_owned())),
         None => Ok(files),
     }

@@ -5,6 +5,7 @@ use super::Tables;
 use super::cells::Cell;
 use super::columns::Named;
 use super::index::{columns, index};
+use crate::escape::escaped;
 use crate::fixtures::golden;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -66,14 +67,14 @@ fn every_way_of_writing_a_table_gives_its_rows() {
     for file in files("variants") {
         let source = opened(&file).unwrap();
         let found = rows(&source, Split::Train);
-        assert_eq!(found.len(), expected.len(), "{}", file.display());
+        assert_eq!(found.len(), expected.len(), "{}", escaped(&file));
         // Integers without names are their own.
         let names = |class: &str| source.classes().iter().position(|known| known.name == class).unwrap().to_string();
         let is_numbered = source.classes()[0].name == "0";
         for (row, ((image, class), (expected, name))) in found.iter().zip(expected).enumerate() {
-            assert!(image == expected, "{} row {row}", file.display());
+            assert!(image == expected, "{} row {row}", escaped(&file));
             let number = ["apple", "birch", "cedar"].iter().position(|known| known == name).unwrap();
-            assert!(if is_numbered { names(class) == number.to_string() } else { class == name }, "{}", file.display());
+            assert!(if is_numbered { names(class) == number.to_string() } else { class == name }, "{}", escaped(&file));
         }
         assert_eq!((source.len(Split::Val), source.classes().len()), (0, 3));
     }
@@ -102,7 +103,7 @@ fn a_data_set_of_the_hub_and_a_saved_one_have_the_same_rows() {
         assert!(source.notes().iter().any(|note| note.contains("`test` is used for val")), "{:?}", source.notes());
         let classes: Vec<_> = source.classes().iter().map(|class| (&*class.id, &*class.name)).collect();
         assert_eq!(classes, [("0", "apple"), ("1", "birch"), ("2", "cedar")]);
-        assert_eq!(source.location(), root.join(folder).display().to_string());
+        assert_eq!(source.location(), escaped(&root.join(folder)).to_string());
     }
     let source = opened(&root.join("hub")).unwrap();
     assert_eq!(source.name(Split::Train, 7), "data/train-00001-of-00002.parquet/1");
@@ -119,7 +120,7 @@ fn splits_are_named_by_their_names_or_by_places() {
     };
     assert_eq!(counts("train=test,val=train"), Ok([6, 12]));
     assert_eq!(counts("train=data/train-00001-of-00002.parquet"), Ok([6, 6]));
-    assert_eq!(counts(&format!("val={}", hub.join("data").display())), Ok([12, 18]));
+    assert_eq!(counts(&format!("val={}", escaped(&hub.join("data")))), Ok([12, 18]));
     let error = counts("val=dev").unwrap_err();
     assert!(error.contains("no split or tables `dev`") && error.contains("test, train"), "{error}");
 }
@@ -147,7 +148,7 @@ fn what_cannot_be_used_is_refused_by_name() {
     for file in files {
         let error = opened(&file).unwrap_err();
         let words = &reasons[file.file_stem().unwrap().to_str().unwrap()];
-        assert!(error.contains(words) && error.starts_with(&*file.display().to_string()), "{words}: {error}");
+        assert!(error.contains(words) && error.starts_with(&*escaped(&file).to_string()), "{words}: {error}");
     }
 }
 
@@ -199,7 +200,7 @@ fn damaged_tables_are_errors_and_cut_ones_are_refused() {
         }
         for len in (0..whole.len() as u64).rev().step_by(5) {
             file.set_len(len).unwrap();
-            assert!(read_all(&path).is_err(), "{} cut to {len} bytes", table.display());
+            assert!(read_all(&path).is_err(), "{} cut to {len} bytes", escaped(&table));
         }
     }
 }

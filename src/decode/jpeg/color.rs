@@ -23,11 +23,32 @@ impl Color {
         match self {
             Self::Gray => out.copy_from_slice(&first[..out.len()]),
             Self::Rgb => put(three(), out),
-            Self::Ycc => put(three().map(|[y, cb, cr]| ycc_to_rgb(y, cb, cr)), out),
+            Self::Ycc => put_ycc(first, second, third, out),
             Self::Cmyk => put(four().map(inks_to_rgb), out),
             Self::Ycck => put(four().map(ycck_to_rgb), out),
         }
     }
+}
+
+/// Pixels that are converted at once, into planes.
+const CHUNK: usize = 64;
+
+fn put_ycc(y: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) {
+    let whole = out.len() / 3 / CHUNK * CHUNK;
+    for (at, out) in (0..whole).step_by(CHUNK).zip(out.chunks_exact_mut(3 * CHUNK)) {
+        let part = |of: &[u8]| -> [u8; CHUNK] { of[at..at + CHUNK].try_into().expect("as long") };
+        let (y, cb, cr) = (part(y), part(cb), part(cr));
+        let mut planes = [[0; CHUNK]; 3];
+        for at in 0..CHUNK {
+            let [red, green, blue] = ycc_to_rgb(y[at], cb[at], cr[at]);
+            (planes[0][at], planes[1][at], planes[2][at]) = (red, green, blue);
+        }
+        for (at, pixel) in out.chunks_exact_mut(3).enumerate() {
+            (pixel[0], pixel[1], pixel[2]) = (planes[0][at], planes[1][at], planes[2][at]);
+        }
+    }
+    let rest = y[whole..].iter().zip(&cb[whole..]).zip(&cr[whole..]);
+    put(rest.map(|((y, cb), cr)| ycc_to_rgb(*y, *cb, *cr)), &mut out[3 * whole..]);
 }
 
 #[inline(always)]
@@ -37,18 +58,17 @@ fn put(pixels: impl Iterator<Item = [u8; 3]>, out: &mut [u8]) {
     }
 }
 
-/// `y + c·x`, for factors of 16 fractional bits.
-fn sum(y: u8, offset: i32) -> u8 {
-    (i32::from(y) + (offset >> 16)).clamp(0, 255) as u8
-}
-
-/// One pixel.
+/// One pixel. Factors are split so that products of 16 bits are enough, which vectors have more of.
 #[inline(always)]
-pub fn ycc_to_rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
-    const HALF: i32 = 1 << 15;
-    let (cb, cr) = (i32::from(cb) - 128, i32::from(cr) - 128);
-    // 1.402, 0.34414, 0.71414 and 1.772 times 2¹⁶.
-    [sum(y, 91_881 * cr + HALF), sum(y, HALF - 22_554 * cb - 46_802 * cr), sum(y, 116_130 * cb + HALF)]
+fn ycc_to_rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
+    let (y, cb, cr) = (i16::from(y), i16::from(cb) - 128, i16::from(cr) - 128);
+    // The upper half of twice a product with a factor of 16 fractional bits, rounded.
+    let times = |value: i16, factor: i16| (((i32::from(2 * value) * i32::from(factor)) >> 16) as i16 + 1) >> 1;
+    // 1.402 - 1 and 1.772 - 2.
+    let (red, blue) = (cr + times(cr, 26_345), 2 * cb + times(cb, -14_942));
+    // -0.34414 and 1 - 0.71414.
+    let green = ((-22_554 * i32::from(cb) + 18_734 * i32::from(cr) + (1 << 15)) >> 16) as i16 - cr;
+    [red, green, blue].map(|difference| (y + difference).clamp(0, 255) as u8)
 }
 
 /// One pixel, of values that count as inverted inks, as Pillow converts it.

@@ -20,12 +20,13 @@ const F_2_053: i32 = 16_819;
 const F_2_562: i32 = 20_995;
 const F_3_072: i32 = 25_172;
 
-/// Transforms the eight columns, and divides by 2 to the power of `SHIFT`.
+/// Transforms `COLUMNS` columns of which only `KEPT` values are none of zero, and divides by 2 to the power of `SHIFT`.
 #[inline(always)]
-fn columns<const SHIFT: u32>(rows: &Rows) -> Rows {
+fn columns<const SHIFT: u32, const COLUMNS: usize, const KEPT: usize>(rows: &Rows) -> Rows {
     let mut out = [[0; 8]; 8];
-    for column in 0..8 {
-        let [v0, v1, v2, v3, v4, v5, v6, v7]: [i16; 8] = std::array::from_fn(|row| rows[row][column]);
+    for column in 0..COLUMNS {
+        let value = |row: usize| if row < KEPT { rows[row][column] } else { 0 };
+        let [v0, v1, v2, v3, v4, v5, v6, v7]: [i16; 8] = std::array::from_fn(value);
         let wide = i32::from;
         // The even part.
         let low = wide(v2) * F_0_541 + wide(v6) * (F_0_541 - F_1_847);
@@ -57,14 +58,17 @@ fn transposed(rows: &Rows) -> Rows {
     std::array::from_fn(|row| std::array::from_fn(|column| rows[column][row]))
 }
 
+/// So many coefficients lie in the upper left quarter, in zigzag order.
+const CORNER: usize = 10;
+
 fn sample(value: i16) -> u8 {
     (value.clamp(-128, 127) + 128) as u8
 }
 
-/// Writes the samples of a block to eight rows, `stride` values apart. Of a flat block only the first coefficient is read.
-pub fn write(block: &Block, quantization: &[u16; 64], is_flat: bool, out: &mut [u8], stride: usize) {
+/// Writes the samples of a block to eight rows, `stride` values apart; coefficients after the `last` in zigzag order are zero.
+pub fn write(block: &Block, quantization: &[u16; 64], last: usize, out: &mut [u8], stride: usize) {
     let times = |at: usize| block[at].wrapping_mul(quantization[at] as i16);
-    if is_flat {
+    if last == 0 {
         let value = sample(((i32::from(times(0) << 2) + 16) >> 5) as i16);
         for row in 0..8 {
             out[row * stride..][..8].fill(value);
@@ -75,10 +79,14 @@ pub fn write(block: &Block, quantization: &[u16; 64], is_flat: bool, out: &mut [
     if block[8..].iter().all(|coefficient| *coefficient == 0) {
         let first = rows[0].map(|value| value << 2);
         rows = [first; 8];
+    } else if last < CORNER {
+        rows = columns::<11, 4, 4>(&rows);
     } else {
-        rows = columns::<11>(&rows);
+        rows = columns::<11, 8, 8>(&rows);
     }
-    let rows = transposed(&columns::<18>(&transposed(&rows)));
+    rows = transposed(&rows);
+    rows = if last < CORNER { columns::<18, 8, 4>(&rows) } else { columns::<18, 8, 8>(&rows) };
+    let rows = transposed(&rows);
     for (row, values) in rows.iter().enumerate() {
         out[row * stride..][..8].copy_from_slice(&values.map(sample));
     }
@@ -86,6 +94,7 @@ pub fn write(block: &Block, quantization: &[u16; 64], is_flat: bool, out: &mut [
 
 #[cfg(test)]
 mod tests {
+    use super::super::frame::NATURAL;
     use super::*;
     use proptest::prelude::*;
 
@@ -108,12 +117,15 @@ mod tests {
             values in prop::collection::vec(prop_oneof![4 => Just(0_i16), 1 => -60_i16..60], 64),
             quantum in 1_u16..20,
             dc in -70_i16..70,
-            kept in prop::sample::select(&[1_usize, 8, 64][..]),
+            kept in prop::sample::select(&[1_usize, 2, 6, 10, 11, 64][..]),
         ) {
-            let mut block: Block = std::array::from_fn(|at| if at < kept { values[at] } else { 0 });
+            let mut block = [0; 64];
+            for at in 0..kept {
+                block[usize::from(NATURAL[at])] = values[at];
+            }
             block[0] = dc;
             let mut out = [7; 8 * 11];
-            write(&block, &[quantum; 64], kept == 1, &mut out, 11);
+            write(&block, &[quantum; 64], kept - 1, &mut out, 11);
             let expected = naive(&block.map(|value| f64::from(value) * f64::from(quantum)));
             for (at, expected) in expected.iter().enumerate() {
                 let found = f64::from(out[at / 8 * 11 + at % 8]);

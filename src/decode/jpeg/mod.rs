@@ -76,10 +76,11 @@ pub fn decode(file: &[u8], output: &mut Output, scratch: &mut Scratch) -> Result
         // Of components without a scan.
         samples.fill(128);
     }
-    let mut write = |component: &Component, [x, y]: [usize; 2], block: &Block, is_flat| {
+    let mut write = |component: &Component, [x, y]: [usize; 2], block: &Block, last: usize| {
         let stride = 8 * component.stored[0];
         let at = 64 * component.first_block + 8 * y * stride + 8 * x;
-        idct::write(block, &component.table.unwrap_or([0; 64]), is_flat, &mut samples[at..], stride);
+        let table = component.table.as_ref().unwrap_or(&[0; 64]);
+        idct::write(block, table, last, &mut samples[at..], stride);
     };
     read_scans(&mut header, &mut frame, first, blocks, &mut write)?;
     if frame.is_progressive {
@@ -90,7 +91,7 @@ pub fn decode(file: &[u8], output: &mut Output, scratch: &mut Scratch) -> Result
             let [across, down] = component.blocks;
             for at in (0..down).flat_map(|y| (0..across).map(move |x| [x, y])) {
                 let block = &blocks[component.first_block + at[1] * component.stored[0] + at[0]];
-                write(component, at, block, block[1..] == [0; 63]);
+                write(component, at, block, scan::last(block));
             }
         }
     }
@@ -118,7 +119,7 @@ fn read_scans(
     frame: &mut Frame,
     first: Scan,
     blocks: &mut Vec<Block>,
-    mut put: impl FnMut(&Component, [usize; 2], &Block, bool),
+    mut put: impl FnMut(&Component, [usize; 2], &Block, usize),
 ) -> Result<(), ImageError> {
     if frame.is_progressive {
         blocks.clear();

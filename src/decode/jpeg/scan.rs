@@ -86,12 +86,13 @@ fn dc_table(header: &Header<'_>, number: usize) -> Result<Rc<Table>, ImageError>
     if table.is_for_dc() { Ok(table) } else { refused("a table of Huffman codes is damaged") }
 }
 
-/// Reads a scan of a sequential image, and hands on each block: of which component, where, its coefficients, and whether it has none but the first.
+/// Reads a scan of a sequential image, and hands on each block: of which component, where, its coefficients, and the last that is none of zero, in
+/// zigzag order.
 pub fn sequential(
     header: &mut Header<'_>,
     frame: &Frame,
     scan: &Scan,
-    mut put: impl FnMut(&Component, [usize; 2], &Block, bool),
+    mut put: impl FnMut(&Component, [usize; 2], &Block, usize),
 ) -> Result<(), ImageError> {
     if (scan.first, scan.last, scan.high, scan.low) != (0, 63, 0, 0) {
         header.warn(|| "its scan header has other values than a sequential image must have".to_owned());
@@ -119,11 +120,11 @@ pub fn sequential(
                 let [across, down] = scan.unit_blocks(component);
                 for place in 0..across * down {
                     let at = [column * across + place % across, row * down + place / across];
-                    let Some(is_flat) = sequential_block(&mut bits, dc, ac, last_dc, &mut block) else {
+                    let Some(last) = sequential_block(&mut bits, dc, ac, last_dc, &mut block) else {
                         return refused(if bits.ran_out() { CUT } else { DAMAGED });
                     };
-                    put(component, at, &block, is_flat);
-                    if is_flat { block[0] = 0 } else { block = [0; 64] }
+                    put(component, at, &block, last);
+                    if last == 0 { block[0] = 0 } else { block = [0; 64] }
                 }
             }
             if bits.ran_out() {
@@ -135,14 +136,20 @@ pub fn sequential(
     Ok(())
 }
 
-/// Reads the coefficients of a block of zeros; whether it has none but the first.
+/// Reads the coefficients of a block of zeros; where the last one is, in zigzag order.
 #[inline]
-fn sequential_block(bits: &mut Bits<'_>, dc: &Table, ac: &Table, last_dc: &mut i32, block: &mut Block) -> Option<bool> {
+fn sequential_block(
+    bits: &mut Bits<'_>,
+    dc: &Table,
+    ac: &Table,
+    last_dc: &mut i32,
+    block: &mut Block,
+) -> Option<usize> {
     bits.fill();
     let length = dc.symbol(bits)?;
     *last_dc = last_dc.wrapping_add(bits.value(length.into()));
     block[0] = *last_dc as i16;
-    let (mut at, mut is_flat) = (1, true);
+    let (mut at, mut last) = (1, 0);
     while at < 64 {
         bits.fill();
         let symbol = ac.symbol(bits)?;
@@ -157,10 +164,15 @@ fn sequential_block(bits: &mut Bits<'_>, dc: &Table, ac: &Table, last_dc: &mut i
         at += run;
         // A damaged run ends at the last coefficient.
         block[usize::from(NATURAL[at])] = bits.value(length) as i16;
-        is_flat = false;
+        last = at;
         at += 1;
     }
-    Some(is_flat)
+    Some(last)
+}
+
+/// Where the last coefficient that is not zero stands in zigzag order; 0 where none is.
+pub fn last(block: &Block) -> usize {
+    (1..64).rev().find(|at| block[usize::from(NATURAL[*at])] != 0).unwrap_or(0)
 }
 
 /// Reads a scan of a progressive image into coefficients, those of the component one by one by its stored blocks.

@@ -124,14 +124,6 @@ impl Frame {
         let components = components.collect();
         Ok(Self { width, height, is_progressive: marker == 0xC2, components, across, down, blocks })
     }
-
-    /// Whether libjpeg makes up for missing scans of a progressive image: DC values are there, and some of the coefficients that it estimates are not
-    /// exact.
-    pub fn is_smoothed(&self) -> bool {
-        self.is_progressive
-            && self.components.iter().all(|component| component.progress[0] >= 0)
-            && self.components.iter().any(|component| component.progress[1..10].iter().any(|bit| *bit != 0))
-    }
 }
 
 /// A component in a scan, with the tables of its codes.

@@ -10,6 +10,7 @@ mod header;
 mod huffman;
 mod idct;
 mod scan;
+mod smooth;
 mod upsample;
 
 #[cfg(feature = "turbojpeg")]
@@ -84,14 +85,16 @@ pub fn decode(file: &[u8], output: &mut Output, scratch: &mut Scratch) -> Result
     };
     read_scans(&mut header, &mut frame, first, blocks, &mut write)?;
     if frame.is_progressive {
-        if frame.is_smoothed() {
-            return refused("progressive JPEGs that lack scans are not supported without libjpeg-turbo");
-        }
+        let is_smoothed = smooth::is_needed(&frame);
         for component in &frame.components {
             let [across, down] = component.blocks;
             for at in (0..down).flat_map(|y| (0..across).map(move |x| [x, y])) {
-                let block = &blocks[component.first_block + at[1] * component.stored[0] + at[0]];
-                write(component, at, block, scan::last(block));
+                let block = if is_smoothed {
+                    smooth::block(&frame, component, blocks, at)
+                } else {
+                    blocks[component.first_block + at[1] * component.stored[0] + at[0]]
+                };
+                write(component, at, &block, scan::last(&block));
             }
         }
     }

@@ -238,23 +238,38 @@ impl PipelineArgs {
 
     /// The same options for a daemon of our own. To the cpu mixer the device is none of its business: it is the trainer's.
     pub fn arguments(&self) -> Vec<OsString> {
+        // Without `..`, so that an option that is forgotten here does not compile.
+        let Self {
+            workers,
+            cpus,
+            cache,
+            cache_file,
+            resize,
+            decode,
+            exif,
+            source,
+            mixer: _,
+            device: _,
+            device_cache,
+            on_bad_image,
+        } = self;
         let device = if self.mixer() == MixerKind::Cpu { Device::Cpu } else { self.device };
         let options = [
-            ("workers", self.workers.to_string()),
-            ("cache", self.cache.to_string()),
-            ("device-cache", self.device_cache.to_string()),
-            ("resize", self.resize.to_string()),
-            ("decode", self.decode.to_string()),
-            ("exif", self.exif.to_string()),
-            ("source", self.source.to_string()),
+            ("workers", workers.to_string()),
+            ("cache", cache.to_string()),
+            ("device-cache", device_cache.to_string()),
+            ("resize", resize.to_string()),
+            ("decode", decode.to_string()),
+            ("exif", exif.to_string()),
+            ("source", source.to_string()),
             ("mixer", self.mixer().to_string()),
             ("device", device.to_string()),
-            ("on-bad-image", self.on_bad_image.to_string()),
+            ("on-bad-image", on_bad_image.to_string()),
         ];
-        let cpus = self.cpus.as_ref().map(|cpus| ("cpus", cpus.to_string()));
+        let cpus = cpus.as_ref().map(|cpus| ("cpus", cpus.to_string()));
         let mut arguments: Vec<OsString> =
             options.into_iter().chain(cpus).map(|(key, value)| format!("--{key}={value}").into()).collect();
-        if let Some(path) = &self.cache_file {
+        if let Some(path) = cache_file {
             arguments.extend(["--cache-file".into(), path.into()]);
         }
         arguments
@@ -316,6 +331,23 @@ impl SocketArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Parsed {
+        #[command(flatten)]
+        pipeline: PipelineArgs,
+    }
+
+    /// What decides about pixels reaches a command's own daemon.
+    #[test]
+    fn a_daemon_of_ones_own_loads_images_as_it_was_told() {
+        use clap::Parser;
+        for given in [&["mixd"][..], &["mixd", "--exif=apply", "--resize=fast", "--source=99"]] {
+            let given = Parsed::parse_from(given).pipeline;
+            let arguments = [vec!["serve".into()], given.arguments()].concat();
+            assert_eq!(Parsed::parse_from(arguments).pipeline.load(), given.load());
+        }
+    }
 
     #[test]
     fn cache_sizes_are_read() {

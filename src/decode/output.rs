@@ -261,5 +261,9 @@ mod tests {
         assert_eq!(output.admission.as_ref().unwrap().promise.bytes(), LARGE_BYTES as u64);
         output.shrink_to(0);
         assert!(output.values.capacity() == 0 && output.admission.is_none());
+        // A picture that has to be turned takes its memory twice.
+        output.set_orientation(Orientation::of_number(6));
+        let Err(ImageError::Memory(lack)) = output.room(1 << 50, 7) else { panic!("there was room") };
+        assert_eq!(lack.need, (2 << 50) + 7);
     }
 }

@@ -56,24 +56,35 @@ def table(labels: str = "int64", images: str = "struct", nullable: bool = True) 
     return pa.table([boxes, column, names], schema)
 
 
+def unlabelled(whole: pa.Table) -> pa.Table:
+    """Rows without a label among the others."""
+    none = whole.slice(3, 3).set_column(2, "label", pa.array([None] * 3, whole.schema.field("label").type))
+    if none.column("label").type == pa.int64():
+        none = none.set_column(2, "label", pa.array([-1, None, -7]))
+    return pa.concat_tables([whole.slice(0, 5), none, whole.slice(5)])
+
+
 def variants(folder: Path) -> None:
     """Each writes the rows of the training split in a way of its own."""
-    none, pages = {"compression": "none"}, {"write_batch_size": 2, "data_page_size": 1, "write_statistics": False}
+    bare = {"write_statistics": False}
+    none, pages = {"compression": "none"}, {"write_batch_size": 4, "data_page_size": 1, **bare}
     write = {
         "plain-pages": (table(), {"use_dictionary": False, **none, **pages}),
-        "plain-groups": (table("int32"), {**none, "use_dictionary": False, "row_group_size": 5}),
-        "plain-required": (table("int32", "binary", False), {**none, "use_dictionary": False}),
-        "plain-v2": (table("text"), {**none, "use_dictionary": False, "data_page_version": "2.0"}),
-        "dictionary": (table(), none),
+        "plain-groups": (table("int32"), {**none, **bare, "use_dictionary": False, "row_group_size": 7}),
+        "plain-required": (table("int32", "binary", False), {**none, **bare, "use_dictionary": False}),
+        "plain-v2": (table("text"), {**none, **bare, "use_dictionary": False, "data_page_version": "2.0"}),
+        "dictionary": (table(), {**none, **bare}),
         "dictionary-v2": (table("text", "large"), {**none, "data_page_version": "2.0"}),
         "dictionary-small": (table(), {"dictionary_pagesize_limit": 200, **none, **pages}),
         "snappy": (table("text"), {"compression": "snappy", "use_dictionary": False, **pages}),
         "snappy-dictionary": (table(), {"compression": "snappy", "row_group_size": 7}),
         "zstd-v2": (table(), {"compression": "zstd", "use_dictionary": False, "data_page_version": "2.0"}),
-        "zstd-required": (table("int64", "binary", False), {"compression": "zstd", "write_statistics": False}),
-        "gzip": (table(), {"compression": "gzip", "use_dictionary": False, "write_statistics": False}),
-        "brotli": (table("int32"), {"compression": "brotli"}),
-        "lz4": (table(), {"compression": "lz4", "use_dictionary": False}),
+        "zstd-required": (table("int64", "binary", False), {"compression": "zstd", **bare}),
+        "gzip": (table(), {"compression": "gzip", "use_dictionary": False, **bare}),
+        "brotli": (table("int32"), {"compression": "brotli", **bare}),
+        "lz4": (table(), {"compression": "lz4", "use_dictionary": False, **bare}),
+        "unlabelled": (unlabelled(table()), {"compression": "none", **bare}),
+        "unlabelled-text": (unlabelled(table("text")), {"compression": "zstd", **bare}),
     }
     for name, (content, options) in write.items():
         pq.write_table(content, folder / f"{name}.parquet", store_schema=False, **options)
@@ -88,8 +99,8 @@ def refused(folder: Path) -> None:
     write = {
         "by-path": (whole.set_column(1, "image", by_path), {"compression": "none"}, "no bytes of an image in row 0"),
         "no-image": (whole.set_column(1, "image", pa.array([None, *image[1:]], by_path.type)), {}, "no bytes of an image in row 0"),
-        "no-label": (whole.set_column(2, "label", pa.array([*label[:-1], None])), {}, "no label in row 11"),
-        "unlabelled": (whole.set_column(2, "label", pa.array([*label[:-1], -1])), {}, "the label -1 in row 11"),
+        "unlabelled": (whole.set_column(2, "label", pa.array([-1, None] * 6)), {}, "no labelled row for training"),
+        "no-class": (whole.set_column(2, "label", pa.array([*label[:-1], 1 << 20])), {}, "the label 1048576 in row 11"),
         "no-images": (whole.select(["boxes", "label"]), {}, "no column of images among boxes (other), label (integers)"),
         "two-images": (whole.append_column("mask", whole.column("image")), {}, "the columns image, mask of images"),
         "no-labels": (whole.select(["boxes", "image"]), {}, "no column of labels"),

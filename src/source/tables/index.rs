@@ -11,10 +11,10 @@ use std::path::Path;
 
 /// Labels of a table's rows.
 pub enum Labels {
-    /// As they are.
+    /// As they are; below 0 where there is none.
     Integers(Vec<i64>),
     /// Their texts, each once, and for each row which of these.
-    Texts(Vec<String>, Vec<u32>),
+    Texts(Vec<String>, Vec<Option<u32>>),
 }
 
 /// A table's rows.
@@ -88,7 +88,7 @@ pub fn columns(path: &Path, meta: &Metadata, named: Named<'_>) -> Result<Chosen,
 /// Indexes a table of which `meta` was read before.
 ///
 /// # Errors
-/// When it is damaged, has other columns, or a row without image or label.
+/// When it is damaged, has other columns, or a row without image.
 pub fn index(path: &Path, meta: &Metadata, chosen: &Chosen) -> Result<Rows, Flaw> {
     let table = Table::open(path, meta)?;
     let columns = table.columns();
@@ -119,24 +119,20 @@ pub fn index(path: &Path, meta: &Metadata, chosen: &Chosen) -> Result<Rows, Flaw
 }
 
 fn labels(table: &Table, column: &Column) -> Result<Labels, Flaw> {
-    let missing = |row: usize| Flaw::new(format!("has no label in row {row} of the column `{}`", column.name));
     if column.of_use == Use::Integers {
         let labels = table.integers(column.leaf)?;
-        let labels = labels.into_iter().enumerate().map(|(row, label)| label.ok_or_else(|| missing(row)));
-        return Ok(Labels::Integers(labels.collect::<Result<_, _>>()?));
+        return Ok(Labels::Integers(labels.into_iter().map(|label| label.unwrap_or(-1)).collect()));
     }
-    let (mut known, mut texts, mut labels, mut fault) = (HashMap::<Vec<u8>, u32>::new(), Vec::new(), Vec::new(), None);
+    let (mut known, mut texts, mut labels) = (HashMap::<Vec<u8>, u32>::new(), Vec::new(), Vec::new());
     table.texts(column.leaf, &mut |text| {
-        let Some(text) = text else {
-            fault.get_or_insert_with(|| missing(labels.len()));
-            return;
-        };
-        let number = known.get(text).copied().unwrap_or_else(|| {
-            known.insert(text.to_vec(), texts.len() as u32);
-            texts.push(String::from_utf8_lossy(text).into_owned());
-            texts.len() as u32 - 1
+        let number = text.map(|text| {
+            known.get(text).copied().unwrap_or_else(|| {
+                known.insert(text.to_vec(), texts.len() as u32);
+                texts.push(String::from_utf8_lossy(text).into_owned());
+                texts.len() as u32 - 1
+            })
         });
         labels.push(number);
     })?;
-    fault.map_or(Ok(Labels::Texts(texts, labels)), Err)
+    Ok(Labels::Texts(texts, labels))
 }

@@ -100,7 +100,8 @@ impl Tables {
             Class { id: id.to_owned(), name: name.to_owned() }
         });
         let classes = classes.collect();
-        let contents = Contents { notes: layout.notes, ..contents };
+        let mut contents = contents;
+        contents.notes.extend(layout.notes);
         let located = Located::new(layout.location, indexed_files, classes, contents);
         Ok(Self { located, coded, pages: Pages::new(PAGES_BYTES) })
     }
@@ -275,7 +276,7 @@ fn check(layout: &Layout, found: &Found, set: &DataSet) -> Result<(), DatasetErr
         let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         let cause = match set.splits.of(split) {
             Some(place) => {
-                format!("`{place}` is neither a split nor a place with tables; splits that are there: {there}")
+                format!("has no split or tables `{place}`; splits that are there: {there} (--splits)")
             }
             None if split == Split::Train => {
                 format!("has no training split; splits that are there: {there} (choose one with --splits train=NAME)")
@@ -341,11 +342,21 @@ fn index_all(
     let tables = index_each(files, &chosen)?;
     let classes = vocabulary(files, &tables, &chosen)?;
     let mut contents = Contents { classes: classes.stored(), ..Contents::default() };
-    let mut coded_pages = Vec::new();
+    let (mut coded_pages, mut unlabelled) = (Vec::new(), [0_usize; Split::ALL.len()]);
     for (number, ((split, path, _), rows)) in files.iter().zip(tables).enumerate() {
         let samples = &mut contents.splits[*split as usize];
-        push(samples, number as u32, path, &rows, &classes)?;
+        unlabelled[*split as usize] += push(samples, number as u32, path, &rows, &classes)?;
         coded_pages.push(rows.coded.iter().map(|page| (page.offset(), *page)).collect());
+    }
+    for (&split, &count) in Split::ALL.iter().zip(&unlabelled).filter(|(_, count)| **count > 0) {
+        contents.notes.push(format!("{count} rows of {split} left out: they have no label"));
+    }
+    if contents.splits[Split::Train as usize].len() == 0 {
+        let cause = format!(
+            "has no labelled row for training in the column `{}` (choose another with --label-key)",
+            chosen.label
+        );
+        return Err(DatasetError::Unusable { path: first.clone(), cause });
     }
     Ok((contents, coded_pages))
 }
@@ -402,14 +413,15 @@ fn vocabulary(files: &[(Split, PathBuf, Metadata)], tables: &[Rows], chosen: &Ch
             Labels::Texts(..) => {}
             Labels::Integers(labels) => {
                 let limit = chosen.class_names.as_ref().map_or(CLASSES_MAX, |names| names.len() as i64);
-                if let Some(row) = labels.iter().position(|label| !(0..limit).contains(label)) {
-                    let label = labels[row];
-                    let remedy =
-                        "unlabelled rows have -1: choose another split with --splits, or column with --label-key";
-                    let cause = format!("has the label {label} in row {row}, outside of 0 to {} ({remedy})", limit - 1);
+                if let Some(row) = labels.iter().position(|label| *label >= limit) {
+                    let cause = format!(
+                        "has the label {} in row {row}, where {} is the largest there can be (choose another column with --label-key)",
+                        labels[row],
+                        limit - 1
+                    );
                     return Err(DatasetError::Unusable { path: path.clone(), cause });
                 }
-                max = max.max(labels.iter().copied().max());
+                max = max.max(labels.iter().copied().filter(|label| *label >= 0).max());
             }
         }
     }
@@ -424,23 +436,33 @@ fn vocabulary(files: &[(Split, PathBuf, Metadata)], tables: &[Rows], chosen: &Ch
     })
 }
 
-fn push(samples: &mut Samples, file: u32, path: &Path, rows: &Rows, classes: &Classes) -> Result<(), DatasetError> {
+/// Adds a table's rows to its split's samples; returns how many were left out, since they have no label.
+fn push(samples: &mut Samples, file: u32, path: &Path, rows: &Rows, classes: &Classes) -> Result<usize, DatasetError> {
     let refused = |cause: String| DatasetError::Unusable { path: path.to_owned(), cause };
     let position = |name: &String| match classes {
         Classes::Named(names) => names.binary_search(name).ok().map(|at| at as ClassId),
         Classes::Numbered(_) => None,
     };
-    let (positions, labels): (Vec<Option<ClassId>>, Vec<u32>) = match &rows.labels {
-        Labels::Integers(labels) => (Vec::new(), labels.iter().map(|&label| label as u32).collect()),
-        Labels::Texts(names, of) => (names.iter().map(position).collect(), of.clone()),
+    let positions: Vec<Option<ClassId>> = match &rows.labels {
+        Labels::Integers(_) => Vec::new(),
+        Labels::Texts(names, _) => names.iter().map(position).collect(),
     };
-    for (row, (cell, &label)) in rows.images.iter().zip(&labels).enumerate() {
+    let mut unlabelled = 0;
+    for (row, cell) in rows.images.iter().enumerate() {
         let label = match &rows.labels {
-            Labels::Integers(_) => label,
-            Labels::Texts(names, _) => positions[label as usize].ok_or_else(|| {
-                let name = &names[label as usize];
-                refused(format!("has the label `{name}` in row {row}, which no training row has"))
-            })?,
+            Labels::Integers(labels) => ClassId::try_from(labels[row]).ok(),
+            Labels::Texts(names, of) => of[row]
+                .map(|text| {
+                    positions[text as usize].ok_or_else(|| {
+                        let name = &names[text as usize];
+                        refused(format!("has the label `{name}` in row {row}, which no training row has"))
+                    })
+                })
+                .transpose()?,
+        };
+        let Some(label) = label else {
+            unlabelled += 1;
+            continue;
         };
         let name = row.to_string();
         let (offset, length) = match *cell {
@@ -451,5 +473,5 @@ fn push(samples: &mut Samples, file: u32, path: &Path, rows: &Rows, classes: &Cl
         let sample = Location { file, offset, length, label, name: name.as_bytes() };
         samples.push(sample).map_err(|_| refused("has more rows than a data set may have: 4 billion".to_owned()))?;
     }
-    Ok(())
+    Ok(unlabelled)
 }

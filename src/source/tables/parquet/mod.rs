@@ -72,7 +72,7 @@ impl CodedPage {
     ///
     /// # Errors
     /// When the file cannot be read, or was damaged when it was indexed.
-    pub fn decode<E: From<Flaw>>(&self, read: ReadAt<'_, E>) -> Result<Decoded, E> {
+    pub fn decode<E: From<Flaw>>(&self, read: &mut ReadAt<'_, E>) -> Result<Decoded, E> {
         let page = self.page.load(read)?;
         let Some(dictionary) = &self.dictionary else {
             let values = places(&self.page, &page[..], self.level_max, None)?;

@@ -14,6 +14,9 @@ const HEADER_BYTES_MAX: u64 = 16 << 20;
 /// The most bytes of a page that is decompressed, which takes its memory.
 pub const PAGE_BYTES_MAX: u64 = 512 << 20;
 
+/// Fills a slice from an offset of a file.
+pub type ReadAt<'a, E> = dyn FnMut(u64, &mut [u8]) -> Result<(), E> + 'a;
+
 /// What a page holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -206,15 +209,12 @@ fn page(header: &Header, offset: u64, codec: u8) -> Result<Option<Page>, Flaw> {
     }))
 }
 
-/// Fills a slice from an offset of the file.
-pub type ReadAt<'a, E> = &'a mut dyn FnMut(u64, &mut [u8]) -> Result<(), E>;
-
 impl Page {
     /// Its bytes, decompressed.
     ///
     /// # Errors
     /// When they cannot be read, or are not what the header says.
-    pub fn load<E: From<Flaw>>(&self, read: ReadAt<'_, E>) -> Result<Vec<u8>, E> {
+    pub fn load<E: From<Flaw>>(&self, read: &mut ReadAt<'_, E>) -> Result<Vec<u8>, E> {
         let limit = u64::from(self.plain_bytes.max(self.bytes));
         if limit > PAGE_BYTES_MAX {
             return Err(E::from(Flaw::new(format!(

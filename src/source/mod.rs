@@ -1,7 +1,8 @@
 //! Sources: where encoded samples come from, as one trait.
 //!
 //! A [`Source`] lists the samples of both splits and reads their bytes; it knows neither pixels nor batches. Kinds: an image folder
-//! (`folder.rs`), or an unpacked archive of one; samples in larger files (`located/`), such as WebDataset shards (`shards/`). [`open`] is the single place that chooses the kind of a [`DataSet`].
+//! (`folder.rs`), or an unpacked archive of one; samples in larger files (`located/`), such as WebDataset shards (`shards/`), tables (`tables/`) and binaries (`binaries/`).
+//! [`open`] is the single place that chooses the kind of a [`DataSet`].
 
 mod archive;
 mod binaries;

@@ -20,10 +20,10 @@ ROWS = {"train": 12, "test": 6}
 
 
 def image(split: str, row: int) -> bytes:
-    """A picture of 5x4 pixels that differs from all others, but for two that are the same."""
+    """A picture of 3x2 pixels that differs from all others, but for two that are the same."""
     shade = (len(split), 0) if (split, row) == ("train", 1) else (len(split), row)
-    picture = Image.new("RGB", (5, 4))
-    picture.putdata([((37 * at + 11 * shade[1]) % 256, (53 * at + shade[0]) % 256, 7 * shade[1]) for at in range(20)])
+    picture = Image.new("RGB", (3, 2))
+    picture.putdata([((37 * at + 11 * shade[1]) % 256, (53 * at + shade[0]) % 256, 7 * shade[1]) for at in range(6)])
     out = io.BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()
@@ -73,7 +73,6 @@ def variants(folder: Path) -> None:
         "plain-groups": (table("int32"), {**none, **bare, "use_dictionary": False, "row_group_size": 7}),
         "plain-required": (table("int32", "binary", False), {**none, **bare, "use_dictionary": False}),
         "plain-v2": (table("text"), {**none, **bare, "use_dictionary": False, "data_page_version": "2.0"}),
-        "dictionary": (table(), {**none, **bare}),
         "dictionary-v2": (table("text", "large"), {**none, "data_page_version": "2.0"}),
         "dictionary-small": (table(), {"dictionary_pagesize_limit": 200, **none, **pages}),
         "snappy": (table("text"), {"compression": "snappy", "use_dictionary": False, **pages}),
@@ -88,6 +87,15 @@ def variants(folder: Path) -> None:
     }
     for name, (content, options) in write.items():
         pq.write_table(content, folder / f"{name}.parquet", store_schema=False, **options)
+
+
+def arrow(folder: Path) -> None:
+    """The same as Arrow: as a stream of batches, and in the file format."""
+    with pa.OSFile(str(folder / "arrow-stream.arrow"), "wb") as out, pa.ipc.new_stream(out, table("uint8").schema) as writer:
+        writer.write_table(table("uint8"), max_chunksize=5)
+    content = unlabelled(table("text", "large"))
+    with pa.OSFile(str(folder / "arrow-file.arrow"), "wb") as out, pa.ipc.new_file(out, content.schema) as writer:
+        writer.write_table(content)
 
 
 def refused(folder: Path) -> None:
@@ -109,7 +117,14 @@ def refused(folder: Path) -> None:
     }
     for name, (content, options, _) in write.items():
         pq.write_table(content, folder / f"{name}.parquet", store_schema=False, write_statistics=False, **{"compression": "gzip", **options})
-    (folder / "refused.json").write_text(json.dumps({name: words for name, (_, _, words) in write.items()}, indent=0) + "\n")
+    reasons = {name: words for name, (_, _, words) in write.items()}
+    for name, options in {"arrow-by-path": {}, "arrow-compressed": {"compression": "zstd"}}.items():
+        content = whole if options else write["by-path"][0]
+        with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as out:
+            with pa.ipc.new_stream(out, content.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+                writer.write_table(content)
+        reasons[name] = "compressed record batches" if options else "no bytes of an image in row 0"
+    (folder / "refused.json").write_text(json.dumps(reasons, indent=0) + "\n")
 
 
 def main() -> None:
@@ -125,6 +140,7 @@ def main() -> None:
             part.to_parquet(out / f"hub/data/{split}-{shard:05}-of-{shards:05}.parquet")
     datasets.DatasetDict({split: hub(split) for split in ROWS}).save_to_disk(out / "saved", num_shards={"train": 2, "test": 1})
     variants(out / "variants")
+    arrow(out / "variants")
     refused(out / "refused")
     oracle = {split: [[data.hex(), CLASSES[label]] for data, label in rows(split)] for split in ROWS}
     (out / "rows.json").write_text(json.dumps(oracle, indent=0) + "\n")

@@ -239,6 +239,7 @@ mod tests {
                 &["my-training_0.parquet", "b eval.parquet", "trainer.parquet"],
                 &[("test", "b eval.parquet"), ("train", "my-training_0.parquet")],
             ),
+            (&["train/test-00000-of-00001.parquet"], &[("test", "train/test-00000-of-00001.parquet")]),
             (&["val1.parquet", "train.parquet"], &[("train", "train.parquet"), ("validation", "val1.parquet")]),
             (&["a.parquet", "b/c.parquet"], &[("train", "a.parquet b/c.parquet")]),
         ] {

@@ -61,6 +61,10 @@ impl Arrow {
         let mut magic = [0; MAGIC.len()];
         let has_magic = file.read_exact_at(&mut magic, 0).is_ok() && magic == *MAGIC;
         let start = if has_magic { 8 } else { 0 };
+        let end = file_bytes.checked_sub(MAGIC.len() as u64);
+        if has_magic && !end.is_some_and(|end| file.read_exact_at(&mut magic, end).is_ok() && magic == *MAGIC) {
+            return Err(Flaw::from("is no whole Arrow file: it does not end with ARROW1 (copy it again)"));
+        }
         let mut opened = Self { file, file_bytes, schema: Schema::default(), batches: 0 };
         let (message, next) = opened.message(start)?.ok_or("is no Arrow file: it is empty")?;
         let root = Flat::root(&message.bytes)?;

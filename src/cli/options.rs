@@ -7,7 +7,7 @@ use crate::escape::escaped;
 use crate::mix::MixerKind;
 use crate::pipeline::{self, OnBadImage};
 use crate::render::{LoadOptions, ResizeKind, SourceSize};
-use crate::source::{self, DataSet, Progress, Source, Splits};
+use crate::source::{self, DataSet, Fraction, Progress, Selection, Source, Splits};
 use crate::spec::{Delivery, FeedSpec, Share, ShareName};
 use crate::types::{Device, ParseError, Start};
 use anyhow::{Context, bail};
@@ -15,6 +15,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -40,6 +41,15 @@ pub struct DataArgs {
     /// the field cls, else label or cls in json].
     #[arg(long, env = "MIXD_LABEL_KEY", value_name = "KEY")]
     label_key: Option<String>,
+    /// Set this part of each training class aside as the validation split, where the data set has none.
+    #[arg(long, env = "MIXD_HOLDOUT", value_name = "FRACTION")]
+    holdout: Option<Fraction>,
+    /// Use at most this many samples of each split, always the same, with classes in about their proportions.
+    #[arg(long, env = "MIXD_MAX_SAMPLES", value_name = "N")]
+    max_samples: Option<NonZeroU32>,
+    /// Use only the samples that a file names, one a line, by their paths in the data set or their file names; a split of which it names none stays whole.
+    #[arg(long, env = "MIXD_SAMPLES", value_name = "FILE")]
+    samples: Option<PathBuf>,
 }
 
 impl DataArgs {
@@ -57,8 +67,9 @@ impl DataArgs {
             bar.set_length(progress.total_bytes);
             bar.set_position(progress.read_bytes);
         };
-        let Self { data, splits, labels, image_key, label_key } = self.clone();
-        let set = DataSet { data, splits: splits.unwrap_or_default(), labels, image_key, label_key, cache_dir: None };
+        let Self { data, splits, labels, image_key, label_key, holdout, max_samples, samples } = self.clone();
+        let (splits, selection) = (splits.unwrap_or_default(), Selection { samples, holdout, max_samples });
+        let set = DataSet { data, splits, labels, image_key, label_key, selection, cache_dir: None };
         let source = source::open(&set, &mut show);
         bar.finish_and_clear();
         let source = source?;
@@ -70,15 +81,18 @@ impl DataArgs {
 
     /// The same data set for a daemon of our own.
     pub fn arguments(&self) -> Vec<OsString> {
-        let Self { data, splits, labels, image_key, label_key } = self;
+        let Self { data, splits, labels, image_key, label_key, holdout, max_samples, samples } = self;
         let texts = [
             ("splits", splits.as_ref().map(Splits::to_string)),
             ("image-key", image_key.clone()),
             ("label-key", label_key.clone()),
+            ("holdout", holdout.map(|holdout| holdout.to_string())),
+            ("max-samples", max_samples.map(|most| most.to_string())),
         ];
         let texts = texts.into_iter().filter_map(|(key, text)| Some(format!("--{key}={}", text?).into()));
-        let labels = labels.iter().flat_map(|path| ["--labels".into(), path.into()]);
-        ["--data".into(), data.into()].into_iter().chain(texts).chain(labels).collect()
+        let paths = [("--data", Some(data)), ("--labels", labels.as_ref()), ("--samples", samples.as_ref())];
+        let paths = paths.into_iter().filter_map(|(key, path)| Some([key.into(), path?.into()]));
+        paths.flatten().chain(texts).collect()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::types::{ParseError, Split};
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -18,6 +19,8 @@ pub struct DataSet {
     pub image_key: Option<String>,
     /// What holds the labels, where that is not one of the usual names: a column, or a key in the `json` of a shard's samples.
     pub label_key: Option<String>,
+    /// Which of its samples count.
+    pub selection: Selection,
     /// Where archives are unpacked and walks remembered; the user's cache folder, or `$MIXD_CACHE_DIR`, where not given.
     pub cache_dir: Option<PathBuf>,
 }
@@ -26,6 +29,47 @@ impl DataSet {
     /// What is at a path, with its splits where they are by custom.
     pub fn at(path: &Path) -> Self {
         Self { data: path.to_owned(), ..Self::default() }
+    }
+}
+
+/// Which samples of a data set count, in this order of choices.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Selection {
+    /// A file with a name of a sample in each line: only these. A split of which it names none stays whole.
+    pub samples: Option<PathBuf>,
+    /// How much of each training class is the validation split, where there is no other.
+    pub holdout: Option<Fraction>,
+    /// At most so many samples of each split, chosen by a hash of their names.
+    pub max_samples: Option<NonZeroU32>,
+}
+
+/// A part of a whole: more than 0 and less than 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fraction(f64);
+
+impl Fraction {
+    /// How many of `count` it is, rounded; at least one and at most all but one, or none of fewer than two.
+    pub fn of(self, count: usize) -> usize {
+        if count < 2 { 0 } else { ((count as f64 * self.0).round() as usize).clamp(1, count - 1) }
+    }
+}
+
+impl FromStr for Fraction {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let part = text.parse().ok().filter(|part: &f64| *part > 0.0 && *part < 1.0).map(Self);
+        part.ok_or_else(|| ParseError {
+            what: "fraction",
+            found: text.to_owned(),
+            expected: "a number between 0 and 1, such as 0.1",
+        })
+    }
+}
+
+impl fmt::Display for Fraction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
@@ -83,6 +127,17 @@ impl fmt::Display for Splits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fraction_takes_one_at_least_and_leaves_one() {
+        for text in ["0", "1", "-0.1", "1.5", "NaN", "inf", "x", ""] {
+            assert!(text.parse::<Fraction>().is_err(), "{text}");
+        }
+        for (part, counts) in [("0.1", [0, 1, 1, 1, 10]), ("0.5", [0, 1, 2, 5, 50]), ("0.999", [0, 1, 2, 9, 99])] {
+            let part: Fraction = part.parse().unwrap();
+            assert_eq!([1, 2, 3, 10, 100].map(|count| part.of(count)), counts, "{part}");
+        }
+    }
 
     #[test]
     fn splits_are_read_and_written() {

@@ -20,6 +20,7 @@ mod located;
 mod remembered;
 mod shards;
 mod sparse;
+mod subset;
 mod tables;
 mod tally;
 mod unpack;
@@ -30,7 +31,7 @@ use crate::escape::{escaped, printable};
 pub use crate::types::Class;
 use crate::types::{ClassId, LabelSet, SampleId, Split};
 use binaries::Binaries;
-pub use dataset::{DataSet, Splits};
+pub use dataset::{DataSet, Fraction, Selection, Splits};
 use folder::Folder;
 use listed::Listed;
 use rustix::io::Errno;
@@ -39,6 +40,7 @@ use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use subset::Subset;
 use tables::Tables;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -248,6 +250,37 @@ pub enum DatasetError {
         /// Which split.
         split: Split,
     },
+    /// A part of the training split is asked for as the validation split, and there is one.
+    #[error(
+        "{location}: there is a validation split of {samples} images, {example} among them, so --holdout {holdout} has nothing to make \
+         (leave one of them out)"
+    )]
+    HoldoutBesideVal {
+        /// Where the samples are.
+        location: String,
+        /// What was asked for.
+        holdout: Fraction,
+        /// Samples of the validation split.
+        samples: u32,
+        /// One of them.
+        example: String,
+    },
+    /// No class has an image to spare.
+    #[error("{location}: no class has two images or more, so --holdout {holdout} finds none to set aside (add images)")]
+    NothingToHoldOut {
+        /// Where the samples are.
+        location: String,
+        /// What was asked for.
+        holdout: Fraction,
+    },
+    /// A list of samples that cannot be followed.
+    #[error("{}: {cause} (--samples takes a file with a name in each line, as `mixd plan` prints them)", escaped(path))]
+    Samples {
+        /// The list.
+        path: PathBuf,
+        /// What is wrong.
+        cause: String,
+    },
     /// A table of labels that cannot be used.
     #[error("{} {}", escaped(path), printable(cause))]
     Labels {
@@ -346,14 +379,23 @@ impl DatasetError {
 /// # Errors
 /// When there is no such path, or it holds neither an image folder with both splits nor shards.
 pub fn open(set: &DataSet, progress: &mut dyn FnMut(Progress)) -> Result<Arc<dyn Source>, DatasetError> {
-    let cache_dir = set.cache_dir.clone().unwrap_or_else(archive::default_cache_dir);
+    let source = of_kind(set, &set.cache_dir.clone().unwrap_or_else(archive::default_cache_dir), progress)?;
+    Ok(if set.selection == Selection::default() { source } else { Arc::new(Subset::new(source, &set.selection)?) })
+}
+
+/// All samples of a data set, whatever its kind.
+fn of_kind(
+    set: &DataSet,
+    cache_dir: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Arc<dyn Source>, DatasetError> {
     if let Some(binaries) = Binaries::open(set)? {
         return Ok(Arc::new(binaries));
     }
-    if let Some(shards) = shards::open(set, &cache_dir)? {
+    if let Some(shards) = shards::open(set, cache_dir)? {
         return Ok(Arc::new(shards));
     }
-    if let Some(tables) = Tables::open(set, &cache_dir)? {
+    if let Some(tables) = Tables::open(set, cache_dir)? {
         return Ok(Arc::new(tables));
     }
     if let Some(listed) = Listed::open(set)? {
@@ -362,7 +404,7 @@ pub fn open(set: &DataSet, progress: &mut dyn FnMut(Progress)) -> Result<Arc<dyn
     if let Some(labels) = &set.labels {
         return Err(DatasetError::LabelsOfNoFolder { labels: labels.clone(), data: set.data.clone() });
     }
-    Ok(Arc::new(Folder::open(&set.data, &set.splits, &cache_dir, progress)?))
+    Ok(Arc::new(Folder::open(&set.data, &set.splits, cache_dir, progress)?))
 }
 
 #[cfg(test)]

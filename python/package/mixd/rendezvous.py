@@ -52,7 +52,7 @@ _CREDENTIALS = struct.Struct("3i")
 # Bytes of the longest answer to an owner: `+` and the key.
 _ANSWER_BYTES = 65
 # Options of `mixd serve` that may name files, and those files that it writes.
-_FILE_OPTIONS, _WRITTEN = ("cache_file", "config", "recipe"), ("cache_file",)
+_FILE_OPTIONS, _WRITTEN = ("cache_file", "config", "recipe", "samples"), ("cache_file",)
 
 
 class Part:
@@ -209,7 +209,12 @@ def folder() -> Path:
 
 
 def _resolved(name: str, value: object) -> object:
-    """An option's value, a path made absolute: the same option in another folder, and of a process that has changed its own, names that file."""
+    """An option's value, a path made absolute: the same option in another folder, and of a process that has changed its own, names that file.
+
+    Splits may be a mapping, such as {"val": "test"}.
+    """
+    if name == "splits" and isinstance(value, Mapping):
+        return ",".join(f"{split}={os.fspath(place)}" for split, place in sorted(value.items()))
     if name not in _FILE_OPTIONS or not isinstance(value, str | os.PathLike):
         return value
     path = Path(value)

@@ -267,7 +267,8 @@ def connect(socket: str | os.PathLike[str] | None = None, *, reconnect: float = 
 def serve(data: str | os.PathLike[str], **options: object) -> Server:
     """Serves an image folder or its .tgz or .tar by a daemon of this process or its job; starts the daemon where there is none.
 
-    `options` are those of `mixd serve`, with _ for -, such as `workers=4`, `cache="2G"`, `cache_file=path`. A process by itself shares one
+    `options` are those of `mixd serve`, with _ for -, such as `workers=4`, `cache="2G"`, `cache_file=path`, `splits={"val": "test"}` (folders of the
+    splits, from `data` or absolute), `holdout=0.1` (a tenth of each training class as the validation split). A process by itself shares one
     daemon among its servers of the same data and options; it ends with the last of them and their feeds (`close`, `with`, `del`), and with the
     process, however that ends. The ranks of a job share one on each machine: those of torchrun, Ray Train, Slurm, Open MPI and MPICH, those that
     WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT describe, and children of `torch.multiprocessing.spawn`. Where the process that launched them has

@@ -1,0 +1,148 @@
+//! Data sets as people have them, through the real binary: what is found, what is said and what is refused.
+
+mod common;
+
+use common::{Daemon, command, mixd, refusal, small_folder, stderr};
+use mixd::client::Reason;
+use mixd::spec::{FeedSpec, Mix};
+use mixd::types::{ImageSize, Split};
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+fn spec(split: Split) -> FeedSpec {
+    FeedSpec { split, batch_size: 4, image_size: ImageSize::square(16), mix: Mix::NONE, ..FeedSpec::train() }
+}
+
+/// A daemon whose log goes to a file; with the folder of the log.
+fn logged(data: &Path, args: &[&str]) -> (Daemon, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let log = File::create(dir.path().join("log")).unwrap();
+    let environment = |command: &mut std::process::Command| {
+        command.env("RUST_LOG", "mixd=info").stderr(log);
+    };
+    (Daemon::with(tempfile::tempdir().unwrap(), data, args, environment), dir)
+}
+
+fn log(dir: &tempfile::TempDir) -> String {
+    String::from_utf8(std::fs::read(dir.path().join("log")).unwrap()).unwrap()
+}
+
+fn status(daemon: &Daemon, args: &[&str]) -> String {
+    let output = mixd().arg("status").args(args).arg("--socket").arg(daemon.socket()).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The samples of an epoch.
+fn samples(daemon: &Daemon, split: Split) -> BTreeSet<u32> {
+    let mut feed = daemon.attach(spec(split)).unwrap();
+    feed.epoch().flat_map(|batch| batch.unwrap().view().sample_id.to_vec()).collect()
+}
+
+#[test]
+fn what_was_found_and_left_out_is_said_in_the_log_and_by_status() {
+    let dir = small_folder(6);
+    let path = |name: &str| dir.path().join(name);
+    std::fs::rename(path("val"), path("valid")).unwrap();
+    std::fs::write(path("train/n01440764/notes.txt"), "").unwrap();
+    symlink("gone.png", path("train/n03394916/link.png")).unwrap();
+    std::fs::create_dir(path("train/cow")).unwrap();
+    let (daemon, logs) = logged(dir.path(), &[]);
+    assert_eq!((samples(&daemon, Split::Train).len(), samples(&daemon, Split::Val).len()), (12, 4));
+    let (text, json) = (status(&daemon, &[]), status(&daemon, &["--json"]));
+    for note in [
+        "2 files ignored: 1 not an image, 1 broken link",
+        "class folders without images: train/cow",
+        "valid/ is the validation split: there is no val/",
+    ] {
+        let in_log = log(&logs).lines().filter(|line| line.ends_with(note)).count();
+        assert_eq!(in_log, 1, "{note}: {}", log(&logs));
+        assert!(text.contains(&format!("note     {note}\n")) && json.contains(note), "{note}: {text}{json}");
+    }
+}
+
+#[test]
+fn a_set_without_validation_trains_and_a_feed_of_it_is_refused_with_the_remedy() {
+    let dir = small_folder(6);
+    std::fs::remove_dir_all(dir.path().join("val")).unwrap();
+    let daemon = Daemon::on(dir.path(), &[]);
+    assert_eq!(samples(&daemon, Split::Train).len(), 12);
+    let error = daemon.attach(spec(Split::Val)).err().unwrap().to_string();
+    for word in ["no validation split", "--splits val=FOLDER", "--holdout 0.1"] {
+        assert!(error.contains(word), "{error}");
+    }
+    assert_eq!(refusal(daemon.attach(spec(Split::Val))), Reason::Spec);
+}
+
+#[test]
+fn a_holdout_is_served_as_the_validation_split_and_chosen_parts_are_kept() {
+    let dir = small_folder(10);
+    std::fs::remove_dir_all(dir.path().join("val")).unwrap();
+    let daemon = Daemon::on(dir.path(), &["--holdout=0.2"]);
+    assert_eq!(samples(&daemon, Split::Train), (0..16).collect());
+    assert_eq!(samples(&daemon, Split::Val), (0..4).collect());
+    assert!(status(&daemon, &[]).contains("(16 train, 4 val)"));
+    let names = |split: &str, more: &[&str]| -> BTreeSet<String> {
+        let args = ["plan", "--epoch=0", "--shuffle=false", "--mixup=0", "--holdout=0.2", "--split", split];
+        let output = mixd().args(args).args(more).arg("--data").arg(dir.path()).output().unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), stderr(&output));
+        let names = text
+            .split_whitespace()
+            .filter(|part| part.starts_with("train/"))
+            .map(str::to_owned)
+            .collect::<BTreeSet<_>>();
+        assert!(!names.is_empty(), "{text}");
+        names
+    };
+    let [train, val] = ["train", "val"].map(|split| names(split, &[]));
+    assert!(train.is_disjoint(&val) && train.len() + val.len() == 20, "{train:?} {val:?}");
+    assert_eq!(names("train", &["--max-samples=5"]).len(), 5);
+    let beside = small_folder(2);
+    let output = mixd().args(["plan", "--epoch=0", "--holdout=0.2", "--data"]).arg(beside.path()).output().unwrap();
+    assert!(stderr(&output).contains("val/n01440764/000.png among them"), "{}", stderr(&output));
+}
+
+#[test]
+fn splits_are_where_they_are_given() {
+    let [dir, elsewhere] = [small_folder(6), small_folder(2)];
+    std::fs::rename(dir.path().join("train"), dir.path().join("training")).unwrap();
+    let val = elsewhere.path().join("val");
+    let daemon = Daemon::on(dir.path(), &["--splits", &format!("train=training,val={}", val.display())]);
+    assert_eq!((samples(&daemon, Split::Train).len(), samples(&daemon, Split::Val).len()), (12, 4));
+    drop(daemon);
+    // A folder of classes alone is a training split.
+    let daemon = Daemon::on(&dir.path().join("training"), &["--splits=train=.", "--holdout=0.5"]);
+    assert_eq!((samples(&daemon, Split::Train).len(), samples(&daemon, Split::Val).len()), (6, 6));
+    let output = mixd().args(["plan", "--epoch=0", "--splits=train=trian", "--data"]).arg(dir.path()).output().unwrap();
+    let text = stderr(&output);
+    assert!(text.contains("trian/<class>/") && text.contains("training/"), "no remedy: {text}");
+}
+
+/// A file that is no image, in whose name a line break and a time stand, had its own line in the log.
+#[test]
+fn a_name_forges_no_line_of_the_log_and_moves_no_terminal() {
+    let dir = small_folder(25);
+    for name in [&b"x\n2026-01-01T00:00:00.000000Z  INFO all images are fine.png"[..], b"\x1b[31mred\xe9\xc2\x9b.png"] {
+        std::fs::write(dir.path().join("train/n01440764").join(OsStr::from_bytes(name)), "not an image\n").unwrap();
+    }
+    let (daemon, logs) = logged(dir.path(), &[]);
+    assert!(samples(&daemon, Split::Train).len() >= 50);
+    let plan = mixd().args(["plan", "--epoch=0", "--data"]).arg(dir.path()).output().unwrap();
+    let plan = String::from_utf8(plan.stdout).unwrap();
+    let (text, json, log) = (status(&daemon, &[]), status(&daemon, &["--json"]), log(&logs));
+    for text in [&text, &json, &log, &plan] {
+        assert!(!text.lines().any(|line| line.starts_with("2026-01-01")), "{text}");
+        assert!(!text.chars().any(|char| char.is_control() && char != '\n'), "{text:?}");
+        assert!(text.contains(r"x\n2026") || text.contains(r"x\\n2026"), "not reported: {text}");
+        assert!(text.contains(r"\x1b[31mred\xe9\u{9b}") || text.contains(r"\\x1b[31mred\\xe9\\u{9b}"), "{text}");
+    }
+    // The data set's own path, too.
+    let odd = dir.path().join(OsStr::from_bytes(b"gone\n2026-01-01\x1b[31m"));
+    let refused =
+        stderr(&command(env!("CARGO_BIN_EXE_mixd")).args(["plan", "--epoch=0", "--data"]).arg(odd).output().unwrap());
+    assert!(refused.lines().count() == 1 && refused.contains(r"gone\n2026-01-01\x1b[31m"), "{refused}");
+}

@@ -10,6 +10,7 @@ pub struct Bits<'a> {
     /// How many are left; negative once more were read than there are.
     left: i32,
     has_ended: bool,
+    is_damaged: bool,
 }
 
 /// Whether one of eight bytes is `0xFF`.
@@ -21,7 +22,7 @@ fn has_ff(word: u64) -> bool {
 impl<'a> Bits<'a> {
     /// The bits of the data that begin at a place in a file.
     pub fn new(file: &'a [u8], at: usize) -> Self {
-        Self { file, at, buffer: 0, left: 0, has_ended: false }
+        Self { file, at, buffer: 0, left: 0, has_ended: false, is_damaged: false }
     }
 
     /// Makes at least 32 bits available, as many as a Huffman code and its value have, unless the data end before.
@@ -107,6 +108,21 @@ impl<'a> Bits<'a> {
     #[inline(always)]
     pub fn ran_out(&self) -> bool {
         self.left < 0
+    }
+
+    /// Notes that the bits make no sense.
+    pub fn note_damage(&mut self) {
+        self.is_damaged = true;
+    }
+
+    /// Whether that was noted.
+    pub fn is_damaged(&self) -> bool {
+        self.is_damaged
+    }
+
+    /// Goes on at another place.
+    pub fn restart(&mut self, at: usize) {
+        *self = Self { is_damaged: self.is_damaged, ..Self::new(self.file, at) };
     }
 
     /// Where the file goes on, and how many whole bytes before that were not read.

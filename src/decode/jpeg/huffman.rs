@@ -50,24 +50,29 @@ impl Table {
         self.symbols.iter().all(|symbol| *symbol < 16)
     }
 
-    /// Reads a symbol; `None` where no code is like the bits.
+    /// Reads a symbol; 0 where no code is like the bits.
     #[inline(always)]
-    pub fn symbol(&self, bits: &mut Bits<'_>) -> Option<u8> {
+    pub fn symbol(&self, bits: &mut Bits<'_>) -> u8 {
         let entry = self.lookup[bits.peek(LOOKUP_BITS)];
         if entry == 0 {
             return self.long_symbol(bits);
         }
         bits.skip(u32::from(entry >> 8));
-        Some(entry as u8)
+        entry as u8
     }
 
     #[cold]
-    fn long_symbol(&self, bits: &mut Bits<'_>) -> Option<u8> {
-        let length =
-            (LOOKUP_BITS + 1..=16).find(|&length| bits.peek(length) as i32 <= self.largest[length as usize])?;
+    fn long_symbol(&self, bits: &mut Bits<'_>) -> u8 {
+        let is_like = |length: &u32| bits.peek(*length) as i32 <= self.largest[*length as usize];
+        let Some(length) = (LOOKUP_BITS + 1..=16).find(is_like) else {
+            // As many as libjpeg reads until it knows.
+            bits.skip(17);
+            bits.note_damage();
+            return 0;
+        };
         let index = bits.peek(length) as i32 + self.offset[length as usize];
         bits.skip(length);
-        self.symbols.get(usize::try_from(index).ok()?).copied()
+        self.symbols[index as usize & 0xFF]
     }
 
     /// The tables of section K.3 of the standard, for DC and AC, which frames of Motion JPEG leave out: of luma, then of chroma.
@@ -124,18 +129,14 @@ mod tests {
                         .collect();
                     let mut bits = Bits::new(&stuffed, 0);
                     bits.fill();
-                    assert_eq!(
-                        table.symbol(&mut bits),
-                        Some(table.symbols[seen as usize]),
-                        "{code:b} of {length} bits"
-                    );
+                    assert_eq!(table.symbol(&mut bits), table.symbols[seen as usize], "{code:b} of {length} bits");
                     seen += 1;
                 }
             }
             assert!(seen == 12 || seen == 162);
             let mut ones = Bits::new(&[0xFF, 0, 0xFF, 0, 0xFF, 0], 0);
             ones.fill();
-            assert_eq!(table.symbol(&mut ones), None);
+            assert_eq!((table.symbol(&mut ones), ones.is_damaged(), ones.take(7)), (0, true, 127));
         }
     }
 

@@ -15,7 +15,6 @@ use std::rc::Rc;
 pub type Block = [i16; 64];
 
 const CUT: &str = "the file is cut off: a scan ends too early";
-const DAMAGED: &str = "a scan is damaged: it has codes that are in no table";
 
 /// Counts units up to the next restart marker.
 struct Restarts {
@@ -38,7 +37,7 @@ impl Restarts {
         if is_due {
             header.resume(bits.end());
             find_restart(header, self.number)?;
-            *bits = Bits::new(header.file, header.data());
+            bits.restart(header.data());
             self.number = (self.number + 1) % 8;
             self.to_go = self.interval;
         }
@@ -120,9 +119,7 @@ pub fn sequential(
                 let [across, down] = scan.unit_blocks(component);
                 for place in 0..across * down {
                     let at = [column * across + place % across, row * down + place / across];
-                    let Some(last) = sequential_block(&mut bits, dc, ac, last_dc, &mut block) else {
-                        return refused(if bits.ran_out() { CUT } else { DAMAGED });
-                    };
+                    let last = sequential_block(&mut bits, dc, ac, last_dc, &mut block);
                     put(component, at, &block, last);
                     if last == 0 { block[0] = 0 } else { block = [0; 64] }
                 }
@@ -132,27 +129,29 @@ pub fn sequential(
             }
         }
     }
-    header.resume(bits.end());
+    finish(header, &bits);
     Ok(())
+}
+
+/// Goes on behind a scan.
+fn finish<'a>(header: &mut Header<'a>, bits: &Bits<'a>) {
+    if bits.is_damaged() {
+        header.warn(|| "a scan is damaged: it has codes that are in no table".to_owned());
+    }
+    header.resume(bits.end());
 }
 
 /// Reads the coefficients of a block of zeros; where the last one is, in zigzag order.
 #[inline]
-fn sequential_block(
-    bits: &mut Bits<'_>,
-    dc: &Table,
-    ac: &Table,
-    last_dc: &mut i32,
-    block: &mut Block,
-) -> Option<usize> {
+fn sequential_block(bits: &mut Bits<'_>, dc: &Table, ac: &Table, last_dc: &mut i32, block: &mut Block) -> usize {
     bits.fill();
-    let length = dc.symbol(bits)?;
+    let length = dc.symbol(bits);
     *last_dc = last_dc.wrapping_add(bits.value(length.into()));
     block[0] = *last_dc as i16;
     let (mut at, mut last) = (1, 0);
     while at < 64 {
         bits.fill();
-        let symbol = ac.symbol(bits)?;
+        let symbol = ac.symbol(bits);
         let (run, length) = (usize::from(symbol >> 4), u32::from(symbol & 15));
         if length == 0 {
             if run < 15 {
@@ -167,7 +166,7 @@ fn sequential_block(
         last = at;
         at += 1;
     }
-    Some(last)
+    last
 }
 
 /// Where the last coefficient that is not zero stands in zigzag order; 0 where none is.
@@ -225,14 +224,17 @@ pub fn progressive(
                         (false, 0) => coding.first_of_ac(block),
                         (false, _) => coding.more_of_ac(block),
                     };
-                    if read.is_none() || coding.bits.ran_out() {
-                        return refused(if coding.bits.ran_out() { CUT } else { DAMAGED });
+                    if coding.bits.ran_out() {
+                        return refused(CUT);
+                    }
+                    if read.is_none() {
+                        return refused("a scan is damaged: its values are too large");
                     }
                 }
             }
         }
     }
-    header.resume(coding.bits.end());
+    finish(header, &coding.bits);
     Ok(())
 }
 
@@ -245,7 +247,7 @@ fn tables(header: &Header<'_>, scan: &Scan, part: &Part) -> Result<Option<Rc<Tab
     }
 }
 
-/// The state of a progressive scan. Its functions return `None` for codes that are in no table.
+/// The state of a progressive scan. Its functions return `None` where libjpeg gives up.
 struct Progressive<'a> {
     bits: Bits<'a>,
     tables: Vec<Option<Rc<Table>>>,
@@ -260,7 +262,7 @@ struct Progressive<'a> {
 impl Progressive<'_> {
     fn first_of_dc(&mut self, nth: usize, block: &mut Block) -> Option<()> {
         self.bits.fill();
-        let length = self.tables[nth].as_ref()?.symbol(&mut self.bits)?;
+        let length = self.tables[nth].as_ref()?.symbol(&mut self.bits);
         self.last_dc[nth] = self.last_dc[nth].checked_add(self.bits.value(length.into()))?;
         block[0] = (self.last_dc[nth] << self.low) as i16;
         Some(())
@@ -281,7 +283,7 @@ impl Progressive<'_> {
         let mut at = self.first;
         while at <= self.last {
             self.bits.fill();
-            let symbol = table.symbol(&mut self.bits)?;
+            let symbol = table.symbol(&mut self.bits);
             let (run, length) = (usize::from(symbol >> 4), u32::from(symbol & 15));
             if length > 0 {
                 at += run;
@@ -304,7 +306,7 @@ impl Progressive<'_> {
         if self.end_run == 0 {
             while at <= self.last {
                 self.bits.fill();
-                let symbol = table.symbol(&mut self.bits)?;
+                let symbol = table.symbol(&mut self.bits);
                 let (run, length) = (usize::from(symbol >> 4), symbol & 15);
                 let value = match (length, run) {
                     (0, 15) => 0,
@@ -312,10 +314,12 @@ impl Progressive<'_> {
                         self.end_run = (1 << run) + self.bits.take(run as u32) as u32;
                         break;
                     }
-                    // Other lengths than 1 are damage.
-                    (1, _) if self.bits.take(1) == 1 => bit,
-                    (1, _) => -bit,
-                    _ => return None,
+                    (length, _) => {
+                        if length != 1 {
+                            self.bits.note_damage();
+                        }
+                        if self.bits.take(1) == 1 { bit } else { -bit }
+                    }
                 };
                 at = correct(&mut self.bits, block, at..=self.last, bit, Some(run));
                 if value != 0 {

@@ -5,9 +5,10 @@ mod common;
 use common::trainer::{ENDLESS, Oracle, Trainer};
 use common::{Daemon, mixd, refusal, run, sample_data, stderr, until};
 use mixd::client::{self, Reason};
-use mixd::source::{DataSet, open};
+use mixd::source::{DataSet, ReadError, open};
 use mixd::spec::{Delivery, FeedSpec, Mix, Share};
 use mixd::types::{Dtype, ImageSize, Last, Split};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use std::fs::File;
 use std::path::Path;
 
@@ -53,6 +54,44 @@ fn shards() -> tempfile::TempDir {
 
 fn spec() -> FeedSpec {
     FeedSpec { batch_size: 16, image_size: ImageSize::square(48), digest: true, seed: 3, ..FeedSpec::train() }
+}
+
+/// Reads shards while the process has no descriptor to spare, but for those that the source keeps open.
+#[test]
+#[ignore = "run by another, in a process of its own"]
+fn reader_process() {
+    let Some(data) = std::env::var_os("READER") else { return };
+    setrlimit(Resource::Nofile, Rlimit { current: Some(40), maximum: Some(40) }).unwrap();
+    let source =
+        open(&DataSet { cache_dir: Some(data.clone().into()), ..DataSet::at(data.as_ref()) }, &mut |_| {}).unwrap();
+    let read = |sample| source.read(Split::Train, sample, &mut Vec::new());
+    let last = source.len(Split::Train) - 1;
+    read(0).unwrap();
+    let mut others: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+    // The first shard's descriptor is given up for the last one's.
+    read(last).unwrap();
+    read(0).unwrap();
+    // None is kept once the file of the only one is gone.
+    let shard = std::path::Path::new(&data).join("train-000000.tar");
+    std::fs::rename(&shard, shard.with_extension("away")).unwrap();
+    assert!(matches!(read(last), Ok(_)) && matches!(read(0), Err(ReadError::Io(_))));
+    others.extend(std::iter::from_fn(|| File::open("/dev/null").ok()));
+    assert!(matches!(read(last), Err(ReadError::DescriptorShortage(_))));
+    drop(others);
+    read(last).unwrap();
+    println!("read to the end");
+}
+
+#[test]
+fn a_lack_of_descriptors_is_met_with_those_of_other_shards_and_then_named() {
+    let dir = shards();
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "reader_process", "--ignored", "--nocapture"])
+        .env("READER", dir.path())
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && stdout.contains("read to the end"), "{stdout}{}", stderr(&output));
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Samples that lie in larger files, as a source: each is a range of bytes, which is read in place.
 //!
 //! Whoever knows the format of the files (`shards/`) makes an index of them: an [`IndexedFile`] for each file, from its metadata as they
-//! were *before* it was indexed, and the [`Samples`] of both splits, in the order in which samples are to be numbered: [`Samples::push`] takes the file's
-//! number, offset, length, label and name. [`Located::new`] makes a source of that. [`Contents`] is such an index on disk: a maker's key says which files, as they are by
-//! their stamps, and which options it is of.
+//! were *before* it was indexed, and the [`Samples`] of both splits, in the order in which samples are to be numbered. [`Samples::push`] takes
+//! the file's number, offset, length, label and name. [`Located::new`] makes a source of that.
+//!
+//! [`Contents`] is such an index on disk. Its key, which the maker of the index chooses, says of which files it is, by their stamps, and of which
+//! options.
 //!
 //! A file that is cut, written into or replaced while it is served gives [`ReadError::FileChanged`] for its samples; never other bytes.
 

@@ -1,5 +1,6 @@
 //! Which files are the shards of a data set: by patterns, or all of a folder, told apart by the words in their names.
 
+use super::super::walk::is_image;
 use super::super::{DataSet, DatasetError};
 use super::braces;
 use super::globs::{glob, is_glob};
@@ -79,9 +80,13 @@ fn split_folders(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Whether a folder is one of shards rather than of images: tars lie in it, or in the folders of its splits, and no other folders there.
+/// Whether a folder is one of shards rather than of images: tars lie in it and no images, or in the folders of its splits and no other folders there.
 fn holds_shards(folder: &Path) -> bool {
     let of_splits = split_folders(folder);
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    if entries.map(|entry| entry.path()).any(|path| is_image(&path) && path.is_file()) {
+        return false;
+    }
     let has_folders =
         |folder: &PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| entry.path().is_dir());
     !of_splits.iter().any(has_folders)
@@ -351,7 +356,12 @@ mod tests {
 
     #[test]
     fn what_holds_no_shards_is_left_to_others() {
-        for files in [&["train/a/1.jpg", "val/a/1.jpg", "set.tar"][..], &["train/a/1.jpg"], &["a.tgz"], &[".a.tar"]] {
+        for files in [
+            &["train/a/1.jpg", "val/a/1.jpg", "set.tar"][..],
+            &["1.jpg", "labels.csv", "set.tar"],
+            &["a.tgz"],
+            &[".a.tar"],
+        ] {
             assert_eq!(found(folder(files).path(), "", ""), None, "{files:?}");
         }
         let dir = folder(&["set.tar"]);

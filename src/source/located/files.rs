@@ -27,18 +27,26 @@ pub struct IndexedFile {
     print: Print,
 }
 
-/// Which file it is, and its content as far as size and time of change tell. Unlike a [`stamp`] it is the same after `chmod` and after a new
-/// hard link, so that these do not end a training run.
+/// What tells a file's content from another's. Unlike a [`stamp`] it allows what changes no content: `chmod`, a new hard link, and the inode
+/// numbers of file systems that make them up anew (buckets mounted by FUSE), so that none of these ends a training run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Print {
-    inode: u64,
     bytes: u64,
     modified: [i64; 2],
+    inode: u64,
+    /// Of the inode, which no program can set: a file that takes another's place has a later one.
+    changed: [i64; 2],
 }
 
 impl Print {
     fn of(meta: &Metadata) -> Self {
-        Self { inode: meta.ino(), bytes: meta.size(), modified: [meta.mtime(), meta.mtime_nsec()] }
+        let [modified, changed] = [[meta.mtime(), meta.mtime_nsec()], [meta.ctime(), meta.ctime_nsec()]];
+        Self { bytes: meta.size(), modified, inode: meta.ino(), changed }
+    }
+
+    fn is_of_content(&self, other: &Self) -> bool {
+        let is_same_file = self.inode == other.inode || self.changed == other.changed;
+        is_same_file && self.bytes == other.bytes && self.modified == other.modified
     }
 }
 
@@ -55,7 +63,7 @@ impl IndexedFile {
 
     /// Whether `meta` is that of the file as it was indexed.
     pub fn is_as_indexed(&self, meta: &Metadata) -> bool {
-        self.print == Print::of(meta)
+        self.print.is_of_content(&Print::of(meta))
     }
 }
 
@@ -254,6 +262,29 @@ mod tests {
             assert!(matches!(&error, ReadError::FileChanged { path } if path.ends_with(file.to_string())), "{error}");
             assert_eq!(files.stamp(file, 2), None);
         }
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_another_is_seen_though_size_and_time_are_the_same() {
+        let (dir, files) = files(&[b"0123456789"]);
+        let [path, other] = ["0", "other"].map(|name| dir.path().join(name));
+        let indexed = path.metadata().unwrap();
+        std::fs::hard_link(&path, dir.path().join("link")).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        assert_eq!(read(&files, 0, 2, 3).unwrap(), b"234");
+        files.close_all();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while other.metadata().map_or(true, |meta| Print::of(&meta).changed == Print::of(&indexed).changed) {
+            assert!(Instant::now() < deadline, "its time does not move");
+            std::fs::write(&other, "abcdefghij").unwrap();
+        }
+        File::options().write(true).open(&other).unwrap().set_modified(indexed.modified().unwrap()).unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        assert_eq!(path.metadata().unwrap().modified().unwrap(), indexed.modified().unwrap());
+        assert!(matches!(read(&files, 0, 2, 3), Err(ReadError::FileChanged { .. })));
+        // As a file system that gives inodes new numbers has it.
+        let print = Print { inode: indexed.ino() + 1, ..Print::of(&indexed) };
+        assert!(print.is_of_content(&Print::of(&indexed)));
     }
 
     #[test]

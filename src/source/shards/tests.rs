@@ -367,3 +367,73 @@ fn a_shard_that_changes_while_it_is_served_gives_no_bytes() {
         assert_eq!(source.stamp(Split::Train, sample), None);
     }
 }
+
+/// What webdataset makes of these files, said once more: group neighbours by key, then take the first image field and the label.
+fn naive(files: &[(String, Vec<u8>)]) -> Vec<(String, u32, Vec<u8>)> {
+    let mut groups: Vec<(String, Vec<(String, &str, &[u8])>)> = Vec::new();
+    for (path, content) in files {
+        let (folder, base) = path.rsplit_once('/').map_or(("", &**path), |(folder, base)| (folder, base));
+        let Some((stem, field)) = base.split_once('.').filter(|_| !(path.starts_with("__") && folder.ends_with("__")))
+        else {
+            continue;
+        };
+        let key = format!("{folder}/{stem}");
+        if groups.last().is_none_or(|(last, _)| *last != key) {
+            groups.push((key, Vec::new()));
+        }
+        groups.last_mut().unwrap().1.push((field.to_ascii_lowercase(), path, content));
+    }
+    let sample = |(_, fields): (String, Vec<(String, &str, &[u8])>)| {
+        let field = |name: &str| fields.iter().find(|(field, ..)| field == name);
+        let (_, path, image) = ["jpg", "png", "webp"].iter().find_map(|name| field(name))?;
+        let label = match field("cls") {
+            Some((_, _, text)) => std::str::from_utf8(text).unwrap().trim().parse().unwrap(),
+            None => {
+                serde_json::from_slice::<serde_json::Value>(field("json")?.2).unwrap()["label"].as_u64().unwrap() as u32
+            }
+        };
+        Some(((*path).to_owned(), label, image.to_vec()))
+    };
+    groups.into_iter().filter_map(sample).collect()
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn shards_match_naive(
+        parts in proptest::collection::vec((0_u32..3, 0_usize..6, 0_usize..1_500, 0_u32..9), 1..40),
+    ) {
+        let mut files: Vec<(String, Vec<u8>)> = Vec::new();
+        let mut key = 0;
+        for (step, field, length, label) in parts {
+            // Two files of three belong to the sample before.
+            key += usize::from(step == 0);
+            let folder = ["", "a/", "b.c/", "__m__/"][key % 4];
+            let (field, content) = match field {
+                0 => ("jpg", vec![label as u8; length]),
+                1 => ("PNG", vec![label as u8; length]),
+                2 => ("cls", format!("{label}\n").into_bytes()),
+                3 => ("json", format!(r#"{{"label": {label}, "other": "{}"}}"#, "x".repeat(length)).into_bytes()),
+                4 => ("mask.npy", vec![0; length]),
+                _ => ("webp", vec![label as u8; length]),
+            };
+            let name = format!("{folder}{key}.{field}");
+            // Two files of one field in a sample are an error of their own.
+            if files.iter().all(|(other, _)| *other != name) {
+                files.push((name, content));
+            }
+        }
+        let expected = naive(&files);
+        let entries: Vec<(&str, &[u8])> = files.iter().map(|(name, content)| (&**name, &**content)).collect();
+        let set = Set::new().with("train.tar", &entries);
+        match set.open() {
+            Ok(source) => {
+                let found = samples(&source, Split::Train).into_iter();
+                let found = found.map(|(name, label, content)| (name.replacen("train.tar/", "", 1), label, content.into_bytes()));
+                proptest::prop_assert_eq!(found.collect::<Vec<_>>(), expected);
+            }
+            Err(error) => proptest::prop_assert!(expected.is_empty(), "{}", error),
+        }
+    }
+}

@@ -368,9 +368,12 @@ fn a_shard_that_changes_while_it_is_served_gives_no_bytes() {
     }
 }
 
+/// Fields of a sample: name, path, content.
+type Fields<'a> = Vec<(String, &'a str, &'a [u8])>;
+
 /// What webdataset makes of these files, said once more: group neighbours by key, then take the first image field and the label.
 fn naive(files: &[(String, Vec<u8>)]) -> Vec<(String, u32, Vec<u8>)> {
-    let mut groups: Vec<(String, Vec<(String, &str, &[u8])>)> = Vec::new();
+    let mut groups: Vec<(String, Fields)> = Vec::new();
     for (path, content) in files {
         let (folder, base) = path.rsplit_once('/').map_or(("", &**path), |(folder, base)| (folder, base));
         let Some((stem, field)) = base.split_once('.').filter(|_| !(path.starts_with("__") && folder.ends_with("__")))
@@ -383,7 +386,7 @@ fn naive(files: &[(String, Vec<u8>)]) -> Vec<(String, u32, Vec<u8>)> {
         }
         groups.last_mut().unwrap().1.push((field.to_ascii_lowercase(), path, content));
     }
-    let sample = |(_, fields): (String, Vec<(String, &str, &[u8])>)| {
+    let sample = |(_, fields): (String, Fields)| {
         let field = |name: &str| fields.iter().find(|(field, ..)| field == name);
         let (_, path, image) = ["jpg", "png", "webp"].iter().find_map(|name| field(name))?;
         let label = match field("cls") {

@@ -23,7 +23,7 @@ pub struct Status {
     pub peak_rss_bytes: u64,
     /// Decode threads.
     pub decode_workers: u32,
-    /// What decodes JPEGs: their pixels differ by a few levels.
+    /// What decodes JPEGs.
     pub jpeg_decoder: String,
     /// The mixer of feeds in main memory.
     pub mixer: String,

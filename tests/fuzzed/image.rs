@@ -20,9 +20,13 @@ fn turned(file: &[u8], exif: ExifOrientation) {
         return;
     }
     let (mut decoder, mut other) = (Decoder::new(exif), Decoder::new(exif));
-    let in_rust = file.starts_with(&[0xFF, 0xD8]).then(|| other.decode_in_rust(file).map(shape));
-    let Ok(whole) = decoder.decode(file, None) else { return };
-    let (shape, pixels) = (shape(whole), whole.to_rgb());
+    let pixels = |picture: Picture<'_>| (shape(picture), picture.to_rgb());
+    let in_rust = file.starts_with(&[0xFF, 0xD8]).then(|| other.decode_in_rust(file).map(pixels));
+    let Ok(whole) = decoder.decode(file, None) else {
+        assert!(in_rust.is_none_or(|found| found.is_err()), "only the decoder in Rust accepts it");
+        return;
+    };
+    let (shape, pixels) = pixels(whole);
     let [width, height, _] = shape;
     if let Ok(size) = size {
         assert_eq!(size, ImageSize { height, width }, "its header says otherwise");

@@ -32,10 +32,14 @@ pub struct Scratch {
     rows: [Row; 4],
 }
 
+/// The most bytes that are kept between images.
+const SCRATCH_BYTES_MAX: usize = 16 << 20;
+
 impl Scratch {
-    /// Frees it where it is more than this.
+    /// Frees it where it is more than this, or large.
     pub fn shrink_to(&mut self, bytes: usize) {
-        if self.samples.capacity() + self.blocks.capacity() * size_of::<Block>() > bytes {
+        let own_bytes = self.samples.capacity() + self.blocks.capacity() * size_of::<Block>();
+        if own_bytes > bytes.min(SCRATCH_BYTES_MAX) {
             *self = Self::default();
         }
     }

@@ -6,8 +6,8 @@ use mixd::types::{CropBox, ImageSize};
 /// Larger images only take longer.
 const PIXELS_MAX: usize = 1 << 18;
 
-/// Decodes a file whole, a box of it, scaled, and with the decoder of builds without libjpeg-turbo. Whatever accepts it agrees on its size; a box of
-/// a file that is sound has the pixels of the whole.
+/// Decodes a file whole, a box of it, scaled, and with the decoder of builds without libjpeg-turbo. What both accept has the same pixels; what
+/// libjpeg-turbo alone accepts is of a kind that the other one does not support. A box of a file that is sound has the pixels of the whole.
 pub fn image(file: &[u8]) {
     for exif in ExifOrientation::ALL {
         turned(file, *exif);

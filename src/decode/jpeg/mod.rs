@@ -138,7 +138,9 @@ fn read_scans(
             let component = &mut frame.components[part.component];
             let table = header.quantization.get(usize::from(component.quantization)).copied().flatten();
             match (component.table, table) {
-                (Some(_), _) if !frame.is_progressive => return refused("a component has a second scan"),
+                (Some(_), _) if !frame.is_progressive => {
+                    return refused("a second scan of a component is not supported in sequential JPEGs");
+                }
                 // As it was when the first scan began.
                 (Some(_), _) => {}
                 (None, Some(_)) => component.table = table,

@@ -376,6 +376,26 @@ def tiffs() -> dict[str, bytes]:
 # WebP and PNM
 
 
+def riff(name: bytes, body: bytes) -> bytes:
+    return name + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
+
+
+def animation(image: Image.Image, size: tuple[int, int], at: tuple[int, int], flags: int, **options: object) -> bytes:
+    """An animated WebP whose first frame is this image, at an even place."""
+
+    def three(value: int) -> bytes:
+        return struct.pack("<I", value)[:3]
+
+    still = saved(image, "WEBP", **options)[12:]
+    if still[:4] == b"VP8X":
+        still = still[18:]
+    head = riff(b"VP8X", bytes([0x12, 0, 0, 0]) + three(size[0] - 1) + three(size[1] - 1))
+    head += riff(b"ANIM", bytes([10, 200, 90, 255]) + b"\0\0")
+    frame = three(at[0] // 2) + three(at[1] // 2) + three(image.width - 1) + three(image.height - 1) + three(40)
+    body = b"WEBP" + head + riff(b"ANMF", frame + bytes([flags]) + still)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 def others() -> dict[str, bytes]:
     rgb, rgba = Image.fromarray(picture(3)), Image.fromarray(picture(4))
     frames = [Image.fromarray(picture(3, seed=seed)) for seed in (3, 4)]
@@ -383,6 +403,11 @@ def others() -> dict[str, bytes]:
         "lossless.webp": saved(rgb, "WEBP", lossless=True),
         "lossless_alpha.webp": saved(rgba, "WEBP", lossless=True, exact=True),
         "animated.webp": saved(frames[0], "WEBP", lossless=True, save_all=True, append_images=frames[1:]),
+        "animated_offset.webp": animation(rgb, (20, 14), (4, 2), 0, lossless=True),
+        "animated_offset_blend.webp": animation(rgba, (20, 14), (4, 2), 0, lossless=True, exact=True),
+        "animated_offset_no_blend.webp": animation(rgba, (20, 14), (4, 2), 2, lossless=True, exact=True),
+        "animated_lossy_alpha.webp": animation(rgba, (W, H), (0, 0), 0, quality=90, exact=True),
+        "lossy_alpha.webp": saved(rgba, "WEBP", quality=90, exact=True),
         "lossy.webp": saved(rgb, "WEBP", quality=80),
         "cut.webp": saved(rgb, "WEBP", lossless=True)[:-40],
         "gray.pgm": saved(Image.fromarray(picture(1)[..., 0]), "PPM"),

@@ -5,6 +5,7 @@ use crate::decode::output::Output;
 use crate::decode::{ImageError, check_size};
 use crate::types::ImageSize;
 use ::image::{ColorType, ImageDecoder, ImageReader, Limits};
+use std::borrow::Cow;
 use std::io::{Cursor, ErrorKind};
 
 /// Bytes that `image` may take beside the image: for a row, or for what a file holds beside pixels.
@@ -35,9 +36,30 @@ pub fn size(file: &[u8]) -> Result<ImageSize, ImageError> {
     check_size(width, height).map(|(width, height)| ImageSize { height, width })
 }
 
+/// An animated WebP whose first frame is not to be blended with the canvas, on which there is nothing: blending, `image` rounds.
+fn unblended(file: &[u8]) -> Cow<'_, [u8]> {
+    if !(file.starts_with(b"RIFF") && file.get(8..12) == Some(b"WEBP")) {
+        return Cow::Borrowed(file);
+    }
+    let mut at = 12;
+    while let Some(head) = file.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
+        let length = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
+        // Behind the frame's place, size and duration.
+        let flags = at + 8 + 15;
+        if &head[..4] == b"ANMF" && flags < file.len() {
+            let mut file = file.to_vec();
+            file[flags] |= 2;
+            return Cow::Owned(file);
+        }
+        at = at.saturating_add(8).saturating_add(length.next_multiple_of(2));
+    }
+    Cow::Borrowed(file)
+}
+
 /// Decodes a file.
 pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
-    let reader = reader(file)?;
+    let file = unblended(file);
+    let reader = reader(&file)?;
     let mut decoder = reader.into_decoder().map_err(failed)?;
     let (width, height) = check_size(decoder.dimensions().0, decoder.dimensions().1)?;
     let color = decoder.color_type();

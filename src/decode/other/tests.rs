@@ -117,6 +117,10 @@ fn damaged_files_of_other_formats_are_pictures_or_errors() {
                 _ => damaged[at % 60] ^= 1 << (state >> 29),
             }
             let size = Decoder::size(&damaged, ExifOrientation::Apply);
+            // Larger ones only take longer.
+            if size.as_ref().is_ok_and(|size| size.pixels() > 1 << 18) {
+                continue;
+            }
             if let Ok(picture) = decoder.decode(&damaged, None) {
                 assert_eq!(size.ok(), Some(picture.size()), "{name}, {nth}");
                 assert_eq!(picture.to_rgb().len(), picture.size().values(), "{name}, {nth}");

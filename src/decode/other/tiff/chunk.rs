@@ -71,6 +71,10 @@ pub fn decompress(compressed: &[u8], layout: Layout) -> Result<Cow<'_, [u8]>, Im
 }
 
 fn lzw(compressed: &[u8], bytes: usize) -> Result<Vec<u8>, ImageError> {
+    // How libtiff tells files of before TIFF 5, whose codes begin at the low bits.
+    if matches!(compressed, [0, second, ..] if second & 1 == 1) {
+        return Err(ImageError::Decode("TIFFs of LZW in its old form are not supported (save it as 8-bit RGB)".into()));
+    }
     let mut decoder = weezl::decode::Decoder::with_tiff_size_switch(weezl::BitOrder::Msb, 8);
     let mut plain = Vec::new();
     let mut from = compressed;

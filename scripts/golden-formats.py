@@ -248,9 +248,9 @@ def bmps() -> dict[str, bytes]:
 # TIFF
 
 
-def tiff(chunks: list[bytes], tags: dict[int, object], big: bool = False, tiled: tuple[int, int] | None = None, size: tuple[int, int] = (W, H)) -> bytes:
+def tiff(chunks: list[bytes], tags: dict[int, object], big: bool = False, tiled: tuple[int, int] | None = None, size: tuple[int, int] | None = None) -> bytes:
     """A TIFF of these strips or tiles."""
-    order = ">" if big else "<"
+    order, size = ">" if big else "<", size or (W, H)
     data, offsets = b"", []
     for chunk in chunks:
         offsets.append(8 + len(data))
@@ -336,10 +336,10 @@ def tiffs() -> dict[str, bytes]:
     strips = [rgb[at : at + 4].tobytes() for at in range(0, H, 4)]
     files["strips.tif"] = tiff(strips, color | {278: 4})
     files["strips_deflate_old.tif"] = tiff([zlib.compress(strip) for strip in strips], color | {278: 4, 259: 32946})
-    padded = np.pad(rgb, ((0, 32 - H), (0, 16 - W), (0, 0)), mode="edge")
+    padded = np.pad(rgb, ((0, max(0, 32 - H)), (0, max(0, 16 - W)), (0, 0)), mode="edge")
     tiles = [padded[:16].tobytes()]
     files["tiles.tif"] = tiff(tiles, color, tiled=(16, 16))
-    wide = np.pad(picture(1)[..., 0].repeat(3, 1), ((0, 16 - H), (0, 48 - 3 * W)))
+    wide = np.pad(picture(1)[..., 0].repeat(3, 1), ((0, max(0, 16 - H)), (0, max(0, 48 - 3 * W))))
     tiles = [zlib.compress(np.ascontiguousarray(wide[:, at : at + 16]).tobytes()) for at in (0, 16, 32)]
     files["tiles_gray_deflate.tif"] = tiff(tiles, eight | {259: 8}, tiled=(16, 16), size=(3 * W, H))
     files["cut.tif"] = tiff([rgb.tobytes()[:200]], color)
@@ -467,4 +467,5 @@ def main() -> None:
     (out / "formats.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + body)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -220,7 +220,7 @@ impl<'a> Walker<'a> {
         };
         let mut found = Found::default();
         for entry in entries {
-            let entry = entry.map_err(DatasetError::io("list", &dir))?;
+            let entry = entry.map_err(|error| DatasetError::io("list", &dir)(error))?;
             self.entry(&entry, relative, placed.is_some(), &mut found)?;
         }
         self.below(relative, placed.as_ref(), found)?;
@@ -259,8 +259,9 @@ impl<'a> Walker<'a> {
         is_class: bool,
         found: &mut Found,
     ) -> Result<(), DatasetError> {
-        let (name, path) = (entry.file_name(), entry.path());
-        let mut kind = entry.file_type().map_err(DatasetError::io("look at", &path))?;
+        // No path is made of an ordinary file: there may be millions.
+        let name = entry.file_name();
+        let mut kind = entry.file_type().map_err(|error| DatasetError::io("look at", &entry.path())(error))?;
         let is_link = kind.is_symlink();
         if name.as_bytes().starts_with(b".") {
             if is_class && is_image(Path::new(&name)) {
@@ -269,9 +270,9 @@ impl<'a> Walker<'a> {
             return Ok(());
         }
         if is_link {
-            kind = match std::fs::metadata(&path) {
+            kind = match std::fs::metadata(entry.path()) {
                 Ok(meta) => meta.file_type(),
-                Err(error) => return self.broken(&path, relative, error),
+                Err(error) => return self.broken(&entry.path(), relative, error),
             };
         }
         if kind.is_dir() {
@@ -284,7 +285,7 @@ impl<'a> Walker<'a> {
                 return Ok(());
             }
             if is_link {
-                let target = path.canonicalize().map_err(DatasetError::io("follow", &path))?;
+                let target = entry.path().canonicalize().map_err(DatasetError::io("follow", &entry.path()))?;
                 if self.above.iter().any(|(above, _)| above.starts_with(&target)) {
                     // The link may lead through others, which no stamp covers.
                     self.walked.depends();

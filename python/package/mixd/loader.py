@@ -556,13 +556,11 @@ def _folder_of(images: Any, indices: list[int] | None, shuffle: bool) -> tuple[P
             shutil.rmtree(links, ignore_errors=True)
 
     atexit.register(remove)
-    # mixd takes links to files, in the order of their names; and each half must have an image.
-    chosen = list(range(len(images))) if indices is None else indices
+    # mixd takes links to files, in the order of their names.
     width = len(str(len(images)))
-    for half, part in (("train", chosen), ("val", chosen[:1])):
-        for name in images.classes:
-            (links / half / name).mkdir(parents=True)
-        for at in part:
-            path, label = images.samples[at]
-            (links / half / images.classes[label] / f"{at:0{width}}{Path(path).suffix}").symlink_to(os.path.abspath(path))
+    for name in images.classes:
+        (links / "train" / name).mkdir(parents=True)
+    for at in range(len(images)) if indices is None else indices:
+        path, label = images.samples[at]
+        (links / "train" / images.classes[label] / f"{at:0{width}}{Path(path).suffix}").symlink_to(os.path.abspath(path))
     return links, "train"

@@ -261,3 +261,14 @@ def test_a_feed_that_nobody_keeps_is_left(daemon: Daemon) -> None:
     assert "train" in daemon.feeds()
     del feed
     until("the feed is left", lambda: str(os.getpid()) not in daemon.feeds())
+
+
+def test_splits_are_where_they_are_given_and_a_part_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "set").symlink_to(SAMPLE_DATA)
+    with mixd.serve(data=tmp_path, splits={"val": tmp_path / "set" / "train", "train": "set/val"}) as server:
+        assert (server.feed("train", size=16).samples, server.feed("val", size=16).samples) == (50, 200)
+    with mixd.serve(data=SAMPLE_DATA / "train", splits={"train": "."}, holdout=0.1) as server:
+        assert (server.feed("train", size=16).samples, server.feed("val", size=16).samples) == (180, 20)
+    with mixd.serve(data=SAMPLE_DATA / "train", splits={"train": "."}) as server:
+        with pytest.raises(mixd.SpecError, match="--holdout"):
+            server.feed("val", size=16)

@@ -202,7 +202,8 @@ fn files_of_a_module_do_not_import_each_other_in_a_circle() {
 fn no_path_is_shown_as_it_is() {
     let files = source();
     let shown = files.iter().filter(|file| file.code.contains(".display()") && !file.path.ends_with("fixtures.rs"));
-    assert_eq!(shown.map(|file| &*file.path).collect::<Vec<_>>(), [Path::new(""); 0]);
+    let shown: Vec<&PathBuf> = shown.map(|file| &file.path).collect();
+    assert!(shown.is_empty(), "{shown:?}");
 }
 
 #[test]

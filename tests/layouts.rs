@@ -57,7 +57,7 @@ fn what_was_found_and_left_out_is_said_in_the_log_and_by_status() {
     for note in [
         "2 files ignored: 1 not an image, 1 broken link",
         "class folders without images: train/cow",
-        "valid/ is the validation split: there is no val/",
+        "valid/ is the validation split: val/ has no image",
     ] {
         let in_log = log(&logs).lines().filter(|line| line.ends_with(note)).count();
         assert_eq!(in_log, 1, "{note}: {}", log(&logs));
@@ -113,6 +113,11 @@ fn splits_are_where_they_are_given() {
     let val = elsewhere.path().join("val");
     let daemon = Daemon::on(dir.path(), &["--splits", &format!("train=training,val={}", val.display())]);
     assert_eq!((samples(&daemon, Split::Train).len(), samples(&daemon, Split::Val).len()), (12, 4));
+    drop(daemon);
+    // Of a folder that is given no other is taken for the validation split, so that a part can be set aside.
+    std::fs::rename(dir.path().join("val"), dir.path().join("test")).unwrap();
+    let daemon = Daemon::on(dir.path(), &["--splits=train=training", "--holdout=0.5"]);
+    assert_eq!((samples(&daemon, Split::Train).len(), samples(&daemon, Split::Val).len()), (6, 6));
     drop(daemon);
     // A folder of classes alone is a training split.
     let daemon = Daemon::on(&dir.path().join("training"), &["--splits=train=.", "--holdout=0.5"]);

@@ -66,11 +66,6 @@ impl Layout {
             }),
         }
     }
-
-    /// Whether the validation split may have another name.
-    pub fn takes_aliases(&self) -> bool {
-        matches!(self, Self::Named { names, .. } if names[Split::Val as usize].as_deref() == Some(b"val"))
-    }
 }
 
 /// The innermost component that is named after a split and has a folder below it decides; that folder is the class.

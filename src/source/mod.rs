@@ -253,7 +253,7 @@ pub enum DatasetError {
     /// A part of the training split is asked for as the validation split, and there is one.
     #[error(
         "{location}: there is a validation split of {samples} images, {example} among them, so --holdout {holdout} has nothing to make \
-         (leave one of them out)"
+         (leave one of them out: --splits train=FOLDER takes no folder beside it that is not called val)"
     )]
     HoldoutBesideVal {
         /// Where the samples are.

@@ -155,7 +155,7 @@ fn an_unreadable_folder_in_a_split_is_an_error() {
         std::fs::create_dir_all(out.path().join(folder)).unwrap();
         std::fs::write(out.path().join(folder).join("1.jpg"), "").unwrap();
     }
-    std::fs::set_permissions(out.path().join("train/b"), PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(out.path().join("train/b"), PermissionsExt::from_mode(0o0)).unwrap();
     let set = DataSet { cache_dir: Some(out.path().join("cache")), ..DataSet::at(out.path()) };
     let error = unprivileged(|| open(&set, &mut |_| {})).unwrap_err().to_string();
     assert!(error.contains("train/b") && error.contains("denied"), "{error}");

@@ -81,6 +81,8 @@ pub(super) fn walk(root: &Path, splits: &Splits) -> Result<(Walk, Vec<String>), 
         walker.start(&folder)?;
     }
     if names.iter().any(Option::is_some) {
+        // Beside a training split that is looked for: one that was named is all that its user wants.
+        walker.takes_aliases = names[Split::Train as usize].is_some() && splits.of(Split::Val).is_none();
         walker.layout = Layout::Named { names, alias: None };
         walker.start(Path::new(""))?;
         walker.finish_deferred()?;
@@ -98,7 +100,7 @@ pub(super) fn walk(root: &Path, splits: &Splits) -> Result<(Walk, Vec<String>), 
     }
     let mut notes = tally.notes();
     if let Some(alias) = alias {
-        notes.push(format!("{}/ is the validation split: there is no val/", escaped(&alias)));
+        notes.push(format!("{}/ is the validation split: val/ has no image", escaped(&alias)));
     }
     Ok((walked, notes))
 }
@@ -130,6 +132,8 @@ struct Walker<'a> {
     above: Vec<(PathBuf, bool)>,
     /// Folders walked behind two links or more.
     behind_links: u32,
+    /// Whether the validation split may have another name.
+    takes_aliases: bool,
     /// Folders that may turn out to be the validation split, relative to the root.
     deferred: Vec<PathBuf>,
     /// The one that did.
@@ -156,6 +160,7 @@ impl<'a> Walker<'a> {
             set: None,
             above: Vec::new(),
             behind_links: 0,
+            takes_aliases: false,
             deferred: Vec::new(),
             alias: None,
         }
@@ -329,7 +334,7 @@ impl<'a> Walker<'a> {
     /// Whether a folder may be the validation split, which is known only when all others have been seen.
     fn is_deferred(&self, relative: &Path, name: &OsStr) -> bool {
         VAL_ALIASES.contains(&name.as_bytes())
-            && self.layout.takes_aliases()
+            && self.takes_aliases
             && !self.layout.is_in_split(relative.as_os_str().as_bytes())
     }
 

@@ -106,7 +106,7 @@ fn a_daemon_with_other_rows_is_not_taken_for_the_one_that_is_gone() {
     copy("train-00000-of-00002.parquet", "train-00000-of-00002.parquet");
     copy("train-00001-of-00002.parquet", "train-00001-of-00002.parquet");
     let mut daemon = Daemon::on(dir.path(), &[]);
-    let mut trainer = Trainer::start(&daemon, spec(), ENDLESS, 1);
+    let mut trainer = Trainer::start(&daemon, spec(), 2_000, 1);
     trainer.batches(4);
     daemon.child.kill().unwrap();
     daemon.child.wait().unwrap();

@@ -103,8 +103,8 @@ pub fn index(path: &Path, meta: &Metadata, chosen: &Chosen) -> Result<Rows, Flaw
     let (images, coded) = table.images(image.leaf)?;
     if let Some(row) = images.iter().position(|cell| *cell == Cell::Null) {
         return Err(Flaw::new(format!(
-            "has no bytes of an image in row {row}, only a path or nothing (save the data set with its images in it: \
-             `push_to_hub` and `to_parquet` do, from images that can be read)"
+            "has no bytes of an image in row {row}, only a path or nothing (save the data set with its images in it, as \
+             `push_to_hub` and `save_to_disk` do)"
         )));
     }
     let labels = labels(&table, label)?;

@@ -31,8 +31,10 @@ fn turned(file: &[u8], exif: ExifOrientation) {
     if let Ok(size) = size {
         assert_eq!(size, ImageSize { height, width }, "its header says otherwise");
     }
-    if let Some(Ok(in_rust)) = in_rust {
-        assert_eq!(in_rust, shape, "the decoders disagree");
+    match in_rust {
+        None => {}
+        Some(Ok(found)) => assert!(found == (shape, pixels.clone()), "the decoders disagree"),
+        Some(Err(error)) => assert!(error.to_string().contains("not supported"), "{error}"),
     }
     let cut = CropBox {
         top: height as i32 / 3,

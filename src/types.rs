@@ -35,6 +35,19 @@ pub struct ParseError {
     pub expected: &'static str,
 }
 
+/// Reads a number of bytes, such as 7, 512M or 2GiB.
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KB" | "KIB" => 10,
+        "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
 /// Gives a fieldless enum its names: `Display`, `FromStr`, and a list for help texts.
 macro_rules! named {
     ($type:ident, $what:literal, $expected:literal, $($variant:ident = $name:literal),+) => {

@@ -28,6 +28,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Decodes images once per machine, mixes batches and serves them to trainers through shared memory.
 #[derive(Debug, Parser)]
@@ -39,6 +42,9 @@ struct Cli {
     #[arg(long, global = true, env = "MIXD_CONFIG", value_name = "mixd.toml")]
     config: Option<PathBuf>,
 }
+
+/// Libraries that log addresses and headers with what is secret in them: never shown, whatever `RUST_LOG` says.
+const SECRETIVE: [&str; 5] = ["object_store", "reqwest", "hyper", "h2", "rustls"];
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -192,13 +198,16 @@ impl Cli {
         }
         let level = if matches!(self.command, Command::Serve(_)) { "mixd=info" } else { "mixd=warn" };
         let filter = EnvFilter::builder().with_default_directive(level.parse().expect("a valid directive"));
-        tracing_subscriber::fmt()
-            .with_env_filter(filter.from_env().unwrap_or_else(|_| level.into()))
+        let lines = tracing_subscriber::fmt::layer()
             .with_writer(io::stderr)
             .with_ansi(io::stderr().is_terminal())
             .with_target(false)
             // A log that cannot be written, on a full disk or to a reader that is gone, ends nobody.
-            .log_internal_errors(false)
+            .log_internal_errors(false);
+        tracing_subscriber::registry()
+            .with(filter.from_env().unwrap_or_else(|_| level.into()))
+            .with(filter_fn(|event| !SECRETIVE.iter().any(|target| event.target().starts_with(target))))
+            .with(lines)
             .init();
         match self.command {
             Command::Serve(serve) => serve.run(),

@@ -7,9 +7,10 @@ use crate::escape::escaped;
 use crate::mix::MixerKind;
 use crate::pipeline::{self, OnBadImage};
 use crate::render::{LoadOptions, ResizeKind, SourceSize};
+use crate::source::remote::{DiskCache, StoreOptions};
 use crate::source::{self, DataSet, Fraction, Progress, Selection, Source, Splits};
 use crate::spec::{Delivery, FeedSpec, Share, ShareName};
-use crate::types::{Device, ParseError, Start};
+use crate::types::{Device, ParseError, Start, parse_bytes};
 use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -24,12 +25,14 @@ use std::time::Duration;
 /// The data set.
 #[derive(Debug, Clone, Args)]
 pub struct DataArgs {
-    /// An image folder with train/ and val/, a folder a class in each; or its .tgz or .tar; or WebDataset shards, such as 'shards/train-{000..146}.tar'; or
-    /// Parquet as Hugging Face has it, or a folder of save_to_disk; or cifar10:PATH, cifar100:PATH, mnist:PATH, fashion-mnist:PATH.
-    #[arg(long, env = "MIXD_DATA")]
+    /// An image folder with train/ and val/, a folder a class in each; or its .tgz or .tar; or WebDataset shards, such as 'shards/train-{000..146}.tar',
+    /// also s3://, gs://, az:// and https:// (in builds with the feature `cloud`); or Parquet as Hugging Face has it, or a folder of save_to_disk; or
+    /// cifar10:PATH, cifar100:PATH, mnist:PATH, fashion-mnist:PATH.
+    // An address may be signed, and help texts show variables.
+    #[arg(long, env = "MIXD_DATA", hide_env_values = true)]
     data: PathBuf,
     /// Where the splits are, such as train=training,val=/data/other [default: train and val].
-    #[arg(long, env = "MIXD_SPLITS", value_name = "train=PLACE,val=PLACE")]
+    #[arg(long, env = "MIXD_SPLITS", value_name = "train=PLACE,val=PLACE", hide_env_values = true)]
     splits: Option<Splits>,
     /// Labels in a .csv, .tsv or .jsonl: a file and its label or labels in each row [default: the folder's metadata.csv or metadata.jsonl].
     #[arg(long, env = "MIXD_LABELS", value_name = "FILE")]
@@ -50,6 +53,12 @@ pub struct DataArgs {
     /// Use only the samples that a file names, one a line, by their paths in the data set or their file names; a split of which it names none stays whole.
     #[arg(long, env = "MIXD_SAMPLES", value_name = "FILE")]
     samples: Option<PathBuf>,
+    /// Where objects of a store are kept, and the most bytes of them, such as /scratch/mixd:200G [default: half of what is free in the cache folder].
+    #[arg(long, env = "MIXD_DISK_CACHE", value_name = "DIR:SIZE")]
+    disk_cache: Option<DiskCache>,
+    /// Seconds for which an object store that does not answer is waited for.
+    #[arg(long, env = "MIXD_STORE_TIMEOUT", value_name = "S", default_value_t = StoreOptions::TIMEOUT.as_secs_f64())]
+    store_timeout: f64,
 }
 
 impl DataArgs {
@@ -67,9 +76,10 @@ impl DataArgs {
             bar.set_length(progress.total_bytes);
             bar.set_position(progress.read_bytes);
         };
-        let Self { data, splits, labels, image_key, label_key, holdout, max_samples, samples } = self.clone();
+        let Self { data, splits, labels, image_key, label_key, holdout, max_samples, samples, .. } = self.clone();
         let (splits, selection) = (splits.unwrap_or_default(), Selection { samples, holdout, max_samples });
-        let set = DataSet { data, splits, labels, image_key, label_key, selection, cache_dir: None };
+        let store = self.store()?;
+        let set = DataSet { data, splits, labels, image_key, label_key, selection, store, cache_dir: None };
         let source = source::open(&set, &mut show);
         bar.finish_and_clear();
         let source = source?;
@@ -79,15 +89,35 @@ impl DataArgs {
         Ok(source)
     }
 
+    fn store(&self) -> anyhow::Result<StoreOptions> {
+        let timeout = Duration::try_from_secs_f64(self.store_timeout);
+        let timeout = timeout
+            .with_context(|| format!("--store-timeout is {}: it must be a number of seconds", self.store_timeout))?;
+        Ok(StoreOptions { disk_cache: self.disk_cache.clone(), timeout })
+    }
+
     /// The same data set for a daemon of our own.
     pub fn arguments(&self) -> Vec<OsString> {
-        let Self { data, splits, labels, image_key, label_key, holdout, max_samples, samples } = self;
+        let Self {
+            data,
+            splits,
+            labels,
+            image_key,
+            label_key,
+            holdout,
+            max_samples,
+            samples,
+            disk_cache,
+            store_timeout,
+        } = self;
         let texts = [
             ("splits", splits.as_ref().map(Splits::to_string)),
             ("image-key", image_key.clone()),
             ("label-key", label_key.clone()),
             ("holdout", holdout.map(|holdout| holdout.to_string())),
             ("max-samples", max_samples.map(|most| most.to_string())),
+            ("disk-cache", disk_cache.as_ref().map(DiskCache::to_string)),
+            ("store-timeout", Some(store_timeout.to_string())),
         ];
         let texts = texts.into_iter().filter_map(|(key, text)| Some(format!("--{key}={}", text?).into()));
         let paths = [("--data", Some(data)), ("--labels", labels.as_ref()), ("--samples", samples.as_ref())];
@@ -108,21 +138,8 @@ pub enum Cache {
 }
 
 /// The bytes of a size such as 512M or 2G.
-fn bytes_of(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
-        "" | "B" => 0,
-        "K" | "KB" | "KIB" => 10,
-        "M" | "MB" | "MIB" => 20,
-        "G" | "GB" | "GIB" => 30,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
-/// [`bytes_of`], for an option.
 pub fn size_bytes(text: &str) -> Result<u64, String> {
-    bytes_of(text).ok_or_else(|| format!("`{text}` is no size (use one such as 512M or 2G)"))
+    parse_bytes(text).ok_or_else(|| format!("`{text}` is no size (use one such as 512M or 2G)"))
 }
 
 impl FromStr for Cache {
@@ -137,7 +154,7 @@ impl FromStr for Cache {
         match text {
             "auto" => Ok(Self::Auto),
             "off" => Ok(Self::Off),
-            _ => bytes_of(text).map(Self::Bytes).ok_or_else(refused),
+            _ => parse_bytes(text).map(Self::Bytes).ok_or_else(refused),
         }
     }
 }

@@ -73,7 +73,7 @@ fn draw_stages(batch: &OwnedBatch, spec: &FeedSpec, pipeline: &Pipeline, out: &P
     let mut tiles = Vec::new();
     for (at, row) in batch.plan.rows.iter().enumerate().take(STRIPS_MAX) {
         let (views, mut rendered) = (Views { size, ..Views::of(spec) }, vec![0; size.values()]);
-        source.read(spec.split, row.own.sample, &mut bytes)?;
+        source.read_waiting(spec.split, row.own.sample, &mut bytes)?;
         let (mut original, cut, operations) = loader.source(&bytes, |picture, maker| {
             let steps = views.random(&row.own.view, picture.size());
             maker.run(picture, &ViewSteps { operations: Operations::NONE, ..steps }, size, &mut rendered);

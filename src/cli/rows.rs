@@ -55,7 +55,7 @@ impl<'a> Headers<'a> {
     /// When it cannot be read, or its header makes no sense.
     pub fn size(&mut self, spec: &FeedSpec, sample: SampleId) -> anyhow::Result<ImageSize> {
         let name = || self.source.name(spec.split, sample);
-        self.source.read(spec.split, sample, &mut self.bytes).with_context(name)?;
+        self.source.read_waiting(spec.split, sample, &mut self.bytes).with_context(name)?;
         Decoder::size(&self.bytes, self.exif).with_context(name)
     }
 

@@ -4,6 +4,9 @@
 //! since a disk, a mount or a network fails: nothing else can be read either, and readers wait for [`OUTAGE_MAX`] from its beginning. Or it is the image's
 //! own trouble: it fails for [`IMAGE_RETRY`] while another image of its split, the last that was read, can be read. So a split with many missing files
 //! costs [`IMAGE_RETRY`] for each, and an outage [`OUTAGE_MAX`] once, whatever the number of images.
+//!
+//! An object store's outages are its source's to judge, which retries requests for as long as its user allows and gives a final error then. Until
+//! its bytes have come a read ends every so often without them, so that its reader can look whether they are wanted still.
 
 use crate::source::{ReadError, Source, Stamp};
 use crate::types::{SampleId, Split};
@@ -61,9 +64,11 @@ impl Reads {
                 return None;
             }
             let retry = match &error {
+                // The read has waited a moment already.
+                ReadError::NotYet => continue,
                 ReadError::DescriptorShortage(_) => true,
                 ReadError::Io(_) | ReadError::Removed { .. } => !known && self.may_pass(source, image, start),
-                ReadError::TooLarge { .. } | ReadError::FileChanged { .. } => false,
+                ReadError::TooLarge { .. } | ReadError::FileChanged { .. } | ReadError::Store { .. } => false,
             };
             if !retry {
                 return Some(Err(error));
@@ -157,6 +162,8 @@ mod tests {
         }
         fn read(&self, _: Split, sample: SampleId, bytes: &mut Vec<u8>) -> Result<Option<Stamp>, ReadError> {
             match (self.fails)(sample, self.reads.fetch_add(1, Ordering::SeqCst)) {
+                Some(Errno::INPROGRESS) => Err(ReadError::NotYet),
+                Some(Errno::HOSTDOWN) => Err(ReadError::Store { url: "s3://b/a".into(), cause: "away".into() }),
                 Some(errno) => Err(io::Error::from(errno).into()),
                 None => {
                     bytes.push(sample as u8);
@@ -218,11 +225,25 @@ mod tests {
 
     #[test]
     fn what_is_no_longer_wanted_is_not_read_on() {
-        let source = flaky(|_, _| Some(Errno::MFILE));
-        let looks = AtomicUsize::new(0);
-        let is_wanted = || looks.fetch_add(1, Ordering::SeqCst) < 3;
-        let read = Reads::default().read(&source, (Split::Train, 0), &mut Vec::new(), false, &is_wanted);
-        assert!(read.is_none() && source.reads.into_inner() == 4);
+        for errno in [Errno::MFILE, Errno::INPROGRESS] {
+            let source = flaky(|_, _| Some(errno));
+            let looks = AtomicUsize::new(0);
+            let is_wanted = || looks.fetch_add(1, Ordering::SeqCst) < 3;
+            let read = Reads::default().read(&source, (Split::Train, 0), &mut Vec::new(), false, &is_wanted);
+            assert!(read.is_none() && source.reads.into_inner() == 4);
+        }
+    }
+
+    #[test]
+    fn bytes_on_their_way_are_waited_for_and_what_a_store_does_not_give_is_an_error_at_once() {
+        // Also of an image that was bad before, and without the pauses of other failures.
+        let source = flaky(|_, before| (before < 1_000).then_some(Errno::INPROGRESS));
+        let start = Instant::now();
+        assert_eq!(read(&Reads::default(), &source, 3, true).unwrap(), [3]);
+        assert!(start.elapsed() < PAUSE_MAX * 100, "{:?}", start.elapsed());
+        let source = flaky(|_, _| Some(Errno::HOSTDOWN));
+        assert!(matches!(read(&Reads::default(), &source, 3, false), Err(ReadError::Store { .. })));
+        assert_eq!(source.reads.into_inner(), 1);
     }
 
     fn squashed() -> FeedSpec {

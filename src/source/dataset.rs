@@ -1,5 +1,6 @@
 //! A data set as its user names it.
 
+use super::remote::{StoreOptions, Url};
 use crate::types::{ParseError, Split};
 use std::fmt;
 use std::num::NonZeroU32;
@@ -9,7 +10,7 @@ use std::str::FromStr;
 /// What to open. All of it but the cache folder decides which samples there are.
 #[derive(Debug, Clone, Default)]
 pub struct DataSet {
-    /// A folder, an archive, or a pattern of shards.
+    /// A folder, an archive, or a pattern of shards, which may be in an object store.
     pub data: PathBuf,
     /// Where its splits are.
     pub splits: Splits,
@@ -23,12 +24,21 @@ pub struct DataSet {
     pub selection: Selection,
     /// Where archives are unpacked and walks remembered; the user's cache folder, or `$MIXD_CACHE_DIR`, where not given.
     pub cache_dir: Option<PathBuf>,
+    /// How objects are fetched, and where they are kept.
+    pub store: StoreOptions,
 }
 
 impl DataSet {
     /// What is at a path, with its splits where they are by custom.
     pub fn at(path: &Path) -> Self {
         Self { data: path.to_owned(), ..Self::default() }
+    }
+
+    /// The address in an object store that it names first, if it names one, without what may be secret in it.
+    pub fn remote_location(&self) -> Option<String> {
+        let splits = Split::ALL.iter().filter_map(|&split| self.splits.of(split));
+        let text = self.data.to_str().into_iter().chain(splits).find(|text| Url::is_url(text))?;
+        Some(Url::shown(text))
     }
 }
 

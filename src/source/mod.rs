@@ -18,6 +18,7 @@ mod links;
 mod listed;
 mod located;
 mod remembered;
+pub mod remote;
 mod shards;
 mod sparse;
 mod subset;
@@ -77,6 +78,19 @@ pub trait Source: Send + Sync + Debug {
     /// When the sample cannot be read; `bytes` then holds nothing of use.
     fn read(&self, split: Split, sample: SampleId, bytes: &mut Vec<u8>) -> Result<Option<Stamp>, ReadError>;
 
+    /// Reads as [`Source::read`] does, and waits for bytes that are on their way.
+    ///
+    /// # Errors
+    /// Any but [`ReadError::NotYet`].
+    fn read_waiting(&self, split: Split, sample: SampleId, bytes: &mut Vec<u8>) -> Result<Option<Stamp>, ReadError> {
+        loop {
+            match self.read(split, sample, bytes) {
+                Err(ReadError::NotYet) => {}
+                read => return read,
+            }
+        }
+    }
+
     /// The current stamp of a sample, without reading it; `None` when there is none that is valid for caching.
     fn stamp(&self, split: Split, sample: SampleId) -> Option<Stamp>;
 
@@ -135,6 +149,17 @@ pub enum ReadError {
     FileChanged {
         /// The file.
         path: PathBuf,
+    },
+    /// Its bytes are on their way from an object store: ask again at once. The source gives up itself when the store does not come back.
+    #[error("is not there yet")]
+    NotYet,
+    /// The object store that holds it does not give it, and was given its time to.
+    #[error("cannot be read: {url}: {cause}")]
+    Store {
+        /// The object.
+        url: String,
+        /// Why.
+        cause: String,
     },
     /// Any other failure. It may pass: retry for a while.
     #[error("cannot be read: {0}")]
@@ -341,6 +366,19 @@ pub enum DatasetError {
         /// What is wrong.
         cause: String,
     },
+    /// An object store, which this build does not read.
+    #[error(
+        "{0}: this build reads no object stores (build mixd with the feature `cloud`, or copy the data set to a disk)"
+    )]
+    NoCloud(String),
+    /// Something in an object store that is read from disks alone.
+    #[error(
+        "{0}: only shards (.tar) are read from object stores: name them, or the folder that they lie in; copy other data sets to a disk"
+    )]
+    NotRemote(String),
+    /// An object store that cannot be read.
+    #[error("{0}")]
+    Remote(String),
     /// A system call failed.
     #[error("cannot {action} {}: {source}", escaped(path))]
     Io {
@@ -389,11 +427,17 @@ fn of_kind(
     cache_dir: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Arc<dyn Source>, DatasetError> {
+    if let Some(location) = set.remote_location().filter(|_| cfg!(not(feature = "cloud"))) {
+        return Err(DatasetError::NoCloud(location));
+    }
     if let Some(binaries) = Binaries::open(set)? {
         return Ok(Arc::new(binaries));
     }
     if let Some(shards) = shards::open(set, cache_dir)? {
         return Ok(Arc::new(shards));
+    }
+    if let Some(location) = set.remote_location() {
+        return Err(DatasetError::NotRemote(location));
     }
     if let Some(tables) = Tables::open(set, cache_dir)? {
         return Ok(Arc::new(tables));

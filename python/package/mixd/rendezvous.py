@@ -130,7 +130,7 @@ os.register_at_fork(after_in_child=_forget)
 
 
 @descriptors_checked()
-def part(data: Path, options: Mapping[str, object], given: Path | None) -> Part:
+def part(data: Path | str, options: Mapping[str, object], given: Path | None) -> Part:
     """Takes part in the daemon that serves these data with these options to this process or its job, on the socket `given` or one of its own.
 
     Raises `NoDaemonError`, with the daemon's own message, where it does not come up, in all processes that wait for it.
@@ -155,7 +155,7 @@ def part(data: Path, options: Mapping[str, object], given: Path | None) -> Part:
     return _added(path, key, connection, launched, job is not None)
 
 
-def _part_of_launcher(data: Path, options: Mapping[str, object], launcher: int) -> Part | None:
+def _part_of_launcher(data: Path | str, options: Mapping[str, object], launcher: int) -> Part | None:
     """Takes part in the daemon that a job's launcher has by itself, as Lightning's first rank has that serves before it makes itself a rank."""
     key = _key(data, options, _alone(launcher))
     path = folder() / f"own-{key}.sock"
@@ -226,9 +226,10 @@ def _alone(pid: int) -> str:
     return f"{identity(pid)} {os.environ.get('CUDA_VISIBLE_DEVICES')}"
 
 
-def _key(data: Path, options: Mapping[str, object], whose: str) -> str:
+def _key(data: Path | str, options: Mapping[str, object], whose: str) -> str:
     """Hashes what a daemon must have in common with the processes that join it. Paths alone mean different things in different containers."""
-    place = data.resolve()
+    # An address is no path.
+    place = data.resolve() if isinstance(data, Path) else data
     # MIXD_RANK is of feeds, and may be another in each rank.
     variables = {name: value for name, value in os.environ.items() if name.startswith("MIXD_") and name not in ("MIXD_SOCKET", "MIXD_RANK")}
     parts: list[object] = [
@@ -238,8 +239,8 @@ def _key(data: Path, options: Mapping[str, object], whose: str) -> str:
         sorted(options.items()),
         sorted(variables.items()),
     ]
-    read = [value for name, value in options.items() if name not in _WRITTEN and isinstance(value, Path)]
-    for path in (place, *read, *(Path(variables[name]) for name in ("MIXD_CONFIG", "MIXD_RECIPE") if name in variables)):
+    read = [value for name, value in [("data", place), *options.items()] if name not in _WRITTEN and isinstance(value, Path)]
+    for path in (*read, *(Path(variables[name]) for name in ("MIXD_CONFIG", "MIXD_RECIPE") if name in variables)):
         with contextlib.suppress(OSError):
             status = path.stat()
             parts += [status.st_dev, status.st_ino]

@@ -265,7 +265,7 @@ def connect(socket: str | os.PathLike[str] | None = None, *, reconnect: float = 
 
 
 def serve(data: str | os.PathLike[str], **options: object) -> Server:
-    """Serves an image folder or its .tgz or .tar by a daemon of this process or its job; starts the daemon where there is none.
+    """Serves an image folder, its .tgz or .tar, or shards (also of an object store) by a daemon of this process or its job, which is started if need be.
 
     `options` are those of `mixd serve`, with _ for -, such as `workers=4`, `cache="2G"`, `cache_file=path`, `splits={"val": "test"}` (folders of the
     splits, from `data` or absolute), `holdout=0.1` (a tenth of each training class as the validation split). A process by itself shares one
@@ -286,7 +286,9 @@ def serve(data: str | os.PathLike[str], **options: object) -> Server:
     socket = options.pop("socket", None)
     if not isinstance(socket, str | os.PathLike | None):
         raise SpecError(f"socket is {socket!r}: it must be a path")
-    taken = part(Path(data), options, None if socket is None else Path(os.fspath(socket)))
+    # A path would lose one of the slashes of an address in an object store.
+    place = data if isinstance(data, str) and "://" in data else Path(data)
+    taken = part(place, options, None if socket is None else Path(os.fspath(socket)))
     try:
         return Server(taken.path, 0.0, taken)
     except BaseException as error:

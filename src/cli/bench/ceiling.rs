@@ -114,7 +114,7 @@ impl<'a> Ceiling<'a> {
             let mut bytes = Vec::new();
             while Instant::now() < until {
                 let sample = self.next.fetch_add(1, Ordering::Relaxed);
-                let read = self.source.read(self.spec.split, (sample % u64::from(samples)) as u32, &mut bytes);
+                let read = self.source.read_waiting(self.spec.split, (sample % u64::from(samples)) as u32, &mut bytes);
                 // As in the daemon, consecutive views of a sample share one decode.
                 let uses = if views.are_random() { u64::from(self.spec.views * self.spec.repeats) } else { 1 };
                 let made = if views.are_random() {
@@ -263,7 +263,7 @@ impl<'a> Ceiling<'a> {
 fn decoded(source: &dyn Source, split: Split, pipeline: &PipelineArgs) -> Vec<(ImageSize, usize, Vec<u8>)> {
     let (mut loader, mut bytes, mut room) = (Loader::new(pipeline.load()), Vec::new(), SOURCE_BYTES);
     let mut decode = |sample| {
-        source.read(split, sample, &mut bytes).ok()?;
+        source.read_waiting(split, sample, &mut bytes).ok()?;
         let keep =
             |picture: &Picture<'_>, _: &mut ViewMaker| (picture.size(), picture.channels, picture.values.to_vec());
         loader.source(&bytes, keep).ok()

@@ -1,5 +1,6 @@
 //! The files that hold samples: opened when they are first read, and so many kept open as descriptors allow.
 
+use super::super::remote::RemoteFile;
 use super::super::{ReadError, Stamp};
 use crate::escape::escaped;
 use crate::stamp::{is_settled, stamp};
@@ -24,7 +25,16 @@ pub struct IndexedFile {
     pub path: PathBuf,
     /// How logs call it: its path from the data set's folder.
     pub name: String,
-    print: Print,
+    origin: Origin,
+}
+
+/// What holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Origin {
+    /// The machine's file system.
+    Local(Print),
+    /// An object store.
+    Remote(RemoteFile),
 }
 
 /// What tells a file's content from another's. Unlike a [`stamp`] it allows what changes no content: `chmod`, a new hard link, and the inode
@@ -53,17 +63,105 @@ impl Print {
 impl IndexedFile {
     /// The file at `path`, of which `meta` was read before it was indexed.
     pub fn new(path: PathBuf, name: String, meta: &Metadata) -> Self {
-        Self { path, name, print: Print::of(meta) }
+        Self { path, name, origin: Origin::Local(Print::of(meta)) }
+    }
+
+    /// An object, as it was found.
+    pub fn remote(name: String, file: RemoteFile) -> Self {
+        Self { path: file.location().into(), name, origin: Origin::Remote(file) }
     }
 
     /// Its size.
     pub fn bytes(&self) -> u64 {
-        self.print.bytes
+        match &self.origin {
+            Origin::Local(print) => print.bytes,
+            Origin::Remote(file) => file.bytes(),
+        }
+    }
+
+    /// What an index of a remote file depends on; a local one's depends on its metadata.
+    pub fn remote_stamp(&self) -> Option<Stamp> {
+        match &self.origin {
+            Origin::Local(_) => None,
+            Origin::Remote(file) => Some(file.stamp()),
+        }
     }
 
     /// Whether `meta` is that of the file as it was indexed.
     pub fn is_as_indexed(&self, meta: &Metadata) -> bool {
-        self.print.is_of_content(&Print::of(meta))
+        matches!(&self.origin, Origin::Local(print) if print.is_of_content(&Print::of(meta)))
+    }
+
+    /// Opens it to be indexed.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn open(&self) -> io::Result<Opened> {
+        Ok(match &self.origin {
+            Origin::Local(_) => Opened::Local(open(&self.path)?),
+            Origin::Remote(file) => Opened::Remote(file.clone()),
+        })
+    }
+}
+
+/// A file that is being indexed.
+#[derive(Debug)]
+pub enum Opened {
+    /// On the machine's file system.
+    Local(File),
+    /// In an object store; reads wait for its bytes.
+    Remote(RemoteFile),
+}
+
+impl Opened {
+    /// Its size.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn bytes(&self) -> io::Result<u64> {
+        match self {
+            Self::Local(file) => Ok(file.metadata()?.len()),
+            Self::Remote(file) => Ok(file.bytes()),
+        }
+    }
+
+    /// Whether it is still what `file` was.
+    pub fn is_as_indexed(&self, file: &IndexedFile) -> bool {
+        match self {
+            Self::Local(opened) => opened.metadata().is_ok_and(|meta| file.is_as_indexed(&meta)),
+            // An object that changes gives no more bytes.
+            Self::Remote(_) => true,
+        }
+    }
+
+    /// Reads what is at `offset`; fewer bytes than asked for only at the end.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn read_up_to(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        match self {
+            Self::Local(file) => {
+                while filled < bytes.len() {
+                    match file.read_at(&mut bytes[filled..], offset + filled as u64) {
+                        Ok(0) => break,
+                        Ok(read) => filled += read,
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+            Self::Remote(file) => {
+                filled = bytes.len().min(file.bytes().saturating_sub(offset) as usize);
+                file.read_waiting(offset, &mut bytes[..filled]).map_err(|error| match error {
+                    ReadError::Io(error) | ReadError::DescriptorShortage(error) => error,
+                    // The indexer names the file itself.
+                    ReadError::Store { cause, .. } => io::Error::other(cause),
+                    error => io::Error::other(error),
+                })?;
+            }
+        }
+        Ok(filled)
     }
 }
 
@@ -101,6 +199,9 @@ impl Files {
     /// # Errors
     /// When the range cannot be read, or the file is no longer the one that was indexed: never other bytes.
     pub fn read(&self, file: u32, offset: u64, bytes: &mut [u8]) -> Result<Option<Stamp>, ReadError> {
+        if let Origin::Remote(remote) = &self.files[file as usize].origin {
+            return remote.read(offset, bytes).map(|()| Some(ranged(remote.stamp(), offset)));
+        }
         let result = self.descriptor(file).and_then(|descriptor| {
             let before = descriptor.metadata()?;
             let read = descriptor.read_exact_at(bytes, offset);
@@ -118,6 +219,9 @@ impl Files {
 
     /// The current stamp of a range; `None` where it cannot be read, or may change without the stamp.
     pub fn stamp(&self, file: u32, offset: u64) -> Option<Stamp> {
+        if let Origin::Remote(remote) = &self.files[file as usize].origin {
+            return Some(ranged(remote.stamp(), offset));
+        }
         let meta = self.descriptor(file).ok()?.metadata().ok()?;
         self.check(file, &meta).ok()?;
         settled_stamp(&meta, offset)
@@ -187,8 +291,12 @@ fn open(path: &Path) -> io::Result<File> {
 
 /// The stamp of the range at `offset`, where it tells any later change.
 fn settled_stamp(meta: &Metadata, offset: u64) -> Option<Stamp> {
-    let numbers = [stamp(meta), offset];
-    is_settled(meta).then(|| xxhash_rust::xxh3::xxh3_64(bytemuck::cast_slice(&numbers)).max(1))
+    is_settled(meta).then(|| ranged(stamp(meta), offset))
+}
+
+/// The stamp of a range of what has `stamp`.
+fn ranged(stamp: Stamp, offset: u64) -> Stamp {
+    xxhash_rust::xxh3::xxh3_64(bytemuck::cast_slice(&[stamp, offset])).max(1)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ mod saved;
 use super::{Class, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
 use crate::escape::escaped;
 use crate::types::{ClassId, SampleId, Split};
-pub use files::{Files, IndexedFile};
+pub use files::{Files, IndexedFile, Opened};
 pub use samples::{Full, Location, Samples};
 pub use saved::Contents;
 use std::ffi::OsStr;
@@ -103,6 +103,8 @@ impl Source for Located {
             hash.update(file.path.as_os_str().as_bytes());
             hash.update(&[0]);
             hash.update(bytemuck::bytes_of(&[file.bytes(), u64::from(first)]));
+            // Nothing for a local file, whose path stands for it.
+            file.remote_stamp().iter().for_each(|stamp| hash.update(&stamp.to_le_bytes()));
         }
         hash.update(&u64::from(self.len(split)).to_le_bytes());
         hash.update(bytemuck::cast_slice(offsets));

@@ -62,9 +62,13 @@ impl Contents {
 
     /// Saves the index, if it is worth it. A failure only costs the next start.
     pub fn save(&self, file: &Path, key: &[u8]) {
-        if self.splits.iter().map(|samples| u64::from(samples.len())).sum::<u64>() < u64::from(SAMPLES_MIN) {
-            return;
+        if self.splits.iter().map(|samples| u64::from(samples.len())).sum::<u64>() >= u64::from(SAMPLES_MIN) {
+            self.save_always(file, key);
         }
+    }
+
+    /// Saves the index however small: one that took a network to make. A failure only costs the next start.
+    pub fn save_always(&self, file: &Path, key: &[u8]) {
         let partial = file.with_extension(format!("{}.partial", std::process::id()));
         let written = file
             .parent()

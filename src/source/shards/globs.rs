@@ -48,7 +48,7 @@ pub fn glob(pattern: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Whether `name` matches. Only the last `*` is ever tried anew, so that the time is that of the product of the lengths.
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
+pub fn matches(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n, mut star) = (0, 0, None);
     while n < name.len() {
         let one = match pattern.get(p) {

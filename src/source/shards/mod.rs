@@ -4,6 +4,8 @@
 //! threads of its own, or loads the index of all of them from the cache folder, and gives labels to the samples.
 
 pub(super) mod braces;
+#[cfg(feature = "cloud")]
+mod buckets;
 mod dali;
 mod fault;
 pub(super) mod globs;
@@ -41,19 +43,20 @@ const THREADS_MAX: usize = 16;
 /// # Errors
 /// When they cannot be used.
 pub fn open(set: &DataSet, cache_dir: &Path) -> Result<Option<Located>, DatasetError> {
-    let Some(places) = places::find(set)? else {
+    let Some((places, files, metas)) = find(set, cache_dir)? else {
         return Ok(None);
     };
     let label_key = set.label_key.as_deref();
-    let (files, metas) = files(&places)?;
-    let (key, is_lasting) = key(&places, label_key, &metas);
+    let (key, is_lasting) = key(&places, label_key, &files, &metas);
     let saved = cache_dir.join(format!("shards-{:016x}", name_of(&places, label_key)));
     let mut contents = match Contents::load(&saved, &key) {
         Some(contents) => contents,
         None => {
             tracing::info!("indexing {} shards of {}", files.len(), places.location);
             let contents = index(&places, &files, label_key)?;
-            if is_lasting {
+            if files.iter().any(|file| file.remote_stamp().is_some()) {
+                contents.save_always(&saved, &key);
+            } else if is_lasting {
                 contents.save(&saved, &key);
             }
             contents
@@ -74,6 +77,23 @@ pub fn open(set: &DataSet, cache_dir: &Path) -> Result<Option<Located>, DatasetE
     Ok(Some(source))
 }
 
+/// The shards, training first, and the metadata of those that are files of this machine.
+type Shards = (Places, Vec<IndexedFile>, Vec<Metadata>);
+
+fn find(set: &DataSet, cache_dir: &Path) -> Result<Option<Shards>, DatasetError> {
+    #[cfg(feature = "cloud")]
+    if let Some((places, files)) = buckets::find(set, cache_dir)? {
+        return Ok(Some((places, files, Vec::new())));
+    }
+    #[cfg(not(feature = "cloud"))]
+    let _ = cache_dir;
+    let Some(places) = places::find(set)? else {
+        return Ok(None);
+    };
+    let (files, metas) = files(&places)?;
+    Ok(Some((places, files, metas)))
+}
+
 /// The shards of both splits, training first.
 fn files(places: &Places) -> Result<(Vec<IndexedFile>, Vec<Metadata>), DatasetError> {
     let (mut files, mut metas) = (Vec::new(), Vec::new());
@@ -90,13 +110,14 @@ fn files(places: &Places) -> Result<(Vec<IndexedFile>, Vec<Metadata>), DatasetEr
 }
 
 /// What the index depends on, and whether a later change of that cannot go unnoticed.
-fn key(places: &Places, label_key: Option<&str>, metas: &[Metadata]) -> (Vec<u8>, bool) {
+fn key(places: &Places, label_key: Option<&str>, files: &[IndexedFile], metas: &[Metadata]) -> (Vec<u8>, bool) {
     let mut key = VERSION.to_vec();
     let mut is_lasting = true;
     key.extend(label_key.unwrap_or_default().bytes().chain([0]));
     let mut metas = metas.iter();
     for (paths, split) in places.shards.iter().zip(Split::ALL) {
         key.extend(split.name().bytes().chain([0]));
+        key.extend((paths.len() as u64).to_le_bytes());
         for (path, meta) in paths.iter().zip(metas.by_ref()) {
             key.extend(path.as_os_str().as_bytes().iter().chain(&[0]));
             let index = dali::beside(path, meta).map(|(_, index)| index);
@@ -105,6 +126,11 @@ fn key(places: &Places, label_key: Option<&str>, metas: &[Metadata]) -> (Vec<u8>
                 is_lasting &= meta.is_none_or(is_settled);
             }
         }
+    }
+    // Addresses, ETags and sizes say all of remote shards.
+    for (file, stamp) in files.iter().filter_map(|file| file.remote_stamp().map(|stamp| (file, stamp))) {
+        key.extend(file.path.as_os_str().as_bytes().iter().chain(&[0]));
+        key.extend(stamp.to_le_bytes());
     }
     (key, is_lasting)
 }

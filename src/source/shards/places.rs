@@ -162,11 +162,13 @@ fn absolute(pattern: &str) -> Result<String, DatasetError> {
 }
 
 impl Places {
-    fn at(location: String, base: PathBuf) -> Self {
+    /// No shards yet.
+    pub fn at(location: String, base: PathBuf) -> Self {
         Self { location, base, shards: Default::default(), expected: Default::default(), notes: Vec::new() }
     }
 
-    fn refused(&self, cause: String) -> DatasetError {
+    /// What is wrong with the set.
+    pub fn refused(&self, cause: String) -> DatasetError {
         DatasetError::Shards { location: self.location.clone(), cause }
     }
 
@@ -219,7 +221,7 @@ impl Places {
     }
 
     /// Takes for the splits that have no shards yet those of `all` that are called so.
-    fn by_words(&mut self, set: &DataSet, all: &[PathBuf]) {
+    pub fn by_words(&mut self, set: &DataSet, all: &[PathBuf]) {
         let of = |path: &PathBuf| word(path.strip_prefix(&self.base).unwrap_or(path));
         let mut called: [Vec<PathBuf>; WORDS.len()] = Default::default();
         let mut others = Vec::new();
@@ -258,7 +260,11 @@ impl Places {
         set.splits.of(split).is_none() && self.shards[split as usize].is_empty()
     }
 
-    fn checked(mut self) -> Result<Self, DatasetError> {
+    /// The places, if they make a data set.
+    ///
+    /// # Errors
+    /// When there are no training shards, or one is named twice.
+    pub fn checked(mut self) -> Result<Self, DatasetError> {
         if self.shards[Split::Train as usize].is_empty() {
             return Err(self.refused(
                 "no .tar is called as a training shard is, such as train-000000.tar (--splits train=PATTERN)"

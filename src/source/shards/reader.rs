@@ -2,10 +2,8 @@
 //!
 //! Between large images only a page is read for each header; where headers lie close together, many come with one call.
 
+use super::super::located::Opened;
 use super::fault::Fault;
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 
 const WINDOW_BYTES_MIN: usize = 4 << 10;
 const WINDOW_BYTES_MAX: usize = 128 << 10;
@@ -13,7 +11,7 @@ const WINDOW_BYTES_MAX: usize = 128 << 10;
 /// A file of a known size.
 #[derive(Debug)]
 pub struct Reader<'a> {
-    file: &'a File,
+    file: &'a Opened,
     file_bytes: u64,
     window: Vec<u8>,
     /// Offset of the window's first byte.
@@ -24,7 +22,7 @@ pub struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// Reads `file`.
-    pub fn new(file: &'a File, file_bytes: u64) -> Self {
+    pub fn new(file: &'a Opened, file_bytes: u64) -> Self {
         Self { file, file_bytes, window: Vec::new(), start: 0, next_bytes: WINDOW_BYTES_MIN }
     }
 
@@ -47,7 +45,7 @@ impl<'a> Reader<'a> {
             self.next_bytes = (2 * bytes).min(WINDOW_BYTES_MAX);
             self.window.resize(bytes.max(length), 0);
             self.start = offset;
-            let read = read_up_to(self.file, &mut self.window, offset);
+            let read = self.file.read_up_to(&mut self.window, offset);
             self.window.truncate(*read.as_ref().unwrap_or(&0));
             if read.map_err(Fault::Io)? < length {
                 return Err(Fault::Cut { offset });
@@ -56,18 +54,4 @@ impl<'a> Reader<'a> {
         let at = (offset - self.start) as usize;
         Ok(&self.window[at..at + length])
     }
-}
-
-/// Fills `bytes`, as far as the file goes.
-fn read_up_to(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match file.read_at(&mut bytes[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }

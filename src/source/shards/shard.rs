@@ -1,6 +1,6 @@
 //! The index of one shard.
 
-use super::super::located::{Full, IndexedFile, Location, Samples};
+use super::super::located::{Full, IndexedFile, Location, Opened, Samples};
 use super::dali;
 use super::fault::{Fault, shown};
 use super::group::{Groups, Role, Sample, role};
@@ -8,7 +8,6 @@ use super::label::{Found, Image, Label, image, label, pickle};
 use super::reader::Reader;
 use super::tar::{Entries, Entry};
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
 use std::ops::AddAssign;
 
 /// Names of fields and keys that are kept for an error's text.
@@ -96,11 +95,13 @@ fn keep(kept: &mut BTreeSet<String>, more: impl IntoIterator<Item = String>) {
 /// # Errors
 /// When the shard is no whole tar, changes meanwhile, or a label cannot be read.
 pub fn index(file: &IndexedFile, number: u32, label_key: Option<&str>) -> Result<ShardIndex, Fault> {
-    let opened = File::open(&file.path).map_err(Fault::Io)?;
-    let meta = opened.metadata().map_err(Fault::Io)?;
-    let mut reader = Reader::new(&opened, meta.len());
+    let opened = file.open().map_err(Fault::Io)?;
+    let mut reader = Reader::new(&opened, opened.bytes().map_err(Fault::Io)?);
     let mut indexer = Indexer { number, label_key, ids: HashMap::new(), index: ShardIndex::default() };
-    let listed = dali::beside(&file.path, &meta).map(|(path, _)| dali::entries(&path, &mut reader));
+    // Of an object all blocks are read anyhow, since the labels lie between the images.
+    let meta = if let Opened::Local(local) = &opened { Some(local.metadata().map_err(Fault::Io)?) } else { None };
+    let beside = meta.and_then(|meta| dali::beside(&file.path, &meta));
+    let listed = beside.map(|(path, _)| dali::entries(&path, &mut reader));
     let mut groups = Groups::default();
     if let Some(Some(entries)) = listed {
         for entry in &entries {
@@ -117,8 +118,7 @@ pub fn index(file: &IndexedFile, number: u32, label_key: Option<&str>) -> Result
     if let Some(sample) = groups.last() {
         indexer.sample(sample, &mut reader)?;
     }
-    let is_as_it_was = |meta: std::fs::Metadata| file.is_as_indexed(&meta);
-    if !opened.metadata().is_ok_and(is_as_it_was) {
+    if !opened.is_as_indexed(file) {
         return Err(Fault::Changing);
     }
     Ok(indexer.index)

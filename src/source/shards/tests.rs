@@ -331,7 +331,8 @@ fn an_index_is_remembered_until_a_shard_changes() {
     };
     // Proof that it is what is read: another label in it.
     let places = places::find(&set.data_set()).unwrap().unwrap();
-    let (key, is_lasting) = key(&places, None, &files(&places).unwrap().1);
+    let (files, metas) = files(&places).unwrap();
+    let (key, is_lasting) = key(&places, None, &files, &metas);
     let mut contents = Contents::load(&saved, &key).unwrap();
     let mut marked = Contents::default();
     contents.splits[0].iter().for_each(|sample| marked.splits[0].push(Location { label: 3, ..sample }).unwrap());

@@ -1,0 +1,186 @@
+//! Which objects of a store are the shards of a data set: by patterns, or all in a folder, told apart by the words in their names.
+
+use super::super::located::IndexedFile;
+use super::super::remote::{Found, Remote, RemoteError, RemoteFile, Scheme, StoreOptions, Url};
+use super::super::{DataSet, DatasetError};
+use super::braces;
+use super::globs::{is_glob, matches};
+use super::places::Places;
+use crate::types::Split;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The shards of `set` and the objects that they are, training first; `None` when it names no store.
+///
+/// # Errors
+/// When the store cannot be read, or the names stand for objects that are not there.
+pub fn find(set: &DataSet, cache_dir: &Path) -> Result<Option<(Places, Vec<IndexedFile>)>, DatasetError> {
+    if set.remote_location().is_none() {
+        return Ok(None);
+    }
+    let data = set.data.to_str().unwrap_or_default();
+    let base = base(data).or_else(|| Split::ALL.iter().find_map(|&split| base(set.splits.of(split)?)));
+    let Some(base) = base else {
+        return Ok(None);
+    };
+    let base: Url = base.parse().map_err(|error: crate::types::ParseError| DatasetError::Remote(error.to_string()))?;
+    let remote = remote(&set.store, cache_dir).map_err(|error| failed(&error))?;
+    let location = if Url::is_url(data) { Url::shown(data) } else { base.to_string() };
+    let shown_base = PathBuf::from(base.to_string());
+    let mut bucket = Bucket { places: Places::at(location, shown_base), base, remote, found: HashMap::new() };
+    let all = if Url::is_url(data) { bucket.resolve(data)? } else { Vec::new() };
+    for &split in Split::ALL {
+        if let Some(place) = set.splits.of(split) {
+            bucket.places.shards[split as usize] = bucket.place(place)?;
+        }
+    }
+    let Bucket { mut places, remote, mut found, .. } = bucket;
+    if set.splits.of(Split::Val).is_some() && set.splits.of(Split::Train).is_none() && data.contains(".tar") {
+        places.shards[Split::Train as usize] = all;
+    } else {
+        places.by_words(set, &all);
+    }
+    let places = places.checked()?;
+    let file = |path: &PathBuf| {
+        let object = found.remove(path).expect("it was found by that name");
+        let name = path.strip_prefix(&places.base).unwrap_or(path).to_string_lossy().into_owned();
+        IndexedFile::remote(name, RemoteFile::new(&remote, object))
+    };
+    let files = places.shards.iter().flatten().map(file).collect();
+    Ok(Some((places, files)))
+}
+
+fn remote(options: &StoreOptions, cache_dir: &Path) -> Result<Arc<Remote>, RemoteError> {
+    let text =
+        |(name, value): (std::ffi::OsString, std::ffi::OsString)| name.into_string().ok().zip(value.into_string().ok());
+    Remote::new(options, cache_dir, std::env::vars_os().filter_map(text).collect())
+}
+
+fn failed(error: &RemoteError) -> DatasetError {
+    DatasetError::Remote(error.to_string())
+}
+
+/// The folder in which a pattern's objects lie: what goes before its first wildcard, up to a slash.
+fn base(pattern: &str) -> Option<&str> {
+    if !Url::is_url(pattern) {
+        return None;
+    }
+    let first = pattern.split("::").find(|part| Url::is_url(part))?;
+    // A query may hold slashes.
+    let query = if first.starts_with("http") { first.find('?') } else { None };
+    let literal = &first[..first.find(['{', '*', '[']).unwrap_or(first.len()).min(query.unwrap_or(first.len()))];
+    let host = literal.find("://")? + 3;
+    if !first.contains(".tar") || !literal[host..].contains('/') {
+        return Some(literal.trim_end_matches('/'));
+    }
+    literal.rfind('/').map(|slash| &literal[..slash])
+}
+
+/// Where shards are looked for.
+struct Bucket {
+    places: Places,
+    base: Url,
+    remote: Arc<Remote>,
+    /// Objects by the address that people see.
+    found: HashMap<PathBuf, Found>,
+}
+
+impl Bucket {
+    /// A split's shards: a pattern, or a word in the names of the shards in the folder.
+    fn place(&mut self, place: &str) -> Result<Vec<PathBuf>, DatasetError> {
+        let is_word = place.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if !is_word {
+            return self.resolve(place);
+        }
+        let all = self.listed(&self.base.clone())?;
+        let has_word = |path: &PathBuf| {
+            let name = path.strip_prefix(&self.places.base).unwrap_or(path).to_string_lossy();
+            name.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == place)
+        };
+        let found: Vec<_> = all.into_iter().filter(has_word).collect();
+        if found.is_empty() {
+            return Err(self.places.refused(format!("no .tar has the word `{place}` in its name (--splits)")));
+        }
+        Ok(found)
+    }
+
+    /// The shards that a pattern stands for, relative to the folder or as an address.
+    fn resolve(&mut self, pattern: &str) -> Result<Vec<PathBuf>, DatasetError> {
+        let (mut paths, mut named) = (Vec::new(), Vec::new());
+        for part in pattern.split("::") {
+            for name in braces::expand(part).map_err(|cause| self.places.refused(cause))? {
+                let url = self.url(&name)?;
+                let has_wildcard = is_glob(url.name()) && url.scheme() != Scheme::Http;
+                if has_wildcard || !url.name().ends_with(".tar") {
+                    let of = if has_wildcard { url.sibling(folder(url.name())) } else { url.clone() };
+                    let is_meant = |path: &PathBuf| {
+                        let wanted = url.to_string();
+                        !has_wildcard || matches(wanted.as_bytes(), path.as_os_str().as_encoded_bytes())
+                    };
+                    paths.extend(self.listed(&of)?.into_iter().filter(is_meant));
+                } else {
+                    paths.push(url.to_string().into());
+                    named.push(url);
+                }
+            }
+        }
+        if paths.is_empty() {
+            let cause = format!("there is no .tar at {}", Url::shown(pattern));
+            return Err(self.places.refused(cause));
+        }
+        // What was named is looked for at once, to be known by its ETag.
+        let found = self.remote.find(&named).map_err(|error| failed(&error))?;
+        self.found.extend(found.into_iter().map(|found| (found.url.to_string().into(), found)));
+        Ok(paths)
+    }
+
+    /// The shards in a folder and in its folders, by name.
+    fn listed(&mut self, of: &Url) -> Result<Vec<PathBuf>, DatasetError> {
+        let mut paths = Vec::new();
+        for found in self.remote.list(of).map_err(|error| failed(&error))? {
+            if found.url.name().ends_with(".tar") {
+                let path = PathBuf::from(found.url.to_string());
+                self.found.insert(path.clone(), found);
+                paths.push(path);
+            }
+        }
+        Ok(paths)
+    }
+
+    fn url(&self, name: &str) -> Result<Url, DatasetError> {
+        if !Url::is_url(name) {
+            let folder = self.base.name();
+            let separator = if folder.is_empty() { "" } else { "/" };
+            return Ok(self.base.sibling(&format!("{folder}{separator}{name}")));
+        }
+        name.parse().map_err(|error: crate::types::ParseError| DatasetError::Remote(error.to_string()))
+    }
+}
+
+/// The folder of an object's name.
+fn folder(name: &str) -> &str {
+    let literal = &name[..name.find(['*', '?', '[']).unwrap_or(name.len())];
+    literal.rfind('/').map_or("", |slash| &literal[..slash])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_is_what_goes_before_a_wildcard() {
+        for (pattern, expected) in [
+            ("s3://b/a/train-{000..146}.tar", Some("s3://b/a")),
+            ("s3://b/train-*.tar", Some("s3://b")),
+            ("s3://b/a/x.tar::s3://c/y.tar", Some("s3://b/a")),
+            ("s3://b/a/", Some("s3://b/a")),
+            ("s3://b", Some("s3://b")),
+            ("https://h/a/b.tar?sig=x/y.tar", Some("https://h/a")),
+            ("a/b.tar", None),
+        ] {
+            assert_eq!(base(pattern), expected, "{pattern}");
+        }
+        assert_eq!([folder("a/b/c-*.tar"), folder("*.tar"), folder("a/b")], ["a/b", "", "a"]);
+    }
+}

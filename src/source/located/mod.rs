@@ -9,6 +9,10 @@
 //!
 //! A file that is cut, written into or replaced while it is served gives [`ReadError::FileChanged`] for its samples; never other bytes.
 
+#[cfg_attr(
+    not(feature = "cloud"),
+    expect(dead_code, unreachable_code, reason = "without the feature `cloud` no file is remote")
+)]
 mod files;
 mod samples;
 mod saved;

@@ -6,7 +6,7 @@ use super::super::{ReadError, Stamp};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RemoteFile {}
 
-#[expect(missing_docs, clippy::missing_errors_doc, reason = "they are client.rs's, and cannot be called")]
+#[expect(missing_docs, reason = "they are client.rs's, and cannot be called")]
 impl RemoteFile {
     pub fn location(&self) -> String {
         match *self {}
@@ -22,5 +22,29 @@ impl RemoteFile {
     }
     pub fn read_waiting(&self, _: u64, _: &mut [u8]) -> Result<(), ReadError> {
         match *self {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::{DataSet, DatasetError, open};
+    use std::path::Path;
+
+    #[test]
+    fn addresses_are_refused_by_name_with_the_remedy() {
+        for (data, splits) in [
+            ("s3://b/train-{0..9}.tar", ""),
+            ("https://h/a.tar?sig=secret", ""),
+            ("here", "train=gs://b/a.tar,val=az://c/b.tar"),
+        ] {
+            let splits = if splits.is_empty() { Default::default() } else { splits.parse().unwrap() };
+            let error = open(&DataSet { splits, ..DataSet::at(Path::new(data)) }, &mut |_| {}).unwrap_err();
+            let text = error.to_string();
+            assert!(
+                matches!(error, DatasetError::NoCloud(_)) && text.contains("://") && text.contains("`cloud`"),
+                "{text}"
+            );
+            assert!(!text.contains("secret"), "{text}");
+        }
     }
 }

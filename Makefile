@@ -9,8 +9,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 MIXD   := $(TARGET)/release/mixd
 # libjpeg-turbo decodes faster than what is built in else, and to Pillow's pixels; its build needs cmake and nasm.
 # CUDA is looked for when it is asked for: its part is built everywhere.
-plain  := --features "cuda turbojpeg"
-with   := --features "torch turbojpeg"
+plain  := --features "cuda turbojpeg cloud"
+with   := --features "torch turbojpeg cloud"
+# What `cargo build` gives, whose JPEG decoder is in Rust, with the tests of object stores.
+bare   := --features cloud-test
 # What a trainer links.
 client := --no-default-features --features cuda
 CARGO_TEST   := cargo test --release --locked
@@ -68,8 +70,8 @@ demo: build ## Train on DATA (a folder or archive; default sample-data) for EPOC
 test: test-rust test-python ## Run every test without libtorch and libjpeg-turbo; with them, and each benchmark once; then the package's
 
 test-rust: libtorch
-	$(CARGO_TEST) --tests
-	$(CARGO_TEST) --doc
+	$(CARGO_TEST) $(bare) --tests
+	$(CARGO_TEST) $(bare) --doc
 	$(CARGO_TEST) --all-targets $(with)
 	$(CARGO_TEST) --doc $(with)
 	@$(MAKE) --no-print-directory check-replay check-bench
@@ -141,13 +143,13 @@ check-bench: build .python ## Run each measurement of `make bench` once, on the 
 
 lint: libtorch python .venv/torch/ready ## Check format, clippy and rustdoc, without libtorch and libjpeg-turbo, and with them; and the package's types
 	cargo fmt --all --check
-	$(CARGO_CLIPPY) -- -D warnings
+	$(CARGO_CLIPPY) $(bare) -- -D warnings
 	$(CARGO_CLIPPY) $(with) -- -D warnings
 	$(CARGO_CLIPPY) --package mixd-python -- -D warnings
 	cargo clippy --release --locked $(client) --lib -- -D warnings
 	@! cargo tree --locked $(client) --edges normal --prefix none | grep -E '^(clap|image|plotters|tar) ' || \
 		{ echo "a trainer would link these (feature daemon has what only the daemon needs)" >&2; exit 1; }
-	$(CARGO_DOC)
+	$(CARGO_DOC) $(bare)
 	$(CARGO_DOC) $(with)
 	.venv/plain/bin/ruff check python
 	.venv/plain/bin/ruff format --check python

@@ -269,6 +269,5 @@ def test_splits_are_where_they_are_given_and_a_part_is_set_aside(tmp_path: Path)
         assert (server.feed("train", size=16).samples, server.feed("val", size=16).samples) == (50, 200)
     with mixd.serve(data=SAMPLE_DATA / "train", splits={"train": "."}, holdout=0.1) as server:
         assert (server.feed("train", size=16).samples, server.feed("val", size=16).samples) == (180, 20)
-    with mixd.serve(data=SAMPLE_DATA / "train", splits={"train": "."}) as server:
-        with pytest.raises(mixd.SpecError, match="--holdout"):
-            server.feed("val", size=16)
+    with mixd.serve(data=SAMPLE_DATA / "train", splits={"train": "."}) as server, pytest.raises(mixd.SpecError, match="--holdout"):
+        server.feed("val", size=16)

@@ -1,0 +1,54 @@
+"""Data sets of several kinds, and parts of them, through `mixd.serve`."""
+
+import subprocess
+from pathlib import Path
+
+import mixd
+import pytest
+from mixd.launch import program
+
+from ..conftest import SAMPLE_DATA
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample data as shards, in its own order."""
+    out = tmp_path_factory.mktemp("packed") / "shards"
+    command = [program(), "pack", "--data", str(SAMPLE_DATA), "--out", str(out), "--in-order", "--shard-size", "500K"]
+    subprocess.run(command, check=True, capture_output=True)
+    return out
+
+
+def digests(data: str | Path, **options: object) -> list[int]:
+    """The digests of an epoch of plain batches."""
+    with (
+        mixd.serve(data, workers=1, cache="64M", **options) as server,
+        server.feed("train", batch_size=32, size=32, digest=True, seed=4) as feed,
+    ):
+        return [batch.digest for batch in feed]
+
+
+def test_shards_give_the_batches_of_their_folder(shards: Path) -> None:
+    folder = digests(SAMPLE_DATA)
+    assert digests(shards) == folder
+    pattern = f"{shards}/train-{{000000..{len(list(shards.glob('train-*.tar'))) - 1:06}}}.tar"
+    assert digests(pattern) == folder
+
+
+def test_parts_are_chosen_by_options() -> None:
+    with (
+        mixd.serve(SAMPLE_DATA, max_samples=40, exif="apply", workers=1, cache="64M") as server,
+        server.feed("train", batch_size=8, size=32) as feed,
+    ):
+        assert feed.samples == 40
+    with (
+        mixd.serve(SAMPLE_DATA / "train", splits={"train": "."}, holdout=0.2, workers=1, cache="64M") as server,
+        server.feed("val", batch_size=8, size=32) as feed,
+    ):
+        assert feed.samples == 40
+
+
+def test_what_cannot_be_opened_is_named_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").write_bytes(b"")
+    with pytest.raises(mixd.NoDaemonError, match="expected DATA/train/<class>/<image>"):
+        mixd.serve(tmp_path)

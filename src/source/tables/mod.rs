@@ -342,11 +342,16 @@ fn index_all(
     let tables = index_each(files, &chosen)?;
     let classes = vocabulary(files, &tables, &chosen)?;
     let mut contents = Contents { classes: classes.stored(), ..Contents::default() };
-    let (mut coded_pages, mut unlabelled) = (Vec::new(), [0_usize; Split::ALL.len()]);
+    let (mut coded_pages, mut unlabelled) = (Vec::<BTreeMap<u64, CodedPage>>::new(), [0_usize; Split::ALL.len()]);
     for (number, ((split, path, _), rows)) in files.iter().zip(tables).enumerate() {
         let samples = &mut contents.splits[*split as usize];
         unlabelled[*split as usize] += push(samples, number as u32, path, &rows, &classes)?;
         coded_pages.push(rows.coded.iter().map(|page| (page.offset(), *page)).collect());
+    }
+    let pages: usize = coded_pages.iter().map(BTreeMap::len).sum();
+    if pages > 0 {
+        let why = "to read an image its page is decompressed (docs/datasets.md)";
+        contents.notes.push(format!("images lie in {pages} compressed pages: {why}"));
     }
     for (&split, &count) in Split::ALL.iter().zip(&unlabelled).filter(|(_, count)| **count > 0) {
         contents.notes.push(format!("{count} rows of {split} left out: they have no label"));

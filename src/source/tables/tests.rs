@@ -77,6 +77,13 @@ fn every_way_of_writing_a_table_gives_its_rows() {
             assert!(if is_numbered { names(class) == number.to_string() } else { class == name }, "{}", escaped(&file));
         }
         assert_eq!((source.len(Split::Val), source.classes().len()), (0, 3));
+        let has_coded = source.coded.iter().any(|pages| !pages.is_empty());
+        assert_eq!(
+            source.notes().iter().any(|note| note.contains("compressed pages")),
+            has_coded,
+            "{:?}",
+            source.notes()
+        );
         let is_unlabelled = read_all(&file).unwrap() > found.len();
         assert_eq!(
             source.notes().iter().any(|note| note == "3 rows of train left out: they have no label"),

@@ -384,7 +384,9 @@ impl Entry {
             hash.update(chunk);
             at += chunk.len() as u64;
         }
-        debug_assert_eq!(at, range.end);
+        if at != range.end {
+            return Err(io::Error::new(ErrorKind::InvalidData, "a block of another length was to be written"));
+        }
         let hash = hash.digest();
         let record = [hash, self.mark(block, hash)];
         self.manifest.write_all_at(bytemuck::cast_slice(&record), RECORDS_AT + u64::from(block) * RECORD_BYTES)?;

@@ -88,6 +88,8 @@ fn a_demanded_block_does_not_wait_for_the_rest_of_its_object() {
         assert!(bytes == content[at..at + 100] && start.elapsed() < DEADLINE);
         until("requests for the rest", || (proxy.asked().len() >= 13).then_some(()));
     }
+    // Of 16 requests at once 4 are kept for what is demanded.
+    assert_eq!(proxy.asked().len(), 2 + 12, "{:?}", proxy.asked());
     proxy.hold(0..0);
     assert!(read(&file, 0, 24 * BLOCK).unwrap() == content);
 }

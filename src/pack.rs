@@ -170,7 +170,7 @@ impl Packer {
     /// A sample's image as it is to be written.
     fn image(&mut self, source: &dyn Source, split: Split, sample: SampleId) -> Result<Image, String> {
         let mut bytes = Vec::new();
-        source.read(split, sample, &mut bytes).map_err(|error| error.to_string())?;
+        source.read_waiting(split, sample, &mut bytes).map_err(|error| error.to_string())?;
         let ending = match image::guess_format(&bytes) {
             Ok(ImageFormat::Jpeg) => "jpg",
             Ok(ImageFormat::Png) => "png",

@@ -1,8 +1,8 @@
 //! Packing: the samples of any source as shards that WebDataset reads, images as they are or smaller.
 //!
 //! A shard is a tar of about [`PackOptions::shard_bytes`]; a sample is its image (`00000042.jpg`, by its content) and `00000042.cls`, the number of its
-//! class, or `00000042.json` with all its classes where images have several. Training samples are in a random order that is always the same, so that
-//! readers that shuffle only within a window get mixed classes. The same source and options make the same bytes.
+//! class. Training samples are in a random order that is always the same, so that readers that shuffle only within a window get mixed classes. The
+//! same source and options make the same bytes.
 
 use crate::decode::{DecodeKind, Decoder, ExifOrientation, ImageError};
 use crate::escape::escaped;
@@ -59,6 +59,9 @@ pub enum PackError {
     /// The folder has files already.
     #[error("{}: is not empty (name a new folder)", escaped(.0))]
     NotEmpty(PathBuf),
+    /// Images have several labels.
+    #[error("the images of this data set have several labels, for which shards have no field: keep it as it is")]
+    SeveralLabels,
     /// A system call failed.
     #[error("cannot write {}: {source}", escaped(&path))]
     Io {
@@ -83,6 +86,9 @@ pub fn pack(
         let path = path.to_owned();
         move |source| PackError::Io { path, source }
     };
+    if source.label_sets().is_some() {
+        return Err(PackError::SeveralLabels);
+    }
     std::fs::create_dir_all(out).map_err(failed(out))?;
     if std::fs::read_dir(out).map_err(failed(out))?.next().is_some() {
         return Err(PackError::NotEmpty(out.to_owned()));
@@ -244,19 +250,13 @@ impl<'a> Shards<'a> {
         }
         let key = format!("{:08}", self.written.lengths.iter().sum::<u64>());
         let (tar, bytes) = self.open.as_mut().expect("just made");
-        let label = source.label(split, sample);
-        let fields = [
-            (format!("{key}.{}", image.ending), image.bytes.clone()),
-            match source.label_sets() {
-                None => (format!("{key}.cls"), label.to_string().into_bytes()),
-                Some(sets) => (format!("{key}.json"), json!({"labels": sets[label as usize]}).to_string().into_bytes()),
-            },
-        ];
-        for (name, content) in fields {
+        let label = source.label(split, sample).to_string();
+        let fields = [(image.ending, &*image.bytes), ("cls", label.as_bytes())];
+        for (field, content) in fields {
             let mut header = Header::new_ustar();
             header.set_size(content.len() as u64);
             header.set_mode(0o644);
-            tar.append_data(&mut header, name, &*content)?;
+            tar.append_data(&mut header, format!("{key}.{field}"), content)?;
             *bytes += 512 + (content.len() as u64).next_multiple_of(512);
         }
         *self.written.lengths.last_mut().expect("just made") += 1;

@@ -7,9 +7,8 @@
 use crate::decode::{DecodeKind, Decoder, ExifOrientation, ImageError};
 use crate::escape::escaped;
 use crate::render::{LoadOptions, Loader, ResizeKind, SourceSize};
-use crate::source::Source;
+use crate::source::{ReadError, Source, format_of};
 use crate::types::{SampleId, Split};
-use image::ImageFormat;
 use jpeg_encoder::{ColorType, Encoder};
 use serde_json::json;
 use std::fs::File;
@@ -62,6 +61,14 @@ pub enum PackError {
     /// Images have several labels.
     #[error("the images of this data set have several labels, for which shards have no field: keep it as it is")]
     SeveralLabels,
+    /// A sample cannot be read, which may pass.
+    #[error("{name} {source} (the folder is not whole: remove it, and pack again)")]
+    Read {
+        /// The sample.
+        name: String,
+        /// Why.
+        source: ReadError,
+    },
     /// A system call failed.
     #[error("cannot write {}: {source}", escaped(&path))]
     Io {
@@ -75,7 +82,7 @@ pub enum PackError {
 /// Writes the samples of `source` to shards in the folder `out`; `progress` gets the samples done and all samples.
 ///
 /// # Errors
-/// When the folder is not empty or cannot be written to. Samples that cannot be read are left out and listed.
+/// When the folder is not empty or cannot be written to, or a sample cannot be read. Samples that are no images are left out and listed.
 pub fn pack(
     source: &dyn Source,
     out: &Path,
@@ -104,7 +111,7 @@ pub fn pack(
         let mut shards = Shards::new(out, split, options.shard_bytes);
         for turn in order.chunks(SAMPLES_A_TURN * packers.len()) {
             for (image, &sample) in prepared(&mut packers, source, split, turn).into_iter().zip(turn) {
-                match image {
+                match image? {
                     Ok(image) => shards.push(&image, source, split, sample).map_err(failed(out))?,
                     Err(cause) => packed.bad.push(format!("{}: {cause}", source.name(split, sample))),
                 }
@@ -144,7 +151,7 @@ fn prepared(
     source: &dyn Source,
     split: Split,
     samples: &[SampleId],
-) -> Vec<Result<Image, String>> {
+) -> Vec<Result<Result<Image, String>, PackError>> {
     let each = samples.len().div_ceil(packers.len());
     let parts: Vec<_> = std::thread::scope(|scope| {
         let parts = packers.iter_mut().zip(samples.chunks(each));
@@ -173,20 +180,23 @@ impl Packer {
         Self { loader: Loader::new(load), size, quality, exif }
     }
 
-    /// A sample's image as it is to be written.
-    fn image(&mut self, source: &dyn Source, split: Split, sample: SampleId) -> Result<Image, String> {
+    /// A sample's image as it is to be written, or why it is none.
+    fn image(
+        &mut self,
+        source: &dyn Source,
+        split: Split,
+        sample: SampleId,
+    ) -> Result<Result<Image, String>, PackError> {
         let mut bytes = Vec::new();
-        source.read_waiting(split, sample, &mut bytes).map_err(|error| error.to_string())?;
-        let ending = match image::guess_format(&bytes) {
-            Ok(ImageFormat::Jpeg) => "jpg",
-            Ok(ImageFormat::Png) => "png",
-            Ok(ImageFormat::WebP) => "webp",
-            Ok(ImageFormat::Gif) => "gif",
-            Ok(ImageFormat::Bmp) => "bmp",
-            Ok(ImageFormat::Tiff) => "tiff",
-            Ok(ImageFormat::Pnm) => "ppm",
-            _ => return Err(ImageError::UnknownFormat.to_string()),
-        };
+        match source.read_waiting(split, sample, &mut bytes) {
+            Ok(_) => Ok(self.encoded(bytes)),
+            Err(error @ ReadError::TooLarge { .. }) => Ok(Err(error.to_string())),
+            Err(error) => Err(PackError::Read { name: source.name(split, sample), source: error }),
+        }
+    }
+
+    fn encoded(&mut self, bytes: Vec<u8>) -> Result<Image, String> {
+        let ending = format_of(&bytes).ok_or_else(|| ImageError::UnknownFormat.to_string())?;
         if self.quality.is_none() && !self.is_larger(&bytes)? {
             return Ok(Image { bytes, ending });
         }

@@ -3,7 +3,7 @@
 use crate::client;
 use crate::cpus::{Cpus, Workers};
 use crate::decode::{DecodeKind, ExifOrientation, JPEG_DECODER};
-use crate::escape::escaped;
+use crate::escape::{escaped, printable};
 use crate::mix::MixerKind;
 use crate::pipeline::{self, OnBadImage};
 use crate::render::{LoadOptions, ResizeKind, SourceSize};
@@ -84,7 +84,7 @@ impl DataArgs {
         bar.finish_and_clear();
         let source = source?;
         for note in source.notes() {
-            tracing::info!("{}: {note}", source.location());
+            tracing::info!("{}: {}", source.location(), printable(note));
         }
         Ok(source)
     }
@@ -96,8 +96,8 @@ impl DataArgs {
         Ok(StoreOptions { disk_cache: self.disk_cache.clone(), timeout })
     }
 
-    /// The same data set for a daemon of our own.
-    pub fn arguments(&self) -> Vec<OsString> {
+    /// The same data set for a daemon of our own: options, and variables for what may be a signed address, since all users see options.
+    pub fn arguments(&self) -> (Vec<OsString>, [(&'static str, OsString); 2]) {
         let Self {
             data,
             splits,
@@ -111,7 +111,6 @@ impl DataArgs {
             store_timeout,
         } = self;
         let texts = [
-            ("splits", splits.as_ref().map(Splits::to_string)),
             ("image-key", image_key.clone()),
             ("label-key", label_key.clone()),
             ("holdout", holdout.map(|holdout| holdout.to_string())),
@@ -120,9 +119,10 @@ impl DataArgs {
             ("store-timeout", Some(store_timeout.to_string())),
         ];
         let texts = texts.into_iter().filter_map(|(key, text)| Some(format!("--{key}={}", text?).into()));
-        let paths = [("--data", Some(data)), ("--labels", labels.as_ref()), ("--samples", samples.as_ref())];
+        let paths = [("--labels", labels.as_ref()), ("--samples", samples.as_ref())];
         let paths = paths.into_iter().filter_map(|(key, path)| Some([key.into(), path?.into()]));
-        paths.flatten().chain(texts).collect()
+        let splits = splits.as_ref().map(Splits::to_string).unwrap_or_default();
+        (paths.flatten().chain(texts).collect(), [("MIXD_DATA", data.into()), ("MIXD_SPLITS", splits.into())])
     }
 }
 

@@ -1,5 +1,6 @@
 //! A daemon of one's own: a separate process that ends with the command that started it.
 
+use super::options::DataArgs;
 use anyhow::{Context, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -31,11 +32,11 @@ fn end(child: &mut Child) -> io::Result<ExitStatus> {
 }
 
 impl OwnDaemon {
-    /// Starts a daemon with these options of `mixd serve`, the data set's among them, and waits until it serves.
+    /// Starts a daemon on a data set with these options of `mixd serve`, and waits until it serves.
     ///
     /// # Errors
     /// When it does not come up; its own words are on standard error then.
-    pub fn start(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Self> {
+    pub fn start(data: &DataArgs, arguments: &[OsString]) -> anyhow::Result<Self> {
         // No process id, which other containers that share the folder of sockets have, too.
         let mut name = [0; 8];
         rustix::rand::getrandom(&mut name, rustix::rand::GetRandomFlags::empty())?;
@@ -43,6 +44,8 @@ impl OwnDaemon {
         let socket = crate::client::default_socket().with_file_name(name);
         let mut command = Command::new(super::program()?);
         command.arg("serve").arg("--socket").arg(&socket).arg("--until-eof").args(arguments);
+        let (options, variables) = data.arguments();
+        command.args(options).envs(variables.into_iter().filter(|(_, value)| !value.is_empty()));
         // What it was told here must not be told otherwise by a file that was meant for this command.
         command.env_remove("MIXD_CONFIG");
         if std::env::var_os("RUST_LOG").is_none() {

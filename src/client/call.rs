@@ -61,7 +61,8 @@ pub(super) async fn connect(socket: &Path) -> Result<ControlClient<Channel>, Cli
         true => ClientError::NoDescriptors,
         false => no_daemon(error.to_string()),
     })?;
-    Ok(ControlClient::new(channel))
+    // Sets of labels, and a million classes, are more than the 4 MiB that are the default; the socket is the user's own.
+    Ok(ControlClient::new(channel).max_decoding_message_size(usize::MAX))
 }
 
 /// Waits for the answer to a call; `None` when `interrupted`, which is asked every 50 ms.

@@ -1,5 +1,6 @@
 //! The daemon's state: one pipeline, and the feeds that trainers have open.
 
+use crate::escape::printable;
 use crate::pipeline::{Feed, OpenError, Pipeline, Seat, StoreEntry, Views};
 use crate::ring::{ReaderId, ReaderStatus, RingError};
 use crate::spec::{Difference, FeedSpec, Recipe, ShareName};
@@ -302,7 +303,7 @@ impl Daemon {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             data: source.location(),
-            notes: source.notes().to_vec(),
+            notes: source.notes().iter().map(|note| printable(note).to_string()).collect(),
             uptime_s: self.started.elapsed().as_secs_f64(),
             cpu_s: usage.cpu.as_secs_f64(),
             peak_rss_bytes: usage.peak_rss_bytes,

@@ -150,7 +150,7 @@ impl Ledger {
             }
             match source.read(split, sample, &mut bytes) {
                 Ok(_) if !fault.is_of(&bytes) => self.clear(source, split, sample),
-                Err(ReadError::DescriptorShortage(_) | ReadError::NotYet) => {}
+                Err(ReadError::DescriptorShortage(_)) => {}
                 _ => bad += 1,
             }
             if bad > enough {

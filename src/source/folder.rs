@@ -27,6 +27,8 @@ pub struct Folder {
 
 /// Bytes of a file that are read before it is known to begin as an image does.
 const HEAD_BYTES: u64 = 64 << 10;
+/// Entries of a folder that tell what it holds.
+const ENTRIES_MAX: usize = 64;
 /// The longest path, with its end marker, that Linux opens (`PATH_MAX`).
 const PATH_BYTES_MAX: usize = 4_096;
 
@@ -75,6 +77,13 @@ impl Folder {
     }
 }
 
+/// Whether a folder has images in folders of classes, in its `train`: then it is an image folder, whatever else lies in it.
+pub(super) fn has_classes(root: &Path) -> bool {
+    let entries = |folder: &Path, most: usize| std::fs::read_dir(folder).into_iter().flatten().flatten().take(most);
+    let holds_images = |folder: &Path| entries(folder, ENTRIES_MAX).any(|entry| walk::is_image(&entry.path()));
+    entries(&root.join("train"), ENTRIES_MAX).any(|entry| entry.path().is_dir() && holds_images(&entry.path()))
+}
+
 /// Calls `run` with the path of these parts, without an allocation.
 pub(super) fn path_in<const PARTS: usize, T>(
     parts: [&[u8]; PARTS],
@@ -101,12 +110,22 @@ pub(super) fn read_file(file: File, bytes: &mut Vec<u8>) -> Result<Option<Stamp>
     Ok(settled_stamp(&meta))
 }
 
+/// The ending of an image's format, by its first bytes.
+pub fn format_of(bytes: &[u8]) -> Option<&'static str> {
+    // BigTIFF, which `image` does not know.
+    if bytes.starts_with(b"II+\0") || bytes.starts_with(b"MM\0+") {
+        return Some("tiff");
+    }
+    let format = image::guess_format(bytes).ok()?;
+    format.extensions_str().first().copied()
+}
+
 /// Reads a file of `len` bytes; of one that does not begin as an image does only [`HEAD_BYTES`], by which the decoder refuses it.
 fn read_image(file: &File, len: u64, bytes: &mut Vec<u8>) -> Result<(), ReadError> {
     // One more, so that the end is found without another allocation.
     bytes.reserve(len.min(HEAD_BYTES) as usize + 1);
     file.take(HEAD_BYTES).read_to_end(bytes)?;
-    let is_image = || bytes.starts_with(&[0xFF, 0xD8]) || image::guess_format(bytes).is_ok();
+    let is_image = || format_of(bytes).is_some();
     if (bytes.len() as u64) < HEAD_BYTES || !is_image() {
         return Ok(());
     }
@@ -166,8 +185,8 @@ impl Source for Folder {
         for [folder, name] in self.index.paths(split) {
             [folder, b"/", name, &[0]].iter().for_each(|part| hash.update(part));
         }
-        if self.splits != Splits::default() {
-            hash.update(self.splits.to_string().as_bytes());
+        if let Some(place) = self.splits.of(split) {
+            hash.update(place.as_bytes());
         }
     }
 

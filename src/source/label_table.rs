@@ -2,7 +2,6 @@
 
 use super::DatasetError;
 use super::walk::is_image;
-use crate::types::Split;
 use csv::{ReaderBuilder, StringRecord, Trim};
 use serde_json::Value;
 use std::path::Path;
@@ -26,8 +25,8 @@ pub struct Row {
     pub file: String,
     /// Its labels; exactly one unless the table [has several](Table::is_multi).
     pub labels: Vec<String>,
-    /// The split that the table gives.
-    pub split: Option<Split>,
+    /// The split that the table gives, as written.
+    pub split: Option<String>,
 }
 
 /// The rows of a table.
@@ -39,30 +38,22 @@ pub struct Table {
     pub is_multi: bool,
 }
 
-/// The split that a name means; `valid`, `validation`, `dev` and `test` are the validation split.
-pub fn split_named(name: &str) -> Option<Split> {
-    match name.to_ascii_lowercase().as_str() {
-        "train" | "training" => Some(Split::Train),
-        "val" | "valid" | "validation" | "dev" | "test" | "testing" => Some(Split::Val),
-        _ => None,
-    }
-}
-
 impl Table {
-    /// Reads a table; `label` names its column of labels where it is not one of the usual names.
+    /// Reads a table; `label` names its column of labels where it is not one of the usual names. With `by_custom` such a name is all that tells it.
     ///
     /// # Errors
     /// When it cannot be read, or has no files or labels.
-    pub fn read(path: &Path, label: Option<&str>) -> Result<Self, DatasetError> {
+    pub fn read(path: &Path, label: Option<&str>, by_custom: bool) -> Result<Self, DatasetError> {
         let bytes = std::fs::read(path).map_err(DatasetError::io("read", path))?;
         let is_json = path.extension().is_some_and(|extension| extension == "jsonl" || extension == "json");
-        Self::parse(&bytes, is_json, label).map_err(|cause| DatasetError::Labels { path: path.to_owned(), cause })
+        Self::parse(&bytes, is_json, label, by_custom)
+            .map_err(|cause| DatasetError::Labels { path: path.to_owned(), cause })
     }
 
-    fn parse(bytes: &[u8], is_json: bool, label: Option<&str>) -> Result<Self, String> {
+    fn parse(bytes: &[u8], is_json: bool, label: Option<&str>, by_custom: bool) -> Result<Self, String> {
         let text = std::str::from_utf8(bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes))
             .map_err(|error| format!("is not UTF-8 at byte {}: save it as UTF-8", error.valid_up_to()))?;
-        let mut table = if is_json { json(text, label)? } else { csv(text, label)? };
+        let mut table = if is_json { json(text, label)? } else { csv(text, label, by_custom)? };
         if table.rows.is_empty() {
             return Err("has no rows".to_owned());
         }
@@ -98,7 +89,12 @@ enum Kind {
 
 impl Columns {
     /// Of a table with a header; `cells` tells whether a column holds nothing but 0 and 1.
-    fn of(header: &StringRecord, label: Option<&str>, is_binary: impl Fn(usize) -> bool) -> Result<Self, String> {
+    fn of(
+        header: &StringRecord,
+        label: Option<&str>,
+        by_custom: bool,
+        is_binary: impl Fn(usize) -> bool,
+    ) -> Result<Self, String> {
         let lower: Vec<String> = header.iter().map(str::to_ascii_lowercase).collect();
         let first = |names: &[&str]| names.iter().find_map(|name| lower.iter().position(|column| column == name));
         let listed = || header.iter().collect::<Vec<_>>().join(", ");
@@ -115,14 +111,14 @@ impl Columns {
         match (first(&LABELS_COLUMNS), first(&LABEL_COLUMNS), &*others) {
             (Some(at), ..) => with(vec![at], Kind::Joined),
             (None, Some(at), _) => with(vec![at], Kind::One),
-            (None, None, &[at]) => with(vec![at], Kind::One),
-            (None, None, [_, ..]) if others.iter().all(|&at| is_binary(at)) => with(others, Kind::OneHot),
+            (None, None, &[at]) if !by_custom => with(vec![at], Kind::One),
+            (None, None, [_, ..]) if !by_custom && others.iter().all(|&at| is_binary(at)) => with(others, Kind::OneHot),
             _ => Err(format!("has no column of labels among {} (name it label, or give --label-key COLUMN)", listed())),
         }
     }
 }
 
-fn csv(text: &str, label: Option<&str>) -> Result<Table, String> {
+fn csv(text: &str, label: Option<&str>, by_custom: bool) -> Result<Table, String> {
     let first_line = text.lines().next().unwrap_or_default();
     let delimiter = [b',', b'\t', b';'].into_iter().find(|&byte| first_line.as_bytes().contains(&byte)).unwrap_or(b',');
     let mut reader = ReaderBuilder::new()
@@ -139,7 +135,7 @@ fn csv(text: &str, label: Option<&str>) -> Result<Table, String> {
         let header = records.remove(0);
         let is_binary =
             |at: usize| records.iter().all(|record| matches!(record.get(at), Some("0" | "1" | "0.0" | "1.0")));
-        (Columns::of(&header, label, is_binary)?, header)
+        (Columns::of(&header, label, by_custom, is_binary)?, header)
     } else {
         let count = records.iter().map(StringRecord::len).max().unwrap_or(0);
         if count < 2 {
@@ -167,7 +163,7 @@ fn csv(text: &str, label: Option<&str>) -> Result<Table, String> {
             return Err(format!("gives {file} no label in line {line}"));
         }
         let split = columns.split.and_then(|at| record.get(at)).filter(|name| !name.is_empty());
-        Ok(Row { file, labels, split: split.map(|name| split_in(name, line)).transpose()? })
+        Ok(Row { file, labels, split: split.map(str::to_owned) })
     });
     Ok(Table { rows: rows.collect::<Result<_, String>>()?, is_multi: columns.kind != Kind::One })
 }
@@ -176,10 +172,6 @@ fn separated(cell: &str, by_characters: bool) -> Vec<String> {
     let is_separator = |c: char| if by_characters { SEPARATORS.contains(&c) } else { c.is_whitespace() };
     let labels = cell.split(is_separator).map(str::trim).filter(|label| !label.is_empty());
     labels.map(str::to_owned).collect()
-}
-
-fn split_in(name: &str, line: u64) -> Result<Split, String> {
-    split_named(name).ok_or_else(|| format!("has the split `{name}` in line {line} (use train or val)"))
 }
 
 /// Objects a line, or one list of them.
@@ -221,7 +213,7 @@ fn json(text: &str, label: Option<&str>) -> Result<Table, String> {
                 listed()
             )
         })?;
-        let split = first(&SPLIT_COLUMNS).and_then(Value::as_str).map(|name| split_in(name, line)).transpose()?;
+        let split = first(&SPLIT_COLUMNS).and_then(Value::as_str).map(str::to_owned);
         rows.push(Row { file: file.to_owned(), labels, split });
     }
     Ok(Table { rows, is_multi })
@@ -241,13 +233,13 @@ mod tests {
     use super::*;
 
     fn parsed(text: &str) -> Result<Table, String> {
-        Table::parse(text.as_bytes(), text.trim_start().starts_with(['{', '[']), None)
+        Table::parse(text.as_bytes(), text.trim_start().starts_with(['{', '[']), None, false)
     }
 
     /// `file:label+label@split` of each row.
     fn shown(text: &str) -> Vec<String> {
         let row = |row: &Row| {
-            let split = row.split.map(|split| format!("@{split}")).unwrap_or_default();
+            let split = row.split.as_ref().map(|split| format!("@{split}")).unwrap_or_default();
             format!("{}:{}{split}", row.file, row.labels.join("+"))
         };
         parsed(text).unwrap().rows.iter().map(row).collect()
@@ -295,16 +287,16 @@ mod tests {
     #[test]
     fn splits_are_read() {
         let text = "file,label,split\n1.jpg,a,train\n2.jpg,a,VALID\n3.jpg,a,\n";
-        assert_eq!(shown(text), ["1.jpg:a@train", "2.jpg:a@val", "3.jpg:a"]);
+        assert_eq!(shown(text), ["1.jpg:a@train", "2.jpg:a@VALID", "3.jpg:a"]);
         let text = "{\"file\": \"1.jpg\", \"label\": \"a\", \"split\": \"test\"}";
-        assert_eq!(shown(text), ["1.jpg:a@val"]);
+        assert_eq!(shown(text), ["1.jpg:a@test"]);
     }
 
     #[test]
     fn a_column_can_be_named() {
         let text = "file,label,kind\n1.jpg,a,b\n";
-        assert_eq!(Table::parse(text.as_bytes(), false, Some("kind")).unwrap().rows[0].labels, ["b"]);
-        let error = Table::parse(text.as_bytes(), false, Some("sort")).unwrap_err();
+        assert_eq!(Table::parse(text.as_bytes(), false, Some("kind"), false).unwrap().rows[0].labels, ["b"]);
+        let error = Table::parse(text.as_bytes(), false, Some("sort"), false).unwrap_err();
         assert!(error.contains("no column sort among file, label, kind"), "{error}");
     }
 
@@ -318,7 +310,6 @@ mod tests {
             ("file,width,height\n1.jpg,3,4\n", "no column of labels among file, width, height"),
             ("file,label\n1.jpg,\n", "gives 1.jpg no label in line 2"),
             ("file,label\n,cat\n", "names no file in line 2"),
-            ("file,label,split\n1.jpg,a,fold3\n", "split `fold3` in line 2"),
             ("{\"file\": \"1.jpg\"}", "gives 1.jpg no label in row 1"),
             ("{\"file\": \"1.jpg\", \"label\": {\"x\": 1}}", "no label in row 1"),
             ("{\"label\": \"1.jpg\"}", "names no file in row 1: its keys are label"),
@@ -327,6 +318,8 @@ mod tests {
             let error = parsed(text).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
         }
-        assert!(Table::parse(b"file,label\n1.jpg,\xFF", false, None).unwrap_err().contains("not UTF-8 at byte 17"));
+        assert!(
+            Table::parse(b"file,label\n1.jpg,\xFF", false, None, false).unwrap_err().contains("not UTF-8 at byte 17")
+        );
     }
 }

@@ -5,6 +5,7 @@
 
 use super::tally::{Ignored, Tally};
 use super::walk::is_image;
+use rustix::io::Errno;
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -54,7 +55,14 @@ pub fn make(root: &Path, links: &Links, tally: &mut Tally) -> io::Result<()> {
             End::File(_) | End::Folder(_) if at.symlink_metadata().is_ok() => {}
             End::File(target) => {
                 std::fs::create_dir_all(at.parent().expect("in the root"))?;
-                std::fs::hard_link(root.join(target), at)?;
+                let target = root.join(target);
+                match std::fs::hard_link(&target, &at) {
+                    // File systems bound the links to a file.
+                    Err(error) if Errno::from_io_error(&error) == Some(Errno::MLINK) => {
+                        std::fs::copy(&target, &at).map(drop)
+                    }
+                    linked => linked,
+                }?;
             }
             End::Folder(target) if is_plain(root, path)? => {
                 let above = path.parent().map_or(0, |parent| parent.components().count());

@@ -4,10 +4,12 @@
 //! is Kaggle's archive: `ILSVRC/Data/CLS-LOC/train/<class>/<image>`, and `val/<image>` with the classes in `LOC_val_solution.csv`.
 
 use super::folder::{path_in, read_file, settled_stamp};
-use super::label_table::{Table, split_named};
+use super::label_table::Table;
+use super::split_words::{KINDS, TEST, kind};
+use super::tally::{Ignored, Tally};
 use super::vocabulary::{Sets, Vocabulary};
 use super::walk::is_image;
-use super::{Class, DataSet, DatasetError, ReadError, Source, Stamp};
+use super::{Class, DataSet, DatasetError, ReadError, Source, Splits, Stamp, folder};
 use crate::escape::escaped;
 use crate::types::{ClassId, LabelSet, SampleId, Split};
 use std::collections::HashMap;
@@ -72,7 +74,14 @@ impl Files {
 struct Entry {
     path: Vec<u8>,
     labels: Vec<String>,
-    split: Split,
+    /// A position in [`KINDS`].
+    kind: usize,
+}
+
+impl Entry {
+    fn split(&self) -> Split {
+        KINDS[self.kind].0
+    }
 }
 
 /// What a folder turned out to hold.
@@ -96,30 +105,39 @@ impl Listed {
             return Ok(None);
         };
         let tables = tables(set, &root)?;
-        let (root, found, names) = if !tables.is_empty() {
-            let found = of_tables(&root, &tables, set)?;
-            (root, found, HashMap::new())
-        } else if let Some((images, solution)) = imagenet(&root) {
-            let names = imagenet_names(&solution.with_file_name(IMAGENET_NAMES));
-            let found = of_imagenet(&images, &solution)?;
-            (images, found, names)
-        } else {
+        // A table that nobody asked for may be of something else.
+        let is_folder = set.labels.is_none() && folder::has_classes(&root);
+        if !tables.is_empty() {
+            let listed = of_tables(&root, &tables, set, is_folder);
+            return match listed.and_then(|found| Self::new(root, found, &HashMap::new())) {
+                Err(error) if is_folder => {
+                    tracing::warn!("{error}: the names of folders are the labels");
+                    Ok(None)
+                }
+                listed => listed.map(Some),
+            };
+        }
+        if set.splits != Splits::default() {
             return Ok(None);
-        };
-        Self::new(root, found, &names).map(Some)
+        }
+        let Some((images, solution)) = imagenet(&root) else { return Ok(None) };
+        let names = imagenet_names(&solution.with_file_name(IMAGENET_NAMES));
+        let found = of_imagenet(&images, &solution)?;
+        Self::new(images, found, &names).map(Some)
     }
 
     fn new(root: PathBuf, found: Found, names: &HashMap<String, String>) -> Result<Self, DatasetError> {
-        let Found { mut entries, is_multi, notes } = found;
+        let Found { mut entries, is_multi, mut notes } = found;
+        notes.extend(one_val(&mut entries));
         entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         if let Some(twice) = entries.windows(2).find(|pair| pair[0].path == pair[1].path) {
             let cause = format!(
                 "names {} twice: give an image all its labels in one row",
-                String::from_utf8_lossy(&twice[0].path)
+                escaped(OsStr::from_bytes(&twice[0].path))
             );
             return Err(DatasetError::Labels { path: root, cause });
         }
-        let training = || entries.iter().filter(|entry| entry.split == Split::Train);
+        let training = || entries.iter().filter(|entry| entry.split() == Split::Train);
         if training().next().is_none() {
             let cause =
                 "gives no image to the training split (its column split, or the folders in its names)".to_owned();
@@ -136,7 +154,7 @@ impl Listed {
                 example: OsStr::from_bytes(&entry.path).into(),
             })?;
             let label = if is_multi { sets.number(labels) } else { labels[0] };
-            splits[entry.split as usize].push(&entry.path, label);
+            splits[entry.split() as usize].push(&entry.path, label);
         }
         splits.iter_mut().for_each(Files::shrink);
         for class in &mut vocabulary.classes {
@@ -153,8 +171,46 @@ impl Listed {
     }
 }
 
-/// The tables of a folder, with the folder that their files are relative to and the split that they are of.
-fn tables(set: &DataSet, root: &Path) -> Result<Vec<(PathBuf, PathBuf, Option<Split>)>, DatasetError> {
+/// Leaves the test split out where there is another for validation; returns what a user should know of that.
+fn one_val(entries: &mut Vec<Entry>) -> Option<String> {
+    let count = |kind| entries.iter().filter(|entry| entry.kind == kind).count();
+    let (others, tests) = ((0..TEST).any(|kind| KINDS[kind].0 == Split::Val && count(kind) > 0), count(TEST));
+    if others {
+        entries.retain(|entry| entry.kind != TEST);
+    }
+    (tests > 0).then(|| match others {
+        true => format!("{tests} images of the test split are left out (--splits val=test takes them)"),
+        false => format!("{tests} images of the test split are taken for validation"),
+    })
+}
+
+/// What a split's name means.
+enum Named {
+    /// A position in [`KINDS`].
+    Kind(usize),
+    /// A split that is not asked for.
+    NotAskedFor,
+    /// No split.
+    Nothing,
+}
+
+fn named(name: &str, set: &DataSet) -> Named {
+    let kind_of = |split: Split| KINDS.iter().position(|(of, _)| *of == split).expect("each has words");
+    if let Some(&split) = Split::ALL.iter().find(|&&split| set.splits.of(split) == Some(name)) {
+        return Named::Kind(kind_of(split));
+    }
+    match kind(name) {
+        Some(kind) if set.splits.of(KINDS[kind].0).is_none() => Named::Kind(kind),
+        None if set.splits == Splits::default() => Named::Nothing,
+        _ => Named::NotAskedFor,
+    }
+}
+
+/// A table, the folder that its files are relative to, and the kind of split that it is of.
+type TableAt = (PathBuf, PathBuf, Option<usize>);
+
+/// The tables of a folder.
+fn tables(set: &DataSet, root: &Path) -> Result<Vec<TableAt>, DatasetError> {
     if let Some(labels) = &set.labels {
         return Ok(vec![(labels.clone(), root.to_owned(), None)]);
     }
@@ -164,30 +220,43 @@ fn tables(set: &DataSet, root: &Path) -> Result<Vec<(PathBuf, PathBuf, Option<Sp
     }
     let mut tables = Vec::new();
     for entry in std::fs::read_dir(root).map_err(DatasetError::io("list", root))?.flatten() {
-        let (folder, name) = (entry.path(), entry.file_name());
-        let given = Split::ALL.iter().copied().find(|&split| set.splits.of(split).is_some_and(|place| name == place));
-        let by_name = || name.to_str().and_then(split_named).filter(|&split| set.splits.of(split).is_none());
-        if let Some(split) = given.or_else(by_name)
-            && let Some(table) = table_in(&folder)
+        if let (Some(table), Some(name)) = (table_in(&entry.path()), entry.file_name().to_str())
+            && let Named::Kind(kind) = named(name, set)
         {
-            tables.push((table, folder, Some(split)));
+            tables.push((table, entry.path(), Some(kind)));
         }
     }
-    // Where a set has both, `val` or `validation` goes before `test`.
-    tables.sort_unstable_by_key(|(_, folder, split)| (*split, folder.ends_with("test"), folder.clone()));
-    tables.dedup_by_key(|(.., split)| *split);
+    // Of several words for a split one counts.
+    tables.sort_unstable_by_key(|(_, folder, kind)| (*kind, folder.clone()));
+    tables.dedup_by_key(|(.., kind)| *kind);
     Ok(tables)
 }
 
-/// The images below `folder`, relative to it; links are followed, names with a leading dot left out.
-fn images(folder: &Path) -> Vec<Vec<u8>> {
+/// The images below `folder`, relative to it; links are followed, names with a leading dot not seen, and other files than `table` counted.
+fn images(folder: &Path, table: &Path, tally: &mut Tally) -> Result<Vec<Vec<u8>>, DatasetError> {
     let walk = WalkDir::new(folder).follow_links(true).min_depth(1).into_iter();
-    let visible = walk.filter_entry(|entry| !entry.file_name().as_bytes().starts_with(b"."));
-    let files = visible.flatten().filter(|entry| entry.file_type().is_file() && is_image(entry.path()));
-    let relative = |path: &Path| path.strip_prefix(folder).expect("below it").as_os_str().as_bytes().to_vec();
-    let mut images: Vec<_> = files.map(|entry| relative(entry.path())).collect();
+    let mut images = Vec::new();
+    for entry in walk.filter_entry(|entry| !entry.file_name().as_bytes().starts_with(b".")) {
+        match entry {
+            Ok(entry) if !entry.file_type().is_file() || entry.path() == table => {}
+            Ok(entry) if is_image(entry.path()) => {
+                let path = entry.path().strip_prefix(folder).expect("below it");
+                images.push(path.as_os_str().as_bytes().to_vec());
+            }
+            Ok(_) => tally.file(Ignored::NotAnImage),
+            Err(error) if error.loop_ancestor().is_some() => tally.cycle(),
+            Err(error) if error.io_error().is_some_and(|error| error.kind() == io::ErrorKind::NotFound) => {
+                tally.file(Ignored::Broken);
+            }
+            Err(error) => {
+                let path = error.path().unwrap_or(folder).to_owned();
+                let source = error.into_io_error().unwrap_or_else(|| io::ErrorKind::Other.into());
+                return Err(DatasetError::Io { action: "list", path, source });
+            }
+        }
+    }
     images.sort_unstable();
-    images
+    Ok(images)
 }
 
 /// A path without its image's ending.
@@ -195,52 +264,74 @@ fn stem(path: &[u8]) -> &[u8] {
     path.iter().rposition(|&byte| byte == b'.').map_or(path, |dot| &path[..dot])
 }
 
-fn of_tables(root: &Path, tables: &[(PathBuf, PathBuf, Option<Split>)], set: &DataSet) -> Result<Found, DatasetError> {
+fn of_tables(root: &Path, tables: &[TableAt], set: &DataSet, by_custom: bool) -> Result<Found, DatasetError> {
     let mut found = Found { entries: Vec::new(), is_multi: false, notes: Vec::new() };
-    for (nth, (path, folder, split)) in tables.iter().enumerate() {
-        let table = Table::read(path, set.label_key.as_deref())?;
+    let mut tally = Tally::default();
+    for (nth, (path, folder, kind)) in tables.iter().enumerate() {
+        let refused = |cause: String| DatasetError::Labels { path: path.clone(), cause };
+        let table = Table::read(path, set.label_key.as_deref(), by_custom)?;
         if nth > 0 && table.is_multi != found.is_multi {
-            let cause =
-                "has several labels an image where another table of the set has one, or the other way round".to_owned();
-            return Err(DatasetError::Labels { path: path.clone(), cause });
+            return Err(refused(
+                "has several labels an image where another table of the set has one, or the other way round".to_owned(),
+            ));
         }
         found.is_multi = table.is_multi;
-        let there = images(folder);
+        let there = images(folder, path, &mut tally)?;
         let prefix = folder.strip_prefix(root).unwrap_or(Path::new("")).as_os_str().as_bytes().to_vec();
         let by_stem: HashMap<&[u8], &Vec<u8>> = there.iter().map(|path| (stem(path), path)).collect();
-        let (mut missing, mut example, before) = (0_u64, None, found.entries.len());
+        let (mut missing, mut listed) = (None, 0);
         for row in table.rows {
             let name = row.file.as_bytes();
             let is_there = there.binary_search_by(|path| path.as_slice().cmp(name)).is_ok();
             let file = if is_there { Some(name) } else { by_stem.get(name).map(|path| path.as_slice()) };
             let Some(file) = file else {
-                missing += 1;
-                example.get_or_insert(row.file);
+                tally.file(Ignored::NotThere);
+                missing.get_or_insert(row.file);
                 continue;
             };
-            let of_path = || row.file.split('/').rev().skip(1).find_map(split_named);
-            let split = split.or(row.split).or_else(of_path).unwrap_or(Split::Train);
-            let path = if prefix.is_empty() { file.to_vec() } else { [&prefix, &b"/"[..], file].concat() };
-            found.entries.push(Entry { path, labels: row.labels, split });
+            listed += 1;
+            let by_name = match (kind, &row.split) {
+                (Some(kind), _) => Named::Kind(*kind),
+                (None, Some(name)) => match named(name, set) {
+                    Named::Nothing => {
+                        let name = escaped(name);
+                        return Err(refused(format!(
+                            "has the split `{name}` (use train and val, or name them with --splits train=NAME,val=NAME)"
+                        )));
+                    }
+                    known => known,
+                },
+                (None, None) => {
+                    let folders = row.file.split('/').rev().skip(1);
+                    let mut known =
+                        folders.map(|name| named(name, set)).filter(|named| matches!(named, Named::Kind(_)));
+                    known.next().unwrap_or(Named::Kind(0))
+                }
+            };
+            match by_name {
+                Named::Kind(kind) => {
+                    let path = if prefix.is_empty() { file.to_vec() } else { [&prefix, &b"/"[..], file].concat() };
+                    found.entries.push(Entry { path, labels: row.labels, kind });
+                }
+                _ => tally.file(Ignored::OtherSplit),
+            }
         }
-        let used = (found.entries.len() - before) as u64;
-        if used == 0 {
-            let example = example.unwrap_or_default();
-            let cause = format!(
-                "names no image of {}: {example} is not there (names are relative to that folder)",
-                escaped(&folder)
-            );
-            return Err(DatasetError::Labels { path: path.clone(), cause });
+        if let (0, Some(missing)) = (listed, missing) {
+            return Err(refused(format!(
+                "names no image of {}: {} is not there (names are relative to that folder)",
+                escaped(&folder),
+                escaped(&missing)
+            )));
         }
-        let table = path.file_name().unwrap_or_default().to_string_lossy();
-        let unlisted = (there.len() as u64).saturating_sub(used);
-        if let Some(example) = example {
-            found.notes.push(format!("{missing} rows of {table} ignored: their files are not there, e.g. {example}"));
-        }
-        if unlisted > 0 {
-            found.notes.push(format!("{unlisted} images ignored: {table} does not name them"));
+        (listed..there.len() as u64).for_each(|_| tally.file(Ignored::Unnamed));
+    }
+    for &split in Split::ALL {
+        if let Some(place) = set.splits.of(split).filter(|_| found.entries.iter().all(|entry| entry.split() != split)) {
+            let cause = format!("has no image of the split `{}` (--splits)", escaped(place));
+            return Err(DatasetError::Labels { path: tables[0].0.clone(), cause });
         }
     }
+    found.notes = tally.notes();
     Ok(found)
 }
 
@@ -274,10 +365,10 @@ fn of_imagenet(images_in: &Path, solution: &Path) -> Result<Found, DatasetError>
         Some((image.to_owned(), prediction.split_whitespace().next()?.to_owned()))
     };
     let classes: HashMap<String, String> = text.lines().skip(1).filter_map(class_of).collect();
-    let (mut entries, mut unlisted) = (Vec::new(), 0_u64);
-    for (folder, split) in [("train", Split::Train), ("val", Split::Val)] {
-        for image in images(&images_in.join(folder)) {
-            let class = match split {
+    let (mut entries, mut tally) = (Vec::new(), Tally::default());
+    for (kind, folder) in ["train", "val"].into_iter().enumerate() {
+        for image in images(&images_in.join(folder), solution, &mut tally)? {
+            let class = match KINDS[kind].0 {
                 Split::Train => {
                     let end = image.iter().position(|&byte| byte == b'/');
                     end.map(|end| String::from_utf8_lossy(&image[..end]).into_owned())
@@ -286,13 +377,12 @@ fn of_imagenet(images_in: &Path, solution: &Path) -> Result<Found, DatasetError>
             };
             let path = [folder.as_bytes(), b"/", &image].concat();
             match class {
-                Some(class) => entries.push(Entry { path, labels: vec![class], split }),
-                None => unlisted += 1,
+                Some(class) => entries.push(Entry { path, labels: vec![class], kind }),
+                None => tally.file(Ignored::Unnamed),
             }
         }
     }
-    let note = format!("{unlisted} images ignored: they have no class in {IMAGENET_VAL} or as a folder");
-    Ok(Found { entries, is_multi: false, notes: if unlisted > 0 { vec![note] } else { Vec::new() } })
+    Ok(Found { entries, is_multi: false, notes: tally.notes() })
 }
 
 /// Readable names: a line is a class and its synonyms.
@@ -464,8 +554,10 @@ mod tests {
         let source = opened(&dir, |_| {}).unwrap();
         assert_eq!(shown(&*source, Split::Train), ["1.jpg:a"]);
         let notes = source.notes().join("\n");
-        assert!(notes.contains("1 rows of metadata.csv ignored") && notes.contains("e.g. gone.jpg"), "{notes}");
-        assert!(notes.contains("1 images ignored: metadata.csv does not name them"), "{notes}");
+        assert_eq!(
+            notes,
+            "3 files ignored: 1 not an image, 1 image that no table names, 1 file of a table that is not there"
+        );
         let refused = |files: &[(&str, &str)]| opened(&folder(files), |_| {}).unwrap_err().to_string();
         let error = refused(&[("metadata.csv", "file,label\n2.jpg,a\n"), ("1.jpg", "")]);
         assert!(error.contains("names no image") && error.contains("2.jpg is not there"), "{error}");
@@ -507,7 +599,7 @@ mod tests {
                 shown(&*source, Split::Val),
                 ["val/ILSVRC2012_val_00000001.JPEG:goldfish", "val/ILSVRC2012_val_00000002.JPEG:tench"]
             );
-            assert!(source.notes()[0].starts_with("1 images ignored"), "{:?}", source.notes());
+            assert_eq!(source.notes(), ["1 file ignored: 1 image that no table names"]);
         }
         std::fs::remove_file(dir.path().join("LOC_val_solution.csv")).unwrap();
         let error = opened(&dir, |_| {}).unwrap_err().to_string();

@@ -21,6 +21,7 @@ mod remembered;
 pub mod remote;
 mod shards;
 mod sparse;
+mod split_words;
 mod subset;
 mod tables;
 mod tally;
@@ -34,6 +35,7 @@ use crate::types::{ClassId, LabelSet, SampleId, Split};
 use binaries::Binaries;
 pub use dataset::{DataSet, Fraction, Selection, Splits};
 use folder::Folder;
+pub use folder::format_of;
 use listed::Listed;
 use rustix::io::Errno;
 use std::ffi::OsString;
@@ -181,7 +183,7 @@ impl From<io::Error> for ReadError {
 /// Layout that is expected; ends every refusal.
 const LAYOUT: &str = "expected DATA/train/<class>/<image> and DATA/val/<class>/<image>, e.g. \
                       imagenette2-160/train/n01440764/ILSVRC2012_val_00000293.JPEG; other folders are named with --splits \
-                      train=FOLDER,val=FOLDER";
+                      train=FOLDER,val=FOLDER, and labels in a table with --labels FILE";
 
 /// How far the unpacking of an archive is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -359,7 +361,7 @@ pub enum DatasetError {
         fault: shards::Fault,
     },
     /// Shards that make no data set.
-    #[error("{location}: {cause}")]
+    #[error("{location}: {}", printable(cause))]
     Shards {
         /// Where they are.
         location: String,
@@ -415,7 +417,7 @@ impl DatasetError {
 /// Opens a data set. An archive is unpacked once into the cache folder, where the walk over a large folder and the index of shards are remembered, too.
 ///
 /// # Errors
-/// When there is no such path, or it holds neither an image folder with both splits nor shards.
+/// When there is no such path, or it holds no data set of a known kind with a training split.
 pub fn open(set: &DataSet, progress: &mut dyn FnMut(Progress)) -> Result<Arc<dyn Source>, DatasetError> {
     let source = of_kind(set, &set.cache_dir.clone().unwrap_or_else(archive::default_cache_dir), progress)?;
     Ok(if set.selection == Selection::default() { source } else { Arc::new(Subset::new(source, &set.selection)?) })
@@ -433,6 +435,20 @@ fn of_kind(
     if let Some(binaries) = Binaries::open(set)? {
         return Ok(Arc::new(binaries));
     }
+    if let Some(listed) = Listed::open(set)? {
+        return Ok(Arc::new(listed));
+    }
+    if let Some(labels) = &set.labels {
+        return Err(DatasetError::LabelsOfNoFolder { labels: labels.clone(), data: set.data.clone() });
+    }
+    // Images in folders of classes are what such a folder is for, whatever lies beside them.
+    let names_files = |split: &Split| {
+        let place = set.splits.of(*split).unwrap_or_default();
+        [".tar", ".parquet", ".arrow"].iter().any(|ending| place.contains(ending))
+    };
+    if folder::has_classes(&set.data) && !Split::ALL.iter().any(names_files) {
+        return Ok(Arc::new(Folder::open(&set.data, &set.splits, cache_dir, progress)?));
+    }
     if let Some(shards) = shards::open(set, cache_dir)? {
         return Ok(Arc::new(shards));
     }
@@ -441,12 +457,6 @@ fn of_kind(
     }
     if let Some(tables) = Tables::open(set, cache_dir)? {
         return Ok(Arc::new(tables));
-    }
-    if let Some(listed) = Listed::open(set)? {
-        return Ok(Arc::new(listed));
-    }
-    if let Some(labels) = &set.labels {
-        return Err(DatasetError::LabelsOfNoFolder { labels: labels.clone(), data: set.data.clone() });
     }
     Ok(Arc::new(Folder::open(&set.data, &set.splits, cache_dir, progress)?))
 }

@@ -39,10 +39,16 @@ pub enum Ignored {
     TooLarge,
     /// Neither a file nor a folder.
     Special,
+    /// An image without a row in a table of labels.
+    Unnamed,
+    /// A file of a table that is missing.
+    NotThere,
+    /// An image of a split that was not asked for.
+    OtherSplit,
 }
 
 impl Ignored {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 11] = [
         Self::NotAnImage,
         Self::Outside,
         Self::Hidden,
@@ -51,6 +57,9 @@ impl Ignored {
         Self::NoImage,
         Self::TooLarge,
         Self::Special,
+        Self::Unnamed,
+        Self::NotThere,
+        Self::OtherSplit,
     ];
 
     /// For one file, and for several.
@@ -64,6 +73,9 @@ impl Ignored {
             Self::NoImage => ["link to no image", "links to no image"],
             Self::TooLarge => ["sparse file of more than 256 MiB", "sparse files of more than 256 MiB"],
             Self::Special => ["special file", "special files"],
+            Self::Unnamed => ["image that no table names", "images that no table names"],
+            Self::NotThere => ["file of a table that is not there", "files of tables that are not there"],
+            Self::OtherSplit => ["image of another split", "images of other splits"],
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Classes and labels from the texts that a table gives.
 
 use super::{Class, classes};
+use crate::escape::printable;
 use crate::types::{ClassId, LabelSet};
 use std::collections::HashMap;
 
@@ -31,7 +32,10 @@ impl Vocabulary {
                 ids.into_iter().map(str::to_owned).collect()
             }
         };
-        let class = |id: &String| Class { name: classes::readable(id).unwrap_or(id).to_owned(), id: id.clone() };
+        let class = |id: &String| {
+            let name = classes::readable(id).map_or_else(|| printable(id).to_string(), str::to_owned);
+            Class { name, id: id.clone() }
+        };
         let classes = ids.iter().map(class).collect();
         Self { classes, labels: ids.into_iter().zip(0..).collect() }
     }

@@ -70,8 +70,7 @@ class Targets(_Movable):
         if self.label_sets is not None:
             if smoothing:
                 raise ValueError(f"smoothing is {smoothing}: it spreads one label, and these images have several (leave it out)")
-            multi_hot = _multi_hot(self.label_sets, classes, self.lam.device)
-            own, partner = multi_hot[self.label_a], multi_hot[self.label_b]
+            own, partner = (_multi_hot(self.label_sets, labels, classes) for labels in (self.label_a, self.label_b))
             return torch.lerp(partner, own, self.lam.unsqueeze(1))
         targets = torch.full((len(self.lam), classes), smoothing / classes, dtype=self.lam.dtype, device=self.lam.device)
         weight = self.lam.unsqueeze(1) * (1 - smoothing)
@@ -83,23 +82,34 @@ class Targets(_Movable):
         return len(self.label_a)
 
 
-# Matrices of the last feeds' sets, by these, the number of classes and the device. The sets are kept, so that no other has their id.
-_matrices: dict[tuple[int, int, torch.device], tuple[Sets, Tensor]] = {}
-_MATRICES_MAX = 8
+# Classes of the sets of the last feeds, in rows of equal length, by the sets and the device. The sets are kept, so that no others have their id.
+_rows: dict[tuple[int, torch.device], tuple[Sets, Tensor]] = {}
+_ROWS_MAX = 4
 
 
-def _multi_hot(sets: Sets, classes: int, device: torch.device) -> Tensor:
-    """A row of 0 and 1 for each set of labels, float32, `[sets, classes]`."""
-    key = (id(sets), classes, device)
-    if key not in _matrices:
-        matrix = torch.zeros(len(sets), classes)
-        rows = torch.tensor([row for row, labels in enumerate(sets) for _ in labels], dtype=torch.int64)
-        columns = torch.tensor([label for labels in sets for label in labels], dtype=torch.int64)
-        matrix[rows, columns] = 1.0
-        while len(_matrices) >= _MATRICES_MAX:
-            _matrices.pop(next(iter(_matrices)), None)
-        _matrices[key] = (sets, matrix.to(device))
-    return _matrices[key][1]
+def _rows_of(sets: Sets, device: torch.device) -> Tensor:
+    """The classes of each set and one more, int32, `[sets, most + 1]`; -1 where a set has fewer."""
+    key = (id(sets), device)
+    known = _rows.get(key)
+    if known is None:
+        # A feed that was opened anew has the same sets in other objects.
+        known = next((kept for (_, of), kept in list(_rows.items()) if of == device and kept[0] == sets), None)
+        if known is None:
+            most = max(map(len, sets)) + 1
+            rows = torch.tensor([[*labels, *[-1] * (most - len(labels))] for labels in sets], dtype=torch.int32)
+            known = (sets, rows.to(device))
+        while len(_rows) >= _ROWS_MAX:
+            _rows.pop(next(iter(_rows)), None)
+        _rows[key] = (sets, known[1])
+    return known[1]
+
+
+def _multi_hot(sets: Sets, labels: Tensor, classes: int) -> Tensor:
+    """A row of 0 and 1 for each label, which numbers a set, float32, `[B, classes]`."""
+    rows = _rows_of(sets, labels.device)[labels].long()
+    # What is none goes to a column of its own.
+    rows = torch.where(rows < 0, classes, rows)
+    return torch.zeros(len(labels), classes + 1, device=labels.device).scatter_(1, rows, 1.0)[:, :classes]
 
 
 @dataclass

@@ -52,7 +52,7 @@ _CREDENTIALS = struct.Struct("3i")
 # Bytes of the longest answer to an owner: `+` and the key.
 _ANSWER_BYTES = 65
 # Options of `mixd serve` that may name files, and those files that it writes.
-_FILE_OPTIONS, _WRITTEN = ("cache_file", "config", "recipe", "samples"), ("cache_file",)
+_FILE_OPTIONS, _WRITTEN = ("cache_file", "config", "labels", "recipe", "samples"), ("cache_file",)
 
 
 class Part:
@@ -240,7 +240,8 @@ def _key(data: Path | str, options: Mapping[str, object], whose: str) -> str:
         sorted(variables.items()),
     ]
     read = [value for name, value in [("data", place), *options.items()] if name not in _WRITTEN and isinstance(value, Path)]
-    for path in (*read, *(Path(variables[name]) for name in ("MIXD_CONFIG", "MIXD_RECIPE") if name in variables)):
+    files = ("MIXD_CONFIG", "MIXD_LABELS", "MIXD_RECIPE", "MIXD_SAMPLES")
+    for path in (*read, *(Path(variables[name]) for name in files if name in variables)):
         with contextlib.suppress(OSError):
             status = path.stat()
             parts += [status.st_dev, status.st_ino]

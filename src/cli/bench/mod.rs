@@ -98,7 +98,7 @@ impl Bench {
         let in_flight = in_flight(spec.slots);
         let warmup = self.warmup.unwrap_or(in_flight + if cached { batches } else { 0 });
         let started_ns = now_ns();
-        let daemon = OwnDaemon::start(self.data.arguments().into_iter().chain(self.pipeline.arguments()))?;
+        let daemon = OwnDaemon::start(&self.data, &self.pipeline.arguments())?;
         // Those that share a feed have the same spec; the one that reads alone, too, and it does their warming up.
         let alone = self.share.is_some().then(|| self.trainer(None, &daemon, warmup.max(1), 0, None)).transpose()?;
         let trainers = (0..self.trainers).map(|nth| {

@@ -50,11 +50,7 @@ impl Train {
             start: Start::Now,
             ..spec
         };
-        let own = self
-            .data
-            .as_ref()
-            .map(|data| OwnDaemon::start(data.arguments().into_iter().chain(self.pipeline.arguments())));
-        let own = own.transpose()?;
+        let own = self.data.as_ref().map(|data| OwnDaemon::start(data, &self.pipeline.arguments())).transpose()?;
         let socket = own.as_ref().map_or_else(|| self.socket.path(), |own| own.socket().to_owned());
         // A daemon of its own is not started again.
         let reconnect = if own.is_some() { Duration::ZERO } else { self.join.reconnect()? };

@@ -6,6 +6,7 @@ use super::fetch::{Counters, FetchError, Fetcher, Object};
 use super::options::StoreOptions;
 use super::store::{Found, StoreError, Stores, Trouble, Variables};
 use super::url::Url;
+use crate::escape::escaped;
 use futures_util::{StreamExt, TryStreamExt};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,10 @@ pub struct RemoteFile {
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
     /// The folder of the disk cache cannot be used.
-    #[error("cannot keep objects in {}: {error} (name a folder that this user may write to: --disk-cache DIR:SIZE)", dir.display())]
+    #[error(
+        "cannot keep objects in {}: {error} (name a folder that this user may write to: --disk-cache DIR:SIZE)",
+        escaped(dir)
+    )]
     Cache {
         /// The folder.
         dir: PathBuf,
@@ -63,7 +67,7 @@ impl Remote {
         let dir = options.disk_cache.as_ref().map_or(default_dir, |cache| &cache.dir);
         let failed = |error| RemoteError::Cache { dir: dir.to_owned(), error };
         let disk = Disk::open(options.disk_cache.as_ref(), default_dir).map_err(failed)?;
-        tracing::info!("objects are kept in {} (at most {} MB)", disk.dir().display(), disk.budget_bytes() / 1_000_000);
+        tracing::info!("objects are kept in {} (at most {} MB)", escaped(disk.dir()), disk.budget_bytes() / 1_000_000);
         let stores = Arc::new(Stores::new(variables)?);
         let fetcher = Fetcher::new(stores, Arc::new(disk), options.timeout).map_err(failed)?;
         Ok(Arc::new(Self(fetcher)))

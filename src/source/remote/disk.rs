@@ -14,8 +14,11 @@
 
 use super::options::DiskCache;
 use super::store::Found;
+use crate::escape::escaped;
 use bytes::Bytes;
+use rustix::io::Errno;
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::{File, Metadata, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
@@ -110,6 +113,12 @@ pub fn block_range(block: u32, bytes: u64) -> std::ops::Range<u64> {
     start..(start + BLOCK_BYTES).min(bytes)
 }
 
+/// Whether a name is that of an entry that is being made: `tmp-` and 16 hexadecimal digits. The folder may hold what is not ours.
+fn is_temporary(name: &OsStr) -> bool {
+    let digits = name.to_str().and_then(|name| name.strip_prefix("tmp-"));
+    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 impl Disk {
     /// The folder of `cache`, which is made if need be; or one in `default_dir`, of at most half of what is free there.
     ///
@@ -123,7 +132,7 @@ impl Disk {
         let lock = disk.lock()?;
         for left in std::fs::read_dir(&disk.dir)?.flatten() {
             // Nobody makes or evicts now: these are of processes that were killed.
-            if left.file_name().to_string_lossy().starts_with("tmp-") {
+            if is_temporary(&left.file_name()) {
                 let _ = std::fs::remove_dir_all(left.path());
             }
         }
@@ -166,7 +175,7 @@ impl Disk {
         drop(open);
         let dir = self.dir.join("objects").join(format!("{key:032x}"));
         let entry = match self.open_or_make(&dir, key, object) {
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => {
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::MFILE | Errno::NFILE)) => {
                 close_oldest(&mut self.opened(), OPEN_MAX);
                 self.open_or_make(&dir, key, object)?
             }
@@ -195,7 +204,7 @@ impl Disk {
         manifest.write_all_at(&header(key, object, nonce), 0)?;
         File::create_new(new.join("data"))?.set_len(object.bytes)?;
         std::fs::rename(&new, dir)?;
-        Entry::open(dir, key, object)?.ok_or_else(|| io::Error::other(format!("{} was removed", dir.display())))
+        Entry::open(dir, key, object)?.ok_or_else(|| io::Error::other(format!("{} was removed", escaped(dir))))
     }
 
     /// Makes room for `bytes` that are about to be written.
@@ -241,7 +250,7 @@ impl Disk {
         let spare = spare(kept, free);
         // Over the budget by what is being read: that passes. A full disk does not.
         if spare < bytes && free < bytes {
-            let text = format!("{} has {free} bytes free (--disk-cache names another folder)", self.dir.display());
+            let text = format!("{} has {free} bytes free (--disk-cache names another folder)", escaped(&self.dir));
             return Err(io::Error::new(ErrorKind::StorageFull, text));
         }
         Ok(spare)

@@ -304,9 +304,15 @@ fn disk(error: io::Error) -> FetchError {
 struct Patience {
     since: Option<Instant>,
     pause: Duration,
+    claimed_since: Option<Instant>,
 }
 
 impl Patience {
+    /// Whether a block was claimed by another daemon for as long as a store may be away.
+    fn is_over_claims(&mut self, timeout: Duration) -> bool {
+        self.claimed_since.get_or_insert_with(Instant::now).elapsed() >= timeout
+    }
+
     /// How long to pause before the request is repeated that failed so.
     fn after(&mut self, error: StoreError, shared: &Shared, of: Option<&Found>) -> Result<Duration, FetchError> {
         if error.trouble != Trouble::Passing {
@@ -409,10 +415,11 @@ impl Shared {
         if entry.has(block, &object.verified) {
             return Ok(None);
         }
-        let Some(claim) = entry.claim(block).map_err(disk)? else {
-            // Another daemon fetches it.
+        let claim = entry.claim(block).map_err(disk)?;
+        // Another daemon fetches it; one that was stopped as it did is not waited for: both write the same bytes.
+        if claim.is_none() && !patience.is_over_claims(self.timeout) {
             return Ok(Some(CLAIMED_PAUSE));
-        };
+        }
         // It may have been fetched between the look and the claim.
         if entry.has(block, &object.verified) {
             return Ok(None);

@@ -32,7 +32,7 @@ impl FromStr for DiskCache {
 
 impl fmt::Display for DiskCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.dir.display(), self.bytes)
+        write!(f, "{}:{}", self.dir.to_string_lossy(), self.bytes)
     }
 }
 

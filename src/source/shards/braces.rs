@@ -2,15 +2,27 @@
 
 /// The most names that a pattern may stand for.
 const NAMES_MAX: usize = 1 << 20;
+/// The most bytes of all of them, and of a pattern.
+const BYTES_MAX: usize = 256 << 20;
+const PATTERN_BYTES_MAX: usize = 64 << 10;
+/// The most digits of a padded number.
+const WIDTH_MAX: usize = 32;
 /// The most braces within braces.
 const DEPTH_MAX: usize = 32;
 
 /// All names that `pattern` stands for, in order; the leftmost braces vary slowest.
 ///
 /// # Errors
-/// A sentence: when braces do not pair, or there are too many names.
+/// What is wrong, without the pattern, which may hold a secret: when braces do not pair, or there are too many names.
 pub fn expand(pattern: &str) -> Result<Vec<String>, String> {
+    if pattern.len() > PATTERN_BYTES_MAX {
+        return Err(format!("the pattern has more than {PATTERN_BYTES_MAX} bytes"));
+    }
     expand_at(pattern, 0)
+}
+
+fn too_many() -> String {
+    format!("the pattern stands for more than {NAMES_MAX} names, or {BYTES_MAX} bytes of them")
 }
 
 fn expand_at(pattern: &str, depth: usize) -> Result<Vec<String>, String> {
@@ -20,13 +32,14 @@ fn expand_at(pattern: &str, depth: usize) -> Result<Vec<String>, String> {
     let mut names = vec![String::new()];
     let mut rest = pattern;
     while let Some(open) = rest.find(['{', '}']) {
-        let close =
-            matching(&rest[open..]).ok_or_else(|| format!("`{pattern}` has a brace without its counterpart"))?;
+        let close = matching(&rest[open..]).ok_or_else(|| "it has a brace without its counterpart".to_owned())?;
         let (literal, inner) = (&rest[..open], &rest[open + 1..open + close]);
         names.iter_mut().for_each(|name| name.push_str(literal));
         let choices = choices(inner, depth)?;
-        if choices.len().saturating_mul(names.len()) > NAMES_MAX {
-            return Err(format!("`{pattern}` stands for more than {NAMES_MAX} names"));
+        let count = choices.len().saturating_mul(names.len());
+        let longest = |names: &[String]| names.iter().map(String::len).max().unwrap_or(0);
+        if count > NAMES_MAX || count.saturating_mul(longest(&names) + longest(&choices) + rest.len()) > BYTES_MAX {
+            return Err(too_many());
         }
         names = names.iter().flat_map(|name| choices.iter().map(move |choice| format!("{name}{choice}"))).collect();
         rest = &rest[open + close + 1..];
@@ -73,7 +86,7 @@ fn choices(inner: &str, depth: usize) -> Result<Vec<String>, String> {
     for part in &parts {
         names.extend(expand_at(part, depth + 1)?);
         if names.len() > NAMES_MAX {
-            return Err(format!("`{{{inner}}}` stands for more than {NAMES_MAX} names"));
+            return Err(too_many());
         }
     }
     // Braces without a comma are braces.
@@ -93,7 +106,7 @@ fn range(inner: &str) -> Result<Option<Vec<String>>, String> {
     let steps = |from: i64, to: i64| -> Result<Vec<i64>, String> {
         let count = from.abs_diff(to) / step;
         if count >= NAMES_MAX as u64 {
-            return Err(format!("`{{{inner}}}` stands for more than {NAMES_MAX} names"));
+            return Err(too_many());
         }
         let sign = if from < to { 1 } else { -1 };
         Ok((0..=count).map(|nth| from + sign * (nth * step) as i64).collect())
@@ -102,7 +115,7 @@ fn range(inner: &str) -> Result<Option<Vec<String>>, String> {
         let digits = text.strip_prefix('-').unwrap_or(text);
         !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
     };
-    if is_number(first) && is_number(last) {
+    if is_number(first) && is_number(last) && first.len().max(last.len()) <= WIDTH_MAX {
         let (Ok(from), Ok(to)) = (first.parse(), last.parse()) else {
             return Ok(None);
         };

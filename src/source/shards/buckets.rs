@@ -35,7 +35,7 @@ pub fn find(set: &DataSet, cache_dir: &Path) -> Result<Option<(Places, Vec<Index
             bucket.places.shards[split as usize] = bucket.place(place)?;
         }
     }
-    let Bucket { mut places, remote, mut found, .. } = bucket;
+    let Bucket { mut places, remote, found, .. } = bucket;
     if set.splits.of(Split::Val).is_some() && set.splits.of(Split::Train).is_none() && data.contains(".tar") {
         places.shards[Split::Train as usize] = all;
     } else {
@@ -43,7 +43,7 @@ pub fn find(set: &DataSet, cache_dir: &Path) -> Result<Option<(Places, Vec<Index
     }
     let places = places.checked()?;
     let file = |path: &PathBuf| {
-        let object = found.remove(path).expect("it was found by that name");
+        let object = found.get(path).expect("it was found by that name").clone();
         let name = path.strip_prefix(&places.base).unwrap_or(path).to_string_lossy().into_owned();
         IndexedFile::remote(name, RemoteFile::new(&remote, object))
     };
@@ -109,7 +109,9 @@ impl Bucket {
     fn resolve(&mut self, pattern: &str) -> Result<Vec<PathBuf>, DatasetError> {
         let (mut paths, mut named) = (Vec::new(), Vec::new());
         for part in pattern.split("::") {
-            for name in braces::expand(part).map_err(|cause| self.places.refused(cause))? {
+            for name in
+                braces::expand(part).map_err(|cause| self.places.refused(format!("{}: {cause}", Url::shown(part))))?
+            {
                 let url = self.url(&name)?;
                 let has_wildcard = is_glob(url.name()) && url.scheme() != Scheme::Http;
                 if has_wildcard || !url.name().ends_with(".tar") {

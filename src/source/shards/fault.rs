@@ -2,6 +2,9 @@
 
 use std::io;
 
+/// The most files of a sample.
+pub const FIELDS_MAX: usize = 1_000;
+
 /// Why a shard cannot be used. The text follows the shard's path.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
@@ -39,6 +42,14 @@ pub enum Fault {
     #[error("has two files `{name}` in one sample, as webdataset refuses, too (write the shard with keys that differ)")]
     DuplicateField {
         /// The second.
+        name: String,
+    },
+    /// A sample has more files than any has.
+    #[error(
+        "has a sample of more than {FIELDS_MAX} files, at `{name}` (the part of a name before its first dot tells samples apart)"
+    )]
+    TooManyFields {
+        /// The file that is one too many.
         name: String,
     },
     /// A label cannot be read.

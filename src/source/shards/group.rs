@@ -1,6 +1,6 @@
 //! From files in a shard to samples, by webdataset's rules: the path up to the first dot of its last component is the key, the rest the field.
 
-use super::fault::{Fault, shown};
+use super::fault::{FIELDS_MAX, Fault, shown};
 use super::tar::Entry;
 
 /// A part of a sample.
@@ -81,6 +81,9 @@ impl Groups {
             self.current.fields.clear();
         } else if self.current.field(&name).is_some() {
             return Err(Fault::DuplicateField { name: shown(&entry.name) });
+        }
+        if self.current.fields.len() >= FIELDS_MAX {
+            return Err(Fault::TooManyFields { name: shown(&entry.name) });
         }
         self.current.fields.push(Field { name, entry: entry.clone() });
         Ok((is_next && !self.done.fields.is_empty()).then_some(&self.done))

@@ -1,5 +1,6 @@
 //! Which files are the shards of a data set: by patterns, or all of a folder, told apart by the words in their names.
 
+use super::super::split_words::{KINDS, TEST, kind};
 use super::super::walk::is_image;
 use super::super::{DataSet, DatasetError};
 use super::braces;
@@ -25,13 +26,6 @@ pub struct Places {
     /// What was chosen that the user did not name.
     pub notes: Vec<String>,
 }
-
-/// Words that name a split, the ones that are preferred first. `train` has but one choice; `test` is taken where there is no validation.
-const WORDS: [(Split, &[&str]); 3] = [
-    (Split::Train, &["train", "training"]),
-    (Split::Val, &["val", "valid", "validation", "dev"]),
-    (Split::Val, &["test", "testing", "eval", "evaluation"]),
-];
 
 /// The shards of `set`; `None` when it is something else than shards.
 ///
@@ -93,14 +87,14 @@ fn holds_shards(folder: &Path) -> bool {
         && (!listed(folder).is_empty() || of_splits.iter().any(|of| !listed(of).is_empty()))
 }
 
-/// The split that a path names, as a position in [`WORDS`]: the last word in it that names one.
+/// The split that a path names, as a position in [`KINDS`]: the last word in it that names one.
 fn word(path: &Path) -> Option<usize> {
     let text = path.to_str()?.to_ascii_lowercase();
     let text = text.strip_suffix(".tar").unwrap_or(&text);
     let words = text.split(|c: char| !c.is_ascii_alphanumeric());
     words.rev().find_map(|word| {
         let word = word.trim_end_matches(|c: char| c.is_ascii_digit());
-        WORDS.iter().position(|(_, words)| words.contains(&word))
+        kind(word)
     })
 }
 
@@ -113,7 +107,7 @@ fn in_folder(set: &DataSet) -> Result<Places, DatasetError> {
     places.given(set)?;
     for &split in Split::ALL {
         let names: Vec<&str> =
-            WORDS.iter().filter(|(of, _)| *of == split).flat_map(|(_, words)| *words).copied().collect();
+            KINDS.iter().filter(|(of, _)| *of == split).flat_map(|(_, words)| *words).copied().collect();
         if set.splits.of(split).is_none()
             && let Some(listed) = listed_split(&places.base, &names)
         {
@@ -223,7 +217,7 @@ impl Places {
     /// Takes for the splits that have no shards yet those of `all` that are called so.
     pub fn by_words(&mut self, set: &DataSet, all: &[PathBuf]) {
         let of = |path: &PathBuf| word(path.strip_prefix(&self.base).unwrap_or(path));
-        let mut called: [Vec<PathBuf>; WORDS.len()] = Default::default();
+        let mut called: [Vec<PathBuf>; KINDS.len()] = Default::default();
         let mut others = Vec::new();
         for path in all {
             match of(path) {
@@ -235,17 +229,16 @@ impl Places {
         if !are_called && self.is_free(Split::Train, set) {
             self.shards[Split::Train as usize] = std::mem::take(&mut others);
         }
-        let test = called.len() - 1;
         for (at, paths) in called.into_iter().enumerate().filter(|(_, paths)| !paths.is_empty()) {
-            let (split, count, example) = (WORDS[at].0, paths.len(), escaped(&paths[0]).to_string());
+            let (split, count, example) = (KINDS[at].0, paths.len(), escaped(&paths[0]).to_string());
             if self.is_free(split, set) {
                 self.shards[split as usize] = paths;
-                if at == test {
+                if at == TEST {
                     self.notes.push(format!(
                         "{count} shards are taken for validation, e.g. {example} (--splits names others)"
                     ));
                 }
-            } else if at == test && set.splits.of(split).is_none() {
+            } else if at == TEST && set.splits.of(split).is_none() {
                 self.notes.push(format!("{count} shards of a third split are left out, e.g. {example} (--splits)"));
             }
         }

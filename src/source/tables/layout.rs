@@ -1,5 +1,6 @@
 //! Which files a data set of tables has, and which split each belongs to: by its name, as Hugging Face's `datasets` has it.
 
+use super::super::split_words::{KINDS, kind};
 use super::super::walk::is_image;
 use std::collections::BTreeMap;
 use std::io;
@@ -15,12 +16,8 @@ const IMAGES_MAX: usize = 64;
 /// What stands around a keyword in a name.
 const SEPARATORS: [char; 4] = ['-', '.', '_', ' '];
 
-/// A split by `datasets`' names, with the words that stand for it in names of files and folders.
-const KEYWORDS: [(&str, &[&str]); 3] = [
-    ("train", &["train", "training"]),
-    ("validation", &["validation", "valid", "dev", "val"]),
-    ("test", &["test", "testing", "eval", "evaluation"]),
-];
+/// `datasets`' own name of each kind of [`KINDS`].
+const NAMES: [&str; KINDS.len()] = ["train", "validation", "test"];
 
 /// Whether a name is that of a table.
 pub fn is_table(path: &Path) -> bool {
@@ -175,17 +172,18 @@ fn by_word(file: &Path) -> Option<(PathBuf, String)> {
 /// The split that a name has as a word of its own.
 fn word_in(name: &str) -> Option<&'static str> {
     let words = || name.split(|letter: char| SEPARATORS.contains(&letter) || letter.is_ascii_digit());
-    KEYWORDS.iter().find(|(_, known)| words().any(|word| known.contains(&word))).map(|(split, _)| *split)
+    let mut kinds = KINDS.iter().zip(NAMES);
+    kinds.find(|((_, known), _)| words().any(|word| known.contains(&word))).map(|(_, name)| name)
 }
 
 /// Whether a name stands for one of `datasets`' splits.
 pub fn is_known(name: &str) -> bool {
-    KEYWORDS.iter().any(|(_, words)| words.iter().any(|word| name.eq_ignore_ascii_case(word)))
+    kind(name).is_some()
 }
 
 /// The split among `names` that stands for one of `datasets`' splits.
 pub fn standing_for<'a>(wanted: &str, names: impl Iterator<Item = &'a String> + Clone) -> Option<&'a String> {
-    let words = KEYWORDS.iter().find(|(split, _)| *split == wanted).map_or(&[][..], |(_, words)| words);
+    let words = NAMES.iter().zip(KINDS).find(|(name, _)| **name == wanted).map_or(&[][..], |(_, (_, words))| words);
     words.iter().find_map(|word| names.clone().find(|name| name.eq_ignore_ascii_case(word)))
 }
 

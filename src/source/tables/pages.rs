@@ -64,7 +64,13 @@ impl Pages {
         let decoded = match decode() {
             Ok(decoded) => Arc::new(decoded),
             Err(error) => {
-                self.kept().pages.remove(&key);
+                let mut kept = self.kept();
+                // Another thread may have made a new one meanwhile.
+                if kept.pages.get(&key).is_some_and(|entry| Arc::ptr_eq(&entry.slot, &slot))
+                    && let Some(entry) = kept.pages.remove(&key)
+                {
+                    kept.bytes -= entry.bytes;
+                }
                 return Err(error);
             }
         };

@@ -29,7 +29,7 @@ for tool in "$@"; do
       ;;
     cmake | nasm)
       command -v "$tool" >/dev/null ||
-        say "$tool not found: libjpeg-turbo, which decodes JPEGs, is built with it (apt-get install $tool, or for a slower program with other pixels: cargo build --release)"
+        say "$tool not found: libjpeg-turbo, which decodes JPEGs, is built with it (apt-get install $tool, or for a slower program: cargo build --release)"
       ;;
     python3)
       command -v python3 >/dev/null ||

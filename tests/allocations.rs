@@ -62,7 +62,7 @@ fn per_batch(recipe: &str, cache_bytes: u64, batch_size: u32) -> f64 {
 
 #[test]
 fn a_larger_batch_takes_no_more_allocations() {
-    // zune-jpeg makes its tables and buffers anew for each file, and repeats take long to show each file once.
+    // Other decoders take a few allocations for each file, and repeats take long to show each file once.
     let with_turbo = JPEG_DECODER == "libjpeg-turbo";
     let stores = [("stored", 1 << 30), ("decoded", 0)];
     // Resizes to a fixed shape; operations, erasing and repeats; eight views of a sample.

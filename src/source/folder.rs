@@ -377,8 +377,11 @@ mod tests {
             assert!(bytes.capacity() < 1 << 20, "{} bytes", bytes.capacity());
         }
         file.set_len(100_000).unwrap();
-        source.read(Split::Train, 0, &mut bytes).unwrap();
-        assert_eq!(bytes.len(), 100_000);
+        for magic in [&b"BM"[..], b"II+\0", b"MM\0+"] {
+            std::os::unix::fs::FileExt::write_all_at(&file, magic, 0).unwrap();
+            source.read(Split::Train, 0, &mut bytes).unwrap();
+            assert_eq!(bytes.len(), 100_000, "{magic:?}");
+        }
     }
 
     #[test]

@@ -534,6 +534,29 @@ mod tests {
     }
 
     #[test]
+    fn a_test_split_is_for_validation_where_there_is_no_other() {
+        let with = |rows: &str| {
+            let table = format!("file,label,split\n1.jpg,a,train\n{rows}");
+            folder(&[("metadata.csv", &table), ("1.jpg", ""), ("2.jpg", ""), ("3.jpg", "")])
+        };
+        let (both, alone) = (with("2.jpg,a,val\n3.jpg,a,test\n"), with("2.jpg,a,test\n3.jpg,a,test\n"));
+        let source = opened(&both, |_| {}).unwrap();
+        assert_eq!(shown(&*source, Split::Val), ["2.jpg:a"]);
+        assert_eq!(source.notes(), ["1 images of the test split are left out (--splits val=test takes them)"]);
+        let source = opened(&alone, |_| {}).unwrap();
+        assert_eq!(shown(&*source, Split::Val), ["2.jpg:a", "3.jpg:a"]);
+        assert_eq!(source.notes(), ["2 images of the test split are taken for validation"]);
+        let source = opened(&both, |set| set.splits = "val=test".parse().unwrap()).unwrap();
+        assert_eq!(shown(&*source, Split::Val), ["3.jpg:a"]);
+        assert_eq!(source.notes(), ["1 file ignored: 1 image of another split"]);
+        let refused = |set: fn(&mut DataSet), rows| opened(&with(rows), set).unwrap_err().to_string();
+        let error = refused(|_| {}, "2.jpg,a,fold\u{1b}3\n");
+        assert!(error.contains("has the split `fold\\x1b3`") && error.contains("--splits"), "{error}");
+        let error = refused(|set| set.splits = "val=fold9".parse().unwrap(), "2.jpg,a,fold3\n");
+        assert!(error.contains("has no image of the split `fold9`"), "{error}");
+    }
+
+    #[test]
     fn images_with_several_labels_have_sets_of_them() {
         let table = "image_name,tags\n1,haze primary\n2,primary haze\n3,\n4,water\n";
         let dir = folder(&[("tags.csv", table), ("1.jpg", ""), ("2.jpg", ""), ("3.jpg", ""), ("4.jpg", "")]);

@@ -206,3 +206,39 @@ fn every_archive_of_the_wild_set_has_its_outcome() {
         assert_eq!(left, ["cache"], "written beside the cache");
     }
 }
+
+#[test]
+fn an_image_folder_stays_one_whatever_lies_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |path: &str, content: &str| {
+        let path = dir.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    };
+    write("train/cat/1.jpg", "cat");
+    write("train/dog/2.jpg", "dog");
+    write("val/cat/3.jpg", "val");
+    for (path, content) in [
+        ("set.tar", "no tar"),
+        ("train/set.tar", "no tar"),
+        ("features/embeddings.parquet", "no table"),
+        ("metadata.csv", "file_name,caption\ntrain/cat/1.jpg,a cat\n"),
+        ("metadata.csv", "file_name,width,height\ntrain/cat/1.jpg,10,10\n"),
+        ("metadata.csv", "no table"),
+        ("test/metadata.csv", "file_name,label\n4.jpg,cat\n"),
+    ] {
+        write(path, content);
+        let source = open(&DataSet::at(dir.path()), &mut |_| {}).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let labels: Vec<String> =
+            (0..source.len(Split::Train)).map(|sample| source.label_name(source.label(Split::Train, sample))).collect();
+        assert_eq!(
+            (labels, source.len(Split::Val)),
+            (vec!["cat".to_owned(), "dog".to_owned()], 1),
+            "{path}: {content}"
+        );
+        std::fs::remove_file(dir.path().join(path)).unwrap();
+    }
+    write("metadata.csv", "file_name,label\ntrain/cat/1.jpg,other\n");
+    let source = open(&DataSet::at(dir.path()), &mut |_| {}).unwrap();
+    assert_eq!(source.label_name(source.label(Split::Train, 0)), "other");
+}

@@ -481,3 +481,22 @@ impl Drop for Claim {
         let _ = std::fs::remove_file(&self.path);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_keep_in_the_folder_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["tmp-experiments/run", "tmp-0123456789abcdef0", "tmp-0123456789abcdeg", "tmp-0123456789abcdef"] {
+            std::fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        let cache = DiskCache { dir: dir.path().to_owned(), bytes: 64 << 20 };
+        Disk::open(Some(&cache), dir.path()).unwrap();
+        let mut left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort_unstable();
+        left.retain(|name| name.to_string_lossy().starts_with("tmp-"));
+        assert_eq!(left, ["tmp-0123456789abcdef0", "tmp-0123456789abcdeg", "tmp-experiments"]);
+    }
+}

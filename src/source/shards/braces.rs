@@ -177,4 +177,15 @@ mod tests {
         }
         assert!(expand(&format!("{}b{}", "{a,".repeat(40), "}".repeat(40))).is_err());
     }
+
+    #[test]
+    fn what_would_take_much_memory_is_refused_or_taken_as_it_is() {
+        let wide = format!("{{{}1..2}}", "0".repeat(70_000));
+        assert!(expand(&wide).is_err());
+        let padded = format!("{{{}1..2}}", "0".repeat(1_000));
+        assert_eq!(expand(&padded).unwrap(), [padded]);
+        assert!(expand(&format!("{{0..1048575}}{}", "x".repeat(10_000))).is_err());
+        let secret = expand("x-{0..3.tar?sig=secret").unwrap_err();
+        assert!(!secret.contains("secret"), "{secret}");
+    }
 }

@@ -26,7 +26,7 @@ export LIBTORCH := $(CURDIR)/.libtorch/$(if $(filter 1,$(MIXD_LIBTORCH_CUDA)),cu
 export MIXD_LIBTORCH_CUDA
 endif
 
-.PHONY: help program build python demo test test-rust test-python faults check-replay check-bench check-gpu check-frameworks storm soak tsan fuzz lint bench compare compare-training gpu-pack gpu-check libtorch clean-libtorch tools
+.PHONY: help program build python demo test test-rust test-python faults check-replay check-bench check-gpu check-frameworks storm soak tsan fuzz lint bench compare compare-shards compare-training gpu-pack gpu-check libtorch clean-libtorch tools
 .NOTPARALLEL:
 
 help: ## Print the targets
@@ -165,6 +165,11 @@ bench: build .python ## Measure mixd on DATA beside the machine's ceilings, and 
 compare: ROUNDS  ?= 3
 compare: build ## Measure mixd beside torch's DataLoader, timm, DALI and loops over memory, on DATA (installs them into .compare: 5 GB)
 	python3 scripts/compare.py --mixd $(MIXD) --data "$(DATA)" --rounds $(ROUNDS) --seconds $(SECONDS) $(if $(ONLY),--only "$(ONLY)") --out benches/results
+
+compare-shards: ROUNDS ?= 3
+compare-shards: SECONDS ?= 4
+compare-shards: build .venv/torch/ready ## Measure mixd on shards and Parquet beside its folder, webdataset, datasets, LitData and datago, on DATA
+	.venv/torch/bin/python scripts/compare_shards.py --mixd $(MIXD) --data "$(DATA)" --rounds $(ROUNDS) --seconds $(SECONDS) --out benches/results
 
 compare-training: python .venv/torch/ready ## Train on DATA fed by mixd, and by torchvision with torch's DataLoader: losses, accuracies, times of three seeds
 	.venv/torch/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall $(TARGET)/wheels/mixd-*.whl

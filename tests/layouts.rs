@@ -6,7 +6,7 @@ use common::{Daemon, command, mixd, refusal, small_folder, stderr};
 use mixd::client::Reason;
 use mixd::spec::{FeedSpec, Mix};
 use mixd::types::{ImageSize, Split};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
@@ -150,4 +150,69 @@ fn a_name_forges_no_line_of_the_log_and_moves_no_terminal() {
     let refused =
         stderr(&command(env!("CARGO_BIN_EXE_mixd")).args(["plan", "--epoch=0", "--data"]).arg(odd).output().unwrap());
     assert!(refused.lines().count() == 1 && refused.contains(r"gone\n2026-01-01\x1b[31m"), "{refused}");
+}
+
+/// The labels of an epoch's samples, by their ids.
+fn labels(daemon: &Daemon, split: Split) -> BTreeMap<u32, i64> {
+    let mut feed = daemon.attach(spec(split)).unwrap();
+    let mut labels = BTreeMap::new();
+    for batch in feed.epoch() {
+        let batch = batch.unwrap();
+        let view = batch.view();
+        labels.extend(view.sample_id.iter().copied().zip(view.label_a.iter().copied()));
+    }
+    labels
+}
+
+#[test]
+fn labels_of_a_table_and_of_imagenet_s_list_are_served() {
+    let dir = small_folder(4);
+    let from = |class: &str, nth: usize| {
+        let folder = dir.path().join("train").join(class);
+        let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort_unstable();
+        files[nth].clone()
+    };
+    let set = tempfile::tempdir().unwrap();
+    let put = |image: &Path, at: &str| {
+        let to = set.path().join(at);
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::copy(image, to).unwrap();
+    };
+    let [cat, dog] = ["n01440764", "n03394916"];
+    for (nth, name) in ["0.png", "1.png", "2.png"].into_iter().enumerate() {
+        put(&from(cat, nth), &format!("photos/{name}"));
+    }
+    put(&from(dog, 0), "photos/3.png");
+    let table = set.path().join("table.csv");
+    std::fs::write(&table, "name of it,file,labels\nx,3.png,dog|old\nx,1.png,cat\nx,0.png,cat|old\nx,2.png,\n")
+        .unwrap();
+    let options = ["--labels", table.to_str().unwrap()];
+    let daemon = Daemon::on(&set.path().join("photos"), &options);
+    // In the order of the names: cat and old, cat, none, dog and old.
+    assert_eq!(labels(&daemon, Split::Train), BTreeMap::from([(0, 0), (1, 1), (2, 2), (3, 3)]));
+    let feed = daemon.attach(spec(Split::Train)).unwrap();
+    let classes: Vec<_> = feed.classes().iter().map(|class| &*class.id).collect();
+    assert_eq!(classes, ["cat", "dog", "old"]);
+    let sets: Vec<&[u32]> = feed.label_sets().iter().map(|set| &**set).collect();
+    assert_eq!(sets, [&[0, 2][..], &[0], &[], &[1, 2]]);
+    drop(feed);
+
+    let images = "imagenet/ILSVRC/Data/CLS-LOC";
+    for (class, nth, at) in [
+        (cat, 0, "train/n01/n01_1.JPEG"),
+        (dog, 0, "train/n02/n02_1.JPEG"),
+        (dog, 1, "val/v_1.JPEG"),
+        (cat, 1, "val/v_2.JPEG"),
+    ] {
+        put(&from(class, nth), &format!("{images}/{at}"));
+    }
+    std::fs::write(
+        set.path().join("imagenet/LOC_val_solution.csv"),
+        "ImageId,PredictionString\nv_1,n02 1 2 3 4\nv_2,n01 5 6 7 8 n01 1 2 3 4\n",
+    )
+    .unwrap();
+    let daemon = Daemon::on(&set.path().join("imagenet"), &[]);
+    assert_eq!(labels(&daemon, Split::Train), BTreeMap::from([(0, 0), (1, 1)]));
+    assert_eq!(labels(&daemon, Split::Val), BTreeMap::from([(0, 1), (1, 0)]));
 }

@@ -179,8 +179,8 @@ fn one_val(entries: &mut Vec<Entry>) -> Option<String> {
         entries.retain(|entry| entry.kind != TEST);
     }
     (tests > 0).then(|| match others {
-        true => format!("{tests} images of the test split are left out (--splits val=test takes them)"),
-        false => format!("{tests} images of the test split are taken for validation"),
+        true => format!("images of the test split left out: {tests} (--splits val=test takes them)"),
+        false => format!("images of the test split taken for validation: {tests}"),
     })
 }
 
@@ -542,10 +542,10 @@ mod tests {
         let (both, alone) = (with("2.jpg,a,val\n3.jpg,a,test\n"), with("2.jpg,a,test\n3.jpg,a,test\n"));
         let source = opened(&both, |_| {}).unwrap();
         assert_eq!(shown(&*source, Split::Val), ["2.jpg:a"]);
-        assert_eq!(source.notes(), ["1 images of the test split are left out (--splits val=test takes them)"]);
+        assert_eq!(source.notes(), ["images of the test split left out: 1 (--splits val=test takes them)"]);
         let source = opened(&alone, |_| {}).unwrap();
         assert_eq!(shown(&*source, Split::Val), ["2.jpg:a", "3.jpg:a"]);
-        assert_eq!(source.notes(), ["2 images of the test split are taken for validation"]);
+        assert_eq!(source.notes(), ["images of the test split taken for validation: 2"]);
         let source = opened(&both, |set| set.splits = "val=test".parse().unwrap()).unwrap();
         assert_eq!(shown(&*source, Split::Val), ["3.jpg:a"]);
         assert_eq!(source.notes(), ["1 file ignored: 1 image of another split"]);

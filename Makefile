@@ -70,7 +70,7 @@ demo: build ## Train on DATA (a folder or archive; default sample-data) for EPOC
 test: test-rust test-python ## Run every test without libtorch and libjpeg-turbo; with them, and each benchmark once; then the package's
 
 test-rust: libtorch
-	$(CARGO_TEST) $(bare) --tests
+	MIXD_OUTAGE_S=20 $(CARGO_TEST) $(bare) --tests
 	$(CARGO_TEST) $(bare) --doc
 	$(CARGO_TEST) --all-targets $(with)
 	$(CARGO_TEST) --doc $(with)

@@ -118,12 +118,17 @@ pub fn up_to(bits: u32, most: u32) -> u32 {
     ((u64::from(bits) * (u64::from(most) + 1)) >> 32) as u32
 }
 
-/// A uniform permutation of `0..n` (Fisher–Yates, from the end).
+/// Brings up to 2³² values into a uniformly random order (Fisher–Yates, from the end).
+pub fn shuffle<T>(rng: &mut ChaCha8Rng, values: &mut [T]) {
+    for last in (1..values.len()).rev() {
+        values.swap(last, below(rng, last as u32 + 1) as usize);
+    }
+}
+
+/// A uniform permutation of `0..n`.
 pub fn permutation(mut rng: ChaCha8Rng, n: u32) -> Vec<u32> {
     let mut order: Vec<u32> = (0..n).collect();
-    for last in (1..n).rev() {
-        order.swap(last as usize, below(&mut rng, last + 1) as usize);
-    }
+    shuffle(&mut rng, &mut order);
     order
 }
 

@@ -4,15 +4,17 @@ mod common;
 #[path = "cloud/server.rs"]
 mod server;
 
-use common::trainer::{Oracle, Trainer};
+use common::trainer::{Oracle, Orders, Trainer};
 use common::{DEADLINE, Daemon, mixd, stderr, until};
 use mixd::client;
 use mixd::source::ReadError;
 use mixd::source::remote::{DiskCache, Remote, RemoteFile, StoreOptions, Url};
-use mixd::spec::FeedSpec;
-use mixd::types::ImageSize;
+use mixd::spec::{FeedSpec, Shuffle};
+use mixd::types::{ImageSize, Split};
 use server::{BUCKET, Fault, KEY, Proxy, SECRET, Server, Shards, variables};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -174,11 +176,7 @@ fn what_was_read_longest_ago_is_evicted_and_the_budget_kept() {
     for (nth, content) in contents.iter().enumerate() {
         server.put(&format!("{nth}.bin"), content.clone());
     }
-    let kept = || {
-        use std::os::unix::fs::MetadataExt;
-        let data = common::files(dir.path()).into_iter().filter(|path| path.ends_with("data"));
-        data.map(|path| path.metadata().unwrap().blocks() * 512).sum::<u64>()
-    };
+    let kept = || kept(dir.path());
     let budget = 3 * BLOCK as u64 + BLOCK as u64 / 2;
     let remote = remote(server.address, dir.path(), budget, DEADLINE);
     let files: Vec<_> = (0..5).map(|nth| file(&remote, &format!("{nth}.bin"))).collect();
@@ -198,6 +196,61 @@ fn what_was_read_longest_ago_is_evicted_and_the_budget_kept() {
         assert!(read(&file(&other, &format!("{nth}.bin")), 0, 9).unwrap() == content[..9]);
     }
     assert!(kept() <= budget);
+}
+
+/// Bytes on disk of what is kept in `dir`.
+fn kept(dir: &Path) -> u64 {
+    let data = common::files(dir).into_iter().filter(|path| path.ends_with("data"));
+    data.map(|path| path.metadata().unwrap().blocks() * 512).sum()
+}
+
+#[test]
+fn announced_objects_are_fetched_whole_and_kept_until_the_next_are() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    let content = content(3 * BLOCK);
+    let names = ["a", "b", "c", "d"].map(|name| format!("{name}.bin"));
+    names.iter().for_each(|name| server.put(name, content.clone()));
+    let proxy = Proxy::before(server.address);
+    let budget = 7 * BLOCK as u64;
+    let remote = remote(proxy.address, dir.path(), budget, DEADLINE);
+    let files = names.each_ref().map(|name| file(&remote, name));
+    let asked = |of: &[usize]| -> Vec<_> {
+        of.iter()
+            .flat_map(|&nth| [0, 1, 2].map(|block| (format!("/{BUCKET}/{}", names[nth]), block * BLOCK as u64)))
+            .collect()
+    };
+    let all_asked = || {
+        let mut all = proxy.asked();
+        all.sort_unstable();
+        all
+    };
+    let mut ahead = None;
+    for window in 0..3 {
+        let window: usize = window;
+        ahead = RemoteFile::will_read(&files[window..=window], &files[window + 1..=window + 1]).or(ahead);
+        if window == 0 {
+            assert_eq!(proxy.asked(), [], "nothing is read yet");
+        }
+        assert!(read(&files[window], BLOCK, 9).unwrap() == content[BLOCK..BLOCK + 9]);
+        let expected = asked(&(0..=window + 1).collect::<Vec<_>>());
+        until("both windows", || (all_asked() == expected).then_some(()));
+        until("the room", || (kept(dir.path()) <= budget).then_some(()));
+        // What is still to come is not fetched again.
+        assert!(read(&files[window], 0, 3 * BLOCK).unwrap() == content);
+        assert_eq!(all_asked(), expected);
+    }
+    drop(ahead);
+    // Of what does not fit only what is read is fetched.
+    proxy.forget();
+    let others = names.each_ref().map(|name| name.replace("bin", "big"));
+    others.iter().for_each(|name| server.put(name, self::content(8 * BLOCK)));
+    let files = others.each_ref().map(|name| file(&remote, name));
+    let _ahead = RemoteFile::will_read(&files[..1], &files[1..2]);
+    for block in [5, 2] {
+        read(&files[0], block * BLOCK, 9).unwrap();
+    }
+    let expected = [5, 2].map(|block| (format!("/{BUCKET}/{}", others[0]), block * BLOCK as u64));
+    assert_eq!(proxy.asked(), expected);
 }
 
 #[test]
@@ -293,13 +346,47 @@ fn the_first_batch_comes_before_the_first_shard_is_whole() {
     world.proxy.hold(BLOCK as u64..u64::MAX);
     let daemon = world.daemon(&data, &[]);
     assert_eq!(world.proxy.asked(), [], "the second start needed shards");
-    let spec = FeedSpec { shuffle: false, batch_size: 8, mix: mixd::spec::Mix::NONE, ..spec() };
+    let spec = FeedSpec { shuffle: Shuffle::Off, batch_size: 8, mix: mixd::spec::Mix::NONE, ..spec() };
     let mut trainer = Trainer::start(&daemon, spec, 20, 0);
     trainer.batches(1);
     assert!(world.proxy.answered().iter().all(|(_, first)| *first == 0), "{:?}", world.proxy.answered());
     world.proxy.hold(0..0);
     trainer.finish();
     Oracle::of(world.shards.dir.path()).check(&trainer);
+}
+
+#[test]
+fn a_shuffle_within_windows_of_shards_fetches_a_set_that_does_not_fit_once_an_epoch() {
+    let world = World::new(10, 1_000_000);
+    let data = format!("s3://{BUCKET}/set");
+    drop(world.daemon(&data, &[]));
+    let source = mixd::source::open(&mixd::source::DataSet::at(world.shards.dir.path()), &mut |_| {}).unwrap();
+    let shards = source.shards(Split::Train);
+    let shard_bytes = world.shards.paths()[0].metadata().unwrap().len();
+    // Room for two windows of three shards, and a shard more.
+    let budget = 7 * shard_bytes;
+    assert!(shards.len() as u64 * shard_bytes > 2 * budget, "the set fits: {} shards", shards.len());
+    let mut oracle = Oracle::of(world.shards.dir.path());
+    let blocks = shards.len() * shard_bytes.div_ceil(BLOCK as u64) as usize;
+    let asked = [Shuffle::Shards(NonZeroU32::new(3).unwrap()), Shuffle::Global].map(|shuffle| {
+        std::fs::remove_dir_all(world.cache()).unwrap();
+        world.proxy.forget();
+        let cache = format!("--disk-cache={}:{budget}", world.cache().display());
+        let daemon = world.daemon(&data, &[&cache, "--cache", "off"]);
+        let spec = FeedSpec { shuffle, batch_size: 10, ..spec() };
+        let epoch = u64::from(source.len(Split::Train)).div_ceil(10);
+        let mut trainer =
+            Trainer::obey(Orders { shards: shards.clone(), ..Orders::new(daemon.socket(), spec, epoch, 0) });
+        trainer.finish();
+        assert_eq!(trainer.read.len() as u64, epoch);
+        oracle.check(&trainer);
+        assert!(kept(&world.cache()) <= budget + shard_bytes, "{} kept", kept(&world.cache()));
+        world.proxy.asked().len()
+    });
+    // The first windows of the next epoch are on their way, too.
+    let ahead = blocks / shards.len() * 6;
+    assert!(asked[0] <= blocks + ahead, "{} requests for {blocks} blocks", asked[0]);
+    assert!(asked[1] > asked[0] * 3 / 2, "{} and {} requests", asked[0], asked[1]);
 }
 
 #[test]
@@ -312,7 +399,7 @@ fn a_run_survives_the_stores_death_and_loses_repeats_and_changes_nothing() {
     std::fs::remove_dir_all(world.cache()).unwrap();
     world.proxy.hold(BLOCK as u64..u64::MAX);
     let daemon = world.daemon(&data, &["--store-timeout", "60", "--cache", "off"]);
-    let spec = FeedSpec { shuffle: false, batch_size: 8, mix: mixd::spec::Mix::NONE, ..spec() };
+    let spec = FeedSpec { shuffle: Shuffle::Off, batch_size: 8, mix: mixd::spec::Mix::NONE, ..spec() };
     let mut trainer = Trainer::start(&daemon, spec, 60, 0);
     trainer.batches(1);
     world.server.die();

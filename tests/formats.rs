@@ -4,7 +4,7 @@ mod common;
 
 use common::{Daemon, mixd, run, sample_data, stderr};
 use mixd::decode::{Decoder, JPEG_DECODER, JPEG_DECODER_COST};
-use mixd::spec::{Crop, FeedSpec, Mix};
+use mixd::spec::{Crop, FeedSpec, Mix, Shuffle};
 use mixd::types::{ImageSize, Place};
 use rustix::process::Signal;
 use std::io::Read;
@@ -117,7 +117,7 @@ fn the_orientation_is_part_of_what_a_feed_and_a_cache_file_are() {
         image_size: ImageSize::square(40),
         digest: true,
         mix: Mix::NONE,
-        shuffle: false,
+        shuffle: Shuffle::Off,
         ..FeedSpec::train()
     };
     let crop = Crop::RandomResizedCrop { scale: [0.1, 0.5], ratio: [0.75, 1.5] };

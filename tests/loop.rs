@@ -4,7 +4,7 @@ mod common;
 
 use common::{Daemon, mixd, refusal, run, sample_data, small_folder, stderr, until};
 use mixd::client::{self, ClientError, Reason};
-use mixd::spec::{FeedSpec, Mix, Pairing};
+use mixd::spec::{FeedSpec, Mix, Pairing, Shuffle};
 use mixd::types::{Dtype, ImageSize, Layout, Place, Split, Start};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use safetensors::SafeTensors;
@@ -166,7 +166,7 @@ fn a_bad_image_is_substituted_by_the_next_of_its_class_and_entered_once() {
     let bad = folder.path().join("train/n01440764/024.png");
     std::fs::write(&bad, "not an image").unwrap();
     let daemon = Daemon::on(folder.path(), &[]);
-    let mut feed = daemon.attach(FeedSpec { batch_size: 50, shuffle: false, ..spec() }).unwrap();
+    let mut feed = daemon.attach(FeedSpec { batch_size: 50, shuffle: Shuffle::Off, ..spec() }).unwrap();
     for _ in 0..2 {
         let batch = feed.next_batch().unwrap();
         let view = batch.view();
@@ -224,7 +224,7 @@ fn a_cache_file_serves_no_stale_pixels() {
     };
     settle();
     let option = format!("--cache-file={}", cache.path().join("rows").display());
-    let spec = FeedSpec { batch_size: 50, shuffle: false, mix: Mix::NONE, ..spec() };
+    let spec = FeedSpec { batch_size: 50, shuffle: Shuffle::Off, mix: Mix::NONE, ..spec() };
     // The bytes of an epoch, and how many samples were decoded for it.
     let epoch = |daemon: &Daemon| -> (Vec<u8>, u64) {
         let x = daemon.attach(spec).unwrap().next_batch().unwrap().view().x.to_vec();

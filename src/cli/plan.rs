@@ -34,7 +34,7 @@ impl Plan {
     pub fn run(self) -> anyhow::Result<()> {
         let (source, spec) = (self.data.open()?, self.feed.spec()?);
         let labels = |ids: &[u32]| ids.iter().map(|&id| source.label(spec.split, id)).collect::<Vec<_>>();
-        let sampler = Sampler::new(spec, source.len(spec.split))?;
+        let sampler = Sampler::new(spec, source.numbering(spec.split))?;
         anyhow::ensure!(self.epoch >> EPOCH_BITS == 0, "--epoch is {}: it must be below 2^56", self.epoch);
         let (epoch, indices) = (sampler.epoch(self.epoch), sampler.indices(self.epoch)?);
         let mut headers = Headers::of(&*source, self.exif);

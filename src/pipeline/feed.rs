@@ -190,7 +190,7 @@ mod tests {
     use super::*;
     use crate::ring::{Next, RingReader};
     use crate::source::{Class, ReadError, Source, Stamp};
-    use crate::spec::{FeedSpec, Mix};
+    use crate::spec::{FeedSpec, Mix, Shuffle};
     use crate::types::{ClassId, EPOCH_BITS, ImageSize, SampleId, Split};
     use std::path::Path;
     use std::time::Instant;
@@ -249,7 +249,7 @@ mod tests {
 
     fn spec() -> FeedSpec {
         let image_size = ImageSize::square(16);
-        FeedSpec { batch_size: 4, image_size, shuffle: false, mix: Mix::NONE, ..FeedSpec::train() }
+        FeedSpec { batch_size: 4, image_size, shuffle: Shuffle::Off, mix: Mix::NONE, ..FeedSpec::train() }
     }
 
     /// What a feed's first batch, or its end, is.

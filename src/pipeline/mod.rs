@@ -9,6 +9,7 @@
 //! rendered while earlier batches are mixed. Its requests claim rows ([`crate::store`]); the mix stage waits for the rows of its batch to settle. What a batch
 //! holds is decided by its plan and the files alone, never by who was faster.
 
+mod ahead;
 mod device;
 mod feed;
 mod ledger;
@@ -292,7 +293,7 @@ impl Pipeline {
     /// When the spec is out of range or leaves nothing to deliver.
     pub fn sampler(&self, spec: &FeedSpec) -> Result<Sampler, OpenError> {
         spec.validate()?;
-        Ok(Sampler::new(*spec, self.source().len(spec.split))?)
+        Ok(Sampler::new(*spec, self.source().numbering(spec.split))?)
     }
 
     /// Opens a feed whose first batch is `origin`, and starts its threads; with a seat for the trainer that asked for it. With `hold` the first batches stay in the ring until [`Feed::release_hold`].
@@ -490,7 +491,7 @@ pub enum BatchError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Crop, Mix};
+    use crate::spec::{Crop, Mix, Shuffle};
     use crate::store::Lookup;
     use std::path::Path;
     use std::time::{Duration, Instant};
@@ -549,7 +550,7 @@ mod tests {
     #[test]
     fn a_sample_that_another_feed_claimed_and_gave_up_is_decoded_by_whoever_waits_for_it() {
         let pipeline = start(1 << 30);
-        let spec = FeedSpec { batch_size: 4, mix: Mix::NONE, shuffle: false, ..FeedSpec::train() };
+        let spec = FeedSpec { batch_size: 4, mix: Mix::NONE, shuffle: Shuffle::Off, ..FeedSpec::train() };
         let start = Place { epoch: 0, index: 0 };
         let entry = pipeline.store(spec.split, Views::of(&spec)).unwrap();
         // The first row of the batch, so that it was asked for once the others are there.

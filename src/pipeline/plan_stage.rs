@@ -1,5 +1,6 @@
 //! The plan stage: one thread a feed, which plans batches and requests their samples.
 
+use super::ahead::Announcer;
 use super::render_stage::Job;
 use super::request::{Location, Pending, Requester, Scratch};
 use super::{FeedError, OpenError};
@@ -102,10 +103,12 @@ impl PlanStage {
         let mut clock = Clock::start(&shared.stats.plan);
         let mut place = sampler.start();
         let mut epoch = sampler.epoch(place.epoch);
+        let mut announcer = Announcer::new(Arc::clone(&shared.source), sampler.spec().split);
         loop {
             if epoch.number() != place.epoch {
                 epoch = sampler.epoch(place.epoch);
             }
+            announcer.reach(sampler, place);
             // Either fails only when the other side has ended.
             let Ok(pending) = self.request(epoch.plan(place.index), &mut clock) else { return };
             clock.lap(Doing::Busy);

@@ -124,7 +124,7 @@ mod tests {
     use super::super::{BatchError, FeedError, OnBadImage, Options, Pipeline};
     use super::*;
     use crate::cpus::Workers;
-    use crate::spec::{Crop, FeedSpec, Mix};
+    use crate::spec::{Crop, FeedSpec, Mix, Shuffle};
     use crate::types::{Class, ClassId, Place};
     use rustix::io::Errno;
     use std::io;
@@ -247,7 +247,7 @@ mod tests {
     }
 
     fn squashed() -> FeedSpec {
-        FeedSpec { batch_size: 20, shuffle: false, mix: Mix::NONE, ..FeedSpec::train() }
+        FeedSpec { batch_size: 20, shuffle: Shuffle::Off, mix: Mix::NONE, ..FeedSpec::train() }
     }
 
     fn random() -> FeedSpec {

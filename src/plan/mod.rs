@@ -1,12 +1,14 @@
-//! Plans: what makes each batch, as data. A plan is a pure function of the feed spec and the number of samples; it is printed by
+//! Plans: what makes each batch, as data. A plan is a pure function of the feed spec and the numbers of samples and shards; it is printed by
 //! `mixd plan`, carried to the threads that decode, render and mix, and reaches the trainer as the batch's columns.
 
 mod erasure;
 mod operations;
+mod order;
 mod sampler;
 mod view;
 
 pub use erasure::Erasure;
+pub use order::{Numbering, Windows};
 pub use sampler::{Epoch, Sampler};
 pub use view::{Draws, ViewPlan};
 

@@ -1,26 +1,33 @@
-//! Which samples, partners, views and weights make each batch, as a pure function of the feed spec and the number of samples.
+//! Which samples, partners, views and weights make each batch, as a pure function of the feed spec and the samples' numbering.
 
 use super::view::first_block;
-use super::{Draws, ImagePlan, Plan, RowMix, RowPlan, ViewPlan};
+use super::{Draws, ImagePlan, Numbering, Plan, RowMix, RowPlan, ViewPlan, Windows};
 use crate::rng::{self, Stream};
-use crate::spec::{Deal, DealError, FeedSpec, MixPer, Pairing};
+use crate::spec::{Deal, DealError, FeedSpec, MixPer, Pairing, Shuffle};
 use crate::types::{Cut, ImageSize, Place, SampleId};
 use rand_distr::{Beta, Distribution};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Makes the plans of one feed.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     deal: Deal,
+    numbering: Arc<Numbering>,
 }
 
 impl Sampler {
-    /// A sampler for a valid `spec` over a split of `samples` samples.
+    /// A sampler for a valid `spec` over a split, whose samples are numbered so.
     ///
     /// # Errors
-    /// As [`Deal::new`].
-    pub fn new(spec: FeedSpec, samples: u32) -> Result<Self, DealError> {
-        Ok(Self { deal: Deal::new(spec, samples)? })
+    /// As [`Deal::new`], and when samples that lie in no shards are to be shuffled by shards.
+    pub fn new(spec: FeedSpec, numbering: impl Into<Numbering>) -> Result<Self, DealError> {
+        let numbering = numbering.into();
+        let deal = Deal::new(spec, numbering.samples)?;
+        if matches!(spec.shuffle, Shuffle::Shards(_)) && numbering.shards.is_empty() {
+            return Err(DealError::NoShards(spec.shuffle));
+        }
+        Ok(Self { deal, numbering: Arc::new(numbering) })
     }
 
     /// What is sampled.
@@ -46,14 +53,30 @@ impl Sampler {
         self.deal.indices(epoch)
     }
 
+    /// The shards that an epoch reads, so many at a time.
+    pub fn windows(&self, epoch: u64) -> Windows {
+        self.numbering.windows(self.spec(), epoch)
+    }
+
+    /// The position in the epoch's order of a batch's first sample.
+    ///
+    /// # Panics
+    /// When the feed has no such batch.
+    pub fn position(&self, place: Place) -> u64 {
+        let first = self.deal.positions(place).next().expect("a batch has rows");
+        first / u64::from(self.spec().repeats)
+    }
+
     /// The order of an epoch, from which its plans are made. Costs O(samples); any epoch can be had alone.
     pub fn epoch(&self, epoch: u64) -> Epoch<'_> {
-        let (spec, samples) = (self.spec(), self.deal.samples());
-        let shuffled = |nth| rng::permutation(rng::at(spec.seed, Stream::Permutation, epoch, nth, 0), samples);
-        let order = if spec.shuffle { shuffled(0) } else { (0..samples).collect() };
-        // A second order is always a shuffled one: in the order of the index every row would be its own partner.
-        let second = spec.mix.takes_a_second_batch().then(|| shuffled(1));
-        Epoch { sampler: self, epoch, order, second }
+        let spec = self.spec();
+        let order = |second| self.numbering.order(spec, epoch, second);
+        Epoch {
+            sampler: self,
+            epoch,
+            order: order(false),
+            second: spec.mix.takes_a_second_batch().then(|| order(true)),
+        }
     }
 }
 

@@ -30,6 +30,7 @@ mod vocabulary;
 mod walk;
 
 use crate::escape::{escaped, printable};
+use crate::plan::Numbering;
 pub use crate::types::Class;
 use crate::types::{ClassId, LabelSet, SampleId, Split};
 use binaries::Binaries;
@@ -73,6 +74,23 @@ pub trait Source: Send + Sync + Debug {
     /// is looked up by it.
     fn name(&self, split: Split, sample: SampleId) -> String;
 
+    /// The first sample of each file that holds many (a shard, a table), ascending from 0; none where each sample is a file of its own. The
+    /// samples of such a file have consecutive ids.
+    fn shards(&self, _split: Split) -> Vec<SampleId> {
+        Vec::new()
+    }
+
+    /// How the samples of a split are numbered.
+    fn numbering(&self, split: Split) -> Numbering {
+        Numbering { samples: self.len(split), shards: self.shards(split) }
+    }
+
+    /// Announces that the samples of some shards are read from now on, those of `now` before those of `next`; each shard is named by its first
+    /// sample. A source whose bytes are far away may prefetch them, and keeps them while what is returned lives.
+    fn will_read(&self, _split: Split, _now: &[SampleId], _next: &[SampleId]) -> Option<Ahead> {
+        None
+    }
+
     /// Replaces the content of `bytes` by a sample's encoded bytes, reusing its capacity, and returns the sample's stamp as it was before the
     /// first byte was read, so that a sample that changes during the read gets a stamp that no longer matches.
     ///
@@ -115,6 +133,9 @@ pub trait Source: Send + Sync + Debug {
         }
     }
 }
+
+/// What was announced, until it is dropped.
+pub type Ahead = Box<dyn Debug + Send>;
 
 /// Changes whenever the bytes of a sample change; never 0. A source gives none while a later change could go unnoticed.
 pub type Stamp = u64;

@@ -3,7 +3,7 @@
 //! What is chosen depends on the samples' names and no random number, so it is the same in each run and on each machine, and images that
 //! are added change little of it. The vocabulary stays that of all training samples.
 
-use super::{Class, DatasetError, Fraction, ReadError, Selection, Source, Stamp};
+use super::{Ahead, Class, DatasetError, Fraction, ReadError, Selection, Source, Stamp};
 use crate::escape::escaped;
 use crate::types::{ClassId, LabelSet, SampleId, Split};
 use std::collections::HashMap;
@@ -202,6 +202,24 @@ impl Source for Subset {
     fn stamp(&self, split: Split, sample: SampleId) -> Option<Stamp> {
         let (split, id) = self.of(split, sample);
         self.inner.stamp(split, id)
+    }
+
+    /// Those of the other source that have a sample left.
+    fn shards(&self, split: Split) -> Vec<SampleId> {
+        let Part { split, ids } = &self.parts[split as usize];
+        let mut shards = self.inner.shards(*split);
+        if let Some(ids) = ids {
+            shards.iter_mut().for_each(|first| *first = ids.partition_point(|id| id < first) as u32);
+            // A shard that begins where the next one does, or at the end, is empty.
+            shards.dedup();
+            shards.retain(|&first| (first as usize) < ids.len());
+        }
+        shards
+    }
+
+    fn will_read(&self, split: Split, now: &[SampleId], next: &[SampleId]) -> Option<Ahead> {
+        let inner = |firsts: &[SampleId]| firsts.iter().map(|&first| self.of(split, first).1).collect::<Vec<_>>();
+        self.inner.will_read(self.parts[split as usize].split, &inner(now), &inner(next))
     }
 
     fn hash_identity(&self, split: Split, hash: &mut Xxh3) {

@@ -1,7 +1,7 @@
 //! How epochs are dealt to ranks: the rows and batches of each, and how a feed goes on with another world size in the middle of an
 //! epoch (docs/spec/batches.md#plans).
 
-use super::{Consumed, FeedSpec};
+use super::{Consumed, FeedSpec, Shuffle};
 use crate::types::{BATCH_BITS, Last, Place, ROW_BITS, Split, Start};
 use std::ops::Range;
 
@@ -14,6 +14,9 @@ pub enum DealError {
          --splits val=FOLDER, or set training images aside with --holdout 0.1, where the daemon is started)"
     )]
     NoValidation,
+    /// The samples lie in no shards.
+    #[error("shuffle is {0}, but each image of the data set is a file of its own (use shuffle=global)")]
+    NoShards(Shuffle),
     /// No batch fills.
     #[error(
         "an epoch has no batch: {samples} samples dealt to {world_size} ranks do not fill one batch of {batch_size} \

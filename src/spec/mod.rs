@@ -10,6 +10,7 @@ mod options;
 mod presets;
 mod recipe;
 mod share;
+mod shuffle;
 mod size;
 mod view;
 
@@ -22,6 +23,7 @@ pub use mix::{Mix, MixPer, Pairing};
 pub use options::{FeedOptions, OptionsError, RecipeChoice};
 pub use recipe::{Recipe, RecipeError, TrainView, ValView};
 pub use share::{Delivery, MAX_LAG_S_MAX, Share, ShareName};
+pub use shuffle::Shuffle;
 pub use view::Crop;
 
 use crate::format::Format;
@@ -64,8 +66,8 @@ pub struct FeedSpec {
     pub augment: Augment,
     /// Which boxes of a view are erased.
     pub erase: Erase,
-    /// Whether each epoch has an order of its own; otherwise samples come in the order of the index.
-    pub shuffle: bool,
+    /// The order of an epoch's samples.
+    pub shuffle: Shuffle,
     /// Seed of all randomness.
     pub seed: u64,
     /// What becomes of the rows that do not fill the last batch.
@@ -139,7 +141,7 @@ impl FeedSpec {
             flip: 0.0,
             augment: Augment::default(),
             erase: Erase::default(),
-            shuffle: true,
+            shuffle: Shuffle::Global,
             seed: 0,
             last: Last::Keep,
             repeats: 1,
@@ -163,7 +165,7 @@ impl FeedSpec {
 
     /// The defaults of a validation feed: unmixed, unshuffled, with twice the batch.
     pub fn val() -> Self {
-        Self { split: Split::Val, batch_size: 128, shuffle: false, mix: Mix::NONE, ..Self::train() }
+        Self { split: Split::Val, batch_size: 128, shuffle: Shuffle::Off, mix: Mix::NONE, ..Self::train() }
     }
 
     /// The most samples that a batch is made of.

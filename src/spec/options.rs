@@ -3,7 +3,7 @@
 
 use super::{
     Augment, Blur, ColorJitter, Consumed, Crop, Erase, FeedSpec, Grow, Mix, MixPer, Pairing, Policy, Recipe,
-    RecipeError, Solarize, SpecError,
+    RecipeError, Shuffle, Solarize, SpecError,
 };
 use crate::operation::{WarpFilter, Warping};
 use crate::types::{Dtype, ImageSize, Interpolation, Last, Layout, ParseError, Split};
@@ -170,9 +170,10 @@ pub struct FeedOptions {
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_ERASE", value_name = "PROB"))]
     #[serde(with = "text")]
     pub erase: Option<Erase>,
-    /// A new order each epoch: true or false [default: true for train].
-    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_SHUFFLE"))]
-    pub shuffle: Option<bool>,
+    /// A new order each epoch: true (global: of all images), false, or shards:COUNT, a shuffle within so many shards at a time, for sets that are
+    /// larger than the disk cache [default: true for train].
+    #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_SHUFFLE", value_name = "ORDER"))]
+    pub shuffle: Option<Shuffle>,
     /// Seed of all randomness [default: 0].
     #[cfg_attr(feature = "daemon", arg(long, env = "MIXD_SEED"))]
     pub seed: Option<u64>,
@@ -563,5 +564,8 @@ mod tests {
         let json = serde_json::to_string(&options).unwrap();
         assert_eq!(serde_json::from_str::<FeedOptions>(&json).unwrap(), options);
         assert_eq!(options.flip, Some(0.5));
+        for (given, kept) in [("true", "true"), ("global", "true"), ("shards:8", "shards:8")] {
+            assert_eq!(parse(&[&format!("--shuffle={given}")]).arguments(), [format!("--shuffle={kept}")]);
+        }
     }
 }

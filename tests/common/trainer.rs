@@ -3,9 +3,9 @@
 use super::{DEADLINE, Daemon, sample_data};
 use mixd::client;
 use mixd::pipeline::{Options, Pipeline};
-use mixd::plan::Sampler;
+use mixd::plan::{Numbering, Sampler};
 use mixd::spec::{Delivery, FeedSpec};
-use mixd::types::{Place, Start};
+use mixd::types::{Place, SampleId, Start};
 use rustix::process::Signal;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
@@ -27,11 +27,13 @@ pub struct Orders {
     pub holds_the_first: bool,
     /// How long it waits for the next daemon.
     pub reconnect: Duration,
+    /// The first sample of each shard of the data set, if it has any.
+    pub shards: Vec<SampleId>,
 }
 
 impl Orders {
     pub fn new(socket: PathBuf, spec: FeedSpec, batches: u64, step_ms: u64) -> Self {
-        Self { socket, spec, batches, step_ms, holds_the_first: false, reconnect: DEADLINE }
+        Self { socket, spec, batches, step_ms, holds_the_first: false, reconnect: DEADLINE, shards: Vec::new() }
     }
 }
 
@@ -39,9 +41,11 @@ impl Orders {
 /// ignored test `trainer_process` that calls it.
 pub fn run() {
     let Ok(orders) = std::env::var("TRAINER") else { return };
-    let Orders { socket, spec, batches, step_ms, holds_the_first, reconnect } = serde_json::from_str(&orders).unwrap();
+    let Orders { socket, spec, batches, step_ms, holds_the_first, reconnect, shards } =
+        serde_json::from_str(&orders).unwrap();
     let mut feed = client::attach_for(&socket, &spec, reconnect).unwrap();
-    let sampler = Sampler::new(FeedSpec { start: Start::Now, ..spec }, feed.samples()).unwrap();
+    let numbering = Numbering { samples: feed.samples(), shards };
+    let sampler = Sampler::new(FeedSpec { start: Start::Now, ..spec }, numbering).unwrap();
     println!("\nattached {} {}", feed.place().epoch, feed.place().index);
     for nth in 0..batches {
         let batch = match feed.next_batch() {
@@ -177,8 +181,8 @@ impl Oracle {
     /// Every batch that a trainer read is the right one, and, unless it may skip, none is lost, repeated or out of order.
     pub fn check(&mut self, trainer: &Trainer) {
         let Trainer { spec, read, start, .. } = trainer;
-        let samples = self.pipeline.source().len(spec.split);
-        let sampler = Sampler::new(FeedSpec { start: Start::Now, ..*spec }, samples).unwrap();
+        let numbering = self.pipeline.source().numbering(spec.split);
+        let sampler = Sampler::new(FeedSpec { start: Start::Now, ..*spec }, numbering).unwrap();
         let may_skip = spec.share.is_some_and(|share| share.delivery == Delivery::Latest);
         let mut next = *start;
         for &(place, digest) in read {

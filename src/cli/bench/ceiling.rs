@@ -173,7 +173,7 @@ impl<'a> Ceiling<'a> {
     fn render_and_mix(&self, until: Instant) -> anyhow::Result<Option<f64>> {
         let Some(sources) = &self.sources else { return Ok(None) };
         let (views, size, format) = (Views::of(&self.spec), self.spec.image_size, self.spec.format());
-        let sampler = Sampler::new(self.spec, self.source.len(self.spec.split))?;
+        let sampler = Sampler::new(self.spec, self.source.numbering(self.spec.split))?;
         let first = sampler.start().epoch;
         let (epoch, indices) = (sampler.epoch(first), sampler.indices(first)?);
         let (done, start) = (AtomicU64::new(0), Instant::now());

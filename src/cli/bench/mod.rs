@@ -93,7 +93,7 @@ impl Bench {
             "--python reads main memory only (give --copy-back, too)"
         );
         let source = self.data.open()?;
-        let batches = Sampler::new(spec, source.len(spec.split))?.batches();
+        let batches = Sampler::new(spec, source.numbering(spec.split))?.batches();
         let cached = self.pipeline.cache != Cache::Off;
         let in_flight = in_flight(spec.slots);
         let warmup = self.warmup.unwrap_or(in_flight + if cached { batches } else { 0 });

@@ -6,7 +6,7 @@ use crate::cli::own_daemon::OwnDaemon;
 use crate::client::{self, Feed};
 use crate::escape::escaped;
 use crate::lesson::train::{self, Batches, Event, JsonLog, Options, Progress, TrainError};
-use crate::spec::{FeedOptions, FeedSpec, Mix, Recipe};
+use crate::spec::{FeedOptions, FeedSpec, Mix, Recipe, Shuffle};
 use crate::types::{Place, Split, Start};
 use anyhow::Context;
 use std::time::Duration;
@@ -38,7 +38,7 @@ impl Train {
             crop,
             interpolation,
             flip: 0.0,
-            shuffle: false,
+            shuffle: Shuffle::Off,
             mix: Mix::NONE,
             last: crate::types::Last::Keep,
             repeats: 1,

@@ -1,9 +1,11 @@
 //! Tests of the plans.
 
 use super::*;
-use crate::spec::{Consumed, Mix, WORLD_SIZE_MAX};
+use crate::spec::{Consumed, Mix, Shuffle, WORLD_SIZE_MAX};
 use crate::types::{Last, Split, Start};
 use proptest::prelude::*;
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 
 fn spec(batch_size: u32, last: Last, rank: u32, world_size: u32) -> FeedSpec {
     FeedSpec { batch_size, last, rank, world_size, ..FeedSpec::train() }
@@ -80,6 +82,96 @@ proptest! {
             prop_assert_eq!(plan, &alone.epoch(plan.place.epoch).plan(plan.place.index));
         }
     }
+}
+
+/// A window order by its definition (docs/spec/batches.md): sets and sorting keys instead of swaps within one list.
+fn naive_windows(spec: &FeedSpec, samples: u32, firsts: &[u32], count: usize, epoch: u64) -> Vec<Vec<SampleId>> {
+    let shard_of = |id: SampleId| firsts.iter().rposition(|first| *first <= id).unwrap() as u32;
+    let shards = rng::permutation(rng::at(spec.seed, Stream::Permutation, epoch, 0, 0), firsts.len() as u32);
+    let mut rng = rng::at(spec.seed, Stream::Permutation, epoch, 1, 0);
+    let mut windows = Vec::new();
+    for window in shards.chunks(count) {
+        let mut ids: Vec<SampleId> =
+            window.iter().flat_map(|&shard| (0..samples).filter(move |&id| shard_of(id) == shard)).collect();
+        for last in (1..ids.len()).rev() {
+            let other = rng::below(&mut rng, last as u32 + 1) as usize;
+            (ids[last], ids[other]) = (ids[other], ids[last]);
+        }
+        windows.push(ids);
+    }
+    windows
+}
+
+proptest! {
+    #[test]
+    fn windows_of_shards_are_read_one_after_the_other_by_all_ranks(
+        sizes in prop::collection::vec(1_u32..20, 1..12), count in 1_u32..14, batch in 1_u32..9, world in 1_u32..4,
+        seed: u64, epoch in 0_u64..3, repeats in 1_u32..3,
+    ) {
+        let shards: Vec<u32> = (0..sizes.len()).map(|nth| sizes[..nth].iter().sum()).collect();
+        let samples = sizes.iter().sum();
+        let shuffle = Shuffle::Shards(NonZeroU32::new(count).unwrap());
+        let feed = |rank| FeedSpec { seed, shuffle, repeats, ..spec(batch, Last::Keep, rank, world) };
+        let numbering = Numbering { samples, shards: shards.clone() };
+        let Ok(sampler) = Sampler::new(feed(0), numbering.clone()) else { return Ok(()) };
+        let expected = naive_windows(&feed(0), samples, &shards, count as usize, epoch);
+        let order: Vec<SampleId> = expected.concat();
+        let (mut reached, windows) = (0, sampler.windows(epoch));
+        for (window, ids) in expected.iter().enumerate() {
+            let firsts: BTreeSet<u32> = windows.shards[window].iter().copied().collect();
+            prop_assert_eq!(&firsts, &ids.iter().map(|id| *shards.iter().rfind(|first| *first <= id).unwrap()).collect());
+            for position in reached..reached + ids.len() as u64 {
+                prop_assert_eq!(windows.at(position), window);
+            }
+            reached += ids.len() as u64;
+        }
+        prop_assert_eq!((windows.at(reached), windows.shards.len()), (0, expected.len()));
+        for rank in 0..world {
+            let sampler = Sampler::new(feed(rank), numbering.clone()).unwrap();
+            let plans = sampler.epoch(epoch);
+            for index in 0..sampler.batches() {
+                for (row, id) in plans.plan(index).own().into_iter().enumerate() {
+                    let position = ((index * u64::from(batch) + row as u64) * u64::from(world) + u64::from(rank)) / u64::from(repeats);
+                    prop_assert_eq!(id, order[(position % u64::from(samples)) as usize]);
+                    if row == 0 {
+                        prop_assert_eq!(sampler.position(Place { epoch, index }), position);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_second_batch_goes_through_the_same_shards_at_the_same_time() {
+    let mix = Mix { pairing: Pairing::SecondBatch, ..Mix::mixup(0.4) };
+    let shuffle = Shuffle::Shards(NonZeroU32::new(2).unwrap());
+    let numbering = Numbering { samples: 60, shards: vec![0, 10, 20, 30, 40, 50] };
+    let sampler = Sampler::new(FeedSpec { mix, shuffle, ..spec(20, Last::Keep, 0, 1) }, numbering).unwrap();
+    let mut orders = BTreeSet::new();
+    for number in 0..4 {
+        let epoch = sampler.epoch(number);
+        let mut all = Vec::new();
+        for index in 0..3 {
+            let plan = epoch.plan(index);
+            let sorted = |mut ids: Vec<SampleId>| {
+                ids.sort_unstable();
+                ids
+            };
+            assert_ne!(plan.own(), plan.partners());
+            assert_eq!(sorted(plan.own()), sorted(plan.partners()));
+            all.extend(plan.own());
+        }
+        orders.insert(all);
+    }
+    assert_eq!(orders.len(), 4);
+}
+
+#[test]
+fn samples_that_lie_in_no_shards_are_not_shuffled_by_shards() {
+    let shuffle = Shuffle::Shards(NonZeroU32::new(2).unwrap());
+    let error = Sampler::new(FeedSpec { shuffle, ..FeedSpec::train() }, 600).unwrap_err().to_string();
+    assert!(error.contains("shards:2") && error.contains("global"), "{error}");
 }
 
 #[test]
@@ -468,7 +560,7 @@ fn places_that_were_consumed_and_rests_without_a_batch_are_refused_with_the_reme
 fn an_epoch_is_dealt_to_33_nodes_of_8_gpus_and_to_as_many_ranks_as_there_may_be() {
     let (mut seen, world_size) = (vec![0_u32; 10_000], 33 * 8);
     for rank in 0..world_size {
-        let feed = FeedSpec { shuffle: false, ..spec(16, Last::Keep, rank, world_size) };
+        let feed = FeedSpec { shuffle: Shuffle::Off, ..spec(16, Last::Keep, rank, world_size) };
         feed.validate().unwrap();
         let sampler = Sampler::new(feed, 10_000).unwrap();
         assert_eq!(sampler.batches(), 3);

@@ -1,7 +1,7 @@
 //! The files that hold samples: opened when they are first read, and so many kept open as descriptors allow.
 
 use super::super::remote::RemoteFile;
-use super::super::{ReadError, Stamp};
+use super::super::{Ahead, ReadError, Stamp};
 use crate::escape::escaped;
 use crate::stamp::{is_settled, stamp};
 use rustix::process::{Resource, getrlimit};
@@ -215,6 +215,18 @@ impl Files {
             self.forget(file);
         }
         result
+    }
+
+    /// Announces that objects are read from now on, those of `now` before those of `next`. Of this machine's files nothing is announced.
+    pub fn will_read(&self, now: &[u32], next: &[u32]) -> Option<Ahead> {
+        let remote = |files: &[u32]| -> Vec<RemoteFile> {
+            let remote = files.iter().filter_map(|&file| match &self.files[file as usize].origin {
+                Origin::Remote(remote) => Some(remote.clone()),
+                Origin::Local(_) => None,
+            });
+            remote.collect()
+        };
+        RemoteFile::will_read(&remote(now), &remote(next))
     }
 
     /// The current stamp of a range; `None` where it cannot be read, or may change without the stamp.

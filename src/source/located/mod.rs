@@ -17,7 +17,7 @@ mod files;
 mod samples;
 mod saved;
 
-use super::{Class, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
+use super::{Ahead, Class, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
 use crate::escape::escaped;
 use crate::types::{ClassId, SampleId, Split};
 pub use files::{Files, IndexedFile, Opened};
@@ -76,6 +76,15 @@ impl Source for Located {
 
     fn label(&self, split: Split, sample: SampleId) -> ClassId {
         self.splits[split as usize].label(sample)
+    }
+
+    fn shards(&self, split: Split) -> Vec<SampleId> {
+        self.splits[split as usize].runs.iter().map(|&[first, _]| first).collect()
+    }
+
+    fn will_read(&self, split: Split, now: &[SampleId], next: &[SampleId]) -> Option<Ahead> {
+        let files = |firsts: &[SampleId]| firsts.iter().map(|&first| self.get(split, first).file).collect::<Vec<_>>();
+        self.files.will_read(&files(now), &files(next))
     }
 
     /// The file's name, then the sample's in it.

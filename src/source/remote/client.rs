@@ -1,8 +1,9 @@
 //! Objects as data sets read them: found or listed, then read by ranges through the disk cache.
 
-use super::super::{ReadError, Stamp};
+use super::super::{Ahead, ReadError, Stamp};
 use super::disk::Disk;
-use super::fetch::{Counters, FetchError, Fetcher, Object};
+use super::fetch::{Counters, Fetcher};
+use super::object::{FetchError, Object};
 use super::options::StoreOptions;
 use super::store::{Found, StoreError, Stores, Trouble, Variables};
 use super::url::Url;
@@ -144,6 +145,13 @@ impl RemoteFile {
     /// Another one for each content.
     pub fn stamp(&self) -> Stamp {
         xxh3_64(format!("{}\0{}", self.object.found.tag, self.object.found.bytes).as_bytes()).max(1)
+    }
+
+    /// Announces that objects, all of one [`Remote`], are read from now on, those of `now` before those of `next`.
+    pub fn will_read(now: &[Self], next: &[Self]) -> Option<Ahead> {
+        let remote = &now.first()?.remote;
+        let objects = |files: &[Self]| files.iter().map(|file| Arc::clone(&file.object)).collect();
+        Some(Box::new(remote.0.will_read(objects(now), objects(next))))
     }
 
     /// Fills `bytes` from `offset`.

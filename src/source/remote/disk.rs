@@ -23,6 +23,7 @@ use std::fs::{File, Metadata, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128};
@@ -37,7 +38,7 @@ const RECORD_BYTES: u64 = 16;
 /// Blocks of a file system's accounting.
 const SECTOR_BYTES: u64 = 512;
 /// Entries that a process keeps open; each takes two descriptors.
-const OPEN_MAX: usize = 128;
+pub const OPEN_MAX: usize = 128;
 /// An entry that is unused for so long is closed, so that others may evict it.
 const IDLE: Duration = Duration::from_secs(10);
 /// What is kept free on the disk at least, as a part of it: other programs need room, too.
@@ -51,6 +52,23 @@ pub struct Disk {
     open: Mutex<HashMap<u128, Open>>,
     /// Bytes that may be written before the folder is looked at again.
     allowance_bytes: Mutex<u64>,
+    /// Bytes that room was made for and that are not written yet.
+    promised_bytes: AtomicU64,
+}
+
+/// Room for bytes, until they are written.
+#[derive(Debug)]
+pub struct Room<'a> {
+    disk: &'a Disk,
+    bytes: u64,
+    /// Whether they fit in the budget. What is read just now may pass it for a while.
+    pub in_budget: bool,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.disk.promised_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug)]
@@ -128,7 +146,13 @@ impl Disk {
         let dir = cache.map_or_else(|| default_dir.join("objects"), |cache| cache.dir.clone());
         let make = |dir: &Path| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
         make(&dir.join("objects"))?;
-        let disk = Self { dir, budget_bytes: 0, open: Mutex::default(), allowance_bytes: Mutex::new(0) };
+        let disk = Self {
+            dir,
+            budget_bytes: 0,
+            open: Mutex::default(),
+            allowance_bytes: Mutex::new(0),
+            promised_bytes: AtomicU64::new(0),
+        };
         let lock = disk.lock()?;
         for left in std::fs::read_dir(&disk.dir)?.flatten() {
             // Nobody makes or evicts now: these are of processes that were killed.
@@ -207,19 +231,21 @@ impl Disk {
         Entry::open(dir, key, object)?.ok_or_else(|| io::Error::other(format!("{} was removed", escaped(dir))))
     }
 
-    /// Makes room for `bytes` that are about to be written.
+    /// Makes room for `bytes` that will be written.
     ///
     /// # Errors
-    /// When the folder cannot be read, or there is no room and nothing to evict.
-    pub fn reserve(&self, bytes: u64) -> io::Result<()> {
+    /// When the folder cannot be read, or the disk has no room and there is nothing to evict.
+    pub fn reserve(&self, bytes: u64) -> io::Result<Room<'_>> {
         let mut allowance = self.allowance_bytes.lock().unwrap_or_else(PoisonError::into_inner);
         if *allowance < bytes {
             let spare = self.make_room(bytes)?;
             // Others write, too.
-            *allowance = (spare / 4).max(bytes);
+            *allowance = if spare < bytes { 0 } else { (spare / 4).max(bytes) };
         }
-        *allowance -= bytes;
-        Ok(())
+        let in_budget = *allowance >= bytes;
+        *allowance -= if in_budget { bytes } else { 0 };
+        self.promised_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(Room { disk: self, bytes, in_budget })
     }
 
     /// Evicts entries until `bytes` fit; returns what may be written.
@@ -227,8 +253,10 @@ impl Disk {
         let _lock = self.lock()?;
         let mut entries = self.entries()?;
         entries.sort_unstable_by_key(|(_, _, used)| *used);
-        let mut kept: u64 = entries.iter().map(|(_, data, _)| data.blocks() * SECTOR_BYTES).sum();
-        let (mut free, disk_bytes) = self.free()?;
+        let promised = self.promised_bytes.load(Ordering::Relaxed);
+        let mut kept: u64 = entries.iter().map(|(_, data, _)| data.blocks() * SECTOR_BYTES).sum::<u64>() + promised;
+        let (free, disk_bytes) = self.free()?;
+        let mut free = free.saturating_sub(promised);
         let spare = |kept: u64, free: u64| {
             self.budget_bytes.saturating_sub(kept).min(free.saturating_sub(disk_bytes / FREE_SHARE))
         };

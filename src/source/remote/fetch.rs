@@ -1,15 +1,18 @@
 //! What is fetched when: a block that a reader waits for goes before the rest of its object.
 //!
-//! [`Fetcher`] runs [`PARALLEL`] requests at once. Readers demand blocks, and wait a moment for them at a time (`Object::await_range`); where the whole set
-//! fits in the disk cache, the first demand of an object also has the rest of it fetched, from that block on. A request that fails in passing is repeated with
+//! [`Fetcher`] runs [`PARALLEL`] requests at once. Readers demand blocks, and wait a moment for them at a time (`Fetcher::read`). Where the whole set
+//! fits in the disk cache, the first demand of an object also has the rest of it fetched, from that block on. Where it does not, objects that
+//! are announced (`ahead.rs`) are fetched whole, from the first demand of any of them on, and kept until the announcement is dropped. A request that fails in passing is repeated with
 //! exponential backoff and jitter until the store has been away for the timeout; then whoever waits gets the error, and the next demand tries anew.
 
-use super::disk::{BLOCK_BYTES, Disk, Entry, Verified, block_range};
+use super::ahead::{Ahead, Announced};
+use super::disk::{BLOCK_BYTES, Disk, Entry, block_range};
+use super::object::{Block, FetchError, Object};
 use super::store::{Found, StoreError, Stores, Trouble};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
@@ -28,66 +31,6 @@ const FAILURE_TOLD: Duration = Duration::from_secs(1);
 /// How often unused entries are closed, and how often an outage is logged.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 const NOTICE: Duration = Duration::from_secs(10);
-
-/// Why a block is not there.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum FetchError {
-    /// The store's answer.
-    #[error("{0}")]
-    Store(StoreError),
-    /// The store was away for the timeout.
-    #[error("{error} (for {} s, --store-timeout)", timeout.as_secs())]
-    Timeout {
-        /// The last failure.
-        error: StoreError,
-        /// How long it was waited.
-        timeout: Duration,
-    },
-    /// The disk cache fails.
-    #[error("the disk cache fails: {0}")]
-    Disk(Arc<io::Error>),
-}
-
-/// An object that is read.
-#[derive(Debug)]
-pub struct Object {
-    /// As it was found.
-    pub found: Found,
-    key: u128,
-    verified: Verified,
-    blocks: Mutex<HashMap<u32, Block>>,
-    arrived: Condvar,
-    /// Whether the rest of it has been asked for.
-    is_filling: AtomicBool,
-}
-
-/// A block that is not there.
-#[derive(Debug)]
-enum Block {
-    /// It is queued or requested.
-    OnItsWay,
-    /// It will not come; known since then.
-    Failed(FetchError, Instant),
-}
-
-impl Object {
-    fn blocks(&self) -> MutexGuard<'_, HashMap<u32, Block>> {
-        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn settle(&self, block: u32, result: Result<(), FetchError>) {
-        let mut blocks = self.blocks();
-        match result {
-            Ok(()) => drop(blocks.remove(&block)),
-            Err(error) => drop(blocks.insert(block, Block::Failed(error, Instant::now()))),
-        }
-        self.arrived.notify_all();
-    }
-
-    fn count(&self) -> u32 {
-        self.found.bytes.div_ceil(BLOCK_BYTES) as u32
-    }
-}
 
 /// Figures for status and tests.
 #[derive(Debug, Default)]
@@ -118,17 +61,27 @@ struct Shared {
     noticed: Mutex<Option<Instant>>,
     /// Bytes of all objects that were added.
     known_bytes: AtomicU64,
+    announced: Announced,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     demanded: VecDeque<Job>,
-    /// Objects of which all is wanted: the next block, and how many are left to look at.
-    fills: VecDeque<(Arc<Object>, u32, u32)>,
+    fills: VecDeque<Fill>,
     /// Requests for blocks that nobody waited for when they began.
     filling: usize,
     /// Jobs that pause before they are tried again.
     pausing: usize,
+}
+
+/// An object of which all is wanted.
+#[derive(Debug)]
+struct Fill {
+    object: Arc<Object>,
+    /// The block to look at next.
+    next: u32,
+    /// How many are left to look at.
+    left: u32,
 }
 
 /// A block that is marked as being on its way.
@@ -157,6 +110,7 @@ impl Fetcher {
             counters: Counters::default(),
             noticed: Mutex::default(),
             known_bytes: AtomicU64::new(0),
+            announced: Announced::default(),
         });
         for _ in 0..PARALLEL {
             runtime.spawn(Arc::clone(&shared).work());
@@ -175,14 +129,14 @@ impl Fetcher {
     pub fn add(&self, found: Found) -> Arc<Object> {
         self.shared.known_bytes.fetch_add(found.bytes, Ordering::Relaxed);
         let key = Disk::key(&self.shared.stores.endpoint(&found.url), &found);
-        Arc::new(Object {
-            found,
-            key,
-            verified: Verified::default(),
-            blocks: Mutex::default(),
-            arrived: Condvar::new(),
-            is_filling: AtomicBool::new(false),
-        })
+        Arc::new(Object::new(found, key))
+    }
+
+    /// Has objects fetched whole as soon as one of them is read, those of `now` before those of `next`, and kept as long as what is returned lives.
+    pub fn will_read(&self, now: Vec<Arc<Object>>, next: Vec<Arc<Object>>) -> Arc<Ahead> {
+        let ahead = Arc::new(Ahead::new(now, next));
+        self.shared.announced.add(&ahead);
+        ahead
     }
 
     /// Figures.
@@ -232,6 +186,15 @@ impl Fetcher {
                 )))
             })? - 1;
         let blocks = (offset / BLOCK_BYTES) as u32..=(last / BLOCK_BYTES) as u32;
+        let wanted = self.shared.announced.read(object, &self.shared.disk);
+        if !wanted.is_empty() {
+            self.shared.queue().fills.extend(wanted.into_iter().map(|object| Fill {
+                next: 0,
+                left: object.count(),
+                object,
+            }));
+            self.shared.queued.notify_waiters();
+        }
         loop {
             let entry = self.shared.entry(object)?;
             let mut missing = blocks.clone().filter(|block| !entry.has(*block, &object.verified)).peekable();
@@ -280,7 +243,7 @@ impl Fetcher {
         }
         let fits = self.shared.known_bytes.load(Ordering::Relaxed) <= self.shared.disk.budget_bytes();
         if fits && !object.is_filling.swap(true, Ordering::Relaxed) {
-            queue.fills.push_back((Arc::clone(object), missing[0], object.count()));
+            queue.fills.push_back(Fill { object: Arc::clone(object), next: missing[0], left: object.count() });
             self.shared.queued.notify_waiters();
         }
     }
@@ -386,7 +349,7 @@ impl Shared {
                 if queue.pausing >= PARALLEL / 2 || queue.filling >= PARALLEL - DEMANDED_ONLY {
                     return None;
                 }
-                let (object, block, left) = queue.fills.front_mut()?;
+                let Fill { object, next: block, left } = queue.fills.front_mut()?;
                 let next = (Arc::clone(object), *block);
                 (*block, *left) = ((*block + 1) % object.count(), *left - 1);
                 if *left == 0 {
@@ -409,7 +372,7 @@ impl Shared {
 
     /// Fetches a block, or says after which pause to try again.
     async fn fetch(&self, job: &mut Job) -> Result<Option<Duration>, FetchError> {
-        let Job { object, block, patience, .. } = job;
+        let Job { object, block, patience, is_fill } = job;
         let (found, block) = (&object.found, *block);
         let entry = self.entry(object)?;
         if entry.has(block, &object.verified) {
@@ -424,15 +387,20 @@ impl Shared {
         if entry.has(block, &object.verified) {
             return Ok(None);
         }
-        self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let range = block_range(block, found.bytes);
         let bytes = range.end - range.start;
+        let room = self.disk.reserve(bytes).map_err(disk)?;
+        // What nobody waits for does not pass the budget.
+        if !room.in_budget && *is_fill {
+            self.queue().fills.retain(|fill| !Arc::ptr_eq(&fill.object, object));
+            return Ok(None);
+        }
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
         match self.stores.get(found, range).await {
             Ok(chunks) => {
                 self.counters.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
-                self.disk.reserve(bytes).map_err(disk)?;
                 entry.put(block, &chunks, &object.verified).map_err(disk)?;
-                drop(claim);
+                drop((room, claim));
                 Ok(None)
             }
             Err(error) => patience.after(error, self, Some(found)).map(Some),

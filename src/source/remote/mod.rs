@@ -1,8 +1,10 @@
 //! Objects in stores: S3, Google's, Azure's, and web servers, read by ranges through a cache on disk.
 //!
-//! `store.rs` makes single requests, `disk.rs` keeps the blocks of objects, `fetch.rs` decides what is fetched when and how often, `client.rs`
-//! is what data sets use. All of that is there with the feature `cloud`; without it addresses are refused by name.
+//! `store.rs` makes single requests, `disk.rs` keeps the blocks of objects, `fetch.rs` decides what is fetched when and how often, `ahead.rs` what
+//! is kept for those who announced that they will read it, `client.rs` is what data sets use. All of that is there with the feature `cloud`; without it addresses are refused by name.
 
+#[cfg(feature = "cloud")]
+mod ahead;
 #[cfg(feature = "cloud")]
 mod client;
 #[cfg(feature = "cloud")]
@@ -11,6 +13,8 @@ mod disk;
 mod fetch;
 #[cfg(not(feature = "cloud"))]
 mod none;
+#[cfg(feature = "cloud")]
+mod object;
 mod options;
 #[cfg(feature = "cloud")]
 mod store;

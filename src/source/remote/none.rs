@@ -1,6 +1,6 @@
 //! In place of `client.rs` where the feature `cloud` is not built in: there are no remote files.
 
-use super::super::{ReadError, Stamp};
+use super::super::{Ahead, ReadError, Stamp};
 
 /// Nothing is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,9 @@ impl RemoteFile {
     }
     pub fn stamp(&self) -> Stamp {
         match *self {}
+    }
+    pub fn will_read(_: &[Self], _: &[Self]) -> Option<Ahead> {
+        None
     }
     pub fn read(&self, _: u64, _: &mut [u8]) -> Result<(), ReadError> {
         match *self {}

@@ -17,7 +17,7 @@ use super::flaw::Flaw;
 use super::located::{Contents, IndexedFile, Located, Location, Samples};
 use super::shards::braces;
 use super::shards::globs::{glob, is_glob};
-use super::{Class, DataSet, DatasetError, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
+use super::{Ahead, Class, DataSet, DatasetError, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
 use crate::escape::escaped;
 use crate::stamp::{is_settled, stamp};
 use crate::types::{ClassId, SampleId, Split};
@@ -156,6 +156,14 @@ impl Source for Tables {
 
     fn label(&self, split: Split, sample: SampleId) -> ClassId {
         self.located.label(split, sample)
+    }
+
+    fn shards(&self, split: Split) -> Vec<SampleId> {
+        self.located.shards(split)
+    }
+
+    fn will_read(&self, split: Split, now: &[SampleId], next: &[SampleId]) -> Option<Ahead> {
+        self.located.will_read(split, now, next)
     }
 
     /// The file and the row.

@@ -2,8 +2,9 @@
 
 use super::{Crosses, Field, Reason, Refusal, proto};
 use crate::operation::Warping;
-use crate::spec::{Augment, Blur, ColorJitter, Crop, Erase, FeedSpec, Grow, Mix, Share, Solarize};
+use crate::spec::{Augment, Blur, ColorJitter, Crop, Erase, FeedSpec, Grow, Mix, Share, Shuffle, Solarize};
 use crate::types::{ImageSize, ParseError, Place, Split, Start};
+use std::num::NonZeroU32;
 use std::str::FromStr;
 
 fn parse<T: FromStr<Err = ParseError>>(text: Option<&str>) -> Result<Option<T>, ParseError> {
@@ -17,6 +18,20 @@ fn channels(key: &'static str, values: &[f32]) -> Result<Option<[f32; 3]>, Refus
         other => {
             let found = other.len();
             let text = format!("bad feed spec: {key} has {found} numbers: it must have one a channel, 3");
+            Err(Reason::Spec.because(text))
+        }
+    }
+}
+
+/// The order that is asked for.
+fn shuffle(shuffle: Option<bool>, shards: Option<u32>) -> Result<Option<Shuffle>, Refusal> {
+    match (shuffle, shards.map(NonZeroU32::new)) {
+        (Some(false), None) => Ok(Some(Shuffle::Off)),
+        (Some(true), None) => Ok(Some(Shuffle::Global)),
+        (None, None) => Ok(None),
+        (None | Some(true), Some(Some(count))) => Ok(Some(Shuffle::Shards(count))),
+        (Some(false), Some(_)) | (_, Some(None)) => {
+            let text = "bad feed spec: shuffle_shards goes with shuffle and must be 1 or more".to_owned();
             Err(Reason::Spec.because(text))
         }
     }
@@ -68,7 +83,11 @@ impl Crosses for FeedSpec {
             flip: Some(flip),
             augment: augment.into_field(),
             erase: erase.into_field(),
-            shuffle: Some(shuffle),
+            shuffle: Some(shuffle != Shuffle::Off),
+            shuffle_shards: match shuffle {
+                Shuffle::Shards(count) => Some(count.get()),
+                Shuffle::Off | Shuffle::Global => None,
+            },
             seed: Some(seed),
             last: Some(last.to_string()),
             repeats: Some(repeats),
@@ -99,6 +118,7 @@ impl Crosses for FeedSpec {
             height,
             width,
             shuffle,
+            shuffle_shards,
             seed,
             last,
             mix,
@@ -138,7 +158,7 @@ impl Crosses for FeedSpec {
             flip: flip.unwrap_or(base.flip),
             augment: augment.map_or(Ok(base.augment), Augment::from_message)?,
             erase: erase.map_or(Ok(base.erase), Erase::from_message)?,
-            shuffle: shuffle.unwrap_or(base.shuffle),
+            shuffle: self::shuffle(shuffle, shuffle_shards)?.unwrap_or(base.shuffle),
             seed: seed.unwrap_or(base.seed),
             last: parse(last.as_deref())?.unwrap_or(base.last),
             repeats: repeats.unwrap_or(base.repeats),
@@ -370,7 +390,7 @@ mod tests {
             batch_size: 7,
             image_size: ImageSize { height: 33, width: 65 },
             grow: Some("32x40,3,9".parse().unwrap()),
-            shuffle: true,
+            shuffle: Shuffle::Shards(NonZeroU32::new(7).unwrap()),
             seed: u64::MAX,
             last: Last::Drop,
             crop: Crop::PadCrop { pad: 4, mode: PadMode::Reflect },
@@ -439,6 +459,10 @@ mod tests {
         let message = proto::FeedSpec { dtype: Some("f64".to_owned()), ..Default::default() };
         let error = FeedSpec::from_message(message).unwrap_err();
         assert_eq!(error, Reason::Spec.because("`f64` is not a dtype (use f32, f16, bf16 or u8)"));
+        for (shuffle, shards) in [(Some(true), 0), (None, 0), (Some(false), 2)] {
+            let message = proto::FeedSpec { shuffle, shuffle_shards: Some(shards), ..Default::default() };
+            assert_eq!(FeedSpec::from_message(message).unwrap_err().reason, Reason::Spec);
+        }
         let message = proto::FeedSpec { mean: vec![0.5], ..Default::default() };
         assert_eq!(FeedSpec::from_message(message).unwrap_err().reason, Reason::Spec);
         let message = proto::FeedSpec { crop: Some(proto::Crop { kind: None }), ..Default::default() };

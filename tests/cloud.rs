@@ -7,11 +7,13 @@ mod server;
 use common::trainer::{Oracle, Orders, Trainer};
 use common::{DEADLINE, Daemon, mixd, stderr, until};
 use mixd::client;
+use mixd::plan::Sampler;
 use mixd::source::ReadError;
 use mixd::source::remote::{DiskCache, Remote, RemoteFile, StoreOptions, Url};
 use mixd::spec::{FeedSpec, Shuffle};
 use mixd::types::{ImageSize, Split};
 use server::{BUCKET, Fault, KEY, Proxy, SECRET, Server, Shards, variables};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::os::unix::fs::MetadataExt;
@@ -367,16 +369,40 @@ fn a_shuffle_within_windows_of_shards_fetches_a_set_that_does_not_fit_once_an_ep
     let budget = 7 * shard_bytes;
     assert!(shards.len() as u64 * shard_bytes > 2 * budget, "the set fits: {} shards", shards.len());
     let mut oracle = Oracle::of(world.shards.dir.path());
+    let shuffle = Shuffle::Shards(NonZeroU32::new(3).unwrap());
+    let daemon = |cache: &str| world.daemon(&data, &[cache, "--cache", "off"]);
+    let cache = format!("--disk-cache={}:{budget}", world.cache().display());
+    let orders = |daemon: &Daemon, spec, batches| Orders {
+        shards: shards.clone(),
+        ..Orders::new(daemon.socket(), spec, batches, 0)
+    };
+    // While the first window is read, both of the first two are fetched whole, and nothing else.
+    std::fs::remove_dir_all(world.cache()).unwrap();
+    world.proxy.forget();
+    let spec = FeedSpec { shuffle, batch_size: 2, ..spec() };
+    let windows = Sampler::new(spec, source.numbering(Split::Train)).unwrap().windows(0);
+    let names = windows.shards[..2].iter().flatten().map(|&first| source.name(Split::Train, first));
+    let of_shard = |name: String| {
+        let name = name.split('/').next().unwrap().to_owned();
+        (0..shard_bytes.div_ceil(BLOCK as u64))
+            .map(move |block| (format!("/{BUCKET}/set/{name}"), block * BLOCK as u64))
+    };
+    let expected: BTreeSet<_> = names.flat_map(of_shard).collect();
+    {
+        let daemon = daemon(&cache);
+        let mut trainer = Trainer::obey(Orders { holds_the_first: true, ..orders(&daemon, spec, 1) });
+        trainer.line("holding").unwrap();
+        let asked = || world.proxy.asked().into_iter().collect::<BTreeSet<_>>();
+        until("both windows", || (asked().len() >= expected.len()).then_some(()));
+        assert_eq!(asked(), expected);
+    }
     let blocks = shards.len() * shard_bytes.div_ceil(BLOCK as u64) as usize;
-    let asked = [Shuffle::Shards(NonZeroU32::new(3).unwrap()), Shuffle::Global].map(|shuffle| {
+    let asked = [shuffle, Shuffle::Global].map(|shuffle| {
         std::fs::remove_dir_all(world.cache()).unwrap();
         world.proxy.forget();
-        let cache = format!("--disk-cache={}:{budget}", world.cache().display());
-        let daemon = world.daemon(&data, &[&cache, "--cache", "off"]);
-        let spec = FeedSpec { shuffle, batch_size: 10, ..spec() };
+        let (daemon, spec) = (daemon(&cache), FeedSpec { shuffle, batch_size: 10, ..spec });
         let epoch = u64::from(source.len(Split::Train)).div_ceil(10);
-        let mut trainer =
-            Trainer::obey(Orders { shards: shards.clone(), ..Orders::new(daemon.socket(), spec, epoch, 0) });
+        let mut trainer = Trainer::obey(orders(&daemon, spec, epoch));
         trainer.finish();
         assert_eq!(trainer.read.len() as u64, epoch);
         oracle.check(&trainer);

@@ -366,4 +366,60 @@ mod tests {
         std::fs::write(dir.path().join("train/b/a1.jpg"), "").unwrap();
         assert!(of("a1.jpg").unwrap_err().to_string().contains("several samples"));
     }
+
+    #[test]
+    fn a_part_has_the_shards_of_which_it_has_samples() {
+        /// Shards of 10, 1, 20 and 4 samples.
+        #[derive(Debug)]
+        struct Sharded(std::sync::Mutex<Vec<Vec<SampleId>>>);
+
+        impl Source for Sharded {
+            fn location(&self) -> String {
+                "here".to_owned()
+            }
+            fn classes(&self) -> &[Class] {
+                &[]
+            }
+            fn len(&self, _: Split) -> u32 {
+                35
+            }
+            fn label(&self, _: Split, _: SampleId) -> ClassId {
+                0
+            }
+            fn name(&self, _: Split, sample: SampleId) -> String {
+                sample.to_string()
+            }
+            fn shards(&self, _: Split) -> Vec<SampleId> {
+                vec![0, 10, 11, 31]
+            }
+            fn will_read(&self, _: Split, now: &[SampleId], next: &[SampleId]) -> Option<Ahead> {
+                self.0.lock().unwrap().extend([now.to_vec(), next.to_vec()]);
+                None
+            }
+            fn read(&self, _: Split, _: SampleId, _: &mut Vec<u8>) -> Result<Option<Stamp>, ReadError> {
+                unreachable!()
+            }
+            fn stamp(&self, _: Split, _: SampleId) -> Option<Stamp> {
+                None
+            }
+            fn hash_identity(&self, _: Split, _: &mut Xxh3) {}
+        }
+
+        let inner = Arc::new(Sharded(std::sync::Mutex::default()));
+        for (ids, shards) in [
+            (vec![0, 9, 10, 30, 34], vec![0, 2, 3, 4]),
+            (vec![9, 12, 13], vec![0, 1]),
+            (vec![11, 33], vec![0, 1]),
+            (vec![34], vec![0]),
+            (vec![], vec![]),
+        ] {
+            let part = Part { split: Split::Train, ids: Some(ids.clone()) };
+            let subset = Subset { inner: inner.clone(), parts: [part.clone(), part], notes: Vec::new() };
+            assert_eq!(subset.shards(Split::Train), shards, "{ids:?}");
+            subset.will_read(Split::Val, &shards, &shards[..shards.len().min(1)]);
+            let own: Vec<SampleId> = shards.iter().map(|&first| ids[first as usize]).collect();
+            let announced = std::mem::take(&mut *inner.0.lock().unwrap());
+            assert_eq!(announced, [own.clone(), own[..own.len().min(1)].to_vec()]);
+        }
+    }
 }

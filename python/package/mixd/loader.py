@@ -82,7 +82,7 @@ class _Sampler(data.DistributedSampler[Any]):
     def __init__(self, feed: Feed, images: _Images) -> None:
         spec = feed.spec
         last = spec["last"] == "drop"
-        super().__init__(images, spec["world_size"], spec["rank"], shuffle=spec["shuffle"], seed=spec["seed"], drop_last=last)
+        super().__init__(images, spec["world_size"], spec["rank"], shuffle=bool(spec["shuffle"]), seed=spec["seed"], drop_last=last)
         self._feed = feed
         # The sampler whose place this one takes, and its epoch when last seen.
         self._instead_of: Any = None
@@ -281,7 +281,8 @@ class DataLoader(data.DataLoader[Any]):
     def new(self, *, shuffle: bool | None = None, drop_last: bool | None = None) -> "DataLoader":
         """Returns this loader if the feed shuffles and drops like that, else one over another feed of the same options. fastai calls it."""
         last = None if drop_last is None else "drop" if drop_last else "keep"
-        changed = {name: value for name, value in (("shuffle", shuffle), ("last", last)) if value not in (None, self.feed.spec[name])}
+        ours = {"shuffle": bool(self.feed.spec["shuffle"]), "last": self.feed.spec["last"]}
+        changed = {name: value for name, value in (("shuffle", shuffle), ("last", last)) if value not in (None, ours[name])}
         if not changed:
             return self
         key = tuple(changed.items())
@@ -379,7 +380,7 @@ def replace_loader(
             "solarize": augment.solarize, "warp": augment.warping.filter, "fill": augment.warping.fill, "erase": train.erase,
         }  # fmt: skip
     spec |= sampled | mixed | options
-    folder, split = _folder_of(images, indices, spec["shuffle"])
+    folder, split = _folder_of(images, indices, bool(spec["shuffle"]))
     own = server or serve(data=folder)
     if own.class_ids != list(images.classes):
         why = f"the daemon's classes are {own.class_ids}, which gives other labels"

@@ -85,7 +85,7 @@ class Server:
         mixup_off_epoch: int | None = None,
         repeats: int | None = None,
         views: int | None = None,
-        shuffle: bool | None = None,
+        shuffle: bool | str | None = None,
         seed: int = 0,
         last: Literal["keep", "drop"] = "keep",
         smoothing: float = 0.0,
@@ -137,7 +137,8 @@ class Server:
         mixup_off_epoch: the first epoch without any mixing; never.
         repeats: how often each sample comes in a row, in epochs of the usual length; 1.
         views: of each sample, one row after the other; `batch_size`, which counts rows, is a multiple of it; 1.
-        shuffle: a new order each epoch; true of train, false of val.
+        shuffle: a new order each epoch, or "shards:8", a shuffle within 8 shards at a time (for sets that are larger than the disk cache); true of
+            train, false of val.
         seed: of all randomness.
         last: whether rows that do not fill the last batch are kept.
         smoothing: ε of label smoothing, for soft targets (`mixd.torch.DataLoader`).

@@ -1,6 +1,8 @@
 """Data sets of several kinds, and parts of them, through `mixd.serve`."""
 
+import itertools
 import subprocess
+import tarfile
 from pathlib import Path
 
 import mixd
@@ -33,6 +35,25 @@ def test_shards_give_the_batches_of_their_folder(shards: Path) -> None:
     assert digests(shards) == folder
     pattern = f"{shards}/train-{{000000..{len(list(shards.glob('train-*.tar'))) - 1:06}}}.tar"
     assert digests(pattern) == folder
+
+
+def test_a_shuffle_within_shards_takes_one_shard_after_the_other(shards: Path) -> None:
+    with mixd.serve(shards, workers=1, cache="64M") as server:
+        feed = server.feed("train", batch_size=10, size=16, shuffle="shards:1", mixup=None)
+        assert feed.spec["shuffle"] == "shards:1"
+        orders = [[int(sample) for batch in feed for sample in batch.sample_id] for _ in range(2)]
+        counts = [sum(not name.endswith(".cls") for name in tarfile.open(tar).getnames()) for tar in sorted(shards.glob("train-*.tar"))]
+        shard_of = [nth for nth, count in enumerate(counts) for _ in range(count)]
+        assert len(counts) > 3
+        for order in orders:
+            assert sorted(order) == list(range(feed.samples))
+            assert len(list(itertools.groupby(order, lambda sample: shard_of[sample]))) == len(counts)
+        assert orders[0] != orders[1]
+        feed.close()
+        with pytest.raises(mixd.SpecError, match="shards:8"):
+            server.feed("train", size=16, shuffle="shards")
+    with mixd.serve(SAMPLE_DATA, workers=1, cache="64M") as server, pytest.raises(mixd.MixdError, match="file of its own"):
+        server.feed("train", size=16, shuffle="shards:2")
 
 
 def test_parts_are_chosen_by_options() -> None:

@@ -12,8 +12,11 @@ pub struct Ahead {
     now: Vec<Arc<Object>>,
     next: Vec<Arc<Object>>,
     /// What is fetched whole and not evicted; `None` until one of the objects is read.
-    kept: Mutex<Option<Vec<(Arc<Object>, Arc<Entry>)>>>,
+    kept: Mutex<Option<Vec<Kept>>>,
 }
+
+/// An object, and its open entry, which nobody evicts.
+type Kept = (Arc<Object>, Arc<Entry>);
 
 impl Ahead {
     /// The announcement that objects are read from now on, those of `now` before those of `next`.
@@ -25,7 +28,7 @@ impl Ahead {
         self.now.iter().chain(&self.next)
     }
 
-    fn kept(&self) -> MutexGuard<'_, Option<Vec<(Arc<Object>, Arc<Entry>)>>> {
+    fn kept(&self) -> MutexGuard<'_, Option<Vec<Kept>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

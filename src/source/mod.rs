@@ -17,6 +17,7 @@ mod layout;
 mod links;
 mod listed;
 mod located;
+mod pattern;
 mod remembered;
 pub mod remote;
 mod shards;

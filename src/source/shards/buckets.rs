@@ -1,11 +1,10 @@
 //! Which objects of a store are the shards of a data set: by patterns, or all in a folder, told apart by the words in their names.
 
 use super::super::located::IndexedFile;
+use super::super::pattern::{self, Malformed, is_glob, matches};
 use super::super::remote::{Found, Remote, RemoteError, RemoteFile, Scheme, StoreOptions, Url};
 use super::super::{DataSet, DatasetError};
-use super::braces;
-use super::globs::{is_glob, matches};
-use super::places::Places;
+use super::places::{Places, is_word};
 use crate::types::Split;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -66,15 +65,12 @@ fn base(pattern: &str) -> Option<&str> {
     if !Url::is_url(pattern) {
         return None;
     }
-    let first = pattern.split("::").find(|part| Url::is_url(part))?;
+    let first = pattern::parts(pattern).find(|part| Url::is_url(part))?;
     // A query may hold slashes.
     let query = if first.starts_with("http") { first.find('?') } else { None };
-    let literal = &first[..first.find(['{', '*', '[']).unwrap_or(first.len()).min(query.unwrap_or(first.len()))];
-    let host = literal.find("://")? + 3;
-    if !first.contains(".tar") || !literal[host..].contains('/') {
-        return Some(literal.trim_end_matches('/'));
-    }
-    literal.rfind('/').map(|slash| &literal[..slash])
+    let address = &first[..query.unwrap_or(first.len())];
+    let has_name = address[address.find("://")? + 3..].contains('/');
+    Some(if first.contains(".tar") && has_name { pattern::folder(address) } else { address.trim_end_matches('/') })
 }
 
 /// Where shards are looked for.
@@ -89,42 +85,28 @@ struct Bucket {
 impl Bucket {
     /// A split's shards: a pattern, or a word in the names of the shards in the folder.
     fn place(&mut self, place: &str) -> Result<Vec<PathBuf>, DatasetError> {
-        let is_word = place.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        if !is_word {
+        if !is_word(place) {
             return self.resolve(place);
         }
         let all = self.listed(&self.base.clone())?;
-        let has_word = |path: &PathBuf| {
-            let name = path.strip_prefix(&self.places.base).unwrap_or(path).to_string_lossy();
-            name.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == place)
-        };
-        let found: Vec<_> = all.into_iter().filter(has_word).collect();
-        if found.is_empty() {
-            return Err(self.places.refused(format!("no .tar has the word `{place}` in its name (--splits)")));
-        }
-        Ok(found)
+        self.places.with_word(place, all)
     }
 
     /// The shards that a pattern stands for, relative to the folder or as an address.
     fn resolve(&mut self, pattern: &str) -> Result<Vec<PathBuf>, DatasetError> {
         let (mut paths, mut named) = (Vec::new(), Vec::new());
-        for part in pattern.split("::") {
-            for name in
-                braces::expand(part).map_err(|cause| self.places.refused(format!("{}: {cause}", Url::shown(part))))?
-            {
-                let url = self.url(&name)?;
-                let has_wildcard = is_glob(url.name()) && url.scheme() != Scheme::Http;
-                if has_wildcard || !url.name().ends_with(".tar") {
-                    let of = if has_wildcard { url.sibling(folder(url.name())) } else { url.clone() };
-                    let is_meant = |path: &PathBuf| {
-                        let wanted = url.to_string();
-                        !has_wildcard || matches(wanted.as_bytes(), path.as_os_str().as_encoded_bytes())
-                    };
-                    paths.extend(self.listed(&of)?.into_iter().filter(is_meant));
-                } else {
-                    paths.push(url.to_string().into());
-                    named.push(url);
-                }
+        let malformed = |Malformed { part, cause }| self.places.refused(format!("{}: {cause}", Url::shown(&part)));
+        for name in pattern::names(pattern).map_err(malformed)? {
+            let url = self.url(&name)?;
+            if is_glob(url.name()) && url.scheme() != Scheme::Http {
+                let listed = self.listed(&url.sibling(pattern::folder(url.name())))?;
+                let is_meant = |path: &PathBuf| matches(url.name(), self.found[path].url.name());
+                paths.extend(listed.into_iter().filter(is_meant));
+            } else if url.name().ends_with(".tar") {
+                paths.push(url.to_string().into());
+                named.push(url);
+            } else {
+                paths.extend(self.listed(&url)?);
             }
         }
         if paths.is_empty() {
@@ -160,12 +142,6 @@ impl Bucket {
     }
 }
 
-/// The folder of an object's name.
-fn folder(name: &str) -> &str {
-    let literal = &name[..name.find(['*', '?', '[']).unwrap_or(name.len())];
-    literal.rfind('/').map_or("", |slash| &literal[..slash])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,6 +159,5 @@ mod tests {
         ] {
             assert_eq!(base(pattern), expected, "{pattern}");
         }
-        assert_eq!([folder("a/b/c-*.tar"), folder("*.tar"), folder("a/b")], ["a/b", "", "a"]);
     }
 }

@@ -3,12 +3,10 @@
 //! [`open`] finds the shards (`places.rs`), indexes each (`shard.rs`, by way of `tar.rs` or DALI's index in `dali.rs`, `group.rs` and `label.rs`) in
 //! threads of its own, or loads the index of all of them from the cache folder, and gives labels to the samples.
 
-pub(super) mod braces;
 #[cfg(feature = "cloud")]
 mod buckets;
 mod dali;
 mod fault;
-pub(super) mod globs;
 mod group;
 mod label;
 mod names;

@@ -1,10 +1,9 @@
 //! Which files are the shards of a data set: by patterns, or all of a folder, told apart by the words in their names.
 
+use super::super::pattern::{self, Malformed, is_pattern};
 use super::super::split_words::{KINDS, TEST, kind};
 use super::super::walk::is_image;
 use super::super::{DataSet, DatasetError};
-use super::braces;
-use super::globs::{glob, is_glob};
 use super::names::listed_split;
 use crate::escape::escaped;
 use crate::types::Split;
@@ -39,9 +38,7 @@ pub fn find(set: &DataSet) -> Result<Option<Places>, DatasetError> {
         Ok(meta) if meta.is_file() && are_given => by_pattern(set).map(Some),
         Ok(_) => Ok(None),
         Err(_) => {
-            let is_pattern = set.data.to_str().is_some_and(|text| {
-                names_shards(text) && (is_glob(text) || text.contains(['{', '}']) || text.contains("::"))
-            });
+            let is_pattern = set.data.to_str().is_some_and(|text| names_shards(text) && is_pattern(text));
             if is_pattern { by_pattern(set).map(Some) } else { Ok(None) }
         }
     }
@@ -128,16 +125,15 @@ fn in_folder(set: &DataSet) -> Result<Places, DatasetError> {
 /// The shards that a pattern stands for.
 fn by_pattern(set: &DataSet) -> Result<Places, DatasetError> {
     let text = set.data.to_str().unwrap_or_default();
-    // The folder ahead of the first wildcard.
-    let literal = &text[..text.find(['{', '*', '?', '[', ':']).unwrap_or(text.len())];
-    let folder = literal.rfind('/').map_or(".", |slash| if slash == 0 { "/" } else { &literal[..slash] });
-    let base = Path::new(folder).canonicalize().map_err(DatasetError::io("find", Path::new(folder)))?;
-    let prefix = if literal.contains('/') { folder.trim_end_matches('/').len() + 1 } else { 0 };
-    let mut places = Places::at(escaped(&base.join(&text[prefix..])).to_string(), base);
+    let folder = pattern::folder(text);
+    let below = text[folder.len()..].trim_start_matches('/');
+    let folder = Path::new(if folder.is_empty() { "." } else { folder });
+    let base = folder.canonicalize().map_err(DatasetError::io("find", folder))?;
+    let mut places = Places::at(escaped(&base.join(below)).to_string(), base);
     // Patterns after the first begin where the first does: at the process's folder.
     let mut all = Vec::new();
-    for (nth, part) in text.split("::").enumerate() {
-        let part = if nth == 0 { part[prefix..].to_owned() } else { absolute(part)? };
+    for (nth, part) in pattern::parts(below).enumerate() {
+        let part = if nth == 0 { part.to_owned() } else { absolute(part)? };
         all.extend(places.resolve(&part)?);
     }
     places.given(set)?;
@@ -155,6 +151,11 @@ fn absolute(pattern: &str) -> Result<String, DatasetError> {
     Ok(path.to_string_lossy().into_owned())
 }
 
+/// Whether a split's place is a word in the names of its shards rather than a pattern.
+pub fn is_word(place: &str) -> bool {
+    place.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
 impl Places {
     /// No shards yet.
     pub fn at(location: String, base: PathBuf) -> Self {
@@ -169,22 +170,20 @@ impl Places {
     /// The files that a pattern stands for; one that is a folder stands for its shards.
     fn resolve(&self, pattern: &str) -> Result<Vec<PathBuf>, DatasetError> {
         let mut found = Vec::new();
-        for part in pattern.split("::") {
-            for name in braces::expand(part).map_err(|cause| self.refused(cause))? {
-                let path = self.base.join(&name);
-                if path.is_dir() {
-                    found.extend(listed(&path));
-                } else if path.exists() {
-                    found.push(path);
-                } else if is_glob(&name) {
-                    found.extend(glob(&path).map_err(DatasetError::io("list", &path))?);
-                } else {
-                    return Err(self.refused(format!(
+        for name in pattern::names(pattern).map_err(|Malformed { cause, .. }| self.refused(cause))? {
+            let path = self.base.join(&name);
+            if path.is_dir() {
+                found.extend(listed(&path));
+                continue;
+            }
+            found.extend(pattern::files(&self.base, &name).map_err(DatasetError::io("list", &path))?.ok_or_else(
+                || {
+                    self.refused(format!(
                         "there is no shard {} (name those that are there, by --data or --splits)",
                         escaped(&path)
-                    )));
-                }
-            }
+                    ))
+                },
+            )?);
         }
         if found.is_empty() {
             return Err(self.refused(format!("`{pattern}` matches no .tar")));
@@ -196,22 +195,29 @@ impl Places {
     fn given(&mut self, set: &DataSet) -> Result<(), DatasetError> {
         for &split in Split::ALL {
             let Some(place) = set.splits.of(split) else { continue };
-            let is_word = place.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-            self.shards[split as usize] = if is_word && !self.base.join(place).exists() {
-                let has_word = |path: &PathBuf| {
-                    let name = path.file_name().unwrap_or_default().to_string_lossy();
-                    name.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == place)
-                };
-                let found: Vec<_> = listed(&self.base).into_iter().filter(has_word).collect();
-                if found.is_empty() {
-                    return Err(self.refused(format!("no .tar has the word `{place}` in its name (--splits)")));
-                }
-                found
+            self.shards[split as usize] = if is_word(place) && !self.base.join(place).exists() {
+                self.with_word(place, listed(&self.base))?
             } else {
                 self.resolve(place)?
             };
         }
         Ok(())
+    }
+
+    /// Those of `all` that have the word `place` in their names below the base.
+    ///
+    /// # Errors
+    /// When none has.
+    pub fn with_word(&self, place: &str, all: Vec<PathBuf>) -> Result<Vec<PathBuf>, DatasetError> {
+        let has_word = |path: &PathBuf| {
+            let name = path.strip_prefix(&self.base).unwrap_or(path).to_string_lossy();
+            name.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == place)
+        };
+        let found: Vec<_> = all.into_iter().filter(has_word).collect();
+        if found.is_empty() {
+            return Err(self.refused(format!("no .tar has the word `{place}` in its name (--splits)")));
+        }
+        Ok(found)
     }
 
     /// Takes for the splits that have no shards yet those of `all` that are called so.

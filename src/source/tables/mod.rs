@@ -15,8 +15,7 @@ mod tests;
 
 use super::flaw::Flaw;
 use super::located::{Contents, IndexedFile, Located, Location, Samples};
-use super::shards::braces;
-use super::shards::globs::{glob, is_glob};
+use super::pattern::{self, Malformed};
 use super::{Ahead, Class, DataSet, DatasetError, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
 use crate::escape::escaped;
 use crate::stamp::{is_settled, stamp};
@@ -218,7 +217,8 @@ fn lay_out(set: &DataSet) -> Result<Option<Layout>, DatasetError> {
         (folder_of(data), Some(Found { splits, others: 0 }))
     } else {
         let root = folder_of(data);
-        let sorted = layout::sort(&root, expand(data)?).map_err(refused)?;
+        let sorted =
+            layout::sort(&root, expand(&std::env::current_dir().unwrap_or_default(), data)?).map_err(refused)?;
         (root, Some(sorted))
     };
     let found = found.unwrap_or_default();
@@ -236,7 +236,7 @@ fn lay_out(set: &DataSet) -> Result<Option<Layout>, DatasetError> {
                 used.insert(name.clone());
                 found.splits[name].clone()
             }
-            (None, Some(place)) => files_at(&layout.root.join(place))?,
+            (None, Some(place)) => files_at(&layout.root, Path::new(place))?,
             (None, None) => Vec::new(),
         };
         let default = if split == Split::Train { "train" } else { "validation" };
@@ -260,8 +260,7 @@ fn lay_out(set: &DataSet) -> Result<Option<Layout>, DatasetError> {
 
 /// The folder of a path, or the one ahead of a pattern's first wildcard.
 fn folder_of(path: &Path) -> PathBuf {
-    let is_pattern = |part: &Path| part.to_str().is_some_and(|part| part.contains(['{', '}']) || is_glob(part));
-    let folder = path.ancestors().skip(1).find(|folder| folder.exists() || !is_pattern(folder));
+    let folder = if path.exists() { path.parent() } else { path.to_str().map(|text| Path::new(pattern::folder(text))) };
     folder.unwrap_or(path).to_owned()
 }
 
@@ -296,31 +295,32 @@ fn check(layout: &Layout, found: &Found, set: &DataSet) -> Result<(), DatasetErr
     Ok(())
 }
 
-/// The tables that a path or a pattern names.
-fn files_at(place: &Path) -> Result<Vec<PathBuf>, DatasetError> {
-    if !place.is_dir() {
-        return if layout::is_table(place) { expand(place) } else { Ok(Vec::new()) };
+/// The tables that a path or a pattern names, relative to `root`.
+fn files_at(root: &Path, place: &Path) -> Result<Vec<PathBuf>, DatasetError> {
+    let folder = root.join(place);
+    if !folder.is_dir() {
+        return if layout::is_table(place) { expand(root, place) } else { Ok(Vec::new()) };
     }
     let mut files = Vec::new();
-    layout::list(place, 1, &mut files).map_err(refused)?;
+    layout::list(&folder, 1, &mut files).map_err(refused)?;
     files.sort_unstable_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
     Ok(files)
 }
 
-/// The files that a pattern stands for: braces first, then wildcards.
-fn expand(pattern: &Path) -> Result<Vec<PathBuf>, DatasetError> {
-    let refused = |cause: String| DatasetError::Unusable { path: pattern.to_owned(), cause };
-    let Some(text) = pattern.to_str() else {
-        return Ok(vec![pattern.to_owned()]);
+/// The files that a pattern stands for, relative to `base`.
+fn expand(base: &Path, pattern: &Path) -> Result<Vec<PathBuf>, DatasetError> {
+    let path = base.join(pattern);
+    let refused = |cause: String| DatasetError::Unusable { path: path.clone(), cause };
+    let Some(text) = pattern.to_str().filter(|_| !path.is_file()) else {
+        return Ok(vec![path]);
     };
     let mut files = Vec::new();
-    for name in braces::expand(text).map_err(|cause| refused(format!("is no pattern: {cause}")))? {
-        let path = PathBuf::from(&name);
-        if path.exists() || !is_glob(&name) {
-            files.push(path);
-        } else {
-            files.extend(glob(&path).map_err(DatasetError::io("list", &path))?);
-        }
+    let malformed = |Malformed { cause, .. }| refused(format!("is no pattern: {cause}"));
+    for name in pattern::names(text).map_err(malformed)? {
+        let path = base.join(&name);
+        files.extend(
+            pattern::files(base, &name).map_err(DatasetError::io("list", &path))?.unwrap_or_else(|| vec![path]),
+        );
     }
     match files.iter().find(|file| !file.is_file()) {
         Some(file) => Err(refused(format!("stands for {}, which is no file", escaped(&file)))),

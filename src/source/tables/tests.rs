@@ -145,6 +145,9 @@ fn patterns_name_tables_and_a_single_file_is_for_training() {
     assert_eq!(counts("data/*.parquet"), Ok([12, 6]));
     assert_eq!(counts("data/train-{00000..00001}-of-00002.parquet"), Ok([12, 0]));
     assert_eq!(counts("{data,other}/[st]rain-0000[0-9]-of-*.parquet"), Ok([12, 0]));
+    let [train, test] =
+        ["train-00001-of-00002", "test-*"].map(|name| format!("{}/{name}.parquet", hub.join("data").display()));
+    assert_eq!(counts(&format!("{train}::{test}")), Ok([6, 6]));
     let error = counts("data/test-*.parquet").unwrap_err();
     assert!(error.contains("no training split; splits that are there: test"), "{error}");
     assert_eq!(counts("data/test-00000-of-00001.parquet"), Ok([6, 0]));

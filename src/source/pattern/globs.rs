@@ -10,12 +10,13 @@ pub fn is_glob(name: &str) -> bool {
     name.contains(['*', '?', '['])
 }
 
-/// The paths that match, sorted by their bytes. A wildcard matches within one component, and no leading dot.
+/// The paths below `base` that match, sorted by their bytes. A wildcard matches within one component, and no leading dot. What `base` is called is
+/// no pattern; an absolute pattern begins from the root.
 ///
 /// # Errors
 /// When a folder that the pattern names cannot be listed.
-pub fn glob(pattern: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = vec![PathBuf::new()];
+pub fn glob(base: &Path, pattern: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = vec![base.to_owned()];
     for part in pattern.components() {
         let name = part.as_os_str().to_str().filter(|name| matches!(part, Component::Normal(_)) && is_glob(name));
         let Some(name) = name else {
@@ -33,9 +34,7 @@ pub fn glob(pattern: &Path) -> io::Result<Vec<PathBuf>> {
             };
             for entry in entries {
                 let entry: OsString = entry?.file_name();
-                if (name.starts_with('.') || !entry.as_bytes().starts_with(b"."))
-                    && matches(name.as_bytes(), entry.as_bytes())
-                {
+                if matches_name(name.as_bytes(), entry.as_bytes()) {
                     next.push(folder.join(entry));
                 }
             }
@@ -47,8 +46,26 @@ pub fn glob(pattern: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Whether the whole name of an object matches, component by component, as [`glob`] has it.
+#[cfg(any(feature = "cloud", test))]
+pub fn matches(pattern: &str, path: &str) -> bool {
+    let (mut patterns, mut names) = (pattern.split('/'), path.split('/'));
+    loop {
+        match (patterns.next(), names.next()) {
+            (Some(pattern), Some(name)) if matches_name(pattern.as_bytes(), name.as_bytes()) => {}
+            (None, None) => return true,
+            _ => return false,
+        }
+    }
+}
+
+/// Whether a component matches. A leading dot must be in the pattern.
+fn matches_name(pattern: &[u8], name: &[u8]) -> bool {
+    (pattern.starts_with(b".") || !name.starts_with(b".")) && matches_bytes(pattern, name)
+}
+
 /// Whether `name` matches. Only the last `*` is ever tried anew, so that the time is that of the product of the lengths.
-pub fn matches(pattern: &[u8], name: &[u8]) -> bool {
+fn matches_bytes(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n, mut star) = (0, 0, None);
     while n < name.len() {
         let one = match pattern.get(p) {
@@ -117,10 +134,20 @@ mod tests {
             ("*a*b*", "ab xaxbx aab", "ba"),
             ("a*b*c", "abc axbxc abcbc", "abcb"),
         ] {
-            yes.split(' ').for_each(|name| assert!(matches(pattern.as_bytes(), name.as_bytes()), "{pattern} {name}"));
-            no.split(' ').for_each(|name| assert!(!matches(pattern.as_bytes(), name.as_bytes()), "{pattern} {name}"));
+            yes.split(' ')
+                .for_each(|name| assert!(matches_bytes(pattern.as_bytes(), name.as_bytes()), "{pattern} {name}"));
+            no.split(' ')
+                .for_each(|name| assert!(!matches_bytes(pattern.as_bytes(), name.as_bytes()), "{pattern} {name}"));
         }
-        assert!(!matches(&b"a*".repeat(50), &b"a".repeat(49)));
+        assert!(!matches_bytes(&b"a*".repeat(50), &b"a".repeat(49)));
+    }
+
+    #[test]
+    fn a_wildcard_matches_within_one_component() {
+        assert!(matches("a/*-[0-9].tar", "a/t-1.tar") && matches("*/x", "a/x") && matches(".*", ".a"));
+        assert!(
+            !matches("a/*.tar", "a/b/c.tar") && !matches("*", "a/b") && !matches("*/*", "a") && !matches("*", ".a")
+        );
     }
 
     #[test]
@@ -131,8 +158,8 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "").unwrap();
         }
-        let found = |pattern| -> Vec<String> {
-            let names = glob(&dir.path().join(pattern)).unwrap().into_iter();
+        let found = |pattern: &str| -> Vec<String> {
+            let names = glob(dir.path(), Path::new(pattern)).unwrap().into_iter();
             names.map(|path| path.strip_prefix(dir.path()).unwrap().to_str().unwrap().to_owned()).collect()
         };
         assert_eq!(found("*/*.tar"), ["a/1.tar", "b/10.tar", "b/2.tar"]);

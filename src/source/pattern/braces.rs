@@ -1,7 +1,7 @@
 //! Braces in names, expanded as Python's `braceexpand` does, which webdataset uses.
 
 /// The most names that a pattern may stand for.
-const NAMES_MAX: usize = 1 << 20;
+pub(super) const NAMES_MAX: usize = 1 << 20;
 /// The most bytes of all of them, and of a pattern.
 const BYTES_MAX: usize = 256 << 20;
 const PATTERN_BYTES_MAX: usize = 64 << 10;
@@ -21,7 +21,8 @@ pub fn expand(pattern: &str) -> Result<Vec<String>, String> {
     expand_at(pattern, 0)
 }
 
-fn too_many() -> String {
+/// The refusal of a pattern of too many names.
+pub(super) fn too_many() -> String {
     format!("the pattern stands for more than {NAMES_MAX} names, or {BYTES_MAX} bytes of them")
 }
 

@@ -43,6 +43,8 @@ pub struct Status {
     pub decode_warnings: u64,
     /// The last of them, with the warning.
     pub last_decode_warning: Option<BadSample>,
+    /// What was fetched from object stores; not set where the data set is on a disk.
+    pub fetched: Option<Fetched>,
     /// In the order of the data's way.
     pub stages: Vec<Stage>,
     /// Whether it opens no more feeds.
@@ -148,6 +150,23 @@ impl fmt::Display for BadSample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.name, self.cause)
     }
+}
+
+/// What a daemon has fetched from object stores since its start, and the disk cache that it keeps it in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fetched {
+    /// Bytes of blocks that stores sent.
+    pub bytes: u64,
+    /// Requests for blocks, repeated ones among them.
+    pub requests: u64,
+    /// Requests of any kind that failed and were repeated.
+    pub retries: u64,
+    /// Objects that this daemon has evicted from the disk cache.
+    pub evictions: u64,
+    /// Bytes in the disk cache, those of other daemons that share it among them.
+    pub cached_bytes: u64,
+    /// The most bytes that are kept in it.
+    pub budget_bytes: u64,
 }
 
 /// Counters of one stage of the pipeline since the start, over all its threads.

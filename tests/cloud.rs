@@ -14,6 +14,7 @@ use mixd::spec::{FeedSpec, Shuffle};
 use mixd::types::{ImageSize, Split};
 use server::{BUCKET, Fault, KEY, Proxy, SECRET, Server, Shards, variables};
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::os::unix::fs::MetadataExt;
@@ -191,6 +192,8 @@ fn what_was_read_longest_ago_is_evicted_and_the_budget_kept() {
     let requests = remote.counters().requests.load(Ordering::Relaxed);
     assert!(read(&files[4], 5, 9).unwrap() == contents[4][5..14]);
     assert_eq!(remote.counters().requests.load(Ordering::Relaxed), requests, "the newest was evicted");
+    // 5 objects twice, of which 3 are kept.
+    assert_eq!(files[0].fetched().evictions, 2 * 5 - 3);
     // Another daemon evicts what this one holds no more.
     drop((files, remote));
     let other = self::remote(server.address, dir.path(), budget, DEADLINE);
@@ -334,6 +337,54 @@ fn shards_in_a_bucket_give_the_batches_of_the_same_shards_on_a_disk() {
             oracle.check(&trainer);
         }
     }
+}
+
+#[test]
+fn what_was_fetched_is_shown_by_status_and_metrics() {
+    let world = World::new(40, 400_000);
+    world.proxy.spoil([Fault::SlowDown; 3]);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // The first start reads all shards for their index.
+    let daemon = world.daemon(&format!("s3://{BUCKET}/set"), &["--metrics", &port.to_string()]);
+    let bytes: u64 = world.shards.paths().iter().map(|path| path.metadata().unwrap().len()).sum();
+    let blocks: u64 =
+        world.shards.paths().iter().map(|path| path.metadata().unwrap().len().div_ceil(BLOCK as u64)).sum();
+    let status = |args: &[&str]| {
+        let output = mixd().arg("status").args(args).arg("--socket").arg(daemon.socket()).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // A request may be under way whose block was demanded again.
+    let fetched = until("all shards", || {
+        let json: serde_json::Value = serde_json::from_str(&status(&["--json"])).unwrap();
+        (json["fetched"]["bytes"] == bytes).then(|| json["fetched"].clone())
+    });
+    assert_eq!((&fetched["requests"], &fetched["retries"]), (&(blocks + 3).into(), &3.into()), "{fetched}");
+    assert_eq!((&fetched["evictions"], &fetched["budget_bytes"]), (&0.into(), &(1_u64 << 30).into()), "{fetched}");
+    let kept = fetched["cached_bytes"].as_u64().unwrap();
+    assert!((bytes..bytes + (1 << 20)).contains(&kept), "{kept} of {bytes}");
+    let mib = |bytes: u64| format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
+    let text = status(&[]);
+    let line = text.lines().find(|line| line.starts_with("objects ")).unwrap_or_else(|| panic!("{text}"));
+    assert!(line.contains(&format!("{} fetched by {} requests, 3 retries", mib(bytes), blocks + 3)), "{line}");
+    assert!(line.contains("of 1024 MiB in the disk cache, 0 objects evicted"), "{line}");
+    let mut metrics = String::new();
+    let mut stream = std::net::TcpStream::connect(port).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: mixd\r\n\r\n").unwrap();
+    stream.read_to_string(&mut metrics).unwrap();
+    for (name, value) in [
+        ("store_fetched_bytes_total", bytes),
+        ("store_requests_total", blocks + 3),
+        ("store_retries_total", 3),
+        ("disk_cache_evictions_total", 0),
+        ("disk_cache_bytes", kept),
+        ("disk_cache_budget_bytes", 1 << 30),
+    ] {
+        assert!(metrics.lines().any(|line| line == format!("mixd_{name} {value}")), "{name} {value}: {metrics}");
+    }
+    // A set on a disk has none.
+    let local = Daemon::on(world.shards.dir.path(), &[]);
+    assert_eq!(client::status(&local.socket()).unwrap().fetched, None);
 }
 
 #[test]

@@ -68,6 +68,18 @@ fn to_text(s: &status::Status, out: &mut String) -> std::fmt::Result {
             mib(x.bytes)
         )?;
     }
+    if let Some(x) = &s.fetched {
+        writeln!(
+            out,
+            "objects  {:.0} MiB fetched by {} requests, {} retries; {:.0} of {:.0} MiB in the disk cache, {} objects evicted",
+            mib(x.bytes),
+            x.requests,
+            x.retries,
+            mib(x.cached_bytes),
+            mib(x.budget_bytes),
+            x.evictions
+        )?;
+    }
     for x in &s.stages {
         writeln!(
             out,
@@ -131,6 +143,10 @@ fn to_json(s: &status::Status) -> serde_json::Value {
         "sources": s.sources.iter().map(|x| json!({
             "split": x.split, "size": x.size, "samples": x.samples, "kept": x.kept, "decoded": x.decoded, "bytes": x.bytes,
         })).collect::<Vec<_>>(),
+        "fetched": s.fetched.map(|x| json!({
+            "bytes": x.bytes, "requests": x.requests, "retries": x.retries, "evictions": x.evictions,
+            "cached_bytes": x.cached_bytes, "budget_bytes": x.budget_bytes,
+        })),
         "feeds": s.feeds.iter().map(|x| json!({
             "feed_id": x.feed_id, "published": x.published, "batches": x.batches, "ring_bytes": x.ring_bytes,
             "epoch": x.next.epoch, "index": x.next.index,

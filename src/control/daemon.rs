@@ -336,6 +336,7 @@ impl Daemon {
             bad_samples: self.pipeline.bad_samples(),
             decode_warnings,
             last_decode_warning,
+            fetched: source.fetched(),
             stages: self.pipeline.stats().stages().map(stage).to_vec(),
             draining: *self.draining.borrow(),
             mixed: self.pipeline.stats().mixed(),

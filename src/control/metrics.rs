@@ -62,6 +62,20 @@ fn text(status: &Status) -> String {
     family("bad_samples", "gauge", "Images that could not be decoded.", plain(status.bad_samples.len() as f64));
     let warnings = plain(status.decode_warnings as f64);
     family("decode_warnings_total", "counter", "Images decoded with a warning, each counted once.", warnings);
+    if let Some(fetched) = status.fetched {
+        let mut one = |name, kind, help, value: u64| family(name, kind, help, plain(value as f64));
+        one("store_fetched_bytes_total", "counter", "Bytes that object stores sent.", fetched.bytes);
+        one("store_requests_total", "counter", "Requests to object stores for blocks.", fetched.requests);
+        one(
+            "store_retries_total",
+            "counter",
+            "Requests to object stores that failed and were repeated.",
+            fetched.retries,
+        );
+        one("disk_cache_evictions_total", "counter", "Objects evicted from the disk cache.", fetched.evictions);
+        one("disk_cache_bytes", "gauge", "Bytes in the disk cache, by all daemons.", fetched.cached_bytes);
+        one("disk_cache_budget_bytes", "gauge", "The most bytes that are kept in it.", fetched.budget_bytes);
+    }
     family("feeds", "gauge", "Feeds that are open.", plain(status.feeds.len() as f64));
     let stages = |value: fn(&Stage) -> f64| {
         status.stages.iter().map(|stage| (format!("{{stage=\"{}\"}}", stage.name), value(stage))).collect()

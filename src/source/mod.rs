@@ -32,6 +32,7 @@ mod walk;
 
 use crate::escape::{escaped, printable};
 use crate::plan::Numbering;
+use crate::status::Fetched;
 pub use crate::types::Class;
 use crate::types::{ClassId, LabelSet, SampleId, Split};
 use binaries::Binaries;
@@ -122,6 +123,11 @@ pub trait Source: Send + Sync + Debug {
     /// What a user should know of how the data set was read, a line each: files that were left out, by cause; folders that were taken for a split.
     fn notes(&self) -> &[String] {
         &[]
+    }
+
+    /// What was fetched from object stores so far; `None` where no sample is in one.
+    fn fetched(&self) -> Option<Fetched> {
+        None
     }
 
     /// A readable name for a label: the class's, or those of a set.

@@ -5,6 +5,7 @@
 
 use super::{Ahead, Class, DatasetError, Fraction, ReadError, Selection, Source, Stamp};
 use crate::escape::escaped;
+use crate::status::Fetched;
 use crate::types::{ClassId, LabelSet, SampleId, Split};
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -220,6 +221,10 @@ impl Source for Subset {
     fn will_read(&self, split: Split, now: &[SampleId], next: &[SampleId]) -> Option<Ahead> {
         let inner = |firsts: &[SampleId]| firsts.iter().map(|&first| self.of(split, first).1).collect::<Vec<_>>();
         self.inner.will_read(self.parts[split as usize].split, &inner(now), &inner(next))
+    }
+
+    fn fetched(&self) -> Option<Fetched> {
+        self.inner.fetched()
     }
 
     fn hash_identity(&self, split: Split, hash: &mut Xxh3) {

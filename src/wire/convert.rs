@@ -4,7 +4,7 @@ mod spec;
 
 use super::{AttachRequest, Attached, Former, ListFeedsReply, Reason, Refusal, SeatToken, ShutdownReply, WatchRequest};
 use crate::spec::{Consumed, LaterViews, Solarize};
-use crate::status::{BadSample, Feed, Mixed, Sources, Stage, Status, Store, Trainer};
+use crate::status::{BadSample, Feed, Fetched, Mixed, Sources, Stage, Status, Store, Trainer};
 use crate::types::{Class, ImageSize, LabelSet, ParseError, Place, Split};
 use prost::Message;
 use std::marker::PhantomData;
@@ -278,6 +278,7 @@ fields! {
     BadSample { split, sample_id, name, cause }
     Class { id, name }
     Consumed { epoch, samples }
+    Fetched { bytes, requests, retries, evictions, cached_bytes, budget_bytes }
     Feed { feed_id, spec, published, next, batches, ring_bytes, trainers }
     Former { next, trainers }
     LaterViews { blur, solarize }
@@ -291,7 +292,7 @@ fields! {
     Status {
         pid, version, data, uptime_s, cpu_s, peak_rss_bytes, decode_workers, jpeg_decoder, mixer, train_samples, val_samples,
         stores, sources, feeds, bad_samples, decode_warnings, last_decode_warning, stages, draining, mixed, recipe, classes,
-        notes
+        notes, fetched
     }
     Trainer { pid, read, skipped, waited_s, lag, place, evicted }
 }

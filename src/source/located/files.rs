@@ -4,6 +4,7 @@ use super::super::remote::RemoteFile;
 use super::super::{Ahead, ReadError, Stamp};
 use crate::escape::escaped;
 use crate::stamp::{is_settled, stamp};
+use crate::status::Fetched;
 use rustix::process::{Resource, getrlimit};
 use std::collections::VecDeque;
 use std::fs::{File, Metadata};
@@ -192,6 +193,14 @@ impl Files {
     /// The files.
     pub fn all(&self) -> &[IndexedFile] {
         &self.files
+    }
+
+    /// What was fetched for all files that are in stores, which one disk cache keeps; `None` where none is.
+    pub fn fetched(&self) -> Option<Fetched> {
+        self.files.iter().find_map(|file| match &file.origin {
+            Origin::Remote(remote) => Some(remote.fetched()),
+            _ => None,
+        })
     }
 
     /// Fills `bytes` from `offset` of `file`; returns the range's stamp as it was before the first byte was read.

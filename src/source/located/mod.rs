@@ -19,6 +19,7 @@ mod saved;
 
 use super::{Ahead, Class, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
 use crate::escape::escaped;
+use crate::status::Fetched;
 use crate::types::{ClassId, SampleId, Split};
 pub use files::{Files, IndexedFile, Opened};
 pub use samples::{Full, Location, Samples};
@@ -129,6 +130,10 @@ impl Source for Located {
 
     fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    fn fetched(&self) -> Option<Fetched> {
+        self.files.fetched()
     }
 }
 

@@ -8,6 +8,7 @@ use super::options::StoreOptions;
 use super::store::{Found, StoreError, Stores, Trouble, Variables};
 use super::url::Url;
 use crate::escape::escaped;
+use crate::status::Fetched;
 use futures_util::{StreamExt, TryStreamExt};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -152,6 +153,11 @@ impl RemoteFile {
         let remote = &now.first()?.remote;
         let objects = |files: &[Self]| files.iter().map(|file| Arc::clone(&file.object)).collect();
         Some(Box::new(remote.0.will_read(objects(now), objects(next))))
+    }
+
+    /// Figures of everything that is read from stores with it.
+    pub fn fetched(&self) -> Fetched {
+        self.remote.0.figures()
     }
 
     /// Fills `bytes` from `offset`.

@@ -54,6 +54,7 @@ pub struct Disk {
     allowance_bytes: Mutex<u64>,
     /// Bytes that room was made for and that are not written yet.
     promised_bytes: AtomicU64,
+    evictions: AtomicU64,
 }
 
 /// Room for bytes, until they are written.
@@ -83,6 +84,9 @@ impl Drop for Open {
         let _ = self.entry.manifest.set_modified(SystemTime::now() - self.used.elapsed());
     }
 }
+
+/// An entry as it is found in the folder: its own folder, its data, and when it was used last.
+type Listed = (PathBuf, Metadata, SystemTime);
 
 /// An object's place on disk.
 #[derive(Debug)]
@@ -152,6 +156,7 @@ impl Disk {
             open: Mutex::default(),
             allowance_bytes: Mutex::new(0),
             promised_bytes: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
         };
         let lock = disk.lock()?;
         for left in std::fs::read_dir(&disk.dir)?.flatten() {
@@ -160,7 +165,7 @@ impl Disk {
                 let _ = std::fs::remove_dir_all(left.path());
             }
         }
-        let kept: u64 = disk.entries()?.iter().map(|(_, meta, _)| meta.blocks() * SECTOR_BYTES).sum();
+        let kept = kept(&disk.entries()?);
         drop(lock);
         let default = || disk.free().map(|(free, _)| (free + kept) / 2);
         let budget_bytes = cache.map_or_else(default, |cache| Ok(cache.bytes))?;
@@ -170,6 +175,16 @@ impl Disk {
     /// The most bytes that are kept.
     pub fn budget_bytes(&self) -> u64 {
         self.budget_bytes
+    }
+
+    /// Objects that this process has evicted.
+    pub fn evictions(&self) -> u64 {
+        self.evictions.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that are kept, also by others; 0 where the folder cannot be read.
+    pub fn kept_bytes(&self) -> u64 {
+        self.entries().map_or(0, |entries| kept(&entries))
     }
 
     /// Where it is.
@@ -254,7 +269,7 @@ impl Disk {
         let mut entries = self.entries()?;
         entries.sort_unstable_by_key(|(_, _, used)| *used);
         let promised = self.promised_bytes.load(Ordering::Relaxed);
-        let mut kept: u64 = entries.iter().map(|(_, data, _)| data.blocks() * SECTOR_BYTES).sum::<u64>() + promised;
+        let mut kept = kept(&entries) + promised;
         let (free, disk_bytes) = self.free()?;
         let mut free = free.saturating_sub(promised);
         let spare = |kept: u64, free: u64| {
@@ -271,6 +286,7 @@ impl Disk {
             if let Some(_locked) = unused(dir)
                 && self.remove(dir).is_ok()
             {
+                self.evictions.fetch_add(1, Ordering::Relaxed);
                 kept -= data.blocks() * SECTOR_BYTES;
                 free += data.blocks() * SECTOR_BYTES;
             }
@@ -290,7 +306,7 @@ impl Disk {
     }
 
     /// Each entry: its folder, its data, and when it was used last.
-    fn entries(&self) -> io::Result<Vec<(PathBuf, Metadata, SystemTime)>> {
+    fn entries(&self) -> io::Result<Vec<Listed>> {
         let mut entries = Vec::new();
         for found in std::fs::read_dir(self.dir.join("objects"))? {
             let dir = found?.path();
@@ -327,6 +343,11 @@ impl Disk {
     fn opened(&self) -> MutexGuard<'_, HashMap<u128, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Bytes that entries take on the disk.
+fn kept(entries: &[Listed]) -> u64 {
+    entries.iter().map(|(_, data, _)| data.blocks() * SECTOR_BYTES).sum()
 }
 
 /// Closes up to `count` entries that are not in use, oldest first.

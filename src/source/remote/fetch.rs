@@ -9,6 +9,7 @@ use super::ahead::{Ahead, Announced};
 use super::disk::{BLOCK_BYTES, Disk, Entry, block_range};
 use super::object::{Block, FetchError, Object};
 use super::store::{Found, StoreError, Stores, Trouble};
+use crate::status::Fetched;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -142,6 +143,19 @@ impl Fetcher {
     /// Figures.
     pub fn counters(&self) -> &Counters {
         &self.shared.counters
+    }
+
+    /// Figures, with those of the disk cache.
+    pub fn figures(&self) -> Fetched {
+        let (counters, disk) = (&self.shared.counters, &self.shared.disk);
+        Fetched {
+            bytes: counters.fetched_bytes.load(Ordering::Relaxed),
+            requests: counters.requests.load(Ordering::Relaxed),
+            retries: counters.retries.load(Ordering::Relaxed),
+            evictions: disk.evictions(),
+            cached_bytes: disk.kept_bytes(),
+            budget_bytes: disk.budget_bytes(),
+        }
     }
 
     /// Makes a request of another kind with the same patience: until it succeeds, fails for good, or the store was away for the timeout.

@@ -19,6 +19,7 @@ use super::pattern::{self, Malformed};
 use super::{Ahead, Class, DataSet, DatasetError, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
 use crate::escape::escaped;
 use crate::stamp::{is_settled, stamp};
+use crate::status::Fetched;
 use crate::types::{ClassId, SampleId, Split};
 use cells::Cell;
 use columns::{Chosen, Named};
@@ -147,6 +148,10 @@ impl Source for Tables {
 
     fn classes(&self) -> &[Class] {
         self.located.classes()
+    }
+
+    fn fetched(&self) -> Option<Fetched> {
+        self.located.fetched()
     }
 
     fn len(&self, split: Split) -> u32 {

@@ -3,13 +3,11 @@
 //! Each split keeps the file names end to end in one arena, a `u32` end offset and a `u32` folder number per sample, and each folder's path
 //! once. Samples keep the order in which they are pushed, which must be that of the bytes of the whole relative path.
 
-use super::{Class, classes};
-use crate::escape::escaped;
+use super::Class;
+use super::vocabulary::{Vocabulary, Written};
 use crate::types::{ClassId, SampleId, Split};
-use std::ffi::OsStr;
 use std::fmt;
 use std::ops::Range;
-use std::os::unix::ffi::OsStrExt;
 
 /// The samples of both splits.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -96,28 +94,20 @@ impl Index {
     /// # Errors
     /// When a validation sample's class is not in the vocabulary.
     pub fn assign_labels(&mut self) -> Result<Vec<Class>, UnknownClass> {
-        let mut vocabulary: Vec<Vec<u8>> = self.train.folders.iter().map(|folder| folder.class().to_owned()).collect();
-        vocabulary.sort_unstable();
-        vocabulary.dedup();
+        let vocabulary = Vocabulary::of_names(self.train.folders.iter().map(ClassFolder::class));
         for samples in [&mut self.train, &mut self.val] {
             for (nth, folder) in samples.folders.iter_mut().enumerate() {
-                let found = vocabulary.binary_search_by(|class| class.as_slice().cmp(folder.class()));
-                folder.label = found.map_err(|_| UnknownClass {
+                folder.label = vocabulary.label(Written::Name(folder.class())).ok_or_else(|| UnknownClass {
                     class: folder.class().to_owned(),
                     example: samples.folder_of.partition_point(|&of| of < nth as u32) as SampleId,
-                })? as ClassId;
+                })?;
             }
             samples.names.shrink_to_fit();
             samples.name_ends.shrink_to_fit();
             samples.folder_of.shrink_to_fit();
             samples.folders.shrink_to_fit();
         }
-        let class = |name: &Vec<u8>| {
-            let id = String::from_utf8_lossy(name).into_owned();
-            let readable = classes::readable(&id).map(str::to_owned);
-            Class { name: readable.unwrap_or_else(|| escaped(OsStr::from_bytes(name)).to_string()), id }
-        };
-        Ok(vocabulary.iter().map(class).collect())
+        Ok(vocabulary.classes)
     }
 
     /// Samples of a split.

@@ -10,6 +10,7 @@ mod tests;
 
 use super::flaw::Flaw;
 use super::located::{Files, IndexedFile};
+use super::vocabulary::Vocabulary;
 use super::{Class, DataSet, DatasetError, ReadError, Source, Stamp};
 use crate::escape::escaped;
 use crate::types::{ClassId, SampleId, Split};
@@ -117,8 +118,7 @@ impl Binaries {
                 return Err(unusable(path, format!("has the label {label}, where there are {} classes", names.len())));
             }
         }
-        let class = |(id, name): (usize, &String)| Class { id: id.to_string(), name: name.clone() };
-        let classes = names.iter().enumerate().map(class).collect();
+        let classes = Vocabulary::listed(names.into_iter()).classes;
         Ok(Some(Self { location: escaped(&set.data).to_string(), shape, classes, files: Files::new(files), splits }))
     }
 

@@ -9,7 +9,7 @@ mod tables;
 
 use super::folder::{path_in, read_file, settled_stamp};
 use super::split_words::{KINDS, TEST};
-use super::vocabulary::{Sets, Vocabulary};
+use super::vocabulary::{Sets, Vocabulary, hash_sets};
 use super::{Class, DataSet, DatasetError, ReadError, Source, Splits, Stamp, folder};
 use crate::escape::escaped;
 use crate::types::{ClassId, LabelSet, SampleId, Split};
@@ -116,11 +116,11 @@ impl Listed {
                 "gives no image to the training split (its column split, or the folders in its names)".to_owned();
             return Err(DatasetError::Labels { path: root, cause });
         }
-        let mut vocabulary = Vocabulary::of(training().flat_map(|entry| entry.labels.iter().map(String::as_str)));
+        let mut vocabulary = Vocabulary::of_texts(training().flat_map(|entry| entry.labels.iter().map(String::as_str)));
         let (mut sets, mut splits) = (Sets::default(), [Files::default(), Files::default()]);
         for entry in &entries {
             let labels: Result<Vec<ClassId>, &String> =
-                entry.labels.iter().map(|text| vocabulary.label(text).ok_or(text)).collect();
+                entry.labels.iter().map(|text| vocabulary.label_of_text(text).ok_or(text)).collect();
             let labels = labels.map_err(|class| DatasetError::UnknownClass {
                 root: root.clone(),
                 class: class.into(),
@@ -206,10 +206,7 @@ impl Source for Listed {
             hash.update(class.id.as_bytes());
             hash.update(&[0]);
         }
-        for set in self.label_sets.iter().flatten() {
-            hash.update(bytemuck::cast_slice(set));
-            hash.update(&u32::MAX.to_le_bytes());
-        }
+        hash_sets(self.label_sets.as_deref().unwrap_or_default(), hash);
     }
 
     fn notes(&self) -> &[String] {

@@ -17,10 +17,11 @@ mod files;
 mod samples;
 mod saved;
 
+use super::vocabulary::hash_sets;
 use super::{Ahead, Class, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
 use crate::escape::escaped;
 use crate::status::Fetched;
-use crate::types::{ClassId, SampleId, Split};
+use crate::types::{ClassId, LabelSet, SampleId, Split};
 pub use files::{Files, IndexedFile, Opened};
 pub use samples::{Full, Location, Samples};
 pub use saved::Contents;
@@ -33,17 +34,18 @@ use xxhash_rust::xxh3::Xxh3;
 pub struct Located {
     location: String,
     classes: Vec<Class>,
+    label_sets: Option<Vec<LabelSet>>,
     files: Files,
     splits: [Samples; Split::ALL.len()],
     notes: Vec<String>,
 }
 
 impl Located {
-    /// The samples of `contents` in `files`. `classes` are those of the contents, with their readable names; `location` is for people.
-    pub fn new(location: String, files: Vec<IndexedFile>, classes: Vec<Class>, contents: Contents) -> Self {
-        let Contents { mut splits, notes, .. } = contents;
+    /// The samples of `contents` in `files`; `location` is for people.
+    pub fn new(location: String, files: Vec<IndexedFile>, contents: Contents) -> Self {
+        let Contents { mut splits, classes, label_sets, notes } = contents;
         splits.iter_mut().for_each(Samples::shrink_to_fit);
-        Self { location, classes, files: Files::new(files), splits, notes }
+        Self { location, classes, label_sets, files: Files::new(files), splits, notes }
     }
 
     /// Where a sample is.
@@ -69,6 +71,10 @@ impl Source for Located {
 
     fn classes(&self) -> &[Class] {
         &self.classes
+    }
+
+    fn label_sets(&self) -> Option<&[LabelSet]> {
+        self.label_sets.as_deref()
     }
 
     fn len(&self, split: Split) -> u32 {
@@ -109,7 +115,8 @@ impl Source for Located {
         self.files.stamp(place.file, place.offset)
     }
 
-    /// The path and size of each file that holds samples of the split, their number, and their places, labels and names.
+    /// The path and size of each file that holds samples of the split, their number, and their places, labels and names; the sets that labels
+    /// are numbers of.
     fn hash_identity(&self, split: Split, hash: &mut Xxh3) {
         let Samples { offsets, lengths, labels, names, name_ends, runs } = &self.splits[split as usize];
         for &[first, file] in runs {
@@ -126,6 +133,7 @@ impl Source for Located {
             hash.update(bytemuck::cast_slice(numbers));
         }
         hash.update(names);
+        hash_sets(self.label_sets.as_deref().unwrap_or_default(), hash);
     }
 
     fn notes(&self) -> &[String] {
@@ -155,8 +163,8 @@ mod tests {
                 contents.splits[split as usize].push(sample).unwrap();
             }
         }
-        let classes = ["x", "y"].map(|id| Class { id: id.into(), name: id.into() }).to_vec();
-        (dir, Located::new("here".into(), files, classes, contents))
+        contents.classes = ["x", "y"].map(|id| Class { id: id.into(), name: id.into() }).to_vec();
+        (dir, Located::new("here".into(), files, contents))
     }
 
     #[test]

@@ -1,18 +1,21 @@
 //! An index of located samples on disk: loaded as long as its key is the same.
 //!
-//! The file is [`MAGIC`], the key, the samples of both splits as plain arrays in the machine's byte order, the classes, the notes, and the hash of all that.
+//! The file is [`MAGIC`], the key, the samples of both splits as plain arrays in the machine's byte order, the classes, the sets
+//! of labels, the notes, and the hash of all that.
 //! Each part begins with its length. It is written as a stream, and read straight into the index.
 
+use super::super::Class;
 use super::samples::Samples;
 use crate::escape::escaped;
-use crate::types::Split;
+use crate::types::{LabelSet, Split};
+use serde::de::DeserializeOwned;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 use xxhash_rust::xxh3::Xxh3;
 
 /// First bytes of a file of this version.
-const MAGIC: &[u8] = b"mixd located 1\0";
+const MAGIC: &[u8] = b"mixd located 2\0";
 /// Fewer samples are indexed as fast as they are read.
 const SAMPLES_MIN: u32 = 1_000;
 const BUFFER_BYTES: usize = 1 << 20;
@@ -22,8 +25,10 @@ const BUFFER_BYTES: usize = 1 << 20;
 pub struct Contents {
     /// The samples of each split, by [`Split`].
     pub splits: [Samples; Split::ALL.len()],
-    /// The ids of the classes.
-    pub classes: Vec<String>,
+    /// The vocabulary.
+    pub classes: Vec<Class>,
+    /// Where samples have several labels: the sets that their labels are numbers of.
+    pub label_sets: Option<Vec<LabelSet>>,
     /// What was noticed while indexing.
     pub notes: Vec<String>,
 }
@@ -50,9 +55,10 @@ impl Contents {
                 runs: input.part()?,
             };
         }
-        for texts in [&mut contents.classes, &mut contents.notes] {
-            *texts = serde_json::from_slice(&input.part::<u8>()?).ok()?;
-        }
+        let classes: Vec<(String, String)> = input.json()?;
+        contents.classes = classes.into_iter().map(|(id, name)| Class { id, name }).collect();
+        contents.label_sets = input.json()?;
+        contents.notes = input.json()?;
         // Nothing of it is believed before the hash has proved that the file is whole.
         let expected = input.hash.digest().to_le_bytes();
         let mut found = [0; size_of::<u64>()];
@@ -94,9 +100,10 @@ impl Contents {
             output.part(name_ends)?;
             output.part(runs)?;
         }
-        for texts in [&self.classes, &self.notes] {
-            output.part(&serde_json::to_vec(texts)?)?;
-        }
+        let classes: Vec<(&str, &str)> = self.classes.iter().map(|class| (&*class.id, &*class.name)).collect();
+        output.part(&serde_json::to_vec(&classes)?)?;
+        output.part(&serde_json::to_vec(&self.label_sets)?)?;
+        output.part(&serde_json::to_vec(&self.notes)?)?;
         let hash = output.hash.digest();
         output.inner.write_all(&hash.to_le_bytes())?;
         output.inner.flush()
@@ -135,6 +142,10 @@ impl<R: Read> Input<R> {
         Some(())
     }
 
+    fn json<T: DeserializeOwned>(&mut self) -> Option<T> {
+        serde_json::from_slice(&self.part::<u8>()?).ok()
+    }
+
     fn part<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(&mut self) -> Option<Vec<T>> {
         let mut length = [0; size_of::<u64>()];
         self.fill(&mut length)?;
@@ -155,7 +166,9 @@ mod tests {
     use super::*;
 
     fn contents(count: u32) -> Contents {
-        let mut contents = Contents { classes: vec!["a".into(), "b\n".into()], ..Contents::default() };
+        let classes = ["a", "b\n"].map(|id| Class { id: id.into(), name: format!("{id}!") }).to_vec();
+        let label_sets = Some(vec![LabelSet::from([0, 1]), LabelSet::from([])]);
+        let mut contents = Contents { classes, label_sets, ..Contents::default() };
         for nth in 0..count {
             let name = nth.to_string();
             let sample = Location { file: nth / 9, offset: 512, length: nth, label: nth % 2, name: name.as_bytes() };

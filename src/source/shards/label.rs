@@ -1,5 +1,6 @@
 //! A sample's image and label, from its fields.
 
+use super::super::vocabulary::CLASSES_MAX;
 use super::fault::{Fault, shown};
 use super::group::Sample;
 use super::reader::Reader;
@@ -18,8 +19,6 @@ const PICKLES: [&str; 6] = ["pyd", "pickle", "pkl", "pth", "pt", "p"];
 /// The most bytes of an integer, and of a `json`.
 const INTEGER_BYTES_MAX: u64 = 1 << 10;
 const JSON_BYTES_MAX: u64 = 1 << 20;
-/// The largest label: the vocabulary has a class for each integer up to it.
-pub const LABEL_MAX: u32 = (1 << 20) - 1;
 
 /// A label as it is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,9 +121,9 @@ fn integer(text: &str) -> Result<Found, String> {
 
 fn number_label(number: i64) -> Result<Found, String> {
     match u32::try_from(number) {
-        Ok(number) if number <= LABEL_MAX => Ok(Found::Label(Label::Integer(number))),
+        Ok(number) if number < CLASSES_MAX => Ok(Found::Label(Label::Integer(number))),
         _ if number < 0 => Ok(Found::Negative),
-        _ => Err(format!("{number} is over the largest label, {LABEL_MAX}")),
+        _ => Err(format!("{number} is over the largest label, {}", CLASSES_MAX - 1)),
     }
 }
 

@@ -16,14 +16,14 @@ mod shard;
 mod tar;
 
 use super::located::{Contents, IndexedFile, Located, Location};
-use super::{Class, DataSet, DatasetError, classes};
+use super::vocabulary::{Mixed, Vocabulary, Written};
+use super::{DataSet, DatasetError};
 use crate::escape::escaped;
 use crate::stamp::{is_settled, stamp};
 use crate::types::Split;
 pub use fault::Fault;
 use places::Places;
 use shard::{LabelKind, LeftOut, ShardIndex};
-use std::collections::HashMap;
 use std::fs::Metadata;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -69,8 +69,8 @@ pub fn open(set: &DataSet, cache_dir: &Path) -> Result<Option<Located>, DatasetE
         }
     }
     contents.notes.extend(places.notes);
-    let classes = readable(&mut contents, &places.base, label_key);
-    let source = Located::new(places.location, files, classes, contents);
+    name_classes(&mut contents, &places.base, label_key);
+    let source = Located::new(places.location, files, contents);
     tracing::debug!("the index of the shards takes {} bytes", source.index_bytes());
     Ok(Some(source))
 }
@@ -177,72 +177,67 @@ fn merge(places: &Places, indexes: Vec<ShardIndex>) -> Result<Contents, DatasetE
     let shards_refused = |cause: String| DatasetError::Shards { location: places.location.clone(), cause };
     let mut left_out = LeftOut::default();
     indexes.iter().for_each(|index| left_out += index.left_out.clone());
-    let [integers, names] =
-        [LabelKind::Integers, LabelKind::Names].map(|kind| indexes.iter().position(|index| index.kind == Some(kind)));
-    if let (Some(integers), Some(names)) = (integers, names) {
-        let [integers, names] = [integers, names].map(|number| escaped(path_of(places, number)));
-        return Err(shards_refused(format!(
-            "the labels of {integers} are integers, those of {names} names (--label-key may name another key)"
-        )));
-    }
     let train_shards = places.shards[Split::Train as usize].len();
     let (train, val) = indexes.split_at(train_shards);
     if train.iter().all(|index| index.samples.len() == 0) {
         return Err(shards_refused(left_out.why_nothing()));
     }
+    let vocabulary = Vocabulary::of(train.iter().flat_map(written), val.iter().flat_map(written));
+    let vocabulary = vocabulary.map_err(|Mixed| {
+        let [integers, names] = [LabelKind::Integers, LabelKind::Names].map(|kind| {
+            let number = indexes.iter().position(|index| index.kind == Some(kind)).unwrap_or(0);
+            escaped(path_of(places, number))
+        });
+        shards_refused(format!(
+            "the labels of {integers} are integers, those of {names} names (--label-key may name another key)"
+        ))
+    })?;
     let mut contents = Contents { notes: left_out.notes(), ..Contents::default() };
-    let ids: HashMap<&str, u32> = if names.is_some() {
-        contents.classes = train.iter().flat_map(|index| &index.names).cloned().collect();
-        contents.classes.sort_unstable();
-        contents.classes.dedup();
-        contents.classes.iter().zip(0..).map(|(name, id)| (&**name, id)).collect()
-    } else {
-        let max = |indexes: &[ShardIndex]| indexes.iter().flat_map(|index| index.samples.iter()).map(|s| s.label).max();
-        let (in_train, in_val) = (max(train), max(val));
-        if in_val > in_train {
-            contents.notes.push("some labels of validation are larger than any of training".to_owned());
-        }
-        contents.classes = (0..=in_train.max(in_val).unwrap_or(0)).map(|label| label.to_string()).collect();
-        HashMap::new()
-    };
+    contents.notes.extend(vocabulary.note());
     for (number, index) in indexes.iter().enumerate() {
         let split = if number < train_shards { Split::Train } else { Split::Val };
-        let labels =
-            index.names.iter().map(|name| ids.get(&**name).copied().ok_or(name)).collect::<Result<Vec<_>, _>>();
-        let labels = labels.map_err(|name| {
-            let path = escaped(path_of(places, number));
-            shards_refused(format!("class `{}` of {path} has no training sample", fault::shown(name.as_bytes())))
-        })?;
+        let label = |name: &String| {
+            vocabulary.label(Written::Name(name.as_bytes())).ok_or_else(|| {
+                let path = escaped(path_of(places, number));
+                shards_refused(format!("class `{}` of {path} has no training sample", fault::shown(name.as_bytes())))
+            })
+        };
+        let labels = index.names.iter().map(label).collect::<Result<Vec<_>, _>>()?;
         for sample in index.samples.iter() {
-            let label = if names.is_some() { labels[sample.label as usize] } else { sample.label };
+            let label = if index.kind == Some(LabelKind::Names) { labels[sample.label as usize] } else { sample.label };
             let pushed = contents.splits[split as usize].push(Location { label, ..sample });
             pushed.map_err(|_| DatasetError::Shard { path: path_of(places, number).to_owned(), fault: Fault::Full })?;
         }
     }
+    contents.classes = vocabulary.classes;
     Ok(contents)
+}
+
+/// The labels of a shard as they are written: names once, numbers for each sample.
+fn written(index: &ShardIndex) -> impl Iterator<Item = Written<'_>> {
+    let are_numbers = index.kind == Some(LabelKind::Integers);
+    let numbers = are_numbers.then(|| index.samples.iter().map(|sample| Written::Number(sample.label)));
+    index.names.iter().map(|name| Written::Name(name.as_bytes())).chain(numbers.into_iter().flatten())
 }
 
 fn path_of(places: &Places, number: usize) -> &Path {
     places.shards.iter().flatten().nth(number).expect("a shard of the set")
 }
 
-/// The vocabulary with readable names: those beside the shards, else the ones that are known.
-fn readable(contents: &mut Contents, base: &Path, label_key: Option<&str>) -> Vec<Class> {
-    let ids = std::mem::take(&mut contents.classes);
-    let are_integers = ids.iter().enumerate().all(|(label, id)| *id == label.to_string());
-    let named = if are_integers { names::class_names(base, label_key) } else { None };
-    if let Some(named) = named.as_ref().filter(|named| named.len() < ids.len()) {
-        let (named, labels) = (named.len(), ids.len());
+/// Gives classes that are numbers the names that lie beside the shards.
+fn name_classes(contents: &mut Contents, base: &Path, label_key: Option<&str>) {
+    let are_integers = contents.classes.iter().enumerate().all(|(label, class)| class.id == label.to_string());
+    let Some(named) = names::class_names(base, label_key).filter(|_| are_integers) else { return };
+    for (class, name) in contents.classes.iter_mut().zip(&named).filter(|(_, name)| !name.is_empty()) {
+        class.name = escaped(name).to_string();
+    }
+    let (named, labels) = (named.len(), contents.classes.len());
+    if named < labels {
         contents.notes.push(format!(
             "{named} class names lie beside the shards, which have labels up to {}: the others have none",
             labels - 1
         ));
     }
-    let name = |label: usize, id: &String| -> String {
-        let listed = named.as_ref().and_then(|named| named.get(label)).filter(|name| !name.is_empty());
-        listed.map(|name| &**name).or_else(|| classes::readable(id)).unwrap_or(id).to_owned()
-    };
-    ids.iter().enumerate().map(|(label, id)| Class { name: name(label, id), id: id.clone() }).collect()
 }
 
 impl LeftOut {

@@ -1,6 +1,7 @@
 //! The index of one table: where each row's image is, and its label.
 
 use super::super::flaw::Flaw;
+use super::super::vocabulary::Written;
 use super::arrow::Arrow;
 use super::cells::{Cell, Column, Use};
 use super::columns::{Chosen, Named, choose};
@@ -15,6 +16,18 @@ pub enum Labels {
     Integers(Vec<i64>),
     /// Their texts, each once, and for each row which of these.
     Texts(Vec<String>, Vec<Option<u32>>),
+}
+
+impl Labels {
+    /// As they are written: texts once, integers for each row that has a label.
+    pub fn written(&self) -> impl Iterator<Item = Written<'_>> {
+        let (numbers, texts) = match self {
+            Self::Integers(numbers) => (&numbers[..], &[][..]),
+            Self::Texts(texts, _) => (&[][..], &texts[..]),
+        };
+        let numbers = numbers.iter().filter_map(|&number| Some(Written::Number(number.try_into().ok()?)));
+        numbers.chain(texts.iter().map(|text| Written::Name(text.as_bytes())))
+    }
 }
 
 /// A table's rows.

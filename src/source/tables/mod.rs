@@ -16,6 +16,7 @@ mod tests;
 use super::flaw::Flaw;
 use super::located::{Contents, IndexedFile, Located, Location, Samples};
 use super::pattern::{self, Malformed};
+use super::vocabulary::{CLASSES_MAX, Mixed, Vocabulary, Written};
 use super::{Ahead, Class, DataSet, DatasetError, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
 use crate::escape::escaped;
 use crate::stamp::{is_settled, stamp};
@@ -40,8 +41,6 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 const PAGES_BYTES: usize = 256 << 20;
 /// The most threads that index files: they mostly wait for the disk.
 const THREADS_MAX: usize = 8;
-/// Integers that are labels of no data set.
-const CLASSES_MAX: i64 = 1 << 20;
 
 /// Tables of images and labels.
 #[derive(Debug)]
@@ -95,14 +94,9 @@ impl Tables {
                 (contents, coded)
             }
         };
-        let classes = contents.classes.iter().map(|class| {
-            let (id, name) = class.split_once('\0').unwrap_or((class, class));
-            Class { id: id.to_owned(), name: name.to_owned() }
-        });
-        let classes = classes.collect();
         let mut contents = contents;
         contents.notes.extend(layout.notes);
-        let located = Located::new(layout.location, indexed_files, classes, contents);
+        let located = Located::new(layout.location, indexed_files, contents);
         Ok(Self { located, coded, pages: Pages::new(PAGES_BYTES) })
     }
 
@@ -353,12 +347,12 @@ fn index_all(
     let (_, first, meta) = &files[0];
     let chosen = index::columns(first, meta, named).map_err(flawed(first))?;
     let tables = index_each(files, &chosen)?;
-    let classes = vocabulary(files, &tables, &chosen)?;
-    let mut contents = Contents { classes: classes.stored(), ..Contents::default() };
+    let vocabulary = vocabulary(files, &tables, &chosen)?;
+    let mut contents = Contents { notes: vocabulary.note().into_iter().collect(), ..Contents::default() };
     let (mut coded_pages, mut unlabelled) = (Vec::<BTreeMap<u64, CodedPage>>::new(), [0_usize; Split::ALL.len()]);
     for (number, ((split, path, _), rows)) in files.iter().zip(tables).enumerate() {
         let samples = &mut contents.splits[*split as usize];
-        unlabelled[*split as usize] += push(samples, number as u32, path, &rows, &classes)?;
+        unlabelled[*split as usize] += push(samples, number as u32, path, &rows, &vocabulary)?;
         coded_pages.push(rows.coded.iter().map(|page| (page.offset(), *page)).collect());
     }
     let pages: usize = coded_pages.iter().map(BTreeMap::len).sum();
@@ -376,6 +370,7 @@ fn index_all(
         );
         return Err(DatasetError::Unusable { path: first.clone(), cause });
     }
+    contents.classes = vocabulary.classes;
     Ok((contents, coded_pages))
 }
 
@@ -405,65 +400,51 @@ fn index_each(files: &[(Split, PathBuf, Metadata)], chosen: &Chosen) -> Result<V
     done.into_inner().expect("no thread panics").into_values().collect()
 }
 
-/// The classes, and how labels become positions in them.
-enum Classes {
-    /// Labels are positions, of classes with these names.
-    Numbered(Vec<String>),
-    /// Texts, sorted.
-    Named(Vec<String>),
-}
-
-impl Classes {
-    /// Ids and names, as the index keeps them.
-    fn stored(&self) -> Vec<String> {
-        match self {
-            Self::Numbered(names) => names.iter().enumerate().map(|(id, name)| format!("{id}\0{name}")).collect(),
-            Self::Named(names) => names.clone(),
+/// The vocabulary: classes that the columns' description lists, else what the labels are.
+fn vocabulary(
+    files: &[(Split, PathBuf, Metadata)],
+    tables: &[Rows],
+    chosen: &Chosen,
+) -> Result<Vocabulary, DatasetError> {
+    let limit = chosen.class_names.as_ref().map_or(i64::from(CLASSES_MAX), |names| names.len() as i64);
+    for ((_, path, _), rows) in files.iter().zip(tables) {
+        if let Labels::Integers(labels) = &rows.labels
+            && let Some(row) = labels.iter().position(|label| *label >= limit)
+        {
+            let cause = format!(
+                "has the label {} in row {row}, where {} is the largest there can be (choose another column with --label-key)",
+                labels[row],
+                limit - 1
+            );
+            return Err(DatasetError::Unusable { path: path.clone(), cause });
         }
     }
-}
-
-fn vocabulary(files: &[(Split, PathBuf, Metadata)], tables: &[Rows], chosen: &Chosen) -> Result<Classes, DatasetError> {
-    let (mut texts, mut max) = (BTreeSet::new(), None);
-    for ((split, path, _), rows) in files.iter().zip(tables) {
-        match &rows.labels {
-            Labels::Texts(names, _) if *split == Split::Train => texts.extend(names.iter().cloned()),
-            Labels::Texts(..) => {}
-            Labels::Integers(labels) => {
-                let limit = chosen.class_names.as_ref().map_or(CLASSES_MAX, |names| names.len() as i64);
-                if let Some(row) = labels.iter().position(|label| *label >= limit) {
-                    let cause = format!(
-                        "has the label {} in row {row}, where {} is the largest there can be (choose another column with --label-key)",
-                        labels[row],
-                        limit - 1
-                    );
-                    return Err(DatasetError::Unusable { path: path.clone(), cause });
-                }
-                max = max.max(labels.iter().copied().filter(|label| *label >= 0).max());
-            }
-        }
+    if let Some(names) = &chosen.class_names {
+        return Ok(Vocabulary::listed(names.iter().cloned()));
     }
-    if max.is_some() && !texts.is_empty() {
+    let of = |wanted: Split| {
+        let of_split = files.iter().zip(tables).filter(move |((split, ..), _)| *split == wanted);
+        of_split.flat_map(|(_, rows)| rows.labels.written())
+    };
+    Vocabulary::of(of(Split::Train), of(Split::Val)).map_err(|Mixed| {
         let cause = format!("has integers in the column `{}`, and other files have texts", chosen.label);
-        return Err(DatasetError::Unusable { path: files[0].1.clone(), cause });
-    }
-    Ok(match (&chosen.class_names, max) {
-        (Some(names), _) => Classes::Numbered(names.clone()),
-        (None, Some(max)) => Classes::Numbered((0..=max).map(|label| label.to_string()).collect()),
-        (None, None) => Classes::Named(texts.into_iter().collect()),
+        DatasetError::Unusable { path: files[0].1.clone(), cause }
     })
 }
 
 /// Adds a table's rows to its split's samples; returns how many were left out, since they have no label.
-fn push(samples: &mut Samples, file: u32, path: &Path, rows: &Rows, classes: &Classes) -> Result<usize, DatasetError> {
+fn push(
+    samples: &mut Samples,
+    file: u32,
+    path: &Path,
+    rows: &Rows,
+    vocabulary: &Vocabulary,
+) -> Result<usize, DatasetError> {
     let refused = |cause: String| DatasetError::Unusable { path: path.to_owned(), cause };
-    let position = |name: &String| match classes {
-        Classes::Named(names) => names.binary_search(name).ok().map(|at| at as ClassId),
-        Classes::Numbered(_) => None,
-    };
-    let positions: Vec<Option<ClassId>> = match &rows.labels {
+    let label = |name: &String| vocabulary.label(Written::Name(name.as_bytes()));
+    let of_names: Vec<Option<ClassId>> = match &rows.labels {
         Labels::Integers(_) => Vec::new(),
-        Labels::Texts(names, _) => names.iter().map(position).collect(),
+        Labels::Texts(names, _) => names.iter().map(label).collect(),
     };
     let mut unlabelled = 0;
     for (row, cell) in rows.images.iter().enumerate() {
@@ -471,7 +452,7 @@ fn push(samples: &mut Samples, file: u32, path: &Path, rows: &Rows, classes: &Cl
             Labels::Integers(labels) => ClassId::try_from(labels[row]).ok(),
             Labels::Texts(names, of) => of[row]
                 .map(|text| {
-                    positions[text as usize].ok_or_else(|| {
+                    of_names[text as usize].ok_or_else(|| {
                         let name = &names[text as usize];
                         refused(format!("has the label `{name}` in row {row}, which no training row has"))
                     })

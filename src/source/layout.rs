@@ -3,9 +3,6 @@
 use crate::types::Split;
 use std::ops::Range;
 
-/// Names that are looked for beside the training split where there is no `val`, in this order.
-pub const VAL_ALIASES: [&[u8]; 4] = [b"valid", b"validation", b"Val", b"test"];
-
 /// How the folders of splits are known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Layout {
@@ -14,7 +11,7 @@ pub enum Layout {
         /// The name of each split's folder; of none that is elsewhere.
         names: [Option<Vec<u8>>; Split::ALL.len()],
         /// A name of the validation split that counts where the others decide nothing.
-        alias: Option<&'static [u8]>,
+        alias: Option<&'static str>,
     },
     /// One folder is a split.
     At {
@@ -50,7 +47,7 @@ impl Layout {
                 let by_name = |component: &[u8]| {
                     Split::ALL.iter().copied().find(|&split| names[split as usize].as_deref() == Some(component))
                 };
-                let by_alias = |component: &[u8]| (Some(component) == *alias).then_some(Split::Val);
+                let by_alias = |component: &[u8]| (Some(component) == alias.map(str::as_bytes)).then_some(Split::Val);
                 place(folder, by_name).or_else(|| place(folder, by_alias))
             }
         }
@@ -62,7 +59,7 @@ impl Layout {
             Self::At { .. } => true,
             Self::Named { names, alias } => components(folder).any(|range| {
                 let component = &folder[range];
-                names.iter().flatten().any(|name| name == component) || Some(component) == *alias
+                names.iter().flatten().any(|name| name == component) || Some(component) == alias.map(str::as_bytes)
             }),
         }
     }
@@ -103,7 +100,7 @@ mod tests {
     #[test]
     fn the_innermost_split_with_a_class_below_it_decides() {
         let names = [Some(b"train".to_vec()), Some(b"val".to_vec())];
-        let layout = Layout::Named { names, alias: Some(b"test") };
+        let layout = Layout::Named { names, alias: Some("test") };
         for (folder, expected) in [
             ("train/a", Some((Split::Train, "", "a"))),
             ("train/a/b/c", Some((Split::Train, "", "a"))),

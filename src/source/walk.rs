@@ -3,8 +3,9 @@
 //! Links are followed as if what they lead to were there, but for links to a folder that they are in: no walk is endless.
 
 use super::index::Index;
-use super::layout::{Layout, Placed, VAL_ALIASES};
+use super::layout::{Layout, Placed};
 use super::remembered::Walk;
+use super::split_words::VAL_FOLDERS;
 use super::tally::{Ignored, Tally};
 use super::{DatasetError, Splits};
 use crate::escape::escaped;
@@ -182,11 +183,11 @@ impl<'a> Walker<'a> {
                 let parent = folder.parent().unwrap_or(Path::new("")).as_os_str().as_bytes();
                 self.set.as_deref() == Some(parent)
             };
-            let candidate = |alias: &'static [u8]| {
-                let is_it = |folder: &PathBuf| folder.file_name() == Some(OsStr::from_bytes(alias)) && beside(folder);
+            let candidate = |alias: &'static str| {
+                let is_it = |folder: &PathBuf| folder.file_name() == Some(OsStr::new(alias)) && beside(folder);
                 self.deferred.iter().position(is_it).map(|at| (at, alias))
             };
-            let found = if is_wanted { VAL_ALIASES.into_iter().find_map(candidate) } else { None };
+            let found = if is_wanted { VAL_FOLDERS.into_iter().find_map(candidate) } else { None };
             let (at, name) = found.map_or((0, None), |(at, alias)| (at, Some(alias)));
             let folder = self.deferred.remove(at);
             if let Layout::Named { alias, .. } = &mut self.layout {
@@ -333,7 +334,7 @@ impl<'a> Walker<'a> {
 
     /// Whether a folder may be the validation split, which is known only when all others have been seen.
     fn is_deferred(&self, relative: &Path, name: &OsStr) -> bool {
-        VAL_ALIASES.contains(&name.as_bytes())
+        VAL_FOLDERS.iter().any(|folder| name == *folder)
             && self.takes_aliases
             && !self.layout.is_in_split(relative.as_os_str().as_bytes())
     }

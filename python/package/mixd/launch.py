@@ -14,7 +14,7 @@ import threading
 import weakref
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 from .errors import NoDaemonError
 from .limits import check_descriptors
@@ -56,15 +56,23 @@ def _close_copies() -> None:
 os.register_at_fork(before=fork_lock.acquire, after_in_parent=fork_lock.release, after_in_child=_close_copies)
 
 
+class Launch(NamedTuple):
+    """How a daemon is started."""
+
+    command: list[str]
+    # What goes into its environment and not into its arguments, which every user of the machine sees.
+    variables: dict[str, str]
+
+
 class Launched:
     """A daemon that this process started."""
 
-    def __init__(self, command: list[str], *, hides_devices: bool) -> None:
+    def __init__(self, launch: Launch, *, hides_devices: bool) -> None:
         """Starts the daemon and waits until it serves. `hides_devices`: whether it may use those devices only that this process sees.
 
         Raises `NoDaemonError`, with the daemon's last lines, where it does not come up.
         """
-        environment = {"RUST_LOG": "mixd=warn", **os.environ, "LD_LIBRARY_PATH": library_path()}
+        environment = {"RUST_LOG": "mixd=warn", **os.environ, **launch.variables, "LD_LIBRARY_PATH": library_path()}
         if not hides_devices:
             environment.pop("CUDA_VISIBLE_DEVICES", None)
         self._oom_kills = _oom_kills()
@@ -84,12 +92,12 @@ class Launched:
         pipes: dict[str, Any] = {"stdin": reading, "stdout": subprocess.PIPE, "stderr": log_writing}
         try:
             # In a group of its own, so that a terminal's Ctrl-C does not reach it: it ends when its owners do.
-            self.process = subprocess.Popen(_SHELL + command, **pipes, text=True, errors="replace", env=environment, process_group=0)
+            self.process = subprocess.Popen(_SHELL + launch.command, **pipes, text=True, errors="replace", env=environment, process_group=0)
         except OSError as error:
             self.let_go()
             log.close()
             check_descriptors(error)
-            raise NoDaemonError(f"cannot start a shell for {command[0]}: {error} (have sh on the PATH)") from None
+            raise NoDaemonError(f"cannot start a shell for {launch.command[0]}: {error} (have sh on the PATH)") from None
         finally:
             os.close(reading)
             os.close(log_writing)

@@ -30,7 +30,7 @@ from typing import TypeVar
 from ._native import default_socket
 from .errors import DaemonGoneError, MixdError, NoDaemonError
 from .job import Job, current_job, identity
-from .launch import END_MAX_S, Launched, fork_lock, keep, program
+from .launch import END_MAX_S, Launch, Launched, fork_lock, keep, program
 from .limits import check_descriptors, descriptors_checked
 
 T = TypeVar("T")
@@ -53,6 +53,9 @@ _CREDENTIALS = struct.Struct("3i")
 _ANSWER_BYTES = 65
 # Options of `mixd serve` that may name files, and those files that it writes.
 _FILE_OPTIONS, _WRITTEN = ("cache_file", "config", "labels", "recipe", "samples"), ("cache_file",)
+
+# Options that may hold signed addresses, as the data may. They go by the environment: every user sees a process's arguments.
+_HIDDEN = ("splits",)
 
 
 class Part:
@@ -146,12 +149,16 @@ def part(data: Path | str, options: Mapping[str, object], given: Path | None) ->
         if known and known.key == key and known.use():
             return known
         is_cut_off = known is not None and known.is_there()
-    command = [program(), "serve", "--data", os.fspath(data), "--socket", os.fspath(path), "--until-eof", "--key", key]
+    command = [program(), "serve", "--socket", os.fspath(path), "--until-eof", "--key", key]
     command += ["--linger", str(_LINGER_S)] if job else []
+    variables = {"MIXD_DATA": os.fspath(data)}
     for name, value in options.items():
+        if name in _HIDDEN:
+            variables[f"MIXD_{name.upper()}"] = str(value)
+            continue
         flag = "--" + name.replace("_", "-")
         command += [flag] if value is True else [f"{flag}={value}"]
-    connection, launched = _meet(path, command, job, key, is_cut_off)
+    connection, launched = _meet(path, Launch(command, variables), job, key, is_cut_off)
     return _added(path, key, connection, launched, job is not None)
 
 
@@ -252,7 +259,7 @@ def _key(data: Path | str, options: Mapping[str, object], whose: str) -> str:
     return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=8).hexdigest()
 
 
-def _meet(path: Path, command: list[str], job: Job | None, key: str, is_cut_off: bool) -> tuple[socket.socket, Launched | None]:
+def _meet(path: Path, launch: Launch, job: Job | None, key: str, is_cut_off: bool) -> tuple[socket.socket, Launched | None]:
     """Joins the daemon, or starts it where no process does; returns the connection that keeps it.
 
     `is_cut_off`: whether a daemon of this process runs there whose socket was removed.
@@ -275,7 +282,7 @@ def _meet(path: Path, command: list[str], job: Job | None, key: str, is_cut_off:
                             _lock_of(path).unlink(missing_ok=True)
                         try:
                             former = _await_former(path, job, key)
-                            return (former, None) if former else _start(path, start, file, command, job, key)
+                            return (former, None) if former else _start(path, start, file, launch, job, key)
                         finally:
                             # While still locked: a process that opened it earlier checks that it is still at its path.
                             start.unlink(missing_ok=True)
@@ -293,17 +300,17 @@ def _meet(path: Path, command: list[str], job: Job | None, key: str, is_cut_off:
     )
 
 
-def _start(path: Path, start: Path, file: int, command: list[str], job: Job | None, key: str) -> tuple[socket.socket, Launched]:
+def _start(path: Path, start: Path, file: int, launch: Launch, job: Job | None, key: str) -> tuple[socket.socket, Launched]:
     """Starts the daemon, and joins it. The lock on the start file is this process's."""
     try:
         with descriptors_checked():
             _sweep(start)
-            launched = Launched(command, hides_devices=job is None)
+            launched = Launched(launch, hides_devices=job is None)
         try:
             connection = _await(lambda: _join(path, job, key), lambda: True)
             if connection is None:
                 raise NoDaemonError(
-                    f"the daemon of {command[0]} serves, but does not answer as one of this version does (install the package anew)"
+                    f"the daemon of {launch.command[0]} serves, but does not answer as one of this version does (install the package anew)"
                 )
         except BaseException:
             launched.end()

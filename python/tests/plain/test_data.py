@@ -1,6 +1,7 @@
 """Data sets of several kinds, and parts of them, through `mixd.serve`."""
 
 import itertools
+import os
 import subprocess
 import tarfile
 from pathlib import Path
@@ -73,3 +74,19 @@ def test_what_cannot_be_opened_is_named_with_its_remedy(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(b"")
     with pytest.raises(mixd.NoDaemonError, match="expected DATA/train/<class>/<image>"):
         mixd.serve(tmp_path)
+
+
+def test_addresses_are_not_among_the_arguments_of_a_process() -> None:
+    splits = {"train": str(SAMPLE_DATA / "train"), "val": str(SAMPLE_DATA / "val")}
+    with mixd.serve(SAMPLE_DATA, splits=splits, workers=1, cache="64M") as server:
+        daemon = Path(f"/proc/{server.pid}")
+        # The shell above it, too.
+        parent = next(line.split()[1] for line in (daemon / "status").read_text().splitlines() if line.startswith("PPid:"))
+        for process in (daemon, Path(f"/proc/{parent}")):
+            arguments = (process / "cmdline").read_bytes()
+            assert b"serve" in arguments and b"--workers=1" in arguments
+            assert os.fsencode(SAMPLE_DATA) not in arguments
+    with pytest.raises(mixd.NoDaemonError) as raised:
+        mixd.serve("http://127.0.0.1:1/train-000.tar?X-Amz-Signature=0123secret", store_timeout=0.1, workers=1)
+    assert "http://127.0.0.1:1/train-000.tar" in str(raised.value)
+    assert "0123secret" not in str(raised.value)

@@ -79,6 +79,28 @@ fn a_set_without_validation_trains_and_a_feed_of_it_is_refused_with_the_remedy()
 }
 
 #[test]
+#[cfg(feature = "torch")]
+fn a_set_without_validation_trains_and_reports_the_training_loss_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(common::sample_data().join("train"), dir.path().join("train")).unwrap();
+    let train = |more: &[&str]| {
+        let fixed = ["train", "--size=16", "--batch-size=40", "--lr=0.02", "--threads=1", "--epochs=2"];
+        let output = mixd().args(fixed).args(more).arg("--data").arg(dir.path()).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        (String::from_utf8(output.stdout).unwrap(), stderr(&output))
+    };
+    let (table, said) = train(&[]);
+    assert!(
+        !table.contains("valid") && table.contains("\ntraining loss ") && table.contains("(guessing 2.303)"),
+        "{table}"
+    );
+    assert_eq!(said.matches("the data set has no validation split").count(), 1, "{said}");
+    let (table, said) = train(&["--holdout=0.2"]);
+    assert!(table.contains("valid CE") && table.contains("\nvalidation accuracy "), "{table}");
+    assert!(!said.contains("no validation split"), "{said}");
+}
+
+#[test]
 fn a_holdout_is_served_as_the_validation_split_and_chosen_parts_are_kept() {
     let dir = small_folder(10);
     std::fs::remove_dir_all(dir.path().join("val")).unwrap();

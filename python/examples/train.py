@@ -24,11 +24,17 @@ def block(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 def main(data: str, epochs: int = 1, lr: float = 0.05, batch_size: int = 64) -> None:
-    """Trains, validates after each epoch, and prints a line for it."""
+    """Trains, validates after each epoch where there are images for it, and prints a line."""
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with mixd.serve(data=data) as server:
-        train, valid = server.feed("train", batch_size=batch_size, mixup=0.4), server.feed("val", batch_size=2 * batch_size)
+        train = server.feed("train", batch_size=batch_size, mixup=0.4)
+        valid = server.feed("val", batch_size=2 * batch_size) if server.samples["val"] else None
+        if not valid:
+            print(
+                "no validation split: only the training loss is reported (mixd.serve(holdout=0.1) sets training images aside)",
+                file=sys.stderr,
+            )
         blocks = [block(CHANNELS[at], CHANNELS[at + 1], stride=2 if at else 1) for at in range(8)]
         model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, len(train.classes))).to(device)
         criterion = mixd.torch.MixedLoss(nn.CrossEntropyLoss(label_smoothing=0.1))
@@ -46,13 +52,13 @@ def main(data: str, epochs: int = 1, lr: float = 0.05, batch_size: int = 64) -> 
                 sums[0] += torch.tensor([len(batch) * loss.item(), right, len(batch)])
             model.eval()
             with torch.no_grad():
-                for batch in valid.epoch(epoch):
+                for batch in valid.epoch(epoch) if valid else ():
                     logits, labels = model(batch.x.to(device)), batch.label_a.to(device)
                     loss, right = functional.cross_entropy(logits, labels), (logits.argmax(1) == labels).sum().item()
                     sums[1] += torch.tensor([len(batch) * loss.item(), right, len(batch)])
             (train_loss, train_acc), (valid_loss, valid_acc) = (sums[:, :2] / sums[:, 2:]).tolist()
-            print(f"epoch {epoch}: train loss {train_loss:.3f}, accuracy {train_acc:.3f}; ", end="")
-            print(f"valid loss {valid_loss:.3f}, accuracy {valid_acc:.3f}", flush=True)
+            validated = f"; valid loss {valid_loss:.3f}, accuracy {valid_acc:.3f}" if valid else ""
+            print(f"epoch {epoch}: train loss {train_loss:.3f}, accuracy {train_acc:.3f}{validated}", flush=True)
 
 
 if __name__ == "__main__":

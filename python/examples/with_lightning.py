@@ -41,7 +41,9 @@ class Classifier(lightning.LightningModule):
 def main() -> None:
     """Trains two epochs."""
     with mixd.serve(data=sys.argv[1]) as server:
-        train, valid = server.feed("train", batch_size=32), server.feed("val")
+        train = server.feed("train", batch_size=32)
+        # Lightning does not validate where it is given none.
+        valid = server.feed("val") if server.samples["val"] else None
         trainer = lightning.Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False)
         trainer.fit(Classifier(len(train.classes)), train_dataloaders=train, val_dataloaders=valid)
         metrics = {name: round(value.item(), 3) for name, value in trainer.callback_metrics.items()}

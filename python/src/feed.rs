@@ -188,12 +188,13 @@ pub fn forget() {
 /// Folder and readable name of each class.
 type Classes = Vec<(String, String)>;
 
-/// The process id of the daemon behind a socket; the recipe, as TOML, of feeds that name none, if it has one; each class by its folder and its name.
+/// The process id of the daemon behind a socket; the recipe, as TOML, of feeds that name none, if it has one; each class by its folder and its name;
+/// the samples of train and of val.
 #[pyfunction]
-pub fn daemon(py: Python<'_>, socket: PathBuf) -> PyResult<(u32, Option<String>, Classes)> {
+pub fn daemon(py: Python<'_>, socket: PathBuf) -> PyResult<(u32, Option<String>, Classes, (u32, u32))> {
     let status = uninterrupted(py, |interrupted| client::status_unless(&socket, interrupted))?;
     let classes = status.classes.into_iter().map(|class| (class.id, class.name)).collect();
-    Ok((status.pid, status.recipe, classes))
+    Ok((status.pid, status.recipe, classes, (status.train_samples, status.val_samples)))
 }
 
 /// Waits without the interpreter, but for signals, whose exception it raises.

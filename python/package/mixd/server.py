@@ -45,11 +45,13 @@ class Server:
 
     def __init__(self, socket: Path, reconnect: float, taken: Part | None = None) -> None:
         self.socket, self._reconnect, self._part = socket, reconnect, taken
-        self.pid, self._recipe, classes = daemon(os.fspath(socket))
+        self.pid, self._recipe, classes, (train, val) = daemon(os.fspath(socket))
         self.classes = [name for _, name in classes]
         """Readable names of the classes, in the order of their labels."""
         self.class_ids = [folder for folder, _ in classes]
         """Names of the classes' folders, in the order of their labels."""
+        self.samples = {"train": train, "val": val}
+        """How many samples each split has; 0 of val where the data set has no validation split, whose feeds are refused then."""
         self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
         # Where nobody closes it. At the process's end, which may be that of a rank that failed, the kernel closes the connection.
         self._end = weakref.finalize(self, taken.release) if taken else None

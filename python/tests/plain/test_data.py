@@ -70,6 +70,15 @@ def test_parts_are_chosen_by_options() -> None:
         assert feed.samples == 40
 
 
+def test_a_set_without_validation_says_so_and_trains(tmp_path: Path) -> None:
+    (tmp_path / "train").symlink_to(SAMPLE_DATA / "train")
+    with mixd.serve(tmp_path, workers=1, cache="64M") as server, server.feed("train", batch_size=32, size=32) as feed:
+        assert server.samples == {"train": 200, "val": 0}
+        assert sum(len(batch) for batch in feed) == 200
+        with pytest.raises(mixd.SpecError, match="no validation split"):
+            server.feed("val", size=32)
+
+
 def test_what_cannot_be_opened_is_named_with_its_remedy(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(b"")
     with pytest.raises(mixd.NoDaemonError, match="expected DATA/train/<class>/<image>"):

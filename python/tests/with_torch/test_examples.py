@@ -31,6 +31,12 @@ def test_the_lessons_network_learns() -> None:
     assert len(losses) == 3 and losses[2] < losses[0] < 3, lines
 
 
+def test_a_set_without_validation_trains(tmp_path: Path) -> None:
+    (tmp_path / "train").symlink_to(SAMPLE_DATA / "train")
+    lines = run("train.py", tmp_path, 1, 0.02, 16).splitlines()
+    assert len(lines) == 1 and re.fullmatch(r"epoch 0: train loss \d\.\d{3}, accuracy 0\.\d{3}", lines[0]), lines
+
+
 @pytest.mark.skipif("MIXD_IMAGENETTE" not in os.environ, reason="the full data set is not there: MIXD_IMAGENETTE names its archive")
 def test_the_lesson_is_as_accurate_as_the_reference() -> None:
     # The ranges of three seeds of the same training in plain PyTorch (docs/spec/batches.md#network: one epoch at a learning rate of 0.05,

@@ -1,4 +1,4 @@
-//! Running `mixd train`: both feeds, the loop, what is shown and logged.
+//! Running `mixd train`: its feeds, the loop, what is shown and logged.
 
 use super::Train;
 use crate::batch::BatchView;
@@ -56,7 +56,15 @@ impl Train {
         let reconnect = if own.is_some() { Duration::ZERO } else { self.join.reconnect()? };
         let attach = |spec| client::attach_for(&socket, spec, reconnect);
         let feeds = [&spec, &valid];
-        let [mut train, mut valid] = [attach(feeds[0])?, attach(feeds[1])?];
+        let mut train = attach(feeds[0])?;
+        let has_validation = client::status(&socket)?.val_samples > 0;
+        if !has_validation {
+            tracing::warn!(
+                "the data set has no validation split: only the training loss is reported (name one with --splits val=FOLDER, or set \
+                 training images aside with --holdout 0.1)"
+            );
+        }
+        let mut valid = has_validation.then(|| attach(feeds[1])).transpose()?;
         anyhow::ensure!(
             train.label_sets().is_empty(),
             "the images of this data set have several labels, and this network is for one (train with the Python package: BCEMixedLoss)"
@@ -103,7 +111,8 @@ impl Train {
             progress.observe(event);
             log.as_mut().map_or(Ok(()), |log| log.observe(event))
         };
-        let results = train::run(&options, feeds, resumed, &mut train, &mut valid, &mut observe)?;
+        let batches = valid.as_mut().map(|valid| valid as &mut dyn Batches);
+        let results = train::run(&options, feeds, resumed, &mut train, batches, &mut observe)?;
         drop(progress);
         // Trainers leave before their daemon is told to end.
         drop((train, valid, own));

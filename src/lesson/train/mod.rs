@@ -40,7 +40,7 @@ pub use loss::{CrossEntropy, LabelSmoothing, Loss, MixedLoss, Reduction};
 pub use model::Cnn;
 pub use options::Options;
 pub use report::{JsonLog, Progress, conclusion, table};
-pub use results::{EpochResult, Event, Running};
+pub use results::{EpochResult, Event, Running, ValidResult};
 pub use tensors::BatchTensors;
 pub use trainer::{Batches, TrainError, run};
 

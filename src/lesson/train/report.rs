@@ -1,6 +1,6 @@
 //! What people see of a training: a progress bar or plain lines, the table at the end, and JSON lines in a file.
 
-use super::{EpochResult, Event, Options};
+use super::{EpochResult, Event, Options, ValidResult};
 use crate::spec::FeedSpec;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -67,42 +67,57 @@ fn say(line: impl Display) {
 }
 
 fn line(result: &EpochResult) -> String {
-    let EpochResult { epoch, train_loss, train_acc, valid_ce, valid_acc, images_per_s, .. } = result;
-    format!(
-        "epoch {epoch}: train loss {train_loss:.3} accuracy {train_acc:.3}, valid cross-entropy {valid_ce:.3} \
-         accuracy {valid_acc:.3}, {images_per_s:.0} images/s"
-    )
+    let EpochResult { epoch, train_loss, train_acc, valid, images_per_s, .. } = result;
+    let valid = valid.map_or_else(String::new, |ValidResult { ce, acc, .. }| {
+        format!(" valid cross-entropy {ce:.3} accuracy {acc:.3},")
+    });
+    format!("epoch {epoch}: train loss {train_loss:.3} accuracy {train_acc:.3},{valid} {images_per_s:.0} images/s")
 }
 
-/// The table of all epochs.
+/// A column of the table: its heading, the digits after the point, and an epoch's value.
+type Column = (&'static str, usize, fn(&EpochResult) -> Option<f64>);
+
+const COLUMNS: [Column; 10] = [
+    ("epoch", 0, |result| Some(result.epoch as f64)),
+    ("train loss", 4, |result| Some(result.train_loss)),
+    ("train acc", 4, |result| Some(result.train_acc)),
+    ("last 30", 4, |result| Some(result.last30_loss)),
+    ("valid CE", 4, |result| result.valid.map(|valid| valid.ce)),
+    ("valid LS", 4, |result| result.valid.map(|valid| valid.ls)),
+    ("valid acc", 4, |result| result.valid.map(|valid| valid.acc)),
+    ("train s", 1, |result| Some(result.train_s)),
+    ("valid s", 1, |result| result.valid.map(|valid| valid.seconds)),
+    ("images/s", 0, |result| Some(result.images_per_s)),
+];
+
+/// The table of all epochs, without the columns for which no epoch has a value.
 pub fn table(results: &[EpochResult]) -> String {
-    let mut out = String::from(
-        "epoch  train loss  train acc  last 30  valid CE  valid LS  valid acc  train s  valid s  images/s\n",
-    );
-    for r in results {
+    let has_value = |(_, _, value): &&Column| results.iter().any(|result| value(result).is_some());
+    let columns: Vec<&Column> = COLUMNS.iter().filter(has_value).collect();
+    let heading: Vec<&str> = columns.iter().map(|(name, ..)| *name).collect();
+    let mut out = heading.join("  ") + "\n";
+    for result in results {
+        let cell = |&&(name, digits, value): &&Column| match value(result) {
+            Some(value) => format!("{value:>width$.digits$}", width = name.len()),
+            None => format!("{:>width$}", "-", width = name.len()),
+        };
+        let cells: Vec<String> = columns.iter().map(cell).collect();
         // Writing to a String cannot fail.
-        let _ = writeln!(
-            out,
-            "{:>5}  {:>10.4}  {:>9.4}  {:>7.4}  {:>8.4}  {:>8.4}  {:>9.4}  {:>7.1}  {:>7.1}  {:>8.0}",
-            r.epoch,
-            r.train_loss,
-            r.train_acc,
-            r.last30_loss,
-            r.valid_ce,
-            r.valid_ls,
-            r.valid_acc,
-            r.train_s,
-            r.valid_s,
-            r.images_per_s
-        );
+        let _ = writeln!(out, "{}", cells.join("  "));
     }
     out
 }
 
-/// The last validation's result, beside what guessing gives.
+/// The last epoch's result beside what guessing gives: the validation's, or without one the training loss.
 pub fn conclusion(results: &[EpochResult], classes: usize) -> String {
-    let Some(EpochResult { valid_acc, .. }) = results.last() else { return String::new() };
-    format!("validation accuracy {valid_acc:.2} of {classes} classes (chance {:.2})\n", 1.0 / classes as f64)
+    let Some(EpochResult { train_loss, valid, .. }) = results.last() else { return String::new() };
+    match valid {
+        Some(ValidResult { acc, .. }) => {
+            format!("validation accuracy {acc:.2} of {classes} classes (chance {:.2})\n", 1.0 / classes as f64)
+        }
+        // The cross-entropy of equal probabilities, whatever the targets are.
+        None => format!("training loss {train_loss:.3} of {classes} classes (guessing {:.3})\n", (classes as f64).ln()),
+    }
 }
 
 /// A file of JSON lines: the options, then every step and every epoch, each line as soon as it happens.
@@ -144,5 +159,59 @@ impl JsonLog {
 
     fn write(&mut self, value: &Value) -> std::io::Result<()> {
         self.0.write_all(format!("{value}\n").as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(valid: Option<ValidResult>) -> EpochResult {
+        EpochResult {
+            epoch: 3,
+            train_loss: 2.0,
+            train_acc: 0.25,
+            last30_loss: 1.5,
+            train_s: 7.0,
+            images_per_s: 900.0,
+            valid,
+        }
+    }
+
+    const VALID: ValidResult = ValidResult { ce: 1.25, ls: 1.75, acc: 0.5, seconds: 2.0 };
+
+    #[test]
+    fn what_was_not_validated_is_neither_shown_nor_logged() {
+        let (with, without) = (result(Some(VALID)), result(None));
+        assert_eq!(
+            table(&[with]),
+            "epoch  train loss  train acc  last 30  valid CE  valid LS  valid acc  train s  valid s  images/s\n    \
+                 3      2.0000     0.2500   1.5000    1.2500    1.7500     0.5000      7.0      2.0       900\n"
+        );
+        assert_eq!(
+            table(&[without]),
+            "epoch  train loss  train acc  last 30  train s  images/s\n    3      2.0000     0.2500   1.5000      7.0       900\n"
+        );
+        // A training that was resumed on a data set that has lost its validation split.
+        assert!(table(&[with, without]).ends_with(
+            "    3      2.0000     0.2500   1.5000         -         -          -      7.0        -       900\n"
+        ));
+        assert_eq!(conclusion(&[without, with], 10), "validation accuracy 0.50 of 10 classes (chance 0.10)\n");
+        assert_eq!(conclusion(&[with, without], 10), "training loss 2.000 of 10 classes (guessing 2.303)\n");
+        assert_eq!(line(&without), "epoch 3: train loss 2.000 accuracy 0.250, 900 images/s");
+        assert_eq!(
+            line(&with),
+            "epoch 3: train loss 2.000 accuracy 0.250, valid cross-entropy 1.250 accuracy 0.500, 900 images/s"
+        );
+    }
+
+    #[test]
+    fn results_are_flat_in_json_and_come_back() {
+        for result in [result(Some(VALID)), result(None)] {
+            let json = serde_json::to_value(result).unwrap();
+            assert_eq!(json.get("valid_acc").and_then(Value::as_f64), result.valid.map(|valid| valid.acc));
+            assert_eq!(json.as_object().unwrap().len(), if result.valid.is_some() { 10 } else { 6 });
+            assert_eq!(serde_json::from_value::<EpochResult>(json).unwrap(), result);
+        }
     }
 }

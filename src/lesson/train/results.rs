@@ -17,18 +17,30 @@ pub struct EpochResult {
     pub train_acc: f64,
     /// Mean of the last 30 batches' losses.
     pub last30_loss: f64,
-    /// Plain cross-entropy on validation images.
-    pub valid_ce: f64,
-    /// Smoothed loss on validation images.
-    pub valid_ls: f64,
-    /// Share of validation images predicted right.
-    pub valid_acc: f64,
     /// Seconds of training.
     pub train_s: f64,
-    /// Seconds of validation.
-    pub valid_s: f64,
     /// Training images a second.
     pub images_per_s: f64,
+    /// What validation gave; absent where the data set has no validation split. In JSON its fields stand beside the others.
+    #[serde(flatten)]
+    pub valid: Option<ValidResult>,
+}
+
+/// What came of one validation.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ValidResult {
+    /// Plain cross-entropy on validation images.
+    #[serde(rename = "valid_ce")]
+    pub ce: f64,
+    /// Smoothed loss on validation images.
+    #[serde(rename = "valid_ls")]
+    pub ls: f64,
+    /// Share of validation images predicted right.
+    #[serde(rename = "valid_acc")]
+    pub acc: f64,
+    /// Seconds of validation.
+    #[serde(rename = "valid_s")]
+    pub seconds: f64,
 }
 
 /// What happens while training.

@@ -1,9 +1,9 @@
-//! The loop: epochs of training over mixed batches, each followed by validation over unmixed ones.
+//! The loop: epochs of training over mixed batches, each followed by validation over unmixed ones where there are any.
 
 use super::average::Average;
 use super::checkpoint::{self, CheckpointError, State};
 use super::options::Options;
-use super::results::{EpochResult, Event, Running};
+use super::results::{EpochResult, Event, Running, ValidResult};
 use super::{BatchTensors, Cnn, CrossEntropy, LabelSmoothing, Loss, MixedLoss, Reduction};
 use crate::batch::BatchView;
 use crate::escape::escaped;
@@ -63,7 +63,7 @@ pub enum TrainError {
         loss: f64,
     },
     /// The network gives no numbers any more, which is not saved.
-    #[error("after epoch {epoch} the loss on the validation images is no number (use a smaller --lr)")]
+    #[error("after epoch {epoch} the network gives no numbers any more (use a smaller --lr)")]
     Diverged {
         /// Which epoch.
         epoch: u64,
@@ -239,8 +239,9 @@ impl<'a> Training<'a> {
         Ok(loss)
     }
 
-    /// Validates the network, or its mean; returns sums of the cross-entropy, and the mean of the smoothed loss.
-    fn validate(&self, valid: &mut dyn Batches) -> Result<(Running, f64), TrainError> {
+    /// Validates the network, or its mean, after an epoch.
+    fn validate(&self, epoch: u64, valid: &mut dyn Batches) -> Result<ValidResult, TrainError> {
+        let start = Instant::now();
         let cnn = self.mean().map_or(&self.cnn, |average| &average.cnn);
         let (mut validated, mut smoothed) = (Running::default(), 0.0);
         valid.epoch(&mut |view| {
@@ -254,8 +255,18 @@ impl<'a> Training<'a> {
                 Ok(())
             })
         })?;
-        let smoothed = smoothed / validated.images;
-        Ok((validated, smoothed))
+        let (ce, ls) = (validated.mean_loss(), smoothed / validated.images);
+        if !(ce + ls).is_finite() {
+            return Err(TrainError::Diverged { epoch });
+        }
+        Ok(ValidResult { ce, ls, acc: validated.accuracy(), seconds: start.elapsed().as_secs_f64() })
+    }
+
+    /// Checks what validation would show: the last step may have left weights that are no numbers, which are not to be saved.
+    fn check_weights(&self, epoch: u64) -> Result<(), TrainError> {
+        let is_finite = |weights: &Tensor| no_grad(|| weights.sum(Kind::Double).double_value(&[])).is_finite();
+        let all_are = self.variables.trainable_variables().iter().all(is_finite);
+        if all_are { Ok(()) } else { Err(TrainError::Diverged { epoch }) }
     }
 
     /// Writes the checkpoint, if one is wanted, whose next batch is `place`.
@@ -277,8 +288,8 @@ impl<'a> Training<'a> {
     }
 }
 
-/// Trains on batches of the first of `feeds`, validating on those of the second, from where `resumed` stood or from the
-/// beginning, and returns the result of each epoch.
+/// Trains on batches of the first of `feeds`, validating on those of the second where `valid` gives any, from where `resumed`
+/// stood or from the beginning, and returns the result of each epoch.
 ///
 /// # Errors
 /// When the batches stop coming, the device is not there, or a file cannot be read or written.
@@ -287,7 +298,7 @@ pub fn run(
     feeds: [&FeedSpec; 2],
     resumed: Option<State>,
     train: &mut dyn Batches,
-    valid: &mut dyn Batches,
+    mut valid: Option<&mut dyn Batches>,
     observe: &mut dyn FnMut(&Event) -> std::io::Result<()>,
 ) -> Result<Vec<EpochResult>, TrainError> {
     let mut training = Training::new(options, feeds, resumed, (train.place(), train.identity()))?;
@@ -295,24 +306,25 @@ pub fn run(
         let (before, start) = (training.running.images, Instant::now());
         let epoch = training.train_epoch(train, observe)?;
         let train_s = start.elapsed().as_secs_f64();
-        observe(&Event::Validating)?;
-        let start = Instant::now();
-        let (validated, valid_ls) = training.validate(valid)?;
-        if !(validated.loss + valid_ls).is_finite() {
-            return Err(TrainError::Diverged { epoch });
-        }
+        let valid = match &mut valid {
+            Some(valid) => {
+                observe(&Event::Validating)?;
+                Some(training.validate(epoch, &mut **valid)?)
+            }
+            None => {
+                training.check_weights(epoch)?;
+                None
+            }
+        };
         let running = std::mem::take(&mut training.running);
         let result = EpochResult {
             epoch,
             train_loss: running.mean_loss(),
             train_acc: running.accuracy(),
             last30_loss: running.last_losses.iter().sum::<f64>() / running.last_losses.len() as f64,
-            valid_ce: validated.mean_loss(),
-            valid_ls,
-            valid_acc: validated.accuracy(),
             train_s,
-            valid_s: start.elapsed().as_secs_f64(),
             images_per_s: (running.images - before) / train_s,
+            valid,
         };
         observe(&Event::Epoch(result))?;
         training.results.push(result);
@@ -406,14 +418,22 @@ mod tests {
         let _random = super::super::torch_random();
         let source = |place| Noise { batch_size, batches: 3, dtype, place };
         let place = resumed.as_ref().map_or(Place::default(), |state| state.place);
-        let (mut train, mut valid, mut losses) = (source(place), source(Place::default()), Vec::new());
-        let results =
-            run(options, [&FeedSpec::train(), &FeedSpec::val()], resumed, &mut train, &mut valid, &mut |event| {
-                if let Event::Step { loss, .. } = event {
-                    losses.push(*loss);
-                }
-                Ok(())
-            })?;
+        run_on(options, resumed, &mut source(place), Some(&mut source(Place::default())))
+    }
+
+    fn run_on(
+        options: &Options,
+        resumed: Option<State>,
+        train: &mut dyn Batches,
+        valid: Option<&mut dyn Batches>,
+    ) -> Result<(Vec<EpochResult>, Vec<f64>), TrainError> {
+        let mut losses = Vec::new();
+        let results = run(options, [&FeedSpec::train(), &FeedSpec::val()], resumed, train, valid, &mut |event| {
+            if let Event::Step { loss, .. } = event {
+                losses.push(*loss);
+            }
+            Ok(())
+        })?;
         Ok((results, losses))
     }
 
@@ -426,7 +446,7 @@ mod tests {
         let _random = super::super::torch_random();
         let source = || Noise { batch_size: 6, batches: 3, dtype: Dtype::F32, place: Place::default() };
         let feeds = [&FeedSpec::train(), &FeedSpec::val()];
-        let interrupted = run(options, feeds, None, &mut source(), &mut source(), &mut |event| {
+        let interrupted = run(options, feeds, None, &mut source(), Some(&mut source()), &mut |event| {
             steps -= u64::from(matches!(event, Event::Step { .. }));
             if steps == 0 { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
         });
@@ -434,7 +454,27 @@ mod tests {
     }
 
     fn untimed(results: &[EpochResult]) -> Vec<EpochResult> {
-        results.iter().map(|r| EpochResult { train_s: 0.0, valid_s: 0.0, images_per_s: 0.0, ..*r }).collect()
+        let valid = |valid: ValidResult| ValidResult { seconds: 0.0, ..valid };
+        let untimed =
+            |r: &EpochResult| EpochResult { train_s: 0.0, images_per_s: 0.0, valid: r.valid.map(valid), ..*r };
+        results.iter().map(untimed).collect()
+    }
+
+    #[test]
+    fn without_validation_images_the_training_is_the_same_and_nothing_is_validated() {
+        let (validated, losses) = train(6, Dtype::F32, 1).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let saving = Options { save: Some(dir.path().join("model.safetensors")), ..options(1) };
+        let mut source = Noise { batch_size: 6, batches: 3, dtype: Dtype::F32, place: Place::default() };
+        let random = super::super::torch_random();
+        let (results, same) = run_on(&saving, None, &mut source, None).unwrap();
+        drop(random);
+        assert_eq!(same, losses);
+        let trained: Vec<_> =
+            untimed(&validated).into_iter().map(|result| EpochResult { valid: None, ..result }).collect();
+        assert_eq!(untimed(&results), trained);
+        let saved = checkpoint::state(&dir.path().join("model.safetensors")).unwrap();
+        assert_eq!(saved.results, results);
     }
 
     #[test]
@@ -469,7 +509,7 @@ mod tests {
         assert_eq!(same, losses);
         // The mean of one epoch's end is that end.
         assert_eq!(untimed(&averaged)[0], untimed(&plain)[0]);
-        assert_ne!(averaged[1].valid_ce, plain[1].valid_ce);
+        assert_ne!(averaged[1].valid.unwrap().ce, plain[1].valid.unwrap().ce);
         let (last, _) = run_with(&Options { average: 1, ..options(1) }, 6, Dtype::F32, None).unwrap();
         assert_eq!(untimed(&last), untimed(&plain));
     }
@@ -526,7 +566,8 @@ mod tests {
         let mean = losses[..3].iter().sum::<f64>() / 3.0;
         assert!((results[0].train_loss - mean).abs() < 1e-9 && (results[0].last30_loss - mean).abs() < 1e-9);
         assert!(results[1].train_loss < results[0].train_loss, "{losses:?}");
-        assert!(results.iter().all(|result| (0.0..=1.0).contains(&result.valid_acc) && result.valid_ce.is_finite()));
+        let is_sound = |valid: ValidResult| (0.0..=1.0).contains(&valid.acc) && valid.ce.is_finite();
+        assert!(results.iter().all(|result| result.valid.is_some_and(is_sound)));
     }
 
     #[test]

@@ -38,6 +38,14 @@ pub enum Fault {
         /// Their header.
         offset: u64,
     },
+    /// A field that no file may be.
+    #[error(
+        "has a file `{name}`, whose field is webdataset's own and refused there, too (write the shard with another name)"
+    )]
+    TakenField {
+        /// The file.
+        name: String,
+    },
     /// A sample has a field twice.
     #[error("has two files `{name}` in one sample, as webdataset refuses, too (write the shard with keys that differ)")]
     DuplicateField {

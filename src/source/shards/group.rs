@@ -3,6 +3,11 @@
 use super::fault::{FIELDS_MAX, Fault, shown};
 use super::tar::Entry;
 
+/// Names that webdataset gives to fields of its own; a file with one is refused there, too.
+const TAKEN: [&str; 2] = ["__key__", "__url__"];
+/// A field by which writers mark samples that readers should leave out.
+const BAD: &str = "__bad__";
+
 /// A part of a sample.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Field {
@@ -24,6 +29,11 @@ impl Sample {
     /// A field by its name.
     pub fn field(&self, name: &str) -> Option<&Entry> {
         self.fields.iter().find(|field| field.name == name).map(|field| &field.entry)
+    }
+
+    /// Whether its writer marked it, with something in the file, as one to leave out.
+    pub fn is_marked_bad(&self) -> bool {
+        self.field(BAD).is_some_and(|entry| entry.bytes > 0)
     }
 }
 
@@ -70,9 +80,12 @@ impl Groups {
     /// Adds a file; returns the sample that it is not part of any more.
     ///
     /// # Errors
-    /// When the sample has such a field already.
+    /// When the sample has such a field already, or none may have it.
     pub fn add(&mut self, key: &[u8], name: &[u8], entry: &Entry) -> Result<Option<&Sample>, Fault> {
         let name = String::from_utf8_lossy(name).to_lowercase();
+        if TAKEN.contains(&&*name) {
+            return Err(Fault::TakenField { name: shown(&entry.name) });
+        }
         let is_next = self.current.key != key || self.current.fields.is_empty();
         if is_next {
             std::mem::swap(&mut self.current, &mut self.done);
@@ -136,5 +149,7 @@ mod tests {
         assert_eq!(samples, ["jpg cls", "jpg", "jpg json b.jpg"]);
         let twice = groups.add(b"a", b"JPG", &Entry { name: b"a.JPG".to_vec(), ..Entry::default() });
         assert!(matches!(twice, Err(Fault::DuplicateField { name }) if name == "a.JPG"));
+        let taken = groups.add(b"b", b"__Key__", &Entry { name: b"b.__Key__".to_vec(), ..Entry::default() });
+        assert!(matches!(taken, Err(Fault::TakenField { name }) if name == "b.__Key__"));
     }
 }

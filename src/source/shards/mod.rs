@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// The version of how shards become samples; another one indexes anew.
-const VERSION: &[u8] = b"webdataset 1\0";
+const VERSION: &[u8] = b"webdataset 2\0";
 /// Indexing waits for storage more than it computes.
 const THREADS_MIN: usize = 4;
 const THREADS_MAX: usize = 16;
@@ -279,6 +279,7 @@ impl LeftOut {
         };
         let samples = [
             (self.no_image, "without an image"),
+            (self.marked, "marked `__bad__`"),
             (self.several_images, "with several images, none of them `jpg`"),
             (self.no_label, "without a label"),
             (self.negative, "with a label below 0"),

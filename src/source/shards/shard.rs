@@ -40,6 +40,8 @@ pub struct ShardIndex {
 pub struct LeftOut {
     /// Samples without an image.
     pub no_image: u64,
+    /// Samples that are marked as bad.
+    pub marked: u64,
     /// Samples with several images, none of which is called `jpg` or alike.
     pub several_images: u64,
     /// Samples with an image and no label.
@@ -66,6 +68,7 @@ impl AddAssign for LeftOut {
     fn add_assign(&mut self, other: Self) {
         for (ours, theirs) in [
             (&mut self.no_image, other.no_image),
+            (&mut self.marked, other.marked),
             (&mut self.several_images, other.several_images),
             (&mut self.no_label, other.no_label),
             (&mut self.negative, other.negative),
@@ -154,6 +157,10 @@ impl Indexer<'_> {
     fn sample(&mut self, sample: &Sample, reader: &mut Reader<'_>) -> Result<(), Fault> {
         let fields = || sample.fields.iter().map(|field| shown(field.name.as_bytes()));
         let left_out = &mut self.index.left_out;
+        if sample.is_marked_bad() {
+            left_out.marked += 1;
+            return Ok(());
+        }
         let image = match image(sample) {
             Image::At(entry) => entry,
             other => {

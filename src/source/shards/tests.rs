@@ -132,13 +132,17 @@ fn samples_that_lack_something_are_counted() {
             ("e.cls", b"0"),
             ("f.txt", b" 7 "),
             ("f.x.png", b""),
+            ("g.jpg", b""),
+            ("g.cls", b"1"),
+            ("g.__bad__", b"cut"),
         ],
     );
     let source = set.open().unwrap();
     assert_eq!((source.len(Split::Train), source.label(Split::Train, 1)), (2, 7));
     let notes = source.notes().join("; ");
     for note in [
-        "4 samples left out",
+        "5 samples left out",
+        "1 marked `__bad__`",
         "1 without an image",
         "1 with several images",
         "1 without a label",

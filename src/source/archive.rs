@@ -363,6 +363,63 @@ mod tests {
         assert_eq!(source.notes(), ["in the archive: it has no end: it may have been cut between two files"]);
     }
 
+    /// Pax attributes, a long name or a long link of a gigabyte, and endless blocks of a map of holes: each a few kilobytes of gzip.
+    #[test]
+    fn headers_of_more_bytes_than_archivers_write_are_refused_without_reading_them() {
+        for kind in [EntryType::XHeader, EntryType::GNULongName, EntryType::GNULongLink, EntryType::GNUSparse] {
+            let fixture = Fixture::new();
+            let archive = fixture.archive(|tar| {
+                let mut header = Header::new_gnu();
+                header.set_entry_type(kind);
+                header.set_size(1 << 30);
+                if kind == EntryType::GNUSparse {
+                    header.set_size(0);
+                    header.as_gnu_mut().unwrap().set_real_size(0);
+                    header.as_gnu_mut().unwrap().isextended[0] = 1;
+                }
+                header.set_cksum();
+                io::Write::write_all(tar.get_mut(), header.as_bytes()).unwrap();
+                // Of a map, each block says that another follows.
+                let mut block = [0; 512];
+                block[504] = 1;
+                (0..1 << 17).for_each(|_| io::Write::write_all(tar.get_mut(), &block).unwrap());
+            });
+            let error = fixture.open(&archive).unwrap_err().to_string();
+            let named = error.starts_with(archive.to_str().unwrap()) && error.contains("after set/val/a/2.jpg");
+            assert!(named && error.contains("headers"), "{kind:?}: {error}");
+        }
+    }
+
+    /// Large entries that are passed over leave no room for the headers that follow them.
+    #[test]
+    fn what_is_passed_over_counts_for_no_header() {
+        let fixture = Fixture::new();
+        let large = vec![0; 16 << 20];
+        let archive = fixture.archive(|tar| {
+            add(tar, "set/video.mp4", EntryType::Regular, &large);
+            add(tar, "set/train/b/3.jpg", EntryType::Regular, &large);
+        });
+        assert_eq!(fixture.open(&archive).unwrap().len(Split::Train), 2);
+        let archive = fixture.archive(|tar| {
+            add(tar, "set/train/b/3.jpg", EntryType::Regular, &large);
+            add(tar, "long", EntryType::XHeader, &large);
+        });
+        let error = fixture.open(&archive).unwrap_err().to_string();
+        assert!(error.contains("the headers after set/train/b/3.jpg"), "{error}");
+    }
+
+    #[test]
+    fn a_name_that_no_file_can_have_is_refused_in_short() {
+        let fixture = Fixture::new();
+        let name = ["a/"; 3_000].concat() + "1.jpg";
+        let archive = fixture.archive(|tar| {
+            add(tar, "long", EntryType::GNULongName, name.as_bytes());
+            add(tar, "x.jpg", EntryType::Regular, b"x");
+        });
+        let error = fixture.open(&archive).unwrap_err().to_string();
+        assert!(error.contains("a name of 6005 bytes") && error.len() < 500, "{error}");
+    }
+
     #[test]
     fn an_archive_is_known_by_its_content_and_not_by_its_name() {
         let fixture = Fixture::new();

@@ -20,8 +20,15 @@ use tar::{Entry, EntryType};
 const UNPACKED_BYTES_MAX: u64 = 1 << 40;
 /// The most bytes of a file with holes: a few bytes of an archive could stand for any number.
 const SPARSE_BYTES_MAX: u64 = super::ENCODED_BYTES_MAX;
-/// The most links of an archive.
-const LINKS_MAX: usize = 1 << 24;
+/// The most bytes of memory that an archive's links may take until they are made, and what one takes beside its names.
+const LINKS_BYTES_MAX: usize = 1 << 30;
+const LINK_BYTES: usize = 128;
+/// The most bytes of headers and their extensions (long names, pax attributes, maps of holes) ahead of one entry.
+const HEADERS_BYTES_MAX: u64 = 4 << 20;
+/// Bytes of a header, to whose multiple content is padded.
+const BLOCK_BYTES: u64 = 512;
+/// The most bytes of a name, as Linux has it.
+const NAME_BYTES_MAX: usize = 4_096;
 
 /// What was found in an archive beside images.
 #[derive(Debug, Default)]
@@ -51,12 +58,28 @@ pub fn unpack(archive: &Path, to: &Path, total_bytes: u64, progress: &mut dyn Fn
     }
     let counts = Rc::new(Cell::new(Counts::default()));
     let content = Counting { inner: (&*head).chain(content), counts: Rc::clone(&counts) };
-    let mut tar = tar::Archive::new(BufReader::with_capacity(1 << 18, content));
-    let mut writer = Writer { to, unpacked: Unpacked::default(), links: Links::new(), bytes: 0, made: PathBuf::new() };
-    for entry in tar.entries()? {
-        writer.entry(&mut entry.map_err(cut)?)?;
+    let left = Rc::new(Cell::new(u64::MAX));
+    let content = Limited { inner: BufReader::with_capacity(1 << 18, content), left: Rc::clone(&left) };
+    let mut tar = tar::Archive::new(content);
+    let mut writer = Writer::new(to);
+    let mut entries = tar.entries()?;
+    // Bytes of the last entry that are still to be passed over.
+    let mut unread = 0;
+    loop {
+        // The crate reads extensions whole, into memory, whatever size their headers claim.
+        left.set(HEADERS_BYTES_MAX + unread);
+        let Some(entry) = entries.next() else { break };
+        let mut entry = entry.map_err(|error| if left.get() == 0 { writer.headers_too_large() } else { cut(error) })?;
+        left.set(u64::MAX);
+        writer.entry(&mut entry)?;
+        // What a file with holes has in the archive is less than its size.
+        let is_sparse = entry.header().entry_type() == EntryType::GNUSparse;
+        let stored = if is_sparse { entry.header().entry_size()? } else { entry.size() };
+        unread = stored.checked_next_multiple_of(BLOCK_BYTES).unwrap_or(stored).saturating_sub(u64::MAX - left.get());
+        unread = unread.min(u64::MAX - HEADERS_BYTES_MAX);
         progress(Progress { read_bytes: read.get().bytes, total_bytes });
     }
+    left.set(u64::MAX);
     // To the very end, where gzip's checksum stands.
     io::copy(&mut tar.into_inner(), &mut io::sink())?;
     let Writer { mut unpacked, links, .. } = writer;
@@ -86,19 +109,44 @@ struct Writer<'a> {
     to: &'a Path,
     unpacked: Unpacked,
     links: Links,
+    /// Memory that the links take.
+    links_bytes: usize,
     /// Bytes of all files.
     bytes: u64,
     /// The folder that was last made.
     made: PathBuf,
+    /// The name of the last entry.
+    last: PathBuf,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    fn new(to: &'a Path) -> Self {
+        let (made, last) = Default::default();
+        Self { to, unpacked: Unpacked::default(), links: Links::new(), links_bytes: 0, bytes: 0, made, last }
+    }
+
+    fn headers_too_large(&self) -> io::Error {
+        let place = match self.last.as_os_str().is_empty() {
+            true => "of its first entry".to_owned(),
+            false => format!("after {}", escaped(&self.last)),
+        };
+        io::Error::other(format!(
+            "the headers {place} take more than {HEADERS_BYTES_MAX} bytes, as no archiver writes them (it is damaged or malicious: \
+             write it anew, without extended attributes)"
+        ))
+    }
+
     /// Writes one entry, if it is an image, or keeps it for later, if it is a link.
     fn entry(&mut self, entry: &mut Entry<'_, impl Read>) -> io::Result<()> {
         let kind = entry.header().entry_type();
-        let sparse = Sparse::of(&pax_records(entry)?)?;
+        let records = pax_records(entry)?;
+        if kind == EntryType::GNUSparse && records.iter().any(|(key, _)| key == b"size") {
+            return Err(io::Error::other("it is damaged: a file with holes has two sizes (write it anew)"));
+        }
+        let sparse = Sparse::of(&records)?;
         let name = sparse.as_ref().and_then(|sparse| sparse.name.clone());
         let path = inside(OsStr::from_bytes(&name.unwrap_or_else(|| entry.path_bytes().into_owned())))?;
+        self.last.clone_from(&path);
         match kind {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 if is_image(&path) {
@@ -114,9 +162,13 @@ impl Writer<'_> {
             }
             EntryType::Link | EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default();
-                let target = Path::new(OsStr::from_bytes(&target)).to_owned();
-                if self.links.len() == LINKS_MAX {
-                    return Err(io::Error::other(format!("it has more than {LINKS_MAX} links")));
+                let target = bounded(OsStr::from_bytes(&target))?.to_owned();
+                self.links_bytes += LINK_BYTES + path.as_os_str().len() + target.as_os_str().len();
+                if self.links_bytes > LINKS_BYTES_MAX {
+                    let count = self.links.len();
+                    return Err(io::Error::other(format!(
+                        "its {count} links and more take over {LINKS_BYTES_MAX} bytes of memory (archive the files themselves)"
+                    )));
                 }
                 self.links.insert(path, Link { target, hard: kind == EntryType::Link });
             }
@@ -168,7 +220,7 @@ fn pax_records(entry: &mut Entry<'_, impl Read>) -> io::Result<Vec<(Vec<u8>, Vec
 /// A path as it is to be below the folder: an absolute one loses its beginning, as with other archivers.
 fn inside(path: &OsStr) -> io::Result<PathBuf> {
     let mut inside = PathBuf::new();
-    for part in Path::new(path).components() {
+    for part in bounded(path)?.components() {
         match part {
             Component::Normal(name) => inside.push(name),
             Component::CurDir | Component::RootDir => {}
@@ -178,6 +230,39 @@ fn inside(path: &OsStr) -> io::Result<PathBuf> {
         }
     }
     Ok(inside)
+}
+
+/// A name, if the system could have it.
+fn bounded(name: &OsStr) -> io::Result<&Path> {
+    if name.len() > NAME_BYTES_MAX {
+        let begin = OsStr::from_bytes(&name.as_bytes()[..64]);
+        let cause = format!(
+            "{}… has a name of {} bytes, where Linux allows {NAME_BYTES_MAX} (rename it, and write the archive anew)",
+            escaped(begin),
+            name.len()
+        );
+        return Err(io::Error::other(cause));
+    }
+    Ok(Path::new(name))
+}
+
+/// A reader that fails when more is read than its owner allows.
+struct Limited<R> {
+    inner: R,
+    left: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let left = self.left.get();
+        if left == 0 && !into.is_empty() {
+            return Err(io::Error::other("more is read than is allowed"));
+        }
+        let most = into.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let read = self.inner.read(&mut into[..most])?;
+        self.left.set(left - read as u64);
+        Ok(read)
+    }
 }
 
 /// Bytes that went by, and how many of the last were zero.

@@ -4,6 +4,8 @@ use std::io;
 
 /// The most files of a sample.
 pub const FIELDS_MAX: usize = 1_000;
+/// The most bytes of a long name, or of a list of attributes.
+pub const EXTENSION_BYTES_MAX: u64 = 1 << 20;
 
 /// Why a shard cannot be used. The text follows the shard's path.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +27,17 @@ pub enum Fault {
     NotAnEntry {
         /// Where.
         offset: u64,
+    },
+    /// A long name, or attributes, of more bytes than any has.
+    #[error(
+        "has a name or attributes of {bytes} bytes at byte {offset}, where {EXTENSION_BYTES_MAX} are read at most (write the shard without \
+         extended attributes)"
+    )]
+    LongExtension {
+        /// Their header.
+        offset: u64,
+        /// What it says.
+        bytes: u64,
     },
     /// A file with holes.
     #[error("has a sparse file at byte {offset}, which cannot be read in place (write the shard without --sparse)")]

@@ -3,14 +3,12 @@
 //! What counts as a file, and where the tar ends, is as Python's `tarfile` has it, through which webdataset reads. Nothing is allocated by what a
 //! header says before it is checked against the file's size and a limit.
 
-use super::fault::Fault;
+use super::fault::{EXTENSION_BYTES_MAX, Fault};
 use super::reader::Reader;
 use tar::{EntryType, Header, PaxExtensions};
 
 /// Bytes of a header, to whose multiple content is padded.
 pub const BLOCK_BYTES: u64 = 512;
-/// The most bytes of a long name, or of a list of attributes.
-const EXTENSION_BYTES_MAX: u64 = 1 << 20;
 
 /// A regular file in a tar.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -147,7 +145,7 @@ fn is_extension(kind: EntryType) -> bool {
 /// The content of an extension whose header is at `at`, which was found to be in the file.
 fn extended<'a>(reader: &'a mut Reader<'_>, at: u64, size: u64) -> Result<&'a [u8], Fault> {
     if size > EXTENSION_BYTES_MAX {
-        return Err(Fault::NotAnEntry { offset: at });
+        return Err(Fault::LongExtension { offset: at, bytes: size });
     }
     reader.get(at + BLOCK_BYTES, size)
 }

@@ -235,6 +235,12 @@ fn patched(mut bytes: Vec<u8>, at: usize, field: usize, value: &[u8]) -> Vec<u8>
     bytes
 }
 
+/// A shard that begins with an extension of 2 MiB.
+fn long_extension(kind: &[u8]) -> Vec<u8> {
+    let content = vec![b'x'; 2 << 20];
+    patched(tar(&[("x", &content), ("a.jpg", b"A"), ("a.cls", b"1")]), 0, 156, kind)
+}
+
 #[test]
 fn damaged_shards_are_refused_naming_shard_and_place() {
     let whole = tar(&[("a.jpg", &[b'x'; 700]), ("a.cls", b"1"), ("b.jpg", b"y"), ("b.cls", b"0")]);
@@ -255,6 +261,9 @@ fn damaged_shards_are_refused_naming_shard_and_place() {
         (patched(whole.clone(), 1_536, size, b"-0000000001\0"), "no valid header at byte 1536"),
         (patched(whole.clone(), 0, kind, b"S"), "sparse file at byte 0"),
         (patched(whole.clone(), 0, kind, b"x"), "no valid header at byte 0"),
+        (long_extension(b"x"), "attributes of 2097152 bytes at byte 0"),
+        (long_extension(b"L"), "attributes of 2097152 bytes at byte 0"),
+        (long_extension(b"g"), "attributes of 2097152 bytes at byte 0"),
         (b"\x1F\x8B\x08".iter().chain(&[7; 600]).copied().collect(), "compressed (gzip)"),
         (b"\x28\xB5\x2F\xFD".iter().chain(&[7; 600]).copied().collect(), "compressed (zstd)"),
         (b"<html>".iter().chain(&[b' '; 600]).copied().collect(), "is no tar"),

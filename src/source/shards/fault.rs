@@ -7,6 +7,9 @@ pub const FIELDS_MAX: usize = 1_000;
 /// The most bytes of a long name, or of a list of attributes.
 pub const EXTENSION_BYTES_MAX: u64 = 1 << 20;
 
+/// The most bytes of a file's name.
+pub const NAME_BYTES_MAX: usize = 4 << 10;
+
 /// Why a shard cannot be used. The text follows the shard's path.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
@@ -38,6 +41,16 @@ pub enum Fault {
         offset: u64,
         /// What it says.
         bytes: u64,
+    },
+    /// A name that no file system could have.
+    #[error(
+        "has a name of {bytes} bytes at byte {offset}, where {NAME_BYTES_MAX} are read at most (write the shard with shorter names)"
+    )]
+    LongName {
+        /// The file's header.
+        offset: u64,
+        /// Bytes of the name.
+        bytes: usize,
     },
     /// A file with holes.
     #[error("has a sparse file at byte {offset}, which cannot be read in place (write the shard without --sparse)")]
@@ -89,6 +102,16 @@ pub enum Fault {
     Pickled {
         /// The file in the shard.
         name: String,
+    },
+    /// Memory does not take the index.
+    #[error(
+        "has more samples than memory takes: the index needs {need} bytes more, and {free} are free (free some, or name fewer shards)"
+    )]
+    NoMemory {
+        /// Bytes needed.
+        need: u64,
+        /// Bytes free.
+        free: u64,
     },
     /// More samples or names than the index can address.
     #[error("has too many samples, or too long names, for one split: the index takes 4 GiB of names")]

@@ -19,11 +19,12 @@ use super::located::{Contents, IndexedFile, Located, Location};
 use super::vocabulary::{Mixed, Vocabulary, Written};
 use super::{DataSet, DatasetError};
 use crate::escape::escaped;
+use crate::memory;
 use crate::stamp::{is_settled, stamp};
 use crate::types::Split;
 pub use fault::Fault;
 use places::Places;
-use shard::{LabelKind, LeftOut, ShardIndex};
+use shard::{LabelKind, LeftOut, Room, ShardIndex};
 use std::fs::Metadata;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -150,11 +151,12 @@ fn name_of(places: &Places, label_key: Option<&str>) -> u64 {
 /// Indexes all shards. The first of them that has a fault is named, whatever the threads do.
 fn index(places: &Places, files: &[IndexedFile], label_key: Option<&str>) -> Result<Contents, DatasetError> {
     let (next, has_failed, indexes) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(Vec::new()));
+    let room = Room::new(memory::free);
     let work = || {
         while !has_failed.load(Ordering::Relaxed) {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let Some(file) = files.get(number) else { return };
-            let index = shard::index(file, number as u32, label_key);
+            let index = shard::index(file, number as u32, label_key, &room);
             has_failed.fetch_or(index.is_err(), Ordering::Relaxed);
             indexes.lock().unwrap_or_else(PoisonError::into_inner).push((number, index));
         }

@@ -9,7 +9,12 @@ use super::reader::Reader;
 use super::tar::{Entries, Entry};
 use std::collections::{BTreeSet, HashMap};
 use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Bytes of a sample beside its name, with what lists reserve as they grow.
+const SAMPLE_BYTES: u64 = 40;
+/// How far an index grows between two looks at the memory.
+const LOOK_BYTES: u64 = 16 << 20;
 /// Names of fields and keys that are kept for an error's text.
 const NAMES_KEPT: usize = 24;
 
@@ -97,10 +102,10 @@ fn keep(kept: &mut BTreeSet<String>, more: impl IntoIterator<Item = String>) {
 ///
 /// # Errors
 /// When the shard is no whole tar, changes meanwhile, or a label cannot be read.
-pub fn index(file: &IndexedFile, number: u32, label_key: Option<&str>) -> Result<ShardIndex, Fault> {
+pub fn index(file: &IndexedFile, number: u32, label_key: Option<&str>, room: &Room) -> Result<ShardIndex, Fault> {
     let opened = file.open().map_err(Fault::Io)?;
     let mut reader = Reader::new(&opened, opened.bytes().map_err(Fault::Io)?);
-    let mut indexer = Indexer { number, label_key, ids: HashMap::new(), index: ShardIndex::default() };
+    let mut indexer = Indexer { number, label_key, room, taken: 0, ids: HashMap::new(), index: ShardIndex::default() };
     // Of an object all blocks are read anyhow, since the labels lie between the images.
     let meta = if let Opened::Local(local) = &opened { Some(local.metadata().map_err(Fault::Io)?) } else { None };
     let beside = meta.and_then(|meta| dali::beside(&file.path, &meta));
@@ -121,15 +126,44 @@ pub fn index(file: &IndexedFile, number: u32, label_key: Option<&str>) -> Result
     if let Some(sample) = groups.last() {
         indexer.sample(sample, &mut reader)?;
     }
+    room.take(indexer.taken)?;
     if !opened.is_as_indexed(file) {
         return Err(Fault::Changing);
     }
     Ok(indexer.index)
 }
 
+/// Memory for the indexes of all shards, which is looked at as they grow.
+#[derive(Debug)]
+pub struct Room {
+    /// Bytes that the indexes take.
+    taken: AtomicU64,
+    free: fn() -> Option<u64>,
+}
+
+impl Room {
+    /// Room as `free` says.
+    pub fn new(free: fn() -> Option<u64>) -> Self {
+        Self { taken: AtomicU64::new(0), free }
+    }
+
+    /// Counts bytes that an index has taken.
+    fn take(&self, bytes: u64) -> Result<(), Fault> {
+        // Once more for the index of the whole set, which is made of those of the shards.
+        let need = self.taken.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        match (self.free)() {
+            Some(free) if free < need => Err(Fault::NoMemory { need, free }),
+            _ => Ok(()),
+        }
+    }
+}
+
 struct Indexer<'a> {
     number: u32,
     label_key: Option<&'a str>,
+    room: &'a Room,
+    /// Bytes that were not counted yet.
+    taken: u64,
     /// Positions in the index's `names`.
     ids: HashMap<String, u32>,
     index: ShardIndex,
@@ -187,6 +221,10 @@ impl Indexer<'_> {
             }
         };
         let label = self.number_of(label, image)?;
+        self.taken += SAMPLE_BYTES + image.name.len() as u64;
+        if self.taken >= LOOK_BYTES {
+            self.room.take(std::mem::take(&mut self.taken))?;
+        }
         let location = Location {
             file: self.number,
             offset: image.offset,

@@ -3,7 +3,7 @@
 //! What counts as a file, and where the tar ends, is as Python's `tarfile` has it, through which webdataset reads. Nothing is allocated by what a
 //! header says before it is checked against the file's size and a limit.
 
-use super::fault::{EXTENSION_BYTES_MAX, Fault};
+use super::fault::{EXTENSION_BYTES_MAX, Fault, NAME_BYTES_MAX};
 use super::reader::Reader;
 use tar::{EntryType, Header, PaxExtensions};
 
@@ -88,6 +88,10 @@ impl Entries {
                     match &extension.name {
                         Some(name) => entry.name.extend_from_slice(name),
                         None => entry.name.extend_from_slice(&header.path_bytes()),
+                    }
+                    // Names are kept: a sample's in the index, others until the sample is whole.
+                    if entry.name.len() > NAME_BYTES_MAX {
+                        return Err(Fault::LongName { offset: at, bytes: entry.name.len() });
                     }
                     (entry.offset, entry.bytes) = (content, size);
                     // A folder as the first tars wrote it.

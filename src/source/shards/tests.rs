@@ -263,6 +263,10 @@ fn damaged_shards_are_refused_naming_shard_and_place() {
         (patched(whole.clone(), 0, kind, b"x"), "no valid header at byte 0"),
         (long_extension(b"x"), "attributes of 2097152 bytes at byte 0"),
         (long_extension(b"L"), "attributes of 2097152 bytes at byte 0"),
+        (
+            patched(tar(&[("x", &[b'n'; 5_000]), ("a.jpg", b"A"), ("a.cls", b"1")]), 0, 156, b"L"),
+            "a name of 5000 bytes",
+        ),
         (long_extension(b"g"), "attributes of 2097152 bytes at byte 0"),
         (b"\x1F\x8B\x08".iter().chain(&[7; 600]).copied().collect(), "compressed (gzip)"),
         (b"\x28\xB5\x2F\xFD".iter().chain(&[7; 600]).copied().collect(), "compressed (zstd)"),
@@ -278,6 +282,20 @@ fn damaged_shards_are_refused_naming_shard_and_place() {
         "{:?}",
         source.notes()
     );
+}
+
+#[test]
+fn more_samples_than_memory_takes_are_refused() {
+    let set = Set::new().with("train.tar", &[("a.jpg", b"x"), ("a.cls", b"1"), ("b.jpg", b"y"), ("b.cls", b"0")]);
+    let path = set.path("train.tar");
+    let file = IndexedFile::new(path.clone(), "train.tar".into(), &path.metadata().unwrap());
+    let of = |free| shard::index(&file, 0, None, &Room::new(free)).map(|index| index.samples.len());
+    assert_eq!(of(|| Some(1_000)).unwrap(), 2);
+    assert_eq!(of(|| None).unwrap(), 2);
+    assert!(matches!(of(|| Some(50)), Err(Fault::NoMemory { need: 90, free: 50 })), "{:?}", of(|| Some(50)));
+    // Those of other shards count.
+    let room = Room::new(|| Some(100));
+    assert!(shard::index(&file, 0, None, &room).is_ok() && shard::index(&file, 0, None, &room).is_err());
 }
 
 /// An index as wds2idx writes it, of these samples' fields, offsets and sizes.

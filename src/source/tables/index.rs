@@ -6,9 +6,16 @@ use super::arrow::Arrow;
 use super::cells::{Cell, Column, Use};
 use super::columns::{Chosen, Named, choose};
 use super::parquet::{CodedPage, Parquet};
+use crate::memory::{Lack, Promise};
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::path::Path;
+
+/// Memory that a row takes at most while its table is indexed: its image's place, twice while a list grows, its label, and its sample.
+const ROW_BYTES: u64 = 128;
+/// The most texts that are labels, and the longest.
+const TEXTS_MAX: usize = 1 << 20;
+const TEXT_BYTES_MAX: usize = 4 << 10;
 
 /// Labels of a table's rows.
 pub enum Labels {
@@ -63,6 +70,14 @@ impl Table {
         }
     }
 
+    /// How many rows it says it has, which are no more than its file has bytes.
+    fn rows(&self) -> Result<u64, Flaw> {
+        match self {
+            Self::Parquet(table) => Ok(table.rows()),
+            Self::Arrow(table) => table.rows(),
+        }
+    }
+
     fn images(&self, leaf: usize) -> Result<(Vec<Cell>, Vec<CodedPage>), Flaw> {
         match self {
             Self::Parquet(table) => table.strings(leaf).map(|strings| (strings.cells, strings.coded)),
@@ -113,6 +128,7 @@ pub fn index(path: &Path, meta: &Metadata, chosen: &Chosen) -> Result<Rows, Flaw
     if image.of_use != Use::Images {
         return Err(Flaw::new(format!("has no images in the column `{}`", image.name)));
     }
+    let _room = room(table.rows()?)?;
     let (images, coded) = table.images(image.leaf)?;
     if let Some(row) = images.iter().position(|cell| *cell == Cell::Null) {
         return Err(Flaw::new(format!(
@@ -131,13 +147,29 @@ pub fn index(path: &Path, meta: &Metadata, chosen: &Chosen) -> Result<Rows, Flaw
     Ok(Rows { images, coded, labels })
 }
 
+/// Memory for the index of so many rows, which is asked for before a single row is seen.
+fn room(rows: u64) -> Result<Promise, Flaw> {
+    Promise::new(rows.saturating_mul(ROW_BYTES), 0).map_err(|Lack { need, free }| {
+        Flaw::new(format!(
+            "says that it has {rows} rows, whose index takes up to {need} bytes of memory, and {free} are free (free some, or name fewer \
+             tables with --splits)"
+        ))
+    })
+}
+
 fn labels(table: &Table, column: &Column) -> Result<Labels, Flaw> {
     if column.of_use == Use::Integers {
         let labels = table.integers(column.leaf)?;
         return Ok(Labels::Integers(labels.into_iter().map(|label| label.unwrap_or(-1)).collect()));
     }
     let (mut known, mut texts, mut labels) = (HashMap::<Vec<u8>, u32>::new(), Vec::new(), Vec::new());
+    let mut too_many = None;
     table.texts(column.leaf, &mut |text| {
+        let is_new = |text: &[u8]| texts.len() >= TEXTS_MAX && !known.contains_key(text);
+        if too_many.is_some() || text.is_some_and(|text| text.len() > TEXT_BYTES_MAX || is_new(text)) {
+            too_many.get_or_insert(labels.len());
+            return;
+        }
         let number = text.map(|text| {
             known.get(text).copied().unwrap_or_else(|| {
                 known.insert(text.to_vec(), texts.len() as u32);
@@ -147,5 +179,12 @@ fn labels(table: &Table, column: &Column) -> Result<Labels, Flaw> {
         });
         labels.push(number);
     })?;
+    if let Some(row) = too_many {
+        return Err(Flaw::new(format!(
+            "has in row {row} of the column `{}` a label of more than {TEXT_BYTES_MAX} bytes, or the label after {TEXTS_MAX} others \
+             (choose another column with --label-key)",
+            column.name
+        )));
+    }
     Ok(Labels::Texts(texts, labels))
 }

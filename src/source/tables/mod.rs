@@ -6,6 +6,8 @@
 mod arrow;
 mod cells;
 mod columns;
+#[cfg(test)]
+mod hostile_tests;
 mod index;
 mod layout;
 mod pages;
@@ -37,8 +39,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-/// What decoded pages may take. A page of the usual writers has 1 MiB, or a row group of 100 images.
-const PAGES_BYTES: usize = 256 << 20;
 /// The most threads that index files: they mostly wait for the disk.
 const THREADS_MAX: usize = 8;
 
@@ -95,9 +95,18 @@ impl Tables {
             }
         };
         let mut contents = contents;
+        let page_count: usize = coded.iter().map(BTreeMap::len).sum();
+        let pages = Pages::new(page_count > 0);
+        if page_count > 0 {
+            let (why, mib) =
+                ("to read an image its page is decompressed (docs/datasets.md)", pages.budget_bytes() >> 20);
+            contents
+                .notes
+                .push(format!("images lie in {page_count} compressed pages: {why}; up to {mib} MiB of pages are kept"));
+        }
         contents.notes.extend(layout.notes);
         let located = Located::new(layout.location, indexed_files, contents);
-        Ok(Self { located, coded, pages: Pages::new(PAGES_BYTES) })
+        Ok(Self { located, coded, pages })
     }
 
     /// The page that a sample is in, if it must be decoded.
@@ -354,11 +363,6 @@ fn index_all(
         let samples = &mut contents.splits[*split as usize];
         unlabelled[*split as usize] += push(samples, number as u32, path, &rows, &vocabulary)?;
         coded_pages.push(rows.coded.iter().map(|page| (page.offset(), *page)).collect());
-    }
-    let pages: usize = coded_pages.iter().map(BTreeMap::len).sum();
-    if pages > 0 {
-        let why = "to read an image its page is decompressed (docs/datasets.md)";
-        contents.notes.push(format!("images lie in {pages} compressed pages: {why}"));
     }
     for (&split, &count) in Split::ALL.iter().zip(&unlabelled).filter(|(_, count)| **count > 0) {
         contents.notes.push(format!("{count} rows of {split} left out: they have no label"));

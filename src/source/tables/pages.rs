@@ -1,6 +1,7 @@
 //! Decoded pages that are kept for the samples that are read next.
 
 use super::parquet::Decoded;
+use crate::memory::{Promise, free};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,16 +10,25 @@ pub type Key = (u32, u64);
 /// A page, once it is decoded. Whoever decodes it holds the lock, so that others wait instead of decoding it, too.
 type Slot = Arc<Mutex<Option<Arc<Decoded>>>>;
 
+/// What decoded pages may take. A page of the usual writers has 1 MiB, or a row group of 100 images.
+const BUDGET_BYTES_MAX: u64 = 256 << 20;
+/// The part of the free memory that they take at most.
+const SHARE: u64 = 8;
+
 /// The pages that were used last, up to a budget of bytes.
 pub struct Pages {
     kept: Mutex<Kept>,
     budget_bytes: usize,
+    /// Of the budget what was never taken yet: images and rings leave it alone.
+    promise: Promise,
 }
 
 #[derive(Default)]
 struct Kept {
     pages: HashMap<Key, Entry>,
     bytes: usize,
+    /// The most that they were.
+    most_bytes: usize,
     /// Counts uses.
     clock: u64,
 }
@@ -36,8 +46,22 @@ impl std::fmt::Debug for Pages {
 }
 
 impl Pages {
-    pub fn new(budget_bytes: usize) -> Self {
-        Self { kept: Mutex::default(), budget_bytes }
+    /// Room for pages as memory has it: 256 MiB, or an eighth of what is free. Nothing where none is ever decoded.
+    pub fn new(are_any: bool) -> Self {
+        let budget = BUDGET_BYTES_MAX.min(free().unwrap_or(u64::MAX) / SHARE) * u64::from(are_any);
+        let promise = Promise::new(budget, 0).unwrap_or_default();
+        Self { kept: Mutex::default(), budget_bytes: budget as usize, promise }
+    }
+
+    /// The most bytes that pages take between reads.
+    pub fn budget_bytes(&self) -> usize {
+        self.budget_bytes
+    }
+
+    /// What is promised to pages, and was never taken.
+    #[cfg(test)]
+    pub fn promised_bytes(&self) -> u64 {
+        self.promise.bytes()
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -95,5 +119,8 @@ impl Pages {
             };
             kept.bytes -= kept.pages.remove(&oldest).map_or(0, |entry| entry.bytes);
         }
+        let grown = kept.bytes.saturating_sub(kept.most_bytes);
+        kept.most_bytes += grown;
+        self.promise.take(grown as u64);
     }
 }

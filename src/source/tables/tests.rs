@@ -104,6 +104,19 @@ fn some_tables_are_read_in_place_and_others_by_page() {
     );
 }
 
+/// Others leave alone what pages may take, until they have taken it.
+#[test]
+fn memory_for_pages_is_promised_where_there_are_any() {
+    for file in files("variants") {
+        let Ok(source) = opened(&file) else { continue };
+        let is_coded = source.coded.iter().any(|pages| !pages.is_empty());
+        let (budget, promised) = (source.pages.budget_bytes() as u64, source.pages.promised_bytes());
+        assert!(budget == promised && is_coded == (budget > 0), "{budget} {promised}");
+        rows(&source, Split::Train);
+        assert_eq!(source.pages.promised_bytes() < budget, is_coded);
+    }
+}
+
 #[test]
 fn a_data_set_of_the_hub_and_a_saved_one_have_the_same_rows() {
     let (oracle, root) = (oracle(), golden().join("tables"));

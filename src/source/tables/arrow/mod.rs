@@ -81,6 +81,19 @@ impl Arrow {
         self.schema.columns.clone()
     }
 
+    /// How many rows its batches say they have.
+    ///
+    /// # Errors
+    /// When a batch is damaged.
+    pub fn rows(&self) -> Result<u64, Flaw> {
+        let mut rows = 0;
+        self.batches(&mut |batch| {
+            rows += batch.rows;
+            Ok(())
+        })?;
+        Ok(rows)
+    }
+
     /// What Hugging Face's `datasets` noted of the columns: JSON.
     pub fn huggingface(&self) -> Option<&str> {
         self.schema.huggingface.as_deref()

@@ -16,6 +16,9 @@ const FOOTER_BYTES_MAX: u64 = 128 << 20;
 
 /// The most bytes of all leaves' paths: a structure's name stands in the path of each leaf in it.
 const PATH_BYTES_MAX: usize = 64 << 20;
+/// The most columns and structures of a schema, and the most row groups and columns in them: an empty one takes a byte of a footer, and more in memory.
+const ELEMENTS_MAX: usize = 1 << 16;
+const CHUNKS_MAX: usize = 1 << 22;
 
 /// How bytes of a column are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,15 +145,18 @@ struct Element {
 
 fn parse(bytes: &[u8]) -> Result<Footer, Malformed> {
     let (mut elements, mut row_groups, mut huggingface) = (Vec::new(), Vec::new(), None);
+    let mut chunks = 0;
     Compact::new(bytes).structure(&mut |compact, field| {
         match field.id {
             2 => compact.structures(field, &mut |compact| {
                 elements.push(element(compact)?);
-                Ok(())
+                if elements.len() > ELEMENTS_MAX { Err(Malformed::Invalid) } else { Ok(()) }
             })?,
             4 => compact.structures(field, &mut |compact| {
-                row_groups.push(row_group(compact)?);
-                Ok(())
+                let group = row_group(compact)?;
+                chunks += 1 + group.chunks.len();
+                row_groups.push(group);
+                if chunks > CHUNKS_MAX { Err(Malformed::Invalid) } else { Ok(()) }
             })?,
             5 => compact.structures(field, &mut |compact| {
                 let (key, value) = note(compact)?;
@@ -215,7 +221,7 @@ fn row_group(compact: &mut Compact<'_>) -> Result<RowGroup, Malformed> {
                 })?;
                 // A chunk without metadata is encrypted, or in another file.
                 chunks.push(found.ok_or(Malformed::Invalid)?);
-                Ok(())
+                if chunks.len() > ELEMENTS_MAX { Err(Malformed::Invalid) } else { Ok(()) }
             })?,
             3 => rows = compact.size(field)?,
             _ => return Ok(false),

@@ -126,6 +126,11 @@ impl Parquet {
         columns
     }
 
+    /// How many rows its footer says it has.
+    pub fn rows(&self) -> u64 {
+        self.footer.row_groups.iter().map(|group| group.rows).sum()
+    }
+
     /// What Hugging Face's `datasets` noted of the columns: JSON.
     pub fn huggingface(&self) -> Option<&str> {
         self.footer.huggingface.as_deref()

@@ -4,6 +4,7 @@ use super::super::super::flaw::Flaw;
 use super::codec;
 use super::footer::Chunk;
 use super::thrift::{Compact, Malformed};
+use crate::memory::{Lack, Promise};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -13,6 +14,11 @@ const HEADER_BYTES: u64 = 1 << 10;
 const HEADER_BYTES_MAX: u64 = 16 << 20;
 /// The most bytes of a page that is decompressed, which takes its memory.
 pub const PAGE_BYTES_MAX: u64 = 512 << 20;
+
+/// A page that takes more than this is decoded only where memory has room for it.
+const LARGE_BYTES: u64 = 16 << 20;
+/// Memory that a value's place takes, and finding it.
+const VALUE_BYTES: u64 = 48;
 
 /// Fills a slice from an offset of a file.
 pub type ReadAt<'a, E> = dyn FnMut(u64, &mut [u8]) -> Result<(), E> + 'a;
@@ -100,6 +106,12 @@ pub fn pages(file: &File, chunk: &Chunk, rows: u64) -> Result<Vec<Page>, Flaw> {
             values += u64::from(page.values);
         } else if !pages.is_empty() {
             return Err(Flaw::from("has a dictionary behind a column's values"));
+        } else if u64::from(page.values) > rows {
+            // It takes memory for each, and a compressed one may say any number.
+            return Err(Flaw::new(format!(
+                "has a dictionary of {} values for {rows} rows (write it anew)",
+                page.values
+            )));
         }
         pages.push(page);
     }
@@ -210,6 +222,17 @@ fn page(header: &Header, offset: u64, codec: u8) -> Result<Option<Page>, Flaw> {
 }
 
 impl Page {
+    /// Memory for it and its values, where that is much.
+    fn room(&self) -> Result<Option<Promise>, Flaw> {
+        let need = u64::from(self.bytes) + u64::from(self.plain_bytes) + VALUE_BYTES * u64::from(self.values);
+        let promise = (need > LARGE_BYTES).then(|| Promise::new(need, 0)).transpose();
+        promise.map_err(|Lack { need, free }| {
+            Flaw::new(format!(
+                "has a page that takes {need} bytes of memory, and {free} are free (free some, or write smaller row groups)"
+            ))
+        })
+    }
+
     /// Its bytes, decompressed.
     ///
     /// # Errors
@@ -221,6 +244,7 @@ impl Page {
                 "has a page of {limit} bytes, more than the {PAGE_BYTES_MAX} that are read at once (write smaller row groups)"
             ))));
         }
+        let _room = self.room()?;
         let mut stored = vec![0; self.bytes as usize];
         read(self.offset, &mut stored)?;
         if self.codec == codec::NONE {

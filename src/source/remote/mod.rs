@@ -1,6 +1,6 @@
 //! Objects in stores: S3, Google's, Azure's, and web servers, read by ranges through a cache on disk.
 //!
-//! `store.rs` makes single requests, `disk.rs` keeps the blocks of objects, `fetch.rs` decides what is fetched when and how often, `ahead.rs` what
+//! `profile.rs` completes credentials from files, `process.rs` has a program give them, `store.rs` makes single requests, `disk.rs` keeps the blocks of objects, `fetch.rs` decides what is fetched when and how often, `ahead.rs` what
 //! is kept for those who announced that they will read it, `client.rs` is what data sets use. All of that is there with the feature `cloud`; without it addresses are refused by name.
 
 #[cfg(feature = "cloud")]
@@ -16,6 +16,10 @@ mod none;
 #[cfg(feature = "cloud")]
 mod object;
 mod options;
+#[cfg(feature = "cloud")]
+mod process;
+#[cfg(feature = "cloud")]
+mod profile;
 #[cfg(feature = "cloud")]
 mod store;
 mod url;

@@ -3,11 +3,16 @@
 //! Errors of the libraries below hold addresses with their signatures, and answers that repeat access keys. None of their texts is passed on:
 //! a [`StoreError`] is made of the status, the store's error code and the kind of failure.
 
+use super::process::Process;
+use super::profile::{self, Aws};
 use super::url::{Scheme, Url};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
-use object_store::client::{HttpClient, HttpConnector, HttpError, HttpErrorKind, ReqwestConnector};
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+};
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::http::HttpBuilder;
 use object_store::path::Path;
@@ -15,8 +20,9 @@ use object_store::{ClientOptions, Error, GetOptions, GetRange, ObjectMeta, Objec
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
+use std::pin::Pin;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// How long a request may take to connect, and to bring its next bytes.
@@ -24,6 +30,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a request may take in all: a block at 140 KB/s.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Times of change have seconds: an object may change again within the one that it has, and within the tick of a clock.
+const SETTLING: TimeDelta = TimeDelta::seconds(2);
 
 /// An object as it was when it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +80,8 @@ pub type Variables = Vec<(String, String)>;
 /// The stores that are in use.
 pub struct Stores {
     variables: Variables,
+    /// With the user's profile, once it is needed.
+    aws: OnceLock<Result<Aws, StoreError>>,
     open: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
     web: Web,
 }
@@ -79,9 +90,33 @@ pub struct Stores {
 #[derive(Debug, Clone)]
 struct Web(HttpClient);
 
+/// The time at which the server answered, by its own clock; with an answer's extensions.
+#[derive(Debug, Clone, Copy)]
+struct Answered(DateTime<Utc>);
+
+impl HttpService for Web {
+    fn call<'own, 'future>(
+        &'own self,
+        request: HttpRequest,
+    ) -> Pin<Box<dyn Future<Output = Result<HttpResponse, HttpError>> + Send + 'future>>
+    where
+        'own: 'future,
+        Self: 'future,
+    {
+        Box::pin(async {
+            let mut response = self.0.execute(request).await?;
+            let date = response.headers().get("date").and_then(|date| date.to_str().ok());
+            if let Some(date) = date.and_then(|date| DateTime::parse_from_rfc2822(date).ok()) {
+                response.extensions_mut().insert(Answered(date.to_utc()));
+            }
+            Ok(response)
+        })
+    }
+}
+
 impl HttpConnector for Web {
     fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(self.0.clone())
+        Ok(HttpClient::new(self.clone()))
     }
 }
 
@@ -100,18 +135,32 @@ impl Stores {
     pub fn new(variables: Variables) -> Result<Self, StoreError> {
         let client =
             ReqwestConnector::default().connect(&client_options().with_allow_http(true)).map_err(|e| told(&e))?;
-        Ok(Self { variables, open: Mutex::default(), web: Web(client) })
+        Ok(Self { variables, aws: OnceLock::new(), open: Mutex::default(), web: Web(client) })
     }
 
-    /// What tells a bucket from one of the same name elsewhere: the endpoint, if one was given.
+    /// What tells a bucket from one of the same name elsewhere: endpoint and account, where they were given.
     pub fn endpoint(&self, url: &Url) -> String {
         let names: &[&str] = match url.scheme() {
             Scheme::S3 => &["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"],
-            Scheme::Az => &["AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "AZURE_STORAGE_ACCOUNT_NAME"],
-            Scheme::Gs | Scheme::Http => &[],
+            Scheme::Az => &[
+                "AZURE_STORAGE_ENDPOINT",
+                "AZURE_ENDPOINT",
+                "AZURE_STORAGE_USE_EMULATOR",
+                "AZURITE_BLOB_STORAGE_URL",
+                "AZURE_STORAGE_ACCOUNT_NAME",
+            ],
+            Scheme::Gs => &["GOOGLE_BASE_URL"],
+            Scheme::Http => &[],
         };
-        let value = |name: &&str| self.variables.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-        names.iter().find_map(value).unwrap_or_default()
+        // Where the profile cannot be used no object was found.
+        let aws = self.aws().ok().filter(|_| url.scheme() == Scheme::S3);
+        let variables = aws.map_or(&self.variables, |aws| &aws.variables);
+        let value = |name: &&str| variables.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        names.iter().filter_map(value).collect::<Vec<_>>().join(" ")
+    }
+
+    fn aws(&self) -> Result<&Aws, StoreError> {
+        self.aws.get_or_init(|| profile::completed(&self.variables)).as_ref().map_err(Clone::clone)
     }
 
     /// Looks for an object.
@@ -124,7 +173,18 @@ impl Stores {
         let range = (url.scheme() == Scheme::Http).then_some(GetRange::Bounded(0..1));
         let head = range.is_none();
         let result = store.get_opts(&path, GetOptions { head, range, ..GetOptions::default() }).await;
-        found(url.clone(), &result.map_err(|error| told(&error))?.meta)
+        let result = result.map_err(|error| told(&error))?;
+        let found = found(url.clone(), &result.meta)?;
+        let now = result.extensions.get::<Answered>().map_or_else(Utc::now, |answered| answered.0);
+        if result.meta.e_tag.is_none() && now - result.meta.last_modified < SETTLING {
+            // Whatever is read now could change without a trace.
+            let text = format!(
+                "it was changed just now, and the server gives no ETag: waiting until its time of change is {} s old",
+                SETTLING.num_seconds()
+            );
+            return Err(StoreError::new(Trouble::Passing, text));
+        }
+        Ok(found)
     }
 
     /// The objects of a bucket whose names begin with `prefix`'s and a slash, in the order of their names.
@@ -207,7 +267,8 @@ impl Stores {
         if let Some(store) = open.get(url.root()) {
             return Ok((Arc::clone(store), path));
         }
-        let store = self.build(url).map_err(|error| match error {
+        let aws = if url.scheme() == Scheme::S3 { Some(self.aws()?) } else { None };
+        let store = self.build(url, aws).map_err(|error| match error {
             // Which setting is missing or wrong; never its value.
             Error::Generic { store, .. } => StoreError::new(
                 Trouble::Final,
@@ -219,36 +280,42 @@ impl Stores {
         Ok((store, path))
     }
 
-    fn build(&self, url: &Url) -> object_store::Result<Arc<dyn ObjectStore>> {
+    fn build(&self, url: &Url, aws: Option<&Aws>) -> object_store::Result<Arc<dyn ObjectStore>> {
         let bucket = url.bucket();
         let (options, retry) = (client_options(), once());
         Ok(match url.scheme() {
             Scheme::S3 => {
+                let aws = aws.expect("it is there for S3");
+                // An endpoint without TLS was named by the user.
+                let options = options.with_allow_http(self.endpoint(url).contains("http://"));
                 let builder = AmazonS3Builder::new().with_client_options(options).with_retry(retry);
-                let builder = self.configured("AWS_", builder, AmazonS3Builder::with_config);
+                let mut builder = configured(&aws.variables, "AWS_", builder, AmazonS3Builder::with_config);
+                if let Some(command) = &aws.process {
+                    builder = builder.with_credentials(Arc::new(Process::new(command.clone())));
+                }
                 Arc::new(builder.with_bucket_name(bucket).build()?)
             }
             Scheme::Gs => {
                 let builder = GoogleCloudStorageBuilder::new().with_client_options(options).with_retry(retry);
-                let builder = self.configured("GOOGLE_", builder, GoogleCloudStorageBuilder::with_config);
+                let builder = configured(&self.variables, "GOOGLE_", builder, GoogleCloudStorageBuilder::with_config);
                 Arc::new(builder.with_bucket_name(bucket).build()?)
             }
             Scheme::Az | Scheme::Http => {
                 let builder = MicrosoftAzureBuilder::new().with_client_options(options).with_retry(retry);
-                let builder = self.configured("AZURE_", builder, MicrosoftAzureBuilder::with_config);
+                let builder = configured(&self.variables, "AZURE_", builder, MicrosoftAzureBuilder::with_config);
                 Arc::new(builder.with_container_name(bucket).build()?)
             }
         })
     }
+}
 
-    /// The builder with each variable that begins with `prefix` and that it knows, as its own `from_env` has it.
-    fn configured<B, K: FromStr>(&self, prefix: &str, builder: B, set: impl Fn(B, K, String) -> B) -> B {
-        let ours = self.variables.iter().filter(|(name, _)| name.starts_with(prefix));
-        ours.fold(builder, |builder, (name, value)| match name.to_ascii_lowercase().parse() {
-            Ok(key) => set(builder, key, value.clone()),
-            Err(_) => builder,
-        })
-    }
+/// The builder with each variable that begins with `prefix` and that it knows, as its own `from_env` has it.
+fn configured<B, K: FromStr>(variables: &Variables, prefix: &str, builder: B, set: impl Fn(B, K, String) -> B) -> B {
+    let ours = variables.iter().filter(|(name, value)| name.starts_with(prefix) && !value.is_empty());
+    ours.fold(builder, |builder, (name, value)| match name.to_ascii_lowercase().parse() {
+        Ok(key) => set(builder, key, value.clone()),
+        Err(_) => builder,
+    })
 }
 
 fn client_options() -> ClientOptions {
@@ -284,6 +351,9 @@ fn told(error: &Error) -> StoreError {
         Error::Precondition { .. } => return changed(),
         _ => {}
     }
+    if let Some(own) = cause::<StoreError>(error) {
+        return own.clone();
+    }
     let text = chain(error);
     let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map(|(code, _)| code);
     let code = code.filter(|code| code.len() < 64 && code.bytes().all(|byte| byte.is_ascii_alphanumeric()));
@@ -302,6 +372,13 @@ fn told(error: &Error) -> StoreError {
     }
     let status =
         text.split_once("status code: ").and_then(|(_, rest)| rest.get(..3)).and_then(|code| code.parse::<u16>().ok());
+    // Where a list is refused.
+    if status == Some(403) {
+        return denied("access is denied");
+    }
+    if status == Some(401) {
+        return denied("the store asks for credentials");
+    }
     if let Some(status) = status {
         let is_passing = status >= 500 || [408, 409, 425, 429].contains(&status);
         let trouble = if is_passing { Trouble::Passing } else { Trouble::Final };
@@ -312,8 +389,11 @@ fn told(error: &Error) -> StoreError {
                     (for a public S3 bucket set AWS_SKIP_SIGNATURE=true)";
         return StoreError::new(Trouble::Passing, text);
     }
-    if let Some(error) = http_error(error) {
+    if let Some(error) = cause::<HttpError>(error) {
         let what = match error.kind() {
+            _ if text.contains("certificate") => {
+                "the server's certificate is not trusted (a file of trusted ones can be named by SSL_CERT_FILE)"
+            }
             HttpErrorKind::Connect => "the store cannot be reached",
             HttpErrorKind::Timeout => "the store does not answer",
             HttpErrorKind::Interrupted => "the connection to the store broke",
@@ -342,7 +422,8 @@ fn chain(error: &Error) -> String {
     text
 }
 
-fn http_error(error: &Error) -> Option<&HttpError> {
+/// The error of a kind that an error was caused by.
+fn cause<E: std::error::Error + 'static>(error: &Error) -> Option<&E> {
     let mut next: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref() {

@@ -3,6 +3,12 @@
 mod common;
 #[path = "cloud/server.rs"]
 mod server;
+#[path = "cloud/others.rs"]
+mod others;
+#[path = "cloud/profiles.rs"]
+mod profiles;
+#[path = "cloud/web.rs"]
+mod web;
 
 use common::trainer::{Oracle, Orders, Trainer};
 use common::{DEADLINE, Daemon, mixd, stderr, until};
@@ -292,6 +298,7 @@ impl World {
 
     /// The environment of a program that reads the bucket.
     fn environment(&self, command: &mut Command) {
+        common::without_credentials(command, self.kept.path());
         command.envs(variables(self.proxy.address)).env("MIXD_CACHE_DIR", self.kept.path().join("indexes"));
         command.env("MIXD_DISK_CACHE", format!("{}:1G", self.cache().display()));
     }

@@ -33,6 +33,15 @@ pub fn command(program: &str) -> Command {
     command
 }
 
+/// Has a program find no credentials but those that a test gives it: neither in files nor in variables.
+pub fn without_credentials(command: &mut Command, home: &Path) {
+    let of_stores = |name: &str| ["AWS_", "GOOGLE_", "AZURE_", "AZURITE_"].iter().any(|begin| name.starts_with(begin));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| of_stores(&name.to_string_lossy())) {
+        command.env_remove(name);
+    }
+    command.env("HOME", home);
+}
+
 pub fn run(args: &[&str]) -> Output {
     mixd().args(args).output().unwrap()
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Daemon, command, mixd, refusal, small_folder, stderr};
+use common::{Daemon, command, files, mixd, refusal, small_folder, stderr, until};
 use mixd::client::Reason;
 use mixd::spec::{FeedSpec, Mix};
 use mixd::types::{ImageSize, Split};
@@ -12,6 +12,7 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::Duration;
 
 fn spec(split: Split) -> FeedSpec {
     FeedSpec { split, batch_size: 4, image_size: ImageSize::square(16), mix: Mix::NONE, ..FeedSpec::train() }
@@ -237,4 +238,30 @@ fn labels_of_a_table_and_of_imagenet_s_list_are_served() {
     let daemon = Daemon::on(&set.path().join("imagenet"), &[]);
     assert_eq!(labels(&daemon, Split::Train), BTreeMap::from([(0, 0), (1, 1)]));
     assert_eq!(labels(&daemon, Split::Val), BTreeMap::from([(0, 1), (1, 0)]));
+}
+
+/// Pixels that are kept depend on no label; a feed does.
+#[test]
+fn a_changed_table_of_labels_costs_no_decoded_image() {
+    let (images, dir) = (small_folder(4), tempfile::tempdir().unwrap());
+    let images = images.path().join("train");
+    let last = || files(&images).iter().map(|path| path.metadata().unwrap().modified().unwrap()).max().unwrap();
+    until("times that have settled", || last().elapsed().ok().filter(|age| *age > Duration::from_millis(1_100)));
+    let names: Vec<String> =
+        files(&images).iter().map(|path| path.strip_prefix(&images).unwrap().to_str().unwrap().to_owned()).collect();
+    let table = dir.path().join("table.csv");
+    let cache_file = format!("--cache-file={}", dir.path().join("rows").display());
+    let epoch = |label: fn(usize) -> &'static str| {
+        let rows = names.iter().enumerate().map(|(nth, name)| format!("{name},{}\n", label(nth)));
+        std::fs::write(&table, format!("file,label\n{}", rows.collect::<String>())).unwrap();
+        let daemon = Daemon::on(&images, &["--labels", table.to_str().unwrap(), &cache_file]);
+        let spec = FeedSpec { batch_size: 8, shuffle: false, ..spec(Split::Train) };
+        let mut feed = daemon.attach(spec).unwrap();
+        let (x, identity) = (feed.next_batch().unwrap().view().x.to_vec(), feed.identity());
+        (x, identity, mixd::client::status(&daemon.socket()).unwrap().stores[0].decoded)
+    };
+    let (whole, first, decoded) = epoch(|nth| ["a", "b"][nth % 2]);
+    assert_eq!(decoded, 8);
+    let (again, second, decoded) = epoch(|nth| ["a", "b"][nth / 4]);
+    assert!((again == whole, decoded) == (true, 0) && second != first, "{decoded} decoded anew");
 }

@@ -235,8 +235,8 @@ mod tests {
             self.source.stamp(split, sample)
         }
 
-        fn hash_identity(&self, split: Split, hash: &mut Xxh3) {
-            self.source.hash_identity(split, hash);
+        fn hash_samples(&self, split: Split, hash: &mut Xxh3) {
+            self.source.hash_samples(split, hash);
         }
     }
 

@@ -55,6 +55,8 @@ impl MixStage {
     pub fn identity(&self) -> u64 {
         let mut hash = Xxh3::with_seed(self.requester.entry.pixels_key);
         hash.update(self.mixer.name().as_bytes());
+        // Pixels that are kept do not depend on them.
+        self.requester.shared.source.hash_labels(self.requester.entry.split, &mut hash);
         hash.digest()
     }
 

@@ -361,7 +361,7 @@ impl Pipeline {
         if views.are_random() {
             hash.update(format!(" source {}", self.shared.options.load.sources).as_bytes());
         }
-        self.shared.source.hash_identity(split, &mut hash);
+        self.shared.source.hash_samples(split, &mut hash);
         hash.digest()
     }
 
@@ -369,7 +369,7 @@ impl Pipeline {
     fn sources_key(&self, split: Split) -> u64 {
         let mut hash = Xxh3::new();
         hash.update(format!("{} sources {}", self.pixel_settings(split), self.shared.options.load.sources).as_bytes());
-        self.shared.source.hash_identity(split, &mut hash);
+        self.shared.source.hash_samples(split, &mut hash);
         hash.digest()
     }
 

@@ -174,7 +174,7 @@ mod tests {
         fn stamp(&self, _: Split, _: SampleId) -> Option<Stamp> {
             None
         }
-        fn hash_identity(&self, _: Split, _: &mut Xxh3) {}
+        fn hash_samples(&self, _: Split, _: &mut Xxh3) {}
     }
 
     fn flaky<F: Fn(SampleId, usize) -> Option<Errno>>(fails: F) -> Flaky<F> {

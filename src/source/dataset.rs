@@ -62,6 +62,11 @@ impl Fraction {
     pub fn of(self, count: usize) -> usize {
         if count < 2 { 0 } else { ((count as f64 * self.0).round() as usize).clamp(1, count - 1) }
     }
+
+    /// Whether one of `count` is no more than it.
+    pub fn has_one_of(self, count: usize) -> bool {
+        count as f64 * self.0 >= 1.0
+    }
 }
 
 impl FromStr for Fraction {

@@ -179,7 +179,7 @@ impl Source for Folder {
         self.with_file(split, sample, |path| path.metadata()).ok().as_ref().and_then(settled_stamp)
     }
 
-    fn hash_identity(&self, split: Split, hash: &mut Xxh3) {
+    fn hash_samples(&self, split: Split, hash: &mut Xxh3) {
         hash.update(self.root.as_os_str().as_bytes());
         hash.update(&[0]);
         for [folder, name] in self.index.paths(split) {
@@ -324,7 +324,7 @@ mod tests {
                 expected.update(path.as_os_str().as_encoded_bytes());
                 expected.update(&[0]);
             }
-            source.hash_identity(split, &mut ours);
+            source.hash_samples(split, &mut ours);
             assert_eq!(ours.digest(), expected.digest(), "{split}");
         }
         let mut index = Index::default();
@@ -334,7 +334,7 @@ mod tests {
         let mut hash = Xxh3::new();
         Folder::new("/data/set".into(), &Splits::default(), index, Vec::new())
             .unwrap()
-            .hash_identity(Split::Train, &mut hash);
+            .hash_samples(Split::Train, &mut hash);
         assert_eq!(hash.digest(), xxhash_rust::xxh3::xxh3_64(b"/data/set\0train/a/1.jpg\0train/b/2.JPEG\0"));
     }
 

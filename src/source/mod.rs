@@ -9,6 +9,7 @@ mod binaries;
 mod classes;
 mod compression;
 mod dataset;
+mod detours;
 mod flaw;
 mod folder;
 mod index;
@@ -116,9 +117,12 @@ pub trait Source: Send + Sync + Debug {
     /// The current stamp of a sample, without reading it; `None` when there is none that is valid for caching.
     fn stamp(&self, split: Split, sample: SampleId) -> Option<Stamp>;
 
-    /// Feeds everything that identifies a split's samples to `hash`: location, names and order, but not their content. Cache files and resumed
-    /// feeds are bound to it, so an implementation must never change what it feeds.
-    fn hash_identity(&self, split: Split, hash: &mut Xxh3);
+    /// Feeds everything that identifies a split's encoded samples to `hash`: location, names, places and order, but neither content nor labels.
+    /// Cache files of pixels are bound to it, and resumed feeds to it and to the labels, so an implementation must never change what it feeds.
+    fn hash_samples(&self, split: Split, hash: &mut Xxh3);
+
+    /// Feeds a split's labels to `hash`, and what they mean. Nothing where they follow from the samples' names, as those of folders do.
+    fn hash_labels(&self, _split: Split, _hash: &mut Xxh3) {}
 
     /// What a user should know of how the data set was read, a line each: files that were left out, by cause; folders that were taken for a split.
     fn notes(&self) -> &[String] {

@@ -97,7 +97,7 @@ impl Subset {
         Ok(())
     }
 
-    /// Makes a part of each training class, or of all training samples where these have several labels, the validation split.
+    /// Makes a part of each training class, or where samples have several labels of each set of labels, the validation split.
     fn hold_out(&mut self, holdout: Fraction) -> Result<(), DatasetError> {
         let location = self.inner.location();
         let samples = self.len(Split::Val);
@@ -105,11 +105,18 @@ impl Subset {
             let example = self.name(Split::Val, 0);
             return Err(DatasetError::HoldoutBesideVal { location, holdout, samples, example });
         }
-        let are_classes = self.label_sets().is_none();
-        let mut by_class = vec![Vec::new(); if are_classes { self.classes().len() } else { 1 }];
+        let sets = self.label_sets().map(<[_]>::len);
+        let mut by_class = vec![Vec::new(); sets.unwrap_or(self.classes().len())];
         for id in self.ids(Split::Train) {
-            let class = if are_classes { self.inner.label(Split::Train, id) as usize } else { 0 };
+            let class = self.inner.label(Split::Train, id) as usize;
             by_class[class].push((self.hash(Split::Train, id), id));
+        }
+        if sets.is_some() {
+            // Most sets of labels may have an image or two: one of each would be more than was asked for.
+            let (large, small): (Vec<_>, Vec<_>) =
+                by_class.into_iter().partition(|of_set| holdout.has_one_of(of_set.len()));
+            by_class = large;
+            by_class.push(small.concat());
         }
         let [mut train, mut val] = [Vec::new(), Vec::new()];
         for mut class in by_class {
@@ -227,12 +234,17 @@ impl Source for Subset {
         self.inner.fetched()
     }
 
-    fn hash_identity(&self, split: Split, hash: &mut Xxh3) {
+    fn hash_samples(&self, split: Split, hash: &mut Xxh3) {
         let part = &self.parts[split as usize];
-        self.inner.hash_identity(part.split, hash);
+        self.inner.hash_samples(part.split, hash);
         for id in part.ids.iter().flatten() {
             hash.update(&id.to_le_bytes());
         }
+    }
+
+    /// Those of samples that were left out, too: what remains of the split has labels of the same vocabulary.
+    fn hash_labels(&self, split: Split, hash: &mut Xxh3) {
+        self.inner.hash_labels(self.parts[split as usize].split, hash);
     }
 
     fn notes(&self) -> &[String] {
@@ -274,7 +286,7 @@ mod tests {
 
     fn identity(source: &dyn Source, split: Split) -> u64 {
         let mut hash = Xxh3::new();
-        source.hash_identity(split, &mut hash);
+        source.hash_samples(split, &mut hash);
         hash.digest()
     }
 
@@ -304,6 +316,30 @@ mod tests {
         assert_ne!(identity(&*source, Split::Train), identity(&*whole, Split::Train));
         assert_ne!(identity(&*source, Split::Train), identity(&*source, Split::Val));
         assert_eq!(source.notes(), ["15 set aside of the training images (--holdout 0.25)"]);
+    }
+
+    /// Labels of several classes: sets of many images are divided, those of a few together.
+    #[test]
+    fn a_holdout_of_several_labels_is_of_each_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let label = |nth: usize| match nth {
+            0..40 => "cat|dog".to_owned(),
+            40..60 => "dog".to_owned(),
+            // A set each.
+            _ => format!("cat|x{nth}"),
+        };
+        let rows: Vec<_> = (0..100).map(|nth| format!("{nth}.jpg,{}\n", label(nth))).collect();
+        (0..100).for_each(|nth| std::fs::write(dir.path().join(format!("{nth}.jpg")), "").unwrap());
+        std::fs::write(dir.path().join("metadata.csv"), format!("file,labels\n{}", rows.concat())).unwrap();
+        let source = chosen(dir.path(), holdout("0.1")).unwrap();
+        let mut found = [0; 3];
+        for sample in 0..source.len(Split::Val) {
+            let name = source.name(Split::Val, sample);
+            let nth: usize = name.strip_suffix(".jpg").unwrap().parse().unwrap();
+            found[[0..40, 40..60, 60..100].iter().position(|of| of.contains(&nth)).unwrap()] += 1;
+        }
+        assert_eq!(found, [4, 2, 4]);
+        assert_eq!(source.len(Split::Train), 90);
     }
 
     #[test]

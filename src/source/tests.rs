@@ -242,3 +242,18 @@ fn an_image_folder_stays_one_whatever_lies_beside_it() {
     let source = open(&DataSet::at(dir.path()), &mut |_| {}).unwrap();
     assert_eq!(source.label_name(source.label(Split::Train, 0)), "other");
 }
+
+/// Nine folders, each with links to the others: endlessly many, if each way to one were walked.
+#[test]
+fn links_that_lead_to_links_end_the_walk() {
+    let dir = tempfile::tempdir().unwrap();
+    let class = |at: usize| dir.path().join(format!("train/{at}"));
+    (0..9).for_each(|at| std::fs::create_dir_all(class(at)).unwrap());
+    std::fs::write(class(0).join("1.jpg"), "").unwrap();
+    for (at, to) in (0..9).flat_map(|at| (0..9).map(move |to| (at, to))).filter(|(at, to)| at != to) {
+        std::os::unix::fs::symlink(format!("../{to}"), class(at).join(format!("to{to}"))).unwrap();
+    }
+    let set = DataSet { cache_dir: Some(dir.path().join("cache")), ..DataSet::at(dir.path()) };
+    let error = open(&set, &mut |_| {}).unwrap_err();
+    assert!(matches!(error, DatasetError::TooManyLinks { .. }), "{error}");
+}

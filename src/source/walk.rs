@@ -2,6 +2,7 @@
 //!
 //! Links are followed as if what they lead to were there, but for links to a folder that they are in: no walk is endless.
 
+use super::detours::Detours;
 use super::index::Index;
 use super::layout::{Layout, Placed};
 use super::remembered::Walk;
@@ -20,8 +21,6 @@ use std::path::{Component, Path, PathBuf};
 /// Extensions of raster images, lower case. They only select; the decoder looks at the content.
 const EXTENSIONS: [&str; 14] =
     ["jpeg", "jpg", "jpe", "jfif", "png", "bmp", "gif", "tif", "tiff", "webp", "ppm", "pgm", "pbm", "pnm"];
-/// The most folders behind two links or more on the way to them: links that lead to links can make a few folders look like endlessly many.
-const BEHIND_LINKS_MAX: u32 = 1_000_000;
 
 /// Whether a name is that of an image.
 pub fn is_image(path: &Path) -> bool {
@@ -129,10 +128,9 @@ struct Walker<'a> {
     files: usize,
     /// The folder that the splits are in, once there is an image.
     set: Option<Vec<u8>>,
-    /// From the root to where the walk is: where each folder really is, and whether a link led to it.
-    above: Vec<(PathBuf, bool)>,
-    /// Folders walked behind two links or more.
-    behind_links: u32,
+    /// From the root to where the walk is: where each folder really is.
+    above: Vec<PathBuf>,
+    detours: Detours,
     /// Whether the validation split may have another name.
     takes_aliases: bool,
     /// Folders that may turn out to be the validation split, relative to the root.
@@ -160,7 +158,7 @@ impl<'a> Walker<'a> {
             files: 0,
             set: None,
             above: Vec::new(),
-            behind_links: 0,
+            detours: Detours::default(),
             takes_aliases: false,
             deferred: Vec::new(),
             alias: None,
@@ -204,13 +202,10 @@ impl<'a> Walker<'a> {
     /// Collects the images below `relative`, a folder that is really at `real`.
     fn folder(&mut self, relative: &Path, real: PathBuf, by_link: bool) -> Result<(), DatasetError> {
         let dir = self.root.join(relative);
-        self.above.push((real, by_link));
-        if self.above.iter().filter(|(_, by_link)| *by_link).count() > 1 {
-            self.behind_links += 1;
-            if self.behind_links > BEHIND_LINKS_MAX {
-                return Err(DatasetError::TooManyLinks { root: self.root.to_owned(), folder: relative.to_owned() });
-            }
+        if !self.detours.enter(self.above.len(), by_link) {
+            return Err(DatasetError::TooManyLinks { root: self.root.to_owned(), folder: relative.to_owned() });
         }
+        self.above.push(real);
         let folder = relative.as_os_str().as_bytes();
         let placed = self.layout.place(folder);
         let before = self.images();
@@ -245,7 +240,7 @@ impl<'a> Walker<'a> {
                 let below = relative.join(OsStr::from_bytes(name));
                 let (real, by_link) = match found.links.remove(name) {
                     Some(real) => (real, true),
-                    None => (self.above.last().expect("its folder").0.join(OsStr::from_bytes(name)), false),
+                    None => (self.above.last().expect("its folder").join(OsStr::from_bytes(name)), false),
                 };
                 self.folder(&below, real, by_link)?;
             } else if let Some(Placed { split, set, class }) = placed {
@@ -292,7 +287,7 @@ impl<'a> Walker<'a> {
             }
             if is_link {
                 let target = entry.path().canonicalize().map_err(DatasetError::io("follow", &entry.path()))?;
-                if self.above.iter().any(|(above, _)| above.starts_with(&target)) {
+                if self.above.iter().any(|above| above.starts_with(&target)) {
                     // The link may lead through others, which no stamp covers.
                     self.walked.depends();
                     self.tally.cycle();

@@ -185,16 +185,19 @@ impl Source for Binaries {
         self.files.stamp(part.file, part.start + nth as u64 * part.stride)
     }
 
-    /// Each file's path, size and labels.
-    fn hash_identity(&self, split: Split, hash: &mut Xxh3) {
+    /// Each file's path and size, and where its images are.
+    fn hash_samples(&self, split: Split, hash: &mut Xxh3) {
         hash.update(format!("binaries 1 {:?}", self.shape).as_bytes());
         for part in &self.splits[split as usize] {
             let file = &self.files.all()[part.file as usize];
             hash.update(file.path.as_os_str().as_bytes());
             hash.update(&[0]);
             hash.update(bytemuck::cast_slice(&[file.bytes(), part.start, part.stride, part.labels.len() as u64]));
-            hash.update(&part.labels);
         }
+    }
+
+    fn hash_labels(&self, split: Split, hash: &mut Xxh3) {
+        self.splits[split as usize].iter().for_each(|part| hash.update(&part.labels));
     }
 }
 

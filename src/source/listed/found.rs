@@ -1,6 +1,7 @@
 //! What is found in a folder: images, and what is known of each.
 
 use super::super::DatasetError;
+use super::super::detours::Detours;
 use super::super::split_words::KINDS;
 use super::super::tally::{Ignored, Tally};
 use super::super::walk::is_image;
@@ -40,9 +41,13 @@ pub struct Found {
 /// The images below `folder`, relative to it; links are followed, names with a leading dot not seen, and other files than `table` counted.
 pub fn images(folder: &Path, table: &Path, tally: &mut Tally) -> Result<Vec<Vec<u8>>, DatasetError> {
     let walk = WalkDir::new(folder).follow_links(true).min_depth(1).into_iter();
-    let mut images = Vec::new();
+    let (mut images, mut detours) = (Vec::new(), Detours::default());
     for entry in walk.filter_entry(|entry| !entry.file_name().as_bytes().starts_with(b".")) {
         match entry {
+            Ok(entry) if entry.file_type().is_dir() && !detours.enter(entry.depth() - 1, entry.path_is_symlink()) => {
+                let below = entry.path().strip_prefix(folder).expect("below it").to_owned();
+                return Err(DatasetError::TooManyLinks { root: folder.to_owned(), folder: below });
+            }
             Ok(entry) if !entry.file_type().is_file() || entry.path() == table => {}
             Ok(entry) if is_image(entry.path()) => {
                 let path = entry.path().strip_prefix(folder).expect("below it");

@@ -193,15 +193,18 @@ impl Source for Listed {
         path_in([self.root.as_os_str().as_bytes(), path], Path::metadata).ok().as_ref().and_then(settled_stamp)
     }
 
-    fn hash_identity(&self, split: Split, hash: &mut Xxh3) {
+    fn hash_samples(&self, split: Split, hash: &mut Xxh3) {
         hash.update(self.root.as_os_str().as_bytes());
         hash.update(&[0]);
-        // Labels may change while no file does.
         for sample in 0..self.len(split) {
             hash.update(self.files(split).path(sample));
             hash.update(&[0]);
-            hash.update(&self.label(split, sample).to_le_bytes());
         }
+    }
+
+    /// Labels may change while no file does.
+    fn hash_labels(&self, split: Split, hash: &mut Xxh3) {
+        hash.update(bytemuck::cast_slice(&self.files(split).labels));
         for class in &self.classes {
             hash.update(class.id.as_bytes());
             hash.update(&[0]);

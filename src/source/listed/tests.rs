@@ -170,15 +170,33 @@ fn imagenet_is_read_as_it_is_packed() {
 }
 
 #[test]
-fn labels_are_part_of_the_identity() {
+fn a_changed_table_changes_what_a_feed_is_and_not_what_its_pixels_are() {
     let dir = folder(&[("metadata.csv", "file,label\n1.jpg,a\n2.jpg,b\n"), ("1.jpg", ""), ("2.jpg", "")]);
     let identity = || {
-        let mut hash = Xxh3::new();
-        opened(&dir, |_| {}).unwrap().hash_identity(Split::Train, &mut hash);
-        hash.digest()
+        let source = opened(&dir, |_| {}).unwrap();
+        let [mut samples, mut labels] = [Xxh3::new(), Xxh3::new()];
+        source.hash_samples(Split::Train, &mut samples);
+        source.hash_labels(Split::Train, &mut labels);
+        (samples.digest(), labels.digest())
     };
     let before = identity();
     assert_eq!(identity(), before);
     std::fs::write(dir.path().join("metadata.csv"), "file,label\n1.jpg,b\n2.jpg,a\n").unwrap();
-    assert_ne!(identity(), before);
+    let after = identity();
+    assert!(after.0 == before.0 && after.1 != before.1);
+    // The same numbers, of other classes.
+    std::fs::write(dir.path().join("metadata.csv"), "file,label\n1.jpg,c\n2.jpg,a\n").unwrap();
+    assert!(identity().0 == before.0 && identity().1 != after.1);
+}
+
+/// Nine folders, each with links to the others: endlessly many, if each way to one were walked.
+#[test]
+fn links_that_lead_to_links_end_the_walk() {
+    let dir = folder(&[("metadata.csv", "file,label\n0/1.jpg,a\n"), ("0/1.jpg", "")]);
+    (0..9).for_each(|at| std::fs::create_dir_all(dir.path().join(at.to_string())).unwrap());
+    for (at, to) in (0..9).flat_map(|at| (0..9).map(move |to| (at, to))).filter(|(at, to)| at != to) {
+        std::os::unix::fs::symlink(format!("../{to}"), dir.path().join(format!("{at}/to{to}"))).unwrap();
+    }
+    let error = opened(&dir, |_| {}).unwrap_err();
+    assert!(matches!(error, DatasetError::TooManyLinks { .. }), "{error}");
 }

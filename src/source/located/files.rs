@@ -6,7 +6,7 @@ use crate::escape::escaped;
 use crate::stamp::{is_settled, stamp};
 use crate::status::Fetched;
 use rustix::process::{Resource, getrlimit};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -38,26 +38,31 @@ enum Origin {
     Remote(RemoteFile),
 }
 
-/// What tells a file's content from another's. Unlike a [`stamp`] it allows what changes no content: `chmod`, a new hard link, and the inode
-/// numbers of file systems that make them up anew (buckets mounted by FUSE), so that none of these ends a training run.
+/// What tells a file's content from another's. Unlike a [`stamp`] it allows what changes no content: `chmod`, `chown`, a new hard link, and the
+/// inode numbers of file systems that make them up anew (buckets mounted by FUSE), so that none of these ends a training run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Print {
     bytes: u64,
     modified: [i64; 2],
     inode: u64,
-    /// Of the inode, which no program can set: a file that takes another's place has a later one.
+    /// Of the inode, which no program can set: a file that takes another's place has a later one, and so has one that was written to and got its
+    /// time back.
     changed: [i64; 2],
+    /// Mode, owners and number of links, a change of which moves that, too.
+    attributes: [u64; 4],
 }
 
 impl Print {
     fn of(meta: &Metadata) -> Self {
         let [modified, changed] = [[meta.mtime(), meta.mtime_nsec()], [meta.ctime(), meta.ctime_nsec()]];
-        Self { bytes: meta.size(), modified, inode: meta.ino(), changed }
+        let attributes = [meta.mode().into(), meta.uid().into(), meta.gid().into(), meta.nlink()];
+        Self { bytes: meta.size(), modified, inode: meta.ino(), changed, attributes }
     }
 
-    fn is_of_content(&self, other: &Self) -> bool {
-        let is_same_file = self.inode == other.inode || self.changed == other.changed;
-        is_same_file && self.bytes == other.bytes && self.modified == other.modified
+    /// Whether a later print is of the same content.
+    fn is_of_content(&self, later: &Self) -> bool {
+        let is_explained = self.inode == later.inode && self.attributes != later.attributes;
+        (self.changed == later.changed || is_explained) && self.bytes == later.bytes && self.modified == later.modified
     }
 }
 
@@ -172,6 +177,8 @@ pub struct Files {
     files: Vec<IndexedFile>,
     open: Mutex<Open>,
     kept_max: usize,
+    /// The last prints of local files whose attributes have changed since they were indexed: one change explains no second.
+    renewed: Mutex<HashMap<u32, Print>>,
 }
 
 #[derive(Debug)]
@@ -187,7 +194,8 @@ impl Files {
     pub fn new(files: Vec<IndexedFile>) -> Self {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let open = Open { descriptors: vec![None; files.len()], order: VecDeque::new() };
-        Self { files, open: Mutex::new(open), kept_max: (limit / KEPT_SHARE).clamp(KEPT_MIN, KEPT_MAX) as usize }
+        let kept_max = (limit / KEPT_SHARE).clamp(KEPT_MIN, KEPT_MAX) as usize;
+        Self { files, open: Mutex::new(open), kept_max, renewed: Mutex::default() }
     }
 
     /// The files.
@@ -253,7 +261,18 @@ impl Files {
     }
 
     fn check(&self, file: u32, meta: &Metadata) -> Result<(), ReadError> {
-        if self.files[file as usize].is_as_indexed(meta) { Ok(()) } else { Err(self.changed(file)) }
+        let Origin::Local(indexed) = &self.files[file as usize].origin else { return Err(self.changed(file)) };
+        let print = Print::of(meta);
+        if print == *indexed {
+            return Ok(());
+        }
+        let mut renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = renewed.entry(file).or_insert(*indexed);
+        if !last.is_of_content(&print) {
+            return Err(self.changed(file));
+        }
+        *last = print;
+        Ok(())
     }
 
     /// The descriptor of a file, which is opened if need be.
@@ -416,6 +435,42 @@ mod tests {
         assert!(print.is_of_content(&Print::of(&indexed)));
     }
 
+    /// Writes into the file at `path` until its change time moves, and gives it its old times back.
+    fn rewrite(path: &Path, bytes: &[u8]) {
+        let before = path.metadata().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let file = File::options().write(true).open(path).unwrap();
+        while Print::of(&path.metadata().unwrap()).changed == Print::of(&before).changed {
+            assert!(Instant::now() < deadline, "its time does not move");
+            file.write_all_at(bytes, 0).unwrap();
+            file.set_times(std::fs::FileTimes::new().set_modified(before.modified().unwrap())).unwrap();
+        }
+        let after = path.metadata().unwrap();
+        assert_eq!((after.len(), after.modified().unwrap()), (before.len(), before.modified().unwrap()));
+    }
+
+    #[test]
+    fn a_file_that_was_written_to_in_place_is_seen_though_its_size_and_time_were_restored() {
+        let (dir, files) = files(&[b"0123456789", b"0123456789"]);
+        let [first, second] = ["0", "1"].map(|name| dir.path().join(name));
+        assert_eq!(read(&files, 0, 2, 3).unwrap(), b"234");
+        rewrite(&first, b"abcdefghij");
+        assert!(matches!(read(&files, 0, 2, 3), Err(ReadError::FileChanged { .. })));
+        // Attributes that changed before explain nothing.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let indexed = second.metadata().unwrap();
+        for mode in [0o600, 0o640].into_iter().cycle() {
+            std::fs::set_permissions(&second, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+            if mode == 0o640 && Print::of(&second.metadata().unwrap()).changed != Print::of(&indexed).changed {
+                break;
+            }
+            assert!(Instant::now() < deadline, "its time does not move");
+        }
+        assert_eq!(read(&files, 1, 2, 3).unwrap(), b"234");
+        rewrite(&second, b"abcdefghij");
+        assert!(matches!(read(&files, 1, 2, 3), Err(ReadError::FileChanged { .. })));
+    }
+
     #[test]
     fn no_more_descriptors_are_kept_than_there_is_room_for() {
         let contents: Vec<Vec<u8>> = (0..20).map(|nth| vec![nth; 10]).collect();
@@ -432,11 +487,12 @@ mod tests {
     #[test]
     fn a_missing_file_is_an_error_that_may_pass() {
         let (dir, files) = files(&[b"0123456789"]);
-        let away = dir.path().join("away");
-        std::fs::rename(dir.path().join("0"), &away).unwrap();
+        // Its folder: a file that is renamed itself has another change time.
+        let away = dir.path().with_extension("away");
+        std::fs::rename(dir.path(), &away).unwrap();
         let error = read(&files, 0, 0, 3).unwrap_err();
         assert!(matches!(&error, ReadError::Io(cause) if cause.kind() == io::ErrorKind::NotFound), "{error}");
-        std::fs::rename(&away, dir.path().join("0")).unwrap();
+        std::fs::rename(&away, dir.path()).unwrap();
         assert_eq!(read(&files, 0, 0, 3).unwrap(), b"012");
     }
 }

@@ -115,10 +115,10 @@ impl Source for Located {
         self.files.stamp(place.file, place.offset)
     }
 
-    /// The path and size of each file that holds samples of the split, their number, and their places, labels and names; the sets that labels
+    /// The path and size of each file that holds samples of the split, their number, and their places and names; the sets that labels
     /// are numbers of.
-    fn hash_identity(&self, split: Split, hash: &mut Xxh3) {
-        let Samples { offsets, lengths, labels, names, name_ends, runs } = &self.splits[split as usize];
+    fn hash_samples(&self, split: Split, hash: &mut Xxh3) {
+        let Samples { offsets, lengths, labels: _, names, name_ends, runs } = &self.splits[split as usize];
         for &[first, file] in runs {
             let file = &self.files.all()[file as usize];
             hash.update(file.path.as_os_str().as_bytes());
@@ -129,11 +129,19 @@ impl Source for Located {
         }
         hash.update(&u64::from(self.len(split)).to_le_bytes());
         hash.update(bytemuck::cast_slice(offsets));
-        for numbers in [lengths, labels, name_ends] {
+        for numbers in [lengths, name_ends] {
             hash.update(bytemuck::cast_slice(numbers));
         }
         hash.update(names);
         hash_sets(self.label_sets.as_deref().unwrap_or_default(), hash);
+    }
+
+    fn hash_labels(&self, split: Split, hash: &mut Xxh3) {
+        hash.update(bytemuck::cast_slice(&self.splits[split as usize].labels));
+        for class in &self.classes {
+            hash.update(class.id.as_bytes());
+            hash.update(&[0]);
+        }
     }
 
     fn notes(&self) -> &[String] {
@@ -191,18 +199,25 @@ mod tests {
     }
 
     #[test]
-    fn the_identity_tells_places_labels_names_and_files_apart() {
+    fn the_identity_tells_places_names_and_files_apart_and_labels_by_themselves() {
         let (_dir, mut source) = located();
         let identity = |source: &Located, split| {
             let mut hash = Xxh3::new();
-            source.hash_identity(split, &mut hash);
+            source.hash_samples(split, &mut hash);
+            hash.digest()
+        };
+        let labels = |source: &Located| {
+            let mut hash = Xxh3::new();
+            source.hash_labels(Split::Train, &mut hash);
             hash.digest()
         };
         let mut seen = vec![identity(&source, Split::Train), identity(&source, Split::Val)];
         source.splits[0].offsets[1] += 1;
         seen.push(identity(&source, Split::Train));
+        let before = labels(&source);
         source.splits[0].labels[1] += 1;
-        seen.push(identity(&source, Split::Train));
+        assert_eq!(identity(&source, Split::Train), *seen.last().unwrap(), "pixels depend on no label");
+        assert_ne!(labels(&source), before);
         source.splits[0].names[0] += 1;
         seen.push(identity(&source, Split::Train));
         source.splits[0].runs[0][1] = 1;

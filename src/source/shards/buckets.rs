@@ -35,11 +35,7 @@ pub fn find(set: &DataSet, cache_dir: &Path) -> Result<Option<(Places, Vec<Index
         }
     }
     let Bucket { mut places, remote, found, .. } = bucket;
-    if set.splits.of(Split::Val).is_some() && set.splits.of(Split::Train).is_none() && data.contains(".tar") {
-        places.shards[Split::Train as usize] = all;
-    } else {
-        places.by_words(set, &all);
-    }
+    places.rest(set, all, data.contains(".tar"));
     let places = places.checked()?;
     let file = |path: &PathBuf| {
         let object = found.get(path).expect("it was found by that name").clone();

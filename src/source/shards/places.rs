@@ -7,6 +7,7 @@ use super::super::{DataSet, DatasetError};
 use super::names::listed_split;
 use crate::escape::escaped;
 use crate::types::Split;
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -117,7 +118,7 @@ fn in_folder(set: &DataSet) -> Result<Places, DatasetError> {
     }
     // What an info file does not list is no part of the set.
     if places.shards[Split::Train as usize].is_empty() || set.splits.of(Split::Train).is_some() {
-        places.by_words(set, &all);
+        places.rest(set, all, false);
     }
     places.checked()
 }
@@ -137,11 +138,7 @@ fn by_pattern(set: &DataSet) -> Result<Places, DatasetError> {
         all.extend(places.resolve(&part)?);
     }
     places.given(set)?;
-    if set.splits.of(Split::Val).is_some() && set.splits.of(Split::Train).is_none() {
-        places.shards[Split::Train as usize] = all;
-    } else {
-        places.by_words(set, &all);
-    }
+    places.rest(set, all, true);
     places.checked()
 }
 
@@ -220,8 +217,24 @@ impl Places {
         Ok(found)
     }
 
+    /// Takes for the splits that were not given those of `all` that no given split has. Where `is_pattern` named them beside a validation split,
+    /// they are for training, else they go by their names.
+    pub fn rest(&mut self, set: &DataSet, mut all: Vec<PathBuf>, is_pattern: bool) {
+        // Files by where they really are; an object's address is nowhere.
+        let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+        let given: HashSet<PathBuf> = self.shards.iter().flatten().map(real).collect();
+        if !given.is_empty() {
+            all.retain(|path| !given.contains(&real(path)));
+        }
+        if is_pattern && set.splits.of(Split::Val).is_some() && set.splits.of(Split::Train).is_none() {
+            self.shards[Split::Train as usize] = all;
+        } else {
+            self.by_words(set, &all);
+        }
+    }
+
     /// Takes for the splits that have no shards yet those of `all` that are called so.
-    pub fn by_words(&mut self, set: &DataSet, all: &[PathBuf]) {
+    fn by_words(&mut self, set: &DataSet, all: &[PathBuf]) {
         let of = |path: &PathBuf| word(path.strip_prefix(&self.base).unwrap_or(path));
         let mut called: [Vec<PathBuf>; KINDS.len()] = Default::default();
         let mut others = Vec::new();
@@ -276,6 +289,13 @@ impl Places {
             if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
                 return Err(self.refused(format!("{} is named twice", escaped(&pair[0]))));
             }
+        }
+        let training: HashSet<&PathBuf> = self.shards[Split::Train as usize].iter().collect();
+        let both: Vec<&PathBuf> =
+            self.shards[Split::Val as usize].iter().filter(|path| training.contains(path)).collect();
+        if let Some(example) = both.first() {
+            let note = format!("{} shards are in both splits, e.g. {} (--splits)", both.len(), escaped(example));
+            self.notes.push(note);
         }
         if self.shards[Split::Val as usize].is_empty() {
             self.notes.push("there are no validation shards (--splits val=PATTERN names some)".to_owned());
@@ -342,6 +362,10 @@ mod tests {
             ("s", "val=test", "s/train-0.tar s/train-1.tar s/train-2.tar", "s/test-0.tar", 0),
             ("s", "train=train-2.tar::train-0.tar,val=../v", "s/train-2.tar s/train-0.tar", "s/../v/x.tar", 0),
             ("s/train-0.tar", "val=val-0.tar", "s/train-0.tar", "s/val-0.tar", 0),
+            // What is given to one split is not taken for the other, but where both are given.
+            ("s/*-0.tar", "val=val-0.tar", "s/test-0.tar s/train-0.tar", "s/val-0.tar", 0),
+            ("s", "val=train-2.tar", "s/train-0.tar s/train-1.tar", "s/train-2.tar", 0),
+            ("s", "train=train-*.tar,val=train-2.tar", "s/train-0.tar s/train-1.tar s/train-2.tar", "s/train-2.tar", 1),
         ] {
             let expected = Some((train.to_owned(), val.to_owned(), notes));
             assert_eq!(found(dir.path(), data, splits), expected, "{data} {splits}");

@@ -190,8 +190,12 @@ impl Source for Tables {
         self.located.stamp(split, sample)
     }
 
-    fn hash_identity(&self, split: Split, hash: &mut Xxh3) {
-        self.located.hash_identity(split, hash);
+    fn hash_samples(&self, split: Split, hash: &mut Xxh3) {
+        self.located.hash_samples(split, hash);
+    }
+
+    fn hash_labels(&self, split: Split, hash: &mut Xxh3) {
+        self.located.hash_labels(split, hash);
     }
 
     fn notes(&self) -> &[String] {

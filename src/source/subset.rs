@@ -443,7 +443,7 @@ mod tests {
             fn stamp(&self, _: Split, _: SampleId) -> Option<Stamp> {
                 None
             }
-            fn hash_identity(&self, _: Split, _: &mut Xxh3) {}
+            fn hash_samples(&self, _: Split, _: &mut Xxh3) {}
         }
 
         let inner = Arc::new(Sharded(std::sync::Mutex::default()));

@@ -115,8 +115,7 @@ impl Source for Located {
         self.files.stamp(place.file, place.offset)
     }
 
-    /// The path and size of each file that holds samples of the split, their number, and their places and names; the sets that labels
-    /// are numbers of.
+    /// The path and size of each file that holds samples of the split, their number, and their places and names.
     fn hash_samples(&self, split: Split, hash: &mut Xxh3) {
         let Samples { offsets, lengths, labels: _, names, name_ends, runs } = &self.splits[split as usize];
         for &[first, file] in runs {
@@ -133,7 +132,6 @@ impl Source for Located {
             hash.update(bytemuck::cast_slice(numbers));
         }
         hash.update(names);
-        hash_sets(self.label_sets.as_deref().unwrap_or_default(), hash);
     }
 
     fn hash_labels(&self, split: Split, hash: &mut Xxh3) {
@@ -142,6 +140,7 @@ impl Source for Located {
             hash.update(class.id.as_bytes());
             hash.update(&[0]);
         }
+        hash_sets(self.label_sets.as_deref().unwrap_or_default(), hash);
     }
 
     fn notes(&self) -> &[String] {

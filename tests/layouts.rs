@@ -255,7 +255,7 @@ fn a_changed_table_of_labels_costs_no_decoded_image() {
         let rows = names.iter().enumerate().map(|(nth, name)| format!("{name},{}\n", label(nth)));
         std::fs::write(&table, format!("file,label\n{}", rows.collect::<String>())).unwrap();
         let daemon = Daemon::on(&images, &["--labels", table.to_str().unwrap(), &cache_file]);
-        let spec = FeedSpec { batch_size: 8, shuffle: false, ..spec(Split::Train) };
+        let spec = FeedSpec { batch_size: 8, shuffle: mixd::spec::Shuffle::Off, ..spec(Split::Train) };
         let mut feed = daemon.attach(spec).unwrap();
         let (x, identity) = (feed.next_batch().unwrap().view().x.to_vec(), feed.identity());
         (x, identity, mixd::client::status(&daemon.socket()).unwrap().stores[0].decoded)

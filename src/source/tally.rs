@@ -108,7 +108,8 @@ impl Tally {
             (self.unreadable, ["cannot be read"; 2]),
             (self.cycles, ["link to a folder that contains it", "links to folders that contain them"]),
         ];
-        let mut notes: Vec<String> = [line("file", &files), line("folder", &folders)].into_iter().flatten().collect();
+        let mut notes: Vec<String> =
+            [line(["file", "files"], &files), line(["folder", "folders"], &folders)].into_iter().flatten().collect();
         if let [_, ..] = *self.empty {
             let mut note = String::from("class folders without images: ");
             for (nth, folder) in self.empty.iter().take(NAMES_MAX).enumerate() {
@@ -123,14 +124,13 @@ impl Tally {
     }
 }
 
-/// «312 files ignored: 300 not images, 12 broken links»; nothing of nothing.
-fn line(what: &str, causes: &[(u64, [&str; 2])]) -> Option<String> {
+/// «312 files ignored: 300 not images, 12 broken links»; nothing of nothing. All that is counted has a name for one and one for several.
+pub fn line(what: [&str; 2], causes: &[(u64, [&str; 2])]) -> Option<String> {
     let causes = || causes.iter().filter(|&&(count, _)| count > 0);
     let all: u64 = causes().map(|(count, _)| count).sum();
-    let by_cause =
-        |(count, [one, several]): &(u64, [&str; 2])| format!("{count} {}", if *count == 1 { one } else { several });
-    let by_cause = causes().map(by_cause).collect::<Vec<_>>().join(", ");
-    (all > 0).then(|| format!("{all} {what}{} ignored: {by_cause}", if all == 1 { "" } else { "s" }))
+    let counted = |count: u64, [one, several]: [&str; 2]| format!("{count} {}", if count == 1 { one } else { several });
+    let by_cause = || causes().map(|&(count, names)| counted(count, names)).collect::<Vec<_>>().join(", ");
+    (all > 0).then(|| format!("{} ignored: {}", counted(all, what), by_cause()))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod shard;
 mod tar;
 
 use super::located::{Contents, IndexedFile, Located, Location};
+use super::tally::line;
 use super::vocabulary::{Mixed, Vocabulary, Written};
 use super::{DataSet, DatasetError};
 use crate::escape::escaped;
@@ -273,25 +274,19 @@ impl LeftOut {
 
     /// What a user should know of that.
     fn notes(&self) -> Vec<String> {
-        let line = |what: &str, causes: &[(u64, &str)]| {
-            let causes: Vec<_> = causes.iter().filter(|(count, _)| *count > 0).collect();
-            let total: u64 = causes.iter().map(|(count, _)| count).sum();
-            let causes: Vec<_> = causes.iter().map(|(count, cause)| format!("{count} {cause}")).collect();
-            (total > 0).then(|| format!("{total} {what} left out: {}", causes.join(", ")))
-        };
         let samples = [
-            (self.no_image, "without an image"),
-            (self.marked, "marked `__bad__`"),
-            (self.several_images, "with several images, none of them `jpg`"),
-            (self.no_label, "without a label"),
-            (self.negative, "with a label below 0"),
+            (self.no_image, ["without an image"; 2]),
+            (self.marked, ["marked `__bad__`"; 2]),
+            (self.several_images, ["with several images, none of them `jpg`"; 2]),
+            (self.no_label, ["without a label"; 2]),
+            (self.negative, ["with a label below 0"; 2]),
         ];
-        let files = [(self.keyless, "without an extension"), (self.hidden, "hidden")];
+        let files = [(self.keyless, ["without an extension"; 2]), (self.hidden, ["hidden"; 2])];
         let unended = || format!("{} shards lack the blocks that end a tar, so samples may be missing", self.unended);
         let misfits = || format!("{} index files (.idx) do not fit their shards and are not used", self.misfits);
         [
-            line("samples", &samples),
-            line("files in shards", &files),
+            line(["sample", "samples"], &samples),
+            line(["file in shards", "files in shards"], &files),
             (self.unended > 0).then(unended),
             (self.misfits > 0).then(misfits),
         ]

@@ -141,13 +141,13 @@ fn samples_that_lack_something_are_counted() {
     assert_eq!((source.len(Split::Train), source.label(Split::Train, 1)), (2, 7));
     let notes = source.notes().join("; ");
     for note in [
-        "5 samples left out",
+        "5 samples ignored",
         "1 marked `__bad__`",
         "1 without an image",
         "1 with several images",
         "1 without a label",
         "1 with a label below 0",
-        "2 files in shards left out: 1 without an extension, 1 hidden",
+        "2 files in shards ignored: 1 without an extension, 1 hidden",
         "no validation shards",
     ] {
         assert!(notes.contains(note), "{note}: {notes}");

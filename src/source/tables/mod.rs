@@ -18,6 +18,7 @@ mod tests;
 use super::flaw::Flaw;
 use super::located::{Contents, IndexedFile, Located, Location, Samples};
 use super::pattern::{self, Malformed};
+use super::tally::line;
 use super::vocabulary::{CLASSES_MAX, Mixed, Vocabulary, Written};
 use super::{Ahead, Class, DataSet, DatasetError, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
 use crate::escape::escaped;
@@ -264,9 +265,8 @@ fn lay_out(set: &DataSet) -> Result<Option<Layout>, DatasetError> {
     if !left.is_empty() {
         layout.notes.push(format!("splits that are not used: {} (see --splits)", left.join(", ")));
     }
-    if found.others > 0 {
-        layout.notes.push(format!("{} tables ignored, whose names tell no split", found.others));
-    }
+    let others = (found.others as u64, ["whose name tells no split", "whose names tell no split"]);
+    layout.notes.extend(line(["table", "tables"], &[others]));
     Ok(Some(layout))
 }
 
@@ -362,14 +362,15 @@ fn index_all(
     let tables = index_each(files, &chosen)?;
     let vocabulary = vocabulary(files, &tables, &chosen)?;
     let mut contents = Contents { notes: vocabulary.note().into_iter().collect(), ..Contents::default() };
-    let (mut coded_pages, mut unlabelled) = (Vec::<BTreeMap<u64, CodedPage>>::new(), [0_usize; Split::ALL.len()]);
+    let (mut coded_pages, mut unlabelled) = (Vec::<BTreeMap<u64, CodedPage>>::new(), [0_u64; Split::ALL.len()]);
     for (number, ((split, path, _), rows)) in files.iter().zip(tables).enumerate() {
         let samples = &mut contents.splits[*split as usize];
         unlabelled[*split as usize] += push(samples, number as u32, path, &rows, &vocabulary)?;
         coded_pages.push(rows.coded.iter().map(|page| (page.offset(), *page)).collect());
     }
-    for (&split, &count) in Split::ALL.iter().zip(&unlabelled).filter(|(_, count)| **count > 0) {
-        contents.notes.push(format!("{count} rows of {split} left out: they have no label"));
+    for (split, &count) in Split::ALL.iter().zip(&unlabelled) {
+        let rows = ["row", "rows"].map(|what| format!("{what} of {split}"));
+        contents.notes.extend(line([&rows[0], &rows[1]], &[(count, ["without a label"; 2])]));
     }
     if contents.splits[Split::Train as usize].len() == 0 {
         let cause = format!(
@@ -447,7 +448,7 @@ fn push(
     path: &Path,
     rows: &Rows,
     vocabulary: &Vocabulary,
-) -> Result<usize, DatasetError> {
+) -> Result<u64, DatasetError> {
     let refused = |cause: String| DatasetError::Unusable { path: path.to_owned(), cause };
     let label = |name: &String| vocabulary.label(Written::Name(name.as_bytes()));
     let of_names: Vec<Option<ClassId>> = match &rows.labels {

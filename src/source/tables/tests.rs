@@ -86,7 +86,7 @@ fn every_way_of_writing_a_table_gives_its_rows() {
         );
         let is_unlabelled = read_all(&file).unwrap() > found.len();
         assert_eq!(
-            source.notes().iter().any(|note| note == "3 rows of train left out: they have no label"),
+            source.notes().iter().any(|note| note == "3 rows of train ignored: 3 without a label"),
             is_unlabelled
         );
     }

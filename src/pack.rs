@@ -1,7 +1,7 @@
 //! Packing: the samples of any source as shards that WebDataset reads, images as they are or smaller.
 //!
 //! A shard is a tar of about [`PackOptions::shard_bytes`]; a sample is its image (`00000042.jpg`, by its content) and `00000042.cls`, the number of its
-//! class. Training samples are in a random order that is always the same, so that readers that shuffle only within a window get mixed classes. The
+//! class, or `00000042.json` with all of them (`{"label": [3, 7]}`) where samples have several. Training samples are in a random order that is always the same, so that readers that shuffle only within a window get mixed classes. The
 //! same source and options make the same bytes.
 
 use crate::decode::{DecodeKind, Decoder, ExifOrientation, ImageError};
@@ -58,9 +58,6 @@ pub enum PackError {
     /// The folder has files already.
     #[error("{}: is not empty (name a new folder)", escaped(.0))]
     NotEmpty(PathBuf),
-    /// Images have several labels.
-    #[error("the images of this data set have several labels, for which shards have no field: keep it as it is")]
-    SeveralLabels,
     /// A sample cannot be read, which may pass.
     #[error("{name} {source} (the folder is not whole: remove it, and pack again)")]
     Read {
@@ -93,9 +90,6 @@ pub fn pack(
         let path = path.to_owned();
         move |source| PackError::Io { path, source }
     };
-    if source.label_sets().is_some() {
-        return Err(PackError::SeveralLabels);
-    }
     std::fs::create_dir_all(out).map_err(failed(out))?;
     if std::fs::read_dir(out).map_err(failed(out))?.next().is_some() {
         return Err(PackError::NotEmpty(out.to_owned()));
@@ -260,8 +254,12 @@ impl<'a> Shards<'a> {
         }
         let key = format!("{:08}", self.written.lengths.iter().sum::<u64>());
         let (tar, bytes) = self.open.as_mut().expect("just made");
-        let label = source.label(split, sample).to_string();
-        let fields = [(image.ending, &*image.bytes), ("cls", label.as_bytes())];
+        let label = source.label(split, sample);
+        let (field, label) = match source.label_sets() {
+            Some(sets) => ("json", json!({"label": &*sets[label as usize]}).to_string()),
+            None => ("cls", label.to_string()),
+        };
+        let fields = [(image.ending, &*image.bytes), (field, label.as_bytes())];
         for (field, content) in fields {
             let mut header = Header::new_ustar();
             header.set_size(content.len() as u64);

@@ -152,6 +152,11 @@ impl Sets {
         })
     }
 
+    /// Those so far, by their numbers.
+    pub fn as_slice(&self) -> &[LabelSet] {
+        &self.sets
+    }
+
     /// All of them.
     pub fn into_sets(self) -> Vec<LabelSet> {
         self.sets

@@ -50,20 +50,22 @@ pub fn kinds(dir: &Path) -> Vec<Kind> {
     parts.flat_map(|(nth, part)| part(&dir.join(nth.to_string()))).collect()
 }
 
-/// The split, classes and number of each image of the sets that are made of files.
+/// The split, classes and number of each image of the sets that are made of files. Validation comes first by its names, and sets of classes
+/// are numbered by training.
 const IMAGES: [(Split, &[&str], usize); 7] = [
-    (Split::Train, &["cat"], 0),
-    (Split::Train, &["cat", "old"], 1),
-    (Split::Train, &["dog"], 2),
-    (Split::Train, &["dog", "old"], 3),
-    (Split::Train, &[], 4),
-    (Split::Val, &["dog", "old"], 5),
-    (Split::Val, &["cat"], 6),
+    (Split::Val, &["dog", "old"], 0),
+    (Split::Val, &["old"], 1),
+    (Split::Train, &["cat"], 2),
+    (Split::Train, &["cat", "old"], 3),
+    (Split::Train, &["dog"], 4),
+    (Split::Train, &["dog", "old"], 5),
+    (Split::Train, &[], 6),
 ];
 
-/// Those of a single class each: the first, if it has several.
+/// Those of a single class each: the first of cat and dog that it has.
 fn single() -> impl Iterator<Item = (Split, &'static str, usize)> {
-    IMAGES.into_iter().filter_map(|(split, classes, nth)| Some((split, *classes.first()?, nth)))
+    let first = |classes: &[&'static str]| classes.iter().copied().find(|class| *class != "old");
+    IMAGES.into_iter().filter_map(move |(split, classes, nth)| Some((split, first(classes)?, nth)))
 }
 
 fn picture(nth: usize) -> RgbImage {
@@ -216,12 +218,17 @@ fn shards(dir: &Path) -> Vec<Kind> {
     let files = shard_files();
     files.iter().for_each(|(name, bytes)| put(&dir.join("set").join(name), bytes));
     put(&dir.join("set/classnames.txt"), b"cat\ndog\n");
-    let pattern = dir.join("set/train-{000000..000001}.tar");
+    let pattern = dir.join("set/train-{000001..000002}.tar");
+    for (split, classes, nth) in IMAGES {
+        let label = serde_json::json!({"label": classes}).to_string().into_bytes();
+        let files = [(format!("{nth}.png"), png(nth)), (format!("{nth}.json"), label)];
+        put(&dir.join(format!("several/{split}-{nth}.tar")), &tar(&files));
+    }
     #[cfg_attr(not(feature = "cloud-test"), expect(unused_mut, reason = "with it there is one kind more"))]
     let mut kinds = vec![
         Kind::new(SHARDS, "a folder of shards", dir.join("set"), expected_single()),
-        Kind::new(SHARDS, "a pattern of shards", pattern, expected_single())
-            .with(&["--splits=val=val-{000002..000003}.tar"]),
+        Kind::new(SHARDS, "shards with lists of labels", dir.join("several"), expected_multi()),
+        Kind::new(SHARDS, "a pattern of shards", pattern, expected_single()).with(&["--splits=val=val-000000.tar"]),
     ];
     #[cfg(feature = "cloud-test")]
     {

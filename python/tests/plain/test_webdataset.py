@@ -7,7 +7,6 @@ import random
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ FIELDS = [
     *("__bad__", "mask.npy", "x.cls", "meta.json", "", "url", "pt"),
 ]
 LABELS = ["cls", "cls", "CLS", "cls.txt", "json", "json", "Json", "txt"]
+NAMES = ["tench", "golf ball", "Église", "10"]
 # Files that are no field of any sample.
 OTHERS = ["README", "b.c/README", "__meta__", "____", "__info__.json", "a/b/"]
 # What mixd does not see, while webdataset makes samples of their own of those that lie in folders.
@@ -38,7 +38,9 @@ def label_text(random: random.Random, field: str, kind: str) -> str:
     if field.lower() != "json":
         no_number = "a photo" if field == "txt" else str(number)
         return random.choice([f"{number}", f" {number}\n", f"{number:03}", no_number]) if kind == "integers" else "a photo"
-    value: object = number if kind == "integers" else random.choice(["tench", "golf ball", "Église", "10"])
+    value: object = number if kind == "integers" else random.choice(NAMES)
+    if kind == "several":
+        value = random.sample(NAMES, random.randrange(4)) if random.random() < 0.8 else value
     if kind == "integers" and random.random() < 0.2:
         value = float(number)
     extra = {"width": 3, "caption": "x" * random.randrange(600)}
@@ -101,13 +103,18 @@ def image(sample: dict[str, Any]) -> str | None:
     return first.decode() if first is not None else None
 
 
-def label(sample: dict[str, Any], key: str | None) -> int | str | None:
-    """The label of a sample by the rules of docs/datasets.md#webdataset-shards."""
+Label = int | str | tuple[str, ...]
+
+
+def label(sample: dict[str, Any], key: str | None) -> Label | None:
+    """The label of a sample, or all of a list, by the rules of docs/datasets.md#webdataset-shards."""
     written = wds.filters.getfirst(sample, ["cls", "cls.txt"], missing_is_error=False)
     if key is None and written is not None:
         return int(written)
     found = [sample.get("json", {}).get(name) for name in ([key] if key else ["label", "cls"])]
     found = [value for value in found if value is not None]
+    if found and isinstance(found[0], list):
+        return tuple(found[0])
     if found:
         return found[0] if isinstance(found[0], str) else int(found[0])
     if key is None and re.fullmatch(r"\s*-?\d+\s*", sample.get("txt", "")):
@@ -115,16 +122,25 @@ def label(sample: dict[str, Any], key: str | None) -> int | str | None:
     return None
 
 
-def expected(folder: Path, key: str | None) -> list[tuple[str, int | str]]:
+def expected(folder: Path, key: str | None) -> list[tuple[str, Label]]:
     """Name and label of each sample in a folder's shards."""
     listed = []
     for shard in sorted(folder.glob("*.tar")):
         for sample in samples(shard):
             name, value = image(sample), label(sample, key)
-            if name is not None and value is not None and (isinstance(value, str) or value >= 0):
+            if name is not None and value is not None and (isinstance(value, str | tuple) or value >= 0):
                 assert name.startswith(sample["__key__"] + ".")
                 listed.append((f"{shard.name}/{name}", value))
     return listed
+
+
+def numbers(labels: list[Label]) -> list[int]:
+    """The numbers that stand for labels: places among sorted names, or of sets of these in the order of their first samples."""
+    if any(isinstance(label, tuple) for label in labels):
+        sets = [frozenset(label if isinstance(label, tuple) else (label,)) for label in labels]
+        return [list(dict.fromkeys(sets)).index(one) for one in sets]
+    names = sorted({label for label in labels if isinstance(label, str)}, key=str.encode)
+    return [names.index(label) if isinstance(label, str) else int(str(label)) for label in labels]
 
 
 def plan(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -144,26 +160,24 @@ def listed(folder: Path, *options: str) -> list[tuple[str, int]]:
 
 
 @pytest.fixture(scope="module", params=range(24))
-def shards(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A folder of shards, and how their labels are written."""
+def shards(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of shards, whose labels are integers, names, or lists of names."""
     draw = random.Random(request.param)
-    kind = "names" if request.param % 3 == 0 else "integers"
+    kind = ["names", "integers", "several", "integers"][request.param % 4]
     folder = tmp_path_factory.mktemp(f"shards{request.param}") / "set"
     folder.mkdir()
     for nth in range(6):
         tar = draw.choice([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
         write(folder / f"train-{nth:06}.tar", files(draw, kind), tar)
-    yield folder, kind
+    return folder
 
 
 @pytest.mark.parametrize("key", [None, "label", "cls"])
-def test_keys_fields_and_labels_are_webdatasets(shards: tuple[Path, str], key: str | None) -> None:
-    folder, kind = shards
-    wanted = expected(folder, key)
+def test_keys_fields_and_labels_are_webdatasets(shards: Path, key: str | None) -> None:
+    wanted = expected(shards, key)
     assert len(wanted) > (0 if key else 20)
-    names = sorted({value for _, value in wanted}, key=lambda name: str(name).encode()) if kind == "names" else None
-    found = listed(folder, *([f"--label-key={key}"] if key else []))
-    assert found == [(name, names.index(value) if names else value) for name, value in wanted]
+    found = listed(shards, *([f"--label-key={key}"] if key else []))
+    assert found == list(zip([name for name, _ in wanted], numbers([label for _, label in wanted]), strict=True))
 
 
 @pytest.mark.parametrize(

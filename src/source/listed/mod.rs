@@ -118,7 +118,9 @@ impl Listed {
         }
         let mut vocabulary = Vocabulary::of_texts(training().flat_map(|entry| entry.labels.iter().map(String::as_str)));
         let (mut sets, mut splits) = (Sets::default(), [Files::default(), Files::default()]);
-        for entry in &entries {
+        // Training first, so that sets have the numbers that they have in shards (`mixd pack`).
+        let by_split = Split::ALL.iter().flat_map(|&split| entries.iter().filter(move |entry| entry.split() == split));
+        for entry in by_split {
             let labels: Result<Vec<ClassId>, &String> =
                 entry.labels.iter().map(|text| vocabulary.label_of_text(text).ok_or(text)).collect();
             let labels = labels.map_err(|class| DatasetError::UnknownClass {

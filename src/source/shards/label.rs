@@ -34,6 +34,8 @@ pub enum Label {
 pub enum Found {
     /// It.
     Label(Label),
+    /// A list of them, of any length.
+    Several(Vec<Label>),
     /// An integer below 0, by which some sets mark what has no label.
     Negative,
     /// No field that may hold one; the keys of `json`, if it has that.
@@ -136,7 +138,14 @@ fn from_json(value: &Value) -> Result<Found, String> {
                 number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() < 1e15).map(|float| float as i64);
             number_label(number.as_i64().or(whole).ok_or_else(|| format!("{number} is no integer"))?)
         }
-        Value::Array(_) => Err("it is a list, and several labels a sample are not read from shards".to_owned()),
-        _ => Err("it is neither an integer nor a name (--label-key names another key)".to_owned()),
+        Value::Array(labels) => {
+            let label = |value: &Value| match from_json(value)? {
+                Found::Label(label) => Ok(label),
+                Found::Negative => Err(format!("{value}, in a list of labels, is below 0")),
+                _ => Err("it has a list within the list of labels".to_owned()),
+            };
+            labels.iter().map(label).collect::<Result<_, _>>().map(Found::Several)
+        }
+        _ => Err("it is no integer, no name and no list of these (--label-key names another key)".to_owned()),
     }
 }

@@ -17,7 +17,7 @@ mod tar;
 
 use super::located::{Contents, IndexedFile, Located, Location};
 use super::tally::line;
-use super::vocabulary::{Mixed, Vocabulary, Written};
+use super::vocabulary::{Mixed, Sets, Vocabulary, Written};
 use super::{DataSet, DatasetError};
 use crate::escape::escaped;
 use crate::memory;
@@ -25,7 +25,7 @@ use crate::stamp::{is_settled, stamp};
 use crate::types::Split;
 pub use fault::Fault;
 use places::Places;
-use shard::{LabelKind, LeftOut, Room, ShardIndex};
+use shard::{LabelKind, LeftOut, Raw, Room, ShardIndex, raw};
 use std::fs::Metadata;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -197,6 +197,12 @@ fn merge(places: &Places, indexes: Vec<ShardIndex>) -> Result<Contents, DatasetE
     })?;
     let mut contents = Contents { notes: left_out.notes(), ..Contents::default() };
     contents.notes.extend(vocabulary.note());
+    if vocabulary.classes.is_empty() {
+        return Err(shards_refused("every list of labels in the training shards is empty".to_owned()));
+    }
+    // Where one sample has a list, the label of any other is a set of one.
+    let is_multi = indexes.iter().any(|index| !index.sets.as_slice().is_empty());
+    let mut sets = Sets::default();
     for (number, index) in indexes.iter().enumerate() {
         let split = if number < train_shards { Split::Train } else { Split::Val };
         let label = |name: &String| {
@@ -206,20 +212,36 @@ fn merge(places: &Places, indexes: Vec<ShardIndex>) -> Result<Contents, DatasetE
             })
         };
         let labels = index.names.iter().map(label).collect::<Result<Vec<_>, _>>()?;
+        let label_of = |one: u32| if index.kind == Some(LabelKind::Names) { labels[one as usize] } else { one };
+        let mut numbers = vec![None; index.sets.as_slice().len()];
         for sample in index.samples.iter() {
-            let label = if index.kind == Some(LabelKind::Names) { labels[sample.label as usize] } else { sample.label };
+            let label = match raw(sample.label) {
+                Raw::One(one) if is_multi => sets.number(vec![label_of(one)]),
+                Raw::One(one) => label_of(one),
+                Raw::Several(set) => *numbers[set as usize].get_or_insert_with(|| {
+                    sets.number(index.sets.as_slice()[set as usize].iter().map(|&one| label_of(one)).collect())
+                }),
+            };
             let pushed = contents.splits[split as usize].push(Location { label, ..sample });
             pushed.map_err(|_| DatasetError::Shard { path: path_of(places, number).to_owned(), fault: Fault::Full })?;
         }
     }
     contents.classes = vocabulary.classes;
+    contents.label_sets = is_multi.then(|| sets.into_sets());
     Ok(contents)
 }
 
 /// The labels of a shard as they are written: names once, numbers for each sample.
 fn written(index: &ShardIndex) -> impl Iterator<Item = Written<'_>> {
     let are_numbers = index.kind == Some(LabelKind::Integers);
-    let numbers = are_numbers.then(|| index.samples.iter().map(|sample| Written::Number(sample.label)));
+    let numbers = are_numbers.then(|| {
+        let of_samples = index.samples.iter().filter_map(|sample| match raw(sample.label) {
+            Raw::One(one) => Some(one),
+            Raw::Several(_) => None,
+        });
+        let of_sets = index.sets.as_slice().iter().flat_map(|set| set.iter().copied());
+        of_samples.chain(of_sets).map(Written::Number)
+    });
     index.names.iter().map(|name| Written::Name(name.as_bytes())).chain(numbers.into_iter().flatten())
 }
 

@@ -1,6 +1,7 @@
 //! The index of one shard.
 
 use super::super::located::{Full, IndexedFile, Location, Opened, Samples};
+use super::super::vocabulary::Sets;
 use super::dali;
 use super::fault::{Fault, shown};
 use super::group::{Groups, Role, Sample, role};
@@ -11,8 +12,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Marks the label of a sample with a list of labels: the rest is the number of its set. Labels themselves are smaller.
+const SEVERAL: u32 = 1 << 31;
 /// Bytes of a sample beside its name, with what lists reserve as they grow.
 const SAMPLE_BYTES: u64 = 40;
+/// Bytes of a set of labels beside these, in the list of sets and in the map to their numbers.
+const SET_BYTES: u64 = 96;
 /// How far an index grows between two looks at the memory.
 const LOOK_BYTES: u64 = 16 << 20;
 /// Names of fields and keys that are kept for an error's text.
@@ -27,11 +32,27 @@ pub enum LabelKind {
     Names,
 }
 
+/// What is written of a sample's label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Raw {
+    /// An integer, or a position in the shard's names.
+    One(u32),
+    /// The number of one of the shard's sets.
+    Several(u32),
+}
+
+/// What the label of a sample in [`ShardIndex::samples`] means.
+pub fn raw(label: u32) -> Raw {
+    if label < SEVERAL { Raw::One(label) } else { Raw::Several(label - SEVERAL) }
+}
+
 /// What a shard holds.
 #[derive(Debug, Default)]
 pub struct ShardIndex {
-    /// Its samples. Their labels are the integers that are written, or positions in `names`.
+    /// Its samples. Their labels are for [`raw`].
     pub samples: Samples,
+    /// The distinct lists of labels: integers, or positions in `names`.
+    pub sets: Sets,
     /// Unknown where there is no sample.
     pub kind: Option<LabelKind>,
     /// The names of classes, in the order of their first samples.
@@ -205,7 +226,18 @@ impl Indexer<'_> {
             }
         };
         let label = match label(sample, self.label_key, reader)? {
-            Found::Label(label) => label,
+            Found::Label(label) => self.number_of(label, image)?,
+            Found::Several(labels) => {
+                let numbers: Vec<u32> =
+                    labels.into_iter().map(|label| self.number_of(label, image)).collect::<Result<_, _>>()?;
+                let (known, bytes) = (self.index.sets.as_slice().len(), SET_BYTES + 4 * numbers.len() as u64);
+                let set = self.index.sets.number(numbers);
+                if set >= SEVERAL {
+                    return Err(Fault::Full);
+                }
+                self.taken += if set as usize == known { bytes } else { 0 };
+                SEVERAL + set
+            }
             Found::Negative => {
                 left_out.negative += 1;
                 return Ok(());
@@ -220,7 +252,6 @@ impl Indexer<'_> {
                 return Ok(());
             }
         };
-        let label = self.number_of(label, image)?;
         self.taken += SAMPLE_BYTES + image.name.len() as u64;
         if self.taken >= LOOK_BYTES {
             self.room.take(std::mem::take(&mut self.taken))?;

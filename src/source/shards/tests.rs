@@ -115,6 +115,45 @@ fn labels_are_in_json_too() {
 }
 
 #[test]
+fn a_list_of_labels_is_a_set_and_then_a_single_label_is_a_set_of_one() {
+    let sets = |source: &Located, split| -> Vec<Vec<String>> {
+        let sets = source.label_sets().unwrap();
+        let ids = |label: u32| sets[label as usize].iter().map(|&class| source.classes()[class as usize].id.clone());
+        (0..source.len(split)).map(|sample| ids(source.label(split, sample)).collect()).collect()
+    };
+    let names = Set::new()
+        .with("train-0.tar", &[("a.jpg", b""), ("a.json", br#"{"label": "tench"}"#)])
+        .with(
+            "train-1.tar",
+            &[
+                ("b.jpg", b""),
+                ("b.json", br#"{"label": ["tench", "cat", "tench"]}"#),
+                ("c.jpg", b""),
+                ("c.json", br#"{"label": []}"#),
+                ("d.jpg", b""),
+                ("d.json", br#"{"label": ["tench"]}"#),
+            ],
+        )
+        .with("val-0.tar", &[("e.jpg", b""), ("e.json", br#"{"label": ["cat"]}"#)]);
+    let source = names.open().unwrap();
+    assert_eq!(sets(&source, Split::Train), [&["tench"][..], &["cat", "tench"], &[], &["tench"]]);
+    assert_eq!(sets(&source, Split::Val), [["cat"]]);
+    // Equal sets have one number, in the order of their first samples.
+    let labels: Vec<_> = (0..4).map(|sample| source.label(Split::Train, sample)).collect();
+    assert_eq!((labels, source.label(Split::Val, 0), source.label_sets().unwrap().len()), (vec![0, 1, 2, 0], 3, 4));
+    let unknown = names.with("val-1.tar", &[("f.jpg", b""), ("f.json", br#"{"label": ["cat", "cow"]}"#)]);
+    assert!(unknown.refused().contains("class `cow`"), "{}", unknown.refused());
+
+    let integers = Set::new()
+        .with("train.tar", &[("a.jpg", b""), ("a.json", br#"{"label": [3, 1.0]}"#), ("b.jpg", b""), ("b.cls", b"0")])
+        .with("val.tar", &[("c.jpg", b""), ("c.json", br#"{"label": [4, 0]}"#)]);
+    let source = integers.open().unwrap();
+    assert_eq!(sets(&source, Split::Train), [&["1", "3"][..], &["0"]]);
+    assert_eq!((sets(&source, Split::Val), source.classes().len()), (vec![vec!["0".into(), "4".into()]], 5));
+    assert!(source.notes()[0].contains("larger than any of training"), "{:?}", source.notes());
+}
+
+#[test]
 fn samples_that_lack_something_are_counted() {
     let set = Set::new().with(
         "train.tar",
@@ -166,7 +205,11 @@ fn what_has_no_labels_is_refused_with_its_fields() {
         (&[("a.wav", b""), ("a.cls", b"1")], &["cls, wav", "images are jpg"]),
         (&[("a.jpg", b""), ("a.cls", b"cat")], &["`a.cls`", "`cat` is no integer"]),
         (&[("a.jpg", b""), ("a.cls", b"99999999")], &["`a.cls`", "largest label"]),
-        (&[("a.jpg", b""), ("a.json", br#"{"label": [1, 2]}"#)], &["`a.json`", "list"]),
+        (&[("a.jpg", b""), ("a.json", br#"{"label": [1, -2]}"#)], &["`a.json`", "-2, in a list of labels, is below 0"]),
+        (&[("a.jpg", b""), ("a.json", br#"{"label": [[1]]}"#)], &["`a.json`", "a list within the list"]),
+        (&[("a.jpg", b""), ("a.json", br#"{"label": [1, null]}"#)], &["`a.json`", "no integer, no name"]),
+        (&[("a.jpg", b""), ("a.json", br#"{"label": [1, "x"]}"#)], &["some labels are integers"]),
+        (&[("a.jpg", b""), ("a.json", br#"{"label": []}"#)], &["every list of labels", "is empty"]),
         (&[("a.jpg", b""), ("a.json", br#"{"label": "#)], &["`a.json`", "EOF"]),
         (&[("a.jpg", b""), ("a.cls", &[b'1'; 2_000])], &["2000 bytes"]),
         (

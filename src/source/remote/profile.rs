@@ -45,7 +45,7 @@ pub fn completed(variables: &Variables) -> Result<Aws, StoreError> {
     let of_config = config.get(&format!("profile {name}")).or_else(|| config.get(name).filter(|_| name == "default"));
     let (of_config, of_keys) = (of_config, keys.get(name));
     if named.is_some() && of_config.is_none() && of_keys.is_none() {
-        let text = format!("there is no profile `{}` (AWS_PROFILE) in the files of ~/.aws", printable(name));
+        let text = format!("there is no profile `{}` in the files of ~/.aws (correct AWS_PROFILE)", printable(name));
         return Err(StoreError::new(Trouble::Final, text));
     }
     let setting = |key: &str| {
@@ -137,6 +137,8 @@ fn sections(text: &str) -> Sections {
             let words: Vec<_> = name.split_whitespace().collect();
             section = words.join(" ").replace(['"', '\''], "");
             part.clear();
+            // A section without settings is a profile nevertheless.
+            all.entry(section.clone()).or_default();
         } else if let Some((key, value)) = line.split_once('=') {
             let (key, value) = (key.trim().to_ascii_lowercase(), value.trim());
             let key = if is_nested && !part.is_empty() { format!("{part}.{key}") } else { key };
@@ -146,7 +148,6 @@ fn sections(text: &str) -> Sections {
             all.entry(section.clone()).or_default().insert(key, value.to_owned());
         }
     }
-    // A section without settings is a profile nevertheless.
     all
 }
 
@@ -162,12 +163,12 @@ mod tests {
         [profile role]\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = default\n\
         [profile web]\nrole_arn = arn\nweb_identity_token_file = /token\n\
         [profile process]\ncredential_process = /bin/keys --for me\n\
-        [profile half]\naws_access_key_id = A\n";
+        [profile empty]\n[profile half]\naws_access_key_id = A\n";
     const KEYS: &str = "; keys\n[default]\naws_access_key_id = D\naws_secret_access_key = E/#;+=\n\
         [keys]\nAWS_ACCESS_KEY_ID=K\naws_secret_access_key = S\naws_session_token = T\n";
 
     /// What the variables become with these files.
-    fn with(variables: &[(&str, &str)]) -> Result<(Vec<(String, String)>, Option<String>), String> {
+    fn with(variables: &[(&str, &str)]) -> Result<(Variables, Option<String>), String> {
         let home = tempfile::tempdir().unwrap();
         std::fs::create_dir(home.path().join(".aws")).unwrap();
         std::fs::write(home.path().join(".aws/config"), CONFIG).unwrap();
@@ -200,6 +201,7 @@ mod tests {
             (&own[..1], "AWS_REGION=eu-west-1 AWS_ACCESS_KEY_ID=D AWS_SECRET_ACCESS_KEY=E/#;+=".to_owned()),
             (&[("AWS_SKIP_SIGNATURE", "true"), ("AWS_PROFILE", "sso")], String::new()),
             (&[("AWS_PROFILE", "with space")], "AWS_ENDPOINT_URL=https://e".to_owned()),
+            (&[("AWS_PROFILE", "empty")], String::new()),
             (&[("AWS_PROFILE", "web")], "AWS_WEB_IDENTITY_TOKEN_FILE=/token AWS_ROLE_ARN=arn".to_owned()),
             (&[("AWS_DEFAULT_PROFILE", "process")], "/bin/keys --for me".to_owned()),
             (&[("AWS_CONFIG_FILE", "/none"), ("AWS_SHARED_CREDENTIALS_FILE", "~/.none")], String::new()),

@@ -186,8 +186,6 @@ pub(crate) mod tests {
                 for (decoder, found) in by_each_decoder(file) {
                     let of = format!("{name}, {decoder}");
                     match (&found, rgb) {
-                        // Of 16-bit gray docs/spec/pixels.md#decode allows the high byte.
-                        (Ok(_), Some(_)) if entry["mode"] == "I;16" => {}
                         (Ok(found), Some(rgb)) => check_pixels(&of, entry, rgb, found, (0.0, 0)),
                         (Ok(_), None) => panic!("{of}: it was decoded"),
                         // A free choice: arithmetic coding.

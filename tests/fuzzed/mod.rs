@@ -3,11 +3,13 @@
 #![allow(missing_docs, reason = "a name a target; the files say what is checked")]
 
 pub mod archive;
+pub mod binaries;
 pub mod cache;
 pub mod config;
 pub mod cursor;
 pub mod image;
 pub mod jpeg;
+pub mod labels;
 pub mod proto;
 pub mod recipe;
 pub mod ring;
@@ -20,13 +22,15 @@ mod views;
 type Body = fn(&[u8]);
 
 /// Every target and its body.
-pub const TARGETS: [(&str, Body); 11] = [
+pub const TARGETS: [(&str, Body); 13] = [
     ("archive", archive::archive),
+    ("binaries", binaries::binaries),
     ("cache", cache::cache),
     ("config", config::config),
     ("cursor", cursor::cursor),
     ("image", image::image),
     ("jpeg", jpeg::jpeg),
+    ("labels", labels::labels),
     ("proto", proto::proto),
     ("recipe", recipe::recipe),
     ("ring", ring::ring),

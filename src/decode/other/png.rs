@@ -1,7 +1,7 @@
 //! PNG, row by row: all that is asked of a file is that its pixels are there, whatever of its end is missing.
 
 use super::Shape;
-use super::samples::{Palette, gray, sample};
+use super::samples::{Palette, clipped, gray, sample};
 use crate::decode::output::Output;
 use crate::decode::{ImageError, check_size};
 use crate::types::ImageSize;
@@ -35,7 +35,7 @@ pub fn size(file: &[u8]) -> Result<ImageSize, ImageError> {
     open(file).map(|(_, width, height)| ImageSize { height, width })
 }
 
-/// Decodes a file's first picture: alpha is dropped, of 16 bits the high byte is taken.
+/// Decodes a file's first picture: alpha is dropped, of 16 bits the high byte is taken, but gray without alpha is clipped.
 pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
     let (mut reader, width, height) = open(file)?;
     let (color, depth) = (reader.info().color_type, reader.info().bit_depth);
@@ -94,6 +94,9 @@ fn convert(from: &[u8], to: &mut [u8], color: ColorType, depth: BitDepth, palett
     match color {
         ColorType::Grayscale if bits < 8 => {
             to.iter_mut().enumerate().for_each(|(nth, to)| *to = gray(sample(from, bits, nth), bits));
+        }
+        ColorType::Grayscale if bits == 16 => {
+            to.iter_mut().zip(from.chunks_exact(2)).for_each(|(to, from)| *to = clipped(from[0], from[1]));
         }
         ColorType::Grayscale | ColorType::GrayscaleAlpha => {
             to.iter_mut().zip(from.chunks_exact(stride)).for_each(|(to, from)| *to = from[0]);

@@ -12,6 +12,11 @@ pub fn gray(value: u8, bits: u32) -> u8 {
     value * (255 / ((1_u32 << bits) - 1) as u8)
 }
 
+/// A gray sample of 16 bits as 8 bits: clipped, as Pillow does, whose converted images have white wherever the high byte is set.
+pub fn clipped(high: u8, low: u8) -> u8 {
+    if high == 0 { low } else { 255 }
+}
+
 /// Colors by index; black where the file names none, as in Pillow.
 #[derive(Debug, Clone)]
 pub struct Palette([[u8; 3]; 256]);

@@ -4,7 +4,7 @@
 mod chunk;
 
 use super::Shape;
-use super::samples::{Palette, gray, sample};
+use super::samples::{Palette, clipped, gray, sample};
 use crate::decode::orientation::Orientation;
 use crate::decode::output::Output;
 use crate::decode::{ImageError, check_size};
@@ -324,6 +324,10 @@ impl Picture {
         let value = |nth: usize| match self.sample {
             Sample::Bits(bits) if is_gray => gray(sample(row, bits, nth), bits) ^ flip,
             Sample::Bits(bits) => sample(row, bits, nth),
+            // Not inverted either, as Pillow has it.
+            Sample::Sixteen { big } if is_gray && self.samples == 1 => {
+                clipped(row[2 * nth + usize::from(!big)], row[2 * nth + usize::from(big)])
+            }
             Sample::Sixteen { big } => row[2 * nth + usize::from(!big)] ^ flip,
             Sample::Float { big } => {
                 let bytes = [row[4 * nth], row[4 * nth + 1], row[4 * nth + 2], row[4 * nth + 3]];

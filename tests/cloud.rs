@@ -1,12 +1,16 @@
 //! Data sets in an object store: a real S3 server on loopback that dies, lies and comes back, read by the disk cache and by the real program.
 
 mod common;
+#[path = "cloud/published.rs"]
+mod published;
 #[path = "cloud/server.rs"]
 mod server;
 #[path = "cloud/others.rs"]
 mod others;
 #[path = "cloud/profiles.rs"]
 mod profiles;
+#[path = "cloud/tables.rs"]
+mod tables;
 #[path = "cloud/web.rs"]
 mod web;
 
@@ -286,6 +290,15 @@ struct World {
     proxy: Proxy,
     shards: Shards,
     kept: tempfile::TempDir,
+}
+
+/// Trains on a data set from its beginning; its batches are those of the data set at `local`.
+fn trained(world: &World, data: &str, spec: FeedSpec, batches: u64, local: &Path) {
+    let daemon = world.daemon(data, &[]);
+    let mut trainer = Trainer::start(&daemon, spec, batches, 0);
+    trainer.finish();
+    assert_eq!(trainer.read.len() as u64, batches, "{data}");
+    Oracle::of(local).check(&trainer);
 }
 
 impl World {

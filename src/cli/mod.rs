@@ -2,6 +2,7 @@
 
 mod bench;
 mod config_file;
+mod index;
 mod options;
 mod own_daemon;
 mod pack;
@@ -57,6 +58,7 @@ enum Command {
     Plan(Box<plan::Plan>),
     Preview(Box<preview::Preview>),
     Pack(pack::Pack),
+    Index(index::Index),
     Recipe(recipe::PrintRecipe),
     Plot(plot::Plot),
     Status(status::Status),
@@ -221,6 +223,7 @@ impl Cli {
             Command::Plan(plan) => plan.run(),
             Command::Preview(preview) => preview.run(),
             Command::Pack(pack) => pack.run(),
+            Command::Index(index) => index.run(),
             Command::Recipe(recipe) => recipe.run(),
             Command::Plot(plot) => plot.run(),
             Command::Status(status) => status.run(),

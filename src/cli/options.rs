@@ -76,17 +76,21 @@ impl DataArgs {
             bar.set_length(progress.total_bytes);
             bar.set_position(progress.read_bytes);
         };
-        let Self { data, splits, labels, image_key, label_key, holdout, max_samples, samples, .. } = self.clone();
-        let (splits, selection) = (splits.unwrap_or_default(), Selection { samples, holdout, max_samples });
-        let store = self.store()?;
-        let set = DataSet { data, splits, labels, image_key, label_key, selection, store, cache_dir: None };
-        let source = source::open(&set, &mut show);
+        let source = source::open(&self.set()?, &mut show);
         bar.finish_and_clear();
         let source = source?;
         for note in source.notes() {
             tracing::info!("{}: {}", source.location(), printable(note));
         }
         Ok(source)
+    }
+
+    /// The data set as it was named.
+    pub fn set(&self) -> anyhow::Result<DataSet> {
+        let Self { data, splits, labels, image_key, label_key, holdout, max_samples, samples, .. } = self.clone();
+        let (splits, selection) = (splits.unwrap_or_default(), Selection { samples, holdout, max_samples });
+        let store = self.store()?;
+        Ok(DataSet { data, splits, labels, image_key, label_key, selection, store, cache_dir: None })
     }
 
     fn store(&self) -> anyhow::Result<StoreOptions> {

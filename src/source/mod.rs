@@ -6,6 +6,11 @@
 
 mod archive;
 mod binaries;
+#[cfg(feature = "cloud")]
+mod bucket;
+#[cfg(not(feature = "cloud"))]
+#[path = "no_bucket.rs"]
+mod bucket;
 mod classes;
 mod compression;
 mod dataset;
@@ -37,6 +42,7 @@ use crate::status::Fetched;
 pub use crate::types::Class;
 use crate::types::{ClassId, LabelSet, SampleId, Split};
 use binaries::Binaries;
+use bucket::Bucket;
 pub use dataset::{DataSet, Fraction, Selection, Splits};
 use folder::Folder;
 pub use folder::format_of;
@@ -407,9 +413,16 @@ pub enum DatasetError {
     NoCloud(String),
     /// Something in an object store that is read from disks alone.
     #[error(
-        "{0}: only shards (.tar) are read from object stores: name them, or the folder that they lie in; copy other data sets to a disk"
+        "{0}: only shards (.tar) and tables (.parquet, or what save_to_disk wrote) are read from object stores: name them, or the folder that they lie in; \
+         copy other data sets to a disk"
     )]
     NotRemote(String),
+    /// A data set whose index is of no use to others.
+    #[error(
+        "{0}: only sets in object stores have an index to publish: other machines could not tell that it is of the same files on a disk, and index them \
+         themselves, once"
+    )]
+    NothingToPublish(String),
     /// An object store that cannot be read.
     #[error("{0}")]
     Remote(String),
@@ -455,6 +468,28 @@ pub fn open(set: &DataSet, progress: &mut dyn FnMut(Progress)) -> Result<Arc<dyn
     Ok(if set.selection == Selection::default() { source } else { Arc::new(Subset::new(source, &set.selection)?) })
 }
 
+/// Writes the index of a data set in an object store to a file, which, uploaded as `mixd.index` beside its shards, spares other machines reading all of
+/// them for it; returns the file's bytes.
+///
+/// # Errors
+/// When the data set is no such one or cannot be used, or the file cannot be written.
+pub fn publish_index(set: &DataSet, to: &Path) -> Result<u64, DatasetError> {
+    let location = || set.remote_location().unwrap_or_else(|| escaped(&set.data).to_string());
+    if cfg!(not(feature = "cloud")) && set.remote_location().is_some() {
+        return Err(DatasetError::NoCloud(location()));
+    }
+    let cache_dir = set.cache_dir.clone().unwrap_or_else(archive::default_cache_dir);
+    let Some(mut bucket) = Bucket::open(set, &cache_dir)? else {
+        return Err(DatasetError::NothingToPublish(location()));
+    };
+    let publication = match shards::publication(set, &cache_dir, &mut bucket)? {
+        None => Tables::publication(set, &cache_dir, &mut bucket)?,
+        shards => shards,
+    };
+    let publication = publication.ok_or_else(|| DatasetError::NotRemote(location()))?;
+    publication.write(to).map_err(DatasetError::io("write", to))
+}
+
 /// All samples of a data set, whatever its kind.
 fn of_kind(
     set: &DataSet,
@@ -481,14 +516,15 @@ fn of_kind(
     if folder::has_classes(&set.data) && !Split::ALL.iter().any(names_files) {
         return Ok(Arc::new(Folder::open(&set.data, &set.splits, cache_dir, progress)?));
     }
-    if let Some(shards) = shards::open(set, cache_dir)? {
+    let mut bucket = Bucket::open(set, cache_dir)?;
+    if let Some(shards) = shards::open(set, cache_dir, bucket.as_mut())? {
         return Ok(Arc::new(shards));
+    }
+    if let Some(tables) = Tables::open(set, cache_dir, bucket.as_mut())? {
+        return Ok(Arc::new(tables));
     }
     if let Some(location) = set.remote_location() {
         return Err(DatasetError::NotRemote(location));
-    }
-    if let Some(tables) = Tables::open(set, cache_dir)? {
-        return Ok(Arc::new(tables));
     }
     Ok(Arc::new(Folder::open(&set.data, &set.splits, cache_dir, progress)?))
 }

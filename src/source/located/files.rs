@@ -140,6 +140,15 @@ impl Opened {
         }
     }
 
+    /// Fills `bytes` from `offset`.
+    ///
+    /// # Errors
+    /// When that fails, or the file ends before.
+    pub fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let is_whole = self.read_up_to(bytes, offset)? == bytes.len();
+        if is_whole { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
     /// Reads what is at `offset`; fewer bytes than asked for only at the end.
     ///
     /// # Errors

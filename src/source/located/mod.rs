@@ -5,7 +5,7 @@
 //! the file's number, offset, length, label and name. [`Located::new`] makes a source of that.
 //!
 //! [`Contents`] is such an index on disk. Its key, which the maker of the index chooses, says of which files it is, by their stamps, and of which
-//! options.
+//! options. [`Remembered`] finds it in the cache folder or beside the objects of a store, where somebody published it.
 //!
 //! A file that is cut, written into or replaced while it is served gives [`ReadError::FileChanged`] for its samples; never other bytes.
 
@@ -14,6 +14,7 @@
     expect(dead_code, unreachable_code, reason = "without the feature `cloud` no file is remote")
 )]
 mod files;
+mod remembered;
 mod samples;
 mod saved;
 
@@ -23,6 +24,9 @@ use crate::escape::escaped;
 use crate::status::Fetched;
 use crate::types::{ClassId, LabelSet, SampleId, Split};
 pub use files::{Files, IndexedFile, Opened};
+#[cfg(feature = "cloud")]
+pub use remembered::PUBLISHED;
+pub use remembered::{FindPublished, Publication, Remembered};
 pub use samples::{Full, Location, Samples};
 pub use saved::Contents;
 use std::ffi::OsStr;
@@ -43,7 +47,7 @@ pub struct Located {
 impl Located {
     /// The samples of `contents` in `files`; `location` is for people.
     pub fn new(location: String, files: Vec<IndexedFile>, contents: Contents) -> Self {
-        let Contents { mut splits, classes, label_sets, notes } = contents;
+        let Contents { mut splits, classes, label_sets, notes, .. } = contents;
         splits.iter_mut().for_each(Samples::shrink_to_fit);
         Self { location, classes, label_sets, files: Files::new(files), splits, notes }
     }

@@ -57,6 +57,21 @@ impl Samples {
         Ok(())
     }
 
+    /// Whether every sample has a place in one of `files` files, a label below `label_count`, and a name.
+    pub fn is_sound(&self, files: usize, label_count: usize) -> bool {
+        let Self { offsets, lengths, labels, names, name_ends, runs } = self;
+        let count = offsets.len();
+        let are_counted =
+            u32::try_from(count).is_ok() && [lengths, labels, name_ends].iter().all(|all| all.len() == count);
+        are_counted
+            && labels.iter().all(|&label| (label as usize) < label_count)
+            && name_ends.is_sorted()
+            && name_ends.last().map_or(0, |&end| end as usize) == names.len()
+            && runs.first().map_or(count == 0, |&[first, _]| first == 0)
+            && runs.is_sorted_by(|a, b| a[0] < b[0])
+            && runs.iter().all(|&[first, file]| (first as usize) < count && (file as usize) < files)
+    }
+
     /// Number of samples.
     pub fn len(&self) -> u32 {
         self.offsets.len() as u32

@@ -1,8 +1,9 @@
 //! An index of located samples on disk: loaded as long as its key is the same.
 //!
-//! The file is [`MAGIC`], the key, the samples of both splits as plain arrays in the machine's byte order, the classes, the sets
-//! of labels, the notes, and the hash of all that.
-//! Each part begins with its length. It is written as a stream, and read straight into the index.
+//! The file is [`MAGIC`], the key, the samples of both splits as plain arrays in the machine's byte order, what else the format needs, the classes, the
+//! sets of labels, the notes, and the hash of all that. Each part begins with its length. It is written as a stream, and read straight into the index.
+//!
+//! An index may come from a stranger, beside the objects of a store: memory is taken as bytes come, and one that does not hold together is none.
 
 use super::super::Class;
 use super::samples::Samples;
@@ -15,16 +16,22 @@ use std::path::Path;
 use xxhash_rust::xxh3::Xxh3;
 
 /// First bytes of a file of this version.
-const MAGIC: &[u8] = b"mixd located 2\0";
+const MAGIC: &[u8] = b"mixd located 3\0";
 /// Fewer samples are indexed as fast as they are read.
 const SAMPLES_MIN: u32 = 1_000;
 const BUFFER_BYTES: usize = 1 << 20;
+/// Memory that is taken ahead of the bytes that fill it.
+const AHEAD_BYTES: usize = 64 << 20;
+/// The most bytes of the classes, and of the notes, which take several times as much memory.
+const TEXTS_BYTES_MAX: usize = 64 << 20;
 
 /// What an index holds beside the files, which its key names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Contents {
     /// The samples of each split, by [`Split`].
     pub splits: [Samples; Split::ALL.len()],
+    /// What else the format needs to know of the samples.
+    pub extra: Vec<u64>,
     /// The vocabulary.
     pub classes: Vec<Class>,
     /// Where samples have several labels: the sets that their labels are numbers of.
@@ -34,27 +41,33 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// The index in `file`; `None` when there is none of this key, or it is damaged.
-    pub fn load(file: &Path, key: &[u8]) -> Option<Self> {
+    /// The index in `file`, of `files` files; `None` when there is none of this key, or it is damaged.
+    pub fn load(file: &Path, key: &[u8], files: usize) -> Option<Self> {
         let file = File::open(file).ok()?;
-        let left = file.metadata().ok()?.len();
-        let mut input = Input { inner: BufReader::with_capacity(BUFFER_BYTES, file), hash: Xxh3::new(), left };
+        let bytes = file.metadata().ok()?.len();
+        Self::read(file, bytes, key, files)
+    }
+
+    /// The index in the `bytes` bytes of `input`, of `files` files; `None` when it is of another key, or damaged.
+    pub fn read(input: impl Read, bytes: u64, key: &[u8], files: usize) -> Option<Self> {
+        let mut input = Input { inner: BufReader::with_capacity(BUFFER_BYTES, input), hash: Xxh3::new(), left: bytes };
         let mut magic = [0; MAGIC.len()];
         input.fill(&mut magic)?;
-        if magic != MAGIC || input.part::<u8>()? != key {
+        if magic != MAGIC || input.part::<u8>(key.len())? != key {
             return None;
         }
         let mut contents = Self::default();
         for samples in &mut contents.splits {
             *samples = Samples {
-                offsets: input.part()?,
-                lengths: input.part()?,
-                labels: input.part()?,
-                names: input.part()?,
-                name_ends: input.part()?,
-                runs: input.part()?,
+                offsets: input.part(usize::MAX)?,
+                lengths: input.part(usize::MAX)?,
+                labels: input.part(usize::MAX)?,
+                names: input.part(usize::MAX)?,
+                name_ends: input.part(usize::MAX)?,
+                runs: input.part(usize::MAX)?,
             };
         }
+        contents.extra = input.part(usize::MAX)?;
         let classes: Vec<(String, String)> = input.json()?;
         contents.classes = classes.into_iter().map(|(id, name)| Class { id, name }).collect();
         contents.label_sets = input.json()?;
@@ -63,7 +76,15 @@ impl Contents {
         let expected = input.hash.digest().to_le_bytes();
         let mut found = [0; size_of::<u64>()];
         input.fill(&mut found)?;
-        (found == expected).then_some(contents)
+        (found == expected && input.left == 0 && contents.is_sound(files)).then_some(contents)
+    }
+
+    /// Whether all of it fits together, and `files` files.
+    fn is_sound(&self, files: usize) -> bool {
+        let sets = self.label_sets.as_deref();
+        let labels = sets.map_or(self.classes.len(), <[_]>::len);
+        sets.unwrap_or_default().iter().flatten().all(|&class| (class as usize) < self.classes.len())
+            && self.splits.iter().all(|samples| samples.is_sound(files, labels))
     }
 
     /// Saves the index, if it is worth it. A failure only costs the next start.
@@ -75,16 +96,21 @@ impl Contents {
 
     /// Saves the index however small: one that took a network to make. A failure only costs the next start.
     pub fn save_always(&self, file: &Path, key: &[u8]) {
-        let partial = file.with_extension(format!("{}.partial", std::process::id()));
-        let written = file
-            .parent()
-            .map_or(Ok(()), std::fs::create_dir_all)
-            .and_then(|()| self.write(File::create(&partial)?, key))
-            .and_then(|()| std::fs::rename(&partial, file));
+        let written = file.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| self.write_whole(file, key));
         if let Err(error) = written {
             tracing::debug!("the index is not remembered in {}: {error}", escaped(&file));
-            let _ = std::fs::remove_file(&partial);
         }
+    }
+
+    /// Writes the index to a file that is whole as soon as it has its name.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_whole(&self, file: &Path, key: &[u8]) -> io::Result<()> {
+        let partial = file.with_extension(format!("{}.partial", std::process::id()));
+        let written =
+            File::create(&partial).and_then(|new| self.write(new, key)).and_then(|()| std::fs::rename(&partial, file));
+        written.inspect_err(|_| _ = std::fs::remove_file(&partial))
     }
 
     fn write(&self, file: File, key: &[u8]) -> io::Result<()> {
@@ -100,6 +126,7 @@ impl Contents {
             output.part(name_ends)?;
             output.part(runs)?;
         }
+        output.part(&self.extra)?;
         let classes: Vec<(&str, &str)> = self.classes.iter().map(|class| (&*class.id, &*class.name)).collect();
         output.part(&serde_json::to_vec(&classes)?)?;
         output.part(&serde_json::to_vec(&self.label_sets)?)?;
@@ -143,19 +170,23 @@ impl<R: Read> Input<R> {
     }
 
     fn json<T: DeserializeOwned>(&mut self) -> Option<T> {
-        serde_json::from_slice(&self.part::<u8>()?).ok()
+        serde_json::from_slice(&self.part::<u8>(TEXTS_BYTES_MAX)?).ok()
     }
 
-    fn part<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(&mut self) -> Option<Vec<T>> {
+    /// An array of at most `length_max` values.
+    fn part<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(&mut self, length_max: usize) -> Option<Vec<T>> {
         let mut length = [0; size_of::<u64>()];
         self.fill(&mut length)?;
-        let length = u64::from_le_bytes(length);
-        // Before memory is taken.
-        if length.checked_mul(size_of::<T>() as u64)? > self.left {
+        let length = usize::try_from(u64::from_le_bytes(length)).ok().filter(|length| *length <= length_max)?;
+        if (length as u64).checked_mul(size_of::<T>() as u64)? > self.left {
             return None;
         }
-        let mut values = vec![T::zeroed(); length as usize];
-        self.fill(bytemuck::cast_slice_mut(&mut values))?;
+        let mut values = Vec::new();
+        while values.len() < length {
+            let start = values.len();
+            values.resize(length.min(start + AHEAD_BYTES / size_of::<T>()), T::zeroed());
+            self.fill(bytemuck::cast_slice_mut(&mut values[start..]))?;
+        }
         Some(values)
     }
 }
@@ -183,8 +214,8 @@ mod tests {
         let file = dir.path().join("deeper/index");
         let contents = contents(1_500);
         contents.save(&file, b"key");
-        assert_eq!(Contents::load(&file, b"key"), Some(contents));
-        assert_eq!(Contents::load(&file, b"kez"), None);
+        assert_eq!(Contents::load(&file, b"key", 167), Some(contents));
+        assert_eq!(Contents::load(&file, b"kez", 167), None);
         assert_eq!(std::fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "something was left");
     }
 
@@ -200,11 +231,11 @@ mod tests {
                 let mut bytes = whole.clone();
                 bytes[at] ^= bit;
                 std::fs::write(&file, bytes).unwrap();
-                assert_eq!(Contents::load(&file, b"key"), None, "byte {at}");
+                assert_eq!(Contents::load(&file, b"key", 167), None, "byte {at}");
             }
         }
         std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
-        assert_eq!(Contents::load(&file, b"key"), None);
+        assert_eq!(Contents::load(&file, b"key", 167), None);
     }
 
     #[test]
@@ -212,5 +243,46 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         contents(999).save(&dir.path().join("index"), b"key");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_index_that_does_not_hold_together_is_none() {
+        let whole = contents(1_500);
+        let read = |contents: &Contents, files| {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("index");
+            contents.write_whole(&file, b"key").unwrap();
+            Contents::load(&file, b"key", files)
+        };
+        assert_eq!(read(&whole, 167), Some(whole.clone()));
+        assert_eq!(read(&whole, 166), None, "a file that is not there");
+        let changes: [fn(&mut Contents); 13] = [
+            |contents| contents.classes.truncate(1),
+            |contents| contents.label_sets.as_mut().unwrap().truncate(1),
+            |contents| _ = contents.splits[0].offsets.pop(),
+            |contents| contents.splits[0].lengths.push(1),
+            |contents| contents.splits[0].labels[7] = 2,
+            |contents| _ = contents.splits[1].labels.pop(),
+            |contents| _ = contents.splits[0].names.pop(),
+            |contents| contents.splits[0].names.push(b'x'),
+            |contents| contents.splits[0].name_ends.swap(3, 4),
+            |contents| contents.splits[0].runs.clear(),
+            |contents| contents.splits[0].runs[0][0] = 1,
+            |contents| contents.splits[0].runs.swap(1, 2),
+            |contents| contents.splits[0].runs.push([5_000, 3]),
+        ];
+        for (nth, change) in changes.into_iter().enumerate() {
+            let mut changed = whole.clone();
+            change(&mut changed);
+            assert_eq!(read(&changed, 167), None, "change {nth}");
+        }
+    }
+
+    #[test]
+    fn memory_is_not_taken_for_what_an_index_only_claims() {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend([3_u64.to_le_bytes().as_slice(), b"key", &(1_u64 << 40).to_le_bytes()].concat());
+        // However large its store says that it is.
+        assert_eq!(Contents::read(&bytes[..], 1 << 50, b"key", 1), None);
     }
 }

@@ -92,16 +92,27 @@ impl Remote {
         self.0.block_on(all)
     }
 
-    /// Looks for an object that need not be there.
+    /// Looks for an object that need not be there. One that may not be read counts as missing: S3 answers so about a missing object to users who
+    /// may not list the bucket, and a signature is good for one object.
     ///
     /// # Errors
     /// When its store does not answer.
     pub fn find_optional(&self, url: &Url) -> Result<Option<Found>, RemoteError> {
-        match self.0.block_on(self.0.run_async(async |stores| stores.find(url).await)) {
-            Ok(found) => Ok(Some(found)),
-            Err(FetchError::Store(error)) if error.trouble == Trouble::Missing => Ok(None),
-            Err(error) => Err(RemoteError::Object { url: url.clone(), error }),
-        }
+        optional(url, self.0.block_on(self.0.run_async(async |stores| stores.find(url).await)))
+    }
+
+    /// The contents of small objects that need not be there, each by one request; those of more than `bytes_max` count as missing. The answers are in
+    /// the order of `urls`.
+    ///
+    /// # Errors
+    /// When a store does not answer.
+    pub fn read_optional(&self, urls: &[Url], bytes_max: u64) -> Result<Vec<Option<Vec<u8>>>, RemoteError> {
+        let read = |url: &Url| {
+            let url = url.clone();
+            async move { optional(&url, self.0.run_async(async |stores| stores.get_small(&url, bytes_max).await).await) }
+        };
+        let all = futures_util::stream::iter(urls.iter().map(read)).buffered(FINDS_AT_ONCE).try_collect();
+        self.0.block_on(all)
     }
 
     /// The objects in a folder of a bucket, sorted by name.
@@ -116,6 +127,15 @@ impl Remote {
     /// Figures.
     pub fn counters(&self) -> &Counters {
         self.0.counters()
+    }
+}
+
+/// What was found of an object that need not be there.
+fn optional<T>(url: &Url, found: Result<T, FetchError>) -> Result<Option<T>, RemoteError> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(FetchError::Store(error)) if matches!(error.trouble, Trouble::Missing | Trouble::Final) => Ok(None),
+        Err(error) => Err(RemoteError::Object { url: url.clone(), error }),
     }
 }
 

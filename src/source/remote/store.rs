@@ -249,6 +249,36 @@ impl Stores {
         tokio::time::timeout(REQUEST_TIMEOUT, request).await.map_err(timed_out)?
     }
 
+    /// All bytes of an object of at most `bytes_max`, by one request.
+    ///
+    /// # Errors
+    /// When they do not come, or are more.
+    pub async fn get_small(&self, url: &Url, bytes_max: u64) -> Result<Vec<u8>, StoreError> {
+        let (store, path) = self.store(url)?;
+        let request = async {
+            let result = store.get_opts(&path, GetOptions::default()).await.map_err(|error| told(&error))?;
+            let expected = result.meta.size;
+            let too_large = || StoreError::new(Trouble::Final, format!("it has more than {bytes_max} bytes"));
+            if expected > bytes_max {
+                return Err(too_large());
+            }
+            let (mut bytes, mut body) = (Vec::new(), result.into_stream());
+            while let Some(chunk) = body.next().await {
+                bytes.extend_from_slice(&chunk.map_err(|error| told(&error))?);
+                if bytes.len() as u64 > bytes_max {
+                    return Err(too_large());
+                }
+            }
+            if bytes.len() as u64 != expected {
+                let text = format!("the store sent {} of {expected} bytes", bytes.len());
+                return Err(StoreError::new(Trouble::Passing, text));
+            }
+            Ok(bytes)
+        };
+        let timed_out = |_| StoreError::new(Trouble::Passing, "the store's answer took too long");
+        tokio::time::timeout(REQUEST_TIMEOUT, request).await.map_err(timed_out)?
+    }
+
     /// The store of an address, and the object's path in it.
     fn store(&self, url: &Url) -> Result<(Arc<dyn ObjectStore>, Path), StoreError> {
         if url.scheme() == Scheme::Http {

@@ -84,6 +84,13 @@ impl Url {
         &self.text[self.name_at..self.query_at]
     }
 
+    /// The object of a name in this folder; a query is kept.
+    pub fn inside(&self, name: &str) -> Self {
+        let folder = self.name();
+        let separator = if folder.is_empty() || folder.ends_with('/') { "" } else { "/" };
+        self.sibling(&format!("{folder}{separator}{name}"))
+    }
+
     /// The object of another name in the same bucket; a query is kept.
     pub fn sibling(&self, name: &str) -> Self {
         let text = format!("{}/{name}{}", self.root(), &self.text[self.query_at..]);
@@ -160,6 +167,11 @@ mod tests {
         assert_eq!(Url::shown("a.tar::s3://b/a.tar::https://h/b?sig=abc"), "a.tar::s3://b/a.tar::https://h/b?…");
         let url: Url = "s3://b".parse().unwrap();
         assert_eq!(url.sibling("c"), "s3://b/c".parse().unwrap());
+        for (folder, expected) in
+            [("s3://b", "s3://b/c"), ("s3://b/a", "s3://b/a/c"), ("https://h/a/?q=1", "https://h/a/c?q=1")]
+        {
+            assert_eq!(folder.parse::<Url>().unwrap().inside("c").text(), expected);
+        }
     }
 
     #[test]

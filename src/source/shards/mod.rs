@@ -3,7 +3,6 @@
 //! [`open`] finds the shards (`places.rs`), indexes each (`shard.rs`, by way of `tar.rs` or DALI's index in `dali.rs`, `group.rs` and `label.rs`) in
 //! threads of its own, or loads the index of all of them from the cache folder, and gives labels to the samples.
 
-#[cfg(feature = "cloud")]
 mod buckets;
 mod dali;
 mod fault;
@@ -15,7 +14,8 @@ mod reader;
 mod shard;
 mod tar;
 
-use super::located::{Contents, IndexedFile, Located, Location};
+use super::bucket::Bucket;
+use super::located::{Contents, FindPublished, IndexedFile, Located, Location, Publication, Remembered};
 use super::tally::line;
 use super::vocabulary::{Mixed, Sets, Vocabulary, Written};
 use super::{DataSet, DatasetError};
@@ -24,6 +24,7 @@ use crate::memory;
 use crate::stamp::{is_settled, stamp};
 use crate::types::Split;
 pub use fault::Fault;
+use names::Beside;
 use places::Places;
 use shard::{LabelKind, LeftOut, Raw, Room, ShardIndex, raw};
 use std::fs::Metadata;
@@ -42,26 +43,13 @@ const THREADS_MAX: usize = 16;
 ///
 /// # Errors
 /// When they cannot be used.
-pub fn open(set: &DataSet, cache_dir: &Path) -> Result<Option<Located>, DatasetError> {
-    let Some((places, files, metas)) = find(set, cache_dir)? else {
+pub fn open(set: &DataSet, cache_dir: &Path, bucket: Option<&mut Bucket>) -> Result<Option<Located>, DatasetError> {
+    let Some(shards) = find(set, bucket)? else {
         return Ok(None);
     };
     let label_key = set.label_key.as_deref();
-    let (key, is_lasting) = key(&places, label_key, &files, &metas);
-    let saved = cache_dir.join(format!("shards-{:016x}", name_of(&places, label_key)));
-    let mut contents = match Contents::load(&saved, &key) {
-        Some(contents) => contents,
-        None => {
-            tracing::info!("indexing {} shards of {}", files.len(), places.location);
-            let contents = index(&places, &files, label_key)?;
-            if files.iter().any(|file| file.remote_stamp().is_some()) {
-                contents.save_always(&saved, &key);
-            } else if is_lasting {
-                contents.save(&saved, &key);
-            }
-            contents
-        }
-    };
+    let (mut contents, _) = shards.contents(label_key, cache_dir)?;
+    let Shards { places, files, .. } = shards;
     for (&split, expected) in Split::ALL.iter().zip(places.expected) {
         let found = u64::from(contents.splits[split as usize].len());
         if let Some(expected) = expected.filter(|expected| *expected != found) {
@@ -71,27 +59,70 @@ pub fn open(set: &DataSet, cache_dir: &Path) -> Result<Option<Located>, DatasetE
         }
     }
     contents.notes.extend(places.notes);
-    name_classes(&mut contents, &places.base, label_key);
+    name_classes(&mut contents, &places.beside, label_key);
     let source = Located::new(places.location, files, contents);
     tracing::debug!("the index of the shards takes {} bytes", source.index_bytes());
     Ok(Some(source))
 }
 
-/// The shards, training first, and the metadata of those that are files of this machine.
-type Shards = (Places, Vec<IndexedFile>, Vec<Metadata>);
+/// The index of the shards that `set` names, to be published beside them; `None` when it names none.
+///
+/// # Errors
+/// When they cannot be used.
+pub fn publication(set: &DataSet, cache_dir: &Path, bucket: &mut Bucket) -> Result<Option<Publication>, DatasetError> {
+    let Some(shards) = find(set, Some(bucket))? else {
+        return Ok(None);
+    };
+    // Whatever was published before.
+    let shards = Shards { published: Some(Box::new(|| Ok(None))), ..shards };
+    let (contents, key) = shards.contents(set.label_key.as_deref(), cache_dir)?;
+    Ok(Some(Publication { contents, key }))
+}
 
-fn find(set: &DataSet, cache_dir: &Path) -> Result<Option<Shards>, DatasetError> {
-    #[cfg(feature = "cloud")]
-    if let Some((places, files)) = buckets::find(set, cache_dir)? {
-        return Ok(Some((places, files, Vec::new())));
+/// The shards of a set.
+struct Shards {
+    places: Places,
+    /// Training first.
+    files: Vec<IndexedFile>,
+    /// Of those that are files of this machine.
+    metas: Vec<Metadata>,
+    /// Of those that are in an object store.
+    published: Option<FindPublished>,
+}
+
+impl Shards {
+    /// Their index and its key, remembered, published or made.
+    fn contents(&self, label_key: Option<&str>, cache_dir: &Path) -> Result<(Contents, Vec<u8>), DatasetError> {
+        let (places, files) = (&self.places, &self.files);
+        let (key, is_lasting) = key(places, label_key, files, &self.metas);
+        let saved = cache_dir.join(format!("shards-{:016x}", name_of(places, label_key)));
+        let remembered =
+            Remembered { location: places.location.clone(), saved, key, published: self.published.as_ref() };
+        if let Some((contents, ())) = remembered.load(files.iter(), |_| Some(()))? {
+            return Ok((contents, remembered.key));
+        }
+        tracing::info!("indexing {} shards of {}", files.len(), places.location);
+        let contents = index(places, files, label_key)?;
+        if is_lasting {
+            remembered.save(&contents);
+        }
+        Ok((contents, remembered.key))
     }
-    #[cfg(not(feature = "cloud"))]
-    let _ = cache_dir;
+}
+
+fn find(set: &DataSet, bucket: Option<&mut Bucket>) -> Result<Option<Shards>, DatasetError> {
+    if let Some(bucket) = bucket {
+        let Some(places) = buckets::find(set, bucket)? else {
+            return Ok(None);
+        };
+        let files = places.shards.iter().flatten().map(|path| bucket.file(path)).collect();
+        return Ok(Some(Shards { places, files, metas: Vec::new(), published: Some(bucket.published()) }));
+    }
     let Some(places) = places::find(set)? else {
         return Ok(None);
     };
     let (files, metas) = files(&places)?;
-    Ok(Some((places, files, metas)))
+    Ok(Some(Shards { places, files, metas, published: None }))
 }
 
 /// The shards of both splits, training first.
@@ -250,9 +281,9 @@ fn path_of(places: &Places, number: usize) -> &Path {
 }
 
 /// Gives classes that are numbers the names that lie beside the shards.
-fn name_classes(contents: &mut Contents, base: &Path, label_key: Option<&str>) {
+fn name_classes(contents: &mut Contents, beside: &Beside, label_key: Option<&str>) {
     let are_integers = contents.classes.iter().enumerate().all(|(label, class)| class.id == label.to_string());
-    let Some(named) = names::class_names(base, label_key).filter(|_| are_integers) else { return };
+    let Some(named) = beside.class_names(label_key).filter(|_| are_integers) else { return };
     for (class, name) in contents.classes.iter_mut().zip(&named).filter(|(_, name)| !name.is_empty()) {
         class.name = escaped(name).to_string();
     }

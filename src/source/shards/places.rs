@@ -4,7 +4,7 @@ use super::super::pattern::{self, Malformed, is_pattern};
 use super::super::split_words::{KINDS, TEST, kind};
 use super::super::walk::is_image;
 use super::super::{DataSet, DatasetError};
-use super::names::listed_split;
+use super::names::{Beside, ListedSplit};
 use crate::escape::escaped;
 use crate::types::Split;
 use std::collections::HashSet;
@@ -19,6 +19,8 @@ pub struct Places {
     pub location: String,
     /// The folder that patterns and names begin from.
     pub base: PathBuf,
+    /// What describes the shards in that folder.
+    pub beside: Beside,
     /// The shards of each split, by [`Split`].
     pub shards: [Vec<PathBuf>; Split::ALL.len()],
     /// How many samples a split has, where that is said.
@@ -101,20 +103,14 @@ fn in_folder(set: &DataSet) -> Result<Places, DatasetError> {
     let base = set.data.canonicalize().map_err(DatasetError::io("find", &set.data))?;
     let mut all = listed(&base);
     split_folders(&base).iter().for_each(|folder| all.extend(listed(folder)));
-    let mut places = Places::at(escaped(&base).to_string(), base);
+    let mut places = Places::at(escaped(&base).to_string(), Beside::in_folder(&base), base);
     places.given(set)?;
-    for &split in Split::ALL {
-        let names: Vec<&str> =
-            KINDS.iter().filter(|(of, _)| *of == split).flat_map(|(_, words)| *words).copied().collect();
-        if set.splits.of(split).is_none()
-            && let Some(listed) = listed_split(&places.base, &names)
-        {
-            for shard in &listed.shards {
-                let more = places.resolve(shard)?;
-                places.shards[split as usize].extend(more);
-            }
-            places.expected[split as usize] = listed.samples;
+    for (split, listed) in places.listed(set) {
+        for shard in &listed.shards {
+            let more = places.resolve(shard)?;
+            places.shards[split as usize].extend(more);
         }
+        places.expected[split as usize] = listed.samples;
     }
     // What an info file does not list is no part of the set.
     if places.shards[Split::Train as usize].is_empty() || set.splits.of(Split::Train).is_some() {
@@ -130,7 +126,8 @@ fn by_pattern(set: &DataSet) -> Result<Places, DatasetError> {
     let below = text[folder.len()..].trim_start_matches('/');
     let folder = Path::new(if folder.is_empty() { "." } else { folder });
     let base = folder.canonicalize().map_err(DatasetError::io("find", folder))?;
-    let mut places = Places::at(escaped(&base.join(below)).to_string(), base);
+    let location = escaped(&base.join(below)).to_string();
+    let mut places = Places::at(location, Beside::in_folder(&base), base);
     // Patterns after the first begin where the first does: at the process's folder.
     let mut all = Vec::new();
     for (nth, part) in pattern::parts(below).enumerate() {
@@ -155,8 +152,19 @@ pub fn is_word(place: &str) -> bool {
 
 impl Places {
     /// No shards yet.
-    pub fn at(location: String, base: PathBuf) -> Self {
-        Self { location, base, shards: Default::default(), expected: Default::default(), notes: Vec::new() }
+    pub fn at(location: String, beside: Beside, base: PathBuf) -> Self {
+        Self { location, base, beside, shards: Default::default(), expected: Default::default(), notes: Vec::new() }
+    }
+
+    /// The splits that an info file lists, but for those whose places are given.
+    pub fn listed(&self, set: &DataSet) -> Vec<(Split, ListedSplit)> {
+        let is_free = |split: &Split| set.splits.of(*split).is_none();
+        let listed = |split: Split| {
+            let of_split = KINDS.iter().filter(|(of, _)| *of == split);
+            let names: Vec<&str> = of_split.flat_map(|(_, words)| *words).copied().collect();
+            Some((split, self.beside.listed_split(&names)?))
+        };
+        Split::ALL.iter().copied().filter(is_free).filter_map(listed).collect()
     }
 
     /// What is wrong with the set.

@@ -51,7 +51,7 @@ impl Set {
     }
 
     fn open(&self) -> Result<Located, DatasetError> {
-        open(&self.data_set(), &self.cache()).map(|source| source.expect("shards"))
+        open(&self.data_set(), &self.cache(), None).map(|source| source.expect("shards"))
     }
 
     fn refused(&self) -> String {
@@ -108,7 +108,7 @@ fn labels_are_in_json_too() {
     let labels = |source: &Located| (0..2).map(|sample| source.label(Split::Train, sample)).collect::<Vec<_>>();
     assert_eq!((labels(&source), source.label(Split::Val, 0)), (vec![1, 0], 1));
     let by_key = DataSet { label_key: Some("n".into()), ..set.data_set() };
-    let source = open(&by_key, &set.cache()).unwrap().unwrap();
+    let source = open(&by_key, &set.cache(), None).unwrap().unwrap();
     assert_eq!((labels(&source), source.classes().len()), (vec![4, 2], 5));
     let unknown = Set::new().with("train.tar", &names[..2]).with("val.tar", &names);
     assert!(unknown.refused().contains("class `cat`"), "{}", unknown.refused());
@@ -407,7 +407,7 @@ fn an_index_is_remembered_until_a_shard_changes() {
     let places = places::find(&set.data_set()).unwrap().unwrap();
     let (files, metas) = files(&places).unwrap();
     let (key, is_lasting) = key(&places, None, &files, &metas);
-    let mut contents = Contents::load(&saved, &key).unwrap();
+    let mut contents = Contents::load(&saved, &key, files.len()).unwrap();
     let mut marked = Contents::default();
     contents.splits[0].iter().for_each(|sample| marked.splits[0].push(Location { label: 3, ..sample }).unwrap());
     contents.splits[0] = marked.splits[0].clone();

@@ -96,7 +96,7 @@ fn write(path: &Path, content: &[u8], footer: &[u8], file_bytes: u64) {
 }
 
 fn refused(path: &Path, cache: &Path) -> Option<String> {
-    Tables::open(&DataSet::at(path), cache).err().map(|error| error.to_string())
+    Tables::open(&DataSet::at(path), cache, None).err().map(|error| error.to_string())
 }
 
 fn images() -> Column {

@@ -1,6 +1,7 @@
 //! The index of one table: where each row's image is, and its label.
 
 use super::super::flaw::Flaw;
+use super::super::located::IndexedFile;
 use super::super::vocabulary::Written;
 use super::arrow::Arrow;
 use super::cells::{Cell, Column, Use};
@@ -8,8 +9,7 @@ use super::columns::{Chosen, Named, choose};
 use super::parquet::{CodedPage, Parquet};
 use crate::memory::{Lack, Promise};
 use std::collections::HashMap;
-use std::fs::{File, Metadata};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
 
 /// Memory that a row takes at most while its table is indexed: its image's place, twice while a list grows, its label, and its sample.
 const ROW_BYTES: u64 = 128;
@@ -54,12 +54,15 @@ enum Table {
 }
 
 impl Table {
-    fn open(path: &Path, meta: &Metadata) -> Result<Self, Flaw> {
-        let file = File::open(path)?;
-        Ok(if path.extension().is_some_and(|extension| extension == "arrow") {
-            Self::Arrow(Arrow::open(file, meta.len())?)
+    fn open(file: &IndexedFile) -> Result<Self, Flaw> {
+        let (opened, bytes) = (file.open()?, file.bytes());
+        let path = file.path.as_os_str().as_bytes();
+        // The query of a web server's address may be left out behind it.
+        let is_arrow = path.ends_with(b".arrow") || path.ends_with(".arrow?…".as_bytes());
+        Ok(if is_arrow {
+            Self::Arrow(Arrow::open(opened, bytes)?)
         } else {
-            Self::Parquet(Parquet::open(file, meta.len())?)
+            Self::Parquet(Parquet::open(opened, bytes)?)
         })
     }
 
@@ -104,8 +107,8 @@ impl Table {
 ///
 /// # Errors
 /// When the table is damaged, or its columns are not clear.
-pub fn columns(path: &Path, meta: &Metadata, named: Named<'_>) -> Result<Chosen, Flaw> {
-    let table = Table::open(path, meta)?;
+pub fn columns(file: &IndexedFile, named: Named<'_>) -> Result<Chosen, Flaw> {
+    let table = Table::open(file)?;
     let notes = match &table {
         Table::Parquet(table) => table.huggingface(),
         Table::Arrow(table) => table.huggingface(),
@@ -113,12 +116,12 @@ pub fn columns(path: &Path, meta: &Metadata, named: Named<'_>) -> Result<Chosen,
     choose(&table.columns(), notes, named)
 }
 
-/// Indexes a table of which `meta` was read before.
+/// Indexes a table.
 ///
 /// # Errors
 /// When it is damaged, has other columns, or a row without image.
-pub fn index(path: &Path, meta: &Metadata, chosen: &Chosen) -> Result<Rows, Flaw> {
-    let table = Table::open(path, meta)?;
+pub fn index(file: &IndexedFile, chosen: &Chosen) -> Result<Rows, Flaw> {
+    let table = Table::open(file)?;
     let columns = table.columns();
     let find = |name: &str| {
         let found = columns.iter().find(|column| column.name == name && column.of_use != Use::Nothing);

@@ -53,6 +53,14 @@ pub fn find(root: &Path) -> Result<Option<Found>, Refused> {
     }
     let mut files = Vec::new();
     list(root, DEPTH_MAX, &mut files)?;
+    find_among(root, files)
+}
+
+/// The tables among the files below a folder; none where there are no tables.
+///
+/// # Errors
+/// When they are two sets.
+pub fn find_among(root: &Path, mut files: Vec<PathBuf>) -> Result<Option<Found>, Refused> {
     // What describes files of images is no table of them.
     let is_table = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "parquet");
     files.retain(|file| is_table(file) && file.file_stem().is_some_and(|stem| stem != "metadata"));
@@ -60,32 +68,53 @@ pub fn find(root: &Path) -> Result<Option<Found>, Refused> {
     if files.is_empty() { Ok(None) } else { sort(root, files).map(Some) }
 }
 
-/// A folder that `save_to_disk` made: of one split, which counts as `train`, or a folder for each.
+/// A folder that `save_to_disk` made.
 fn saved(root: &Path) -> Result<Option<Found>, Refused> {
-    let of = |folder: &Path| -> Result<Option<Vec<PathBuf>>, Refused> {
-        if !folder.join("state.json").is_file() || !folder.join("dataset_info.json").is_file() {
-            return Ok(None);
-        }
-        let mut files = Vec::new();
-        list(folder, 1, &mut files)?;
-        files.retain(|file| file.extension().is_some_and(|extension| extension == "arrow"));
-        files.sort_unstable();
-        Ok(Some(files))
-    };
-    if let Some(files) = of(root)? {
-        return Ok(Some(Found { splits: BTreeMap::from([("train".to_owned(), files)]), others: 0 }));
-    }
-    if !root.join("dataset_dict.json").is_file() {
+    if !["state.json", "dataset_dict.json"].iter().any(|name| root.join(name).is_file()) {
         return Ok(None);
     }
-    let mut found = Found::default();
-    for entry in std::fs::read_dir(root).map_err(|error| Refused::Io(root.to_owned(), error))? {
-        let entry = entry.map_err(|error| Refused::Io(root.to_owned(), error))?;
-        if let (Some(files), Ok(name)) = (of(&entry.path())?, entry.file_name().into_string()) {
-            found.splits.insert(name, files);
+    let mut files = Vec::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).map_err(|error| Refused::Io(folder.clone(), error))? {
+            let path = entry.map_err(|error| Refused::Io(folder.clone(), error))?.path();
+            if path.is_file() {
+                files.push(path);
+            } else if folder == root && path.join("state.json").is_file() {
+                folders.push(path);
+            }
         }
     }
-    Ok(Some(found))
+    Ok(saved_among(root, &files))
+}
+
+/// What `save_to_disk` wrote among the files below a folder: one split, which counts as `train`, or a folder for each.
+pub fn saved_among(root: &Path, files: &[PathBuf]) -> Option<Found> {
+    let mut folders = BTreeMap::<&Path, Vec<&PathBuf>>::new();
+    files.iter().for_each(|file| folders.entry(file.parent().unwrap_or(file)).or_default().push(file));
+    let has = |folder: &Path, name: &str| {
+        folders.get(folder).is_some_and(|files| files.iter().any(|file| file.file_name().is_some_and(|of| of == name)))
+    };
+    let tables = |folder: &Path| {
+        let is_saved = has(folder, "state.json") && has(folder, "dataset_info.json");
+        let is_table = |file: &&&PathBuf| {
+            let is_hidden = file.file_name().is_some_and(|name| name.as_bytes().starts_with(b"."));
+            !is_hidden && file.extension().is_some_and(|extension| extension == "arrow")
+        };
+        let mut found: Vec<PathBuf> =
+            folders.get(folder)?.iter().filter(is_table).map(|file| PathBuf::clone(file)).collect();
+        found.sort_unstable();
+        is_saved.then_some(found)
+    };
+    if let Some(files) = tables(root) {
+        return Some(Found { splits: BTreeMap::from([("train".to_owned(), files)]), others: 0 });
+    }
+    if !has(root, "dataset_dict.json") {
+        return None;
+    }
+    let of_root = folders.keys().filter(|folder| folder.parent() == Some(root));
+    let split = |folder: &&Path| Some((folder.file_name()?.to_str()?.to_owned(), tables(folder)?));
+    Some(Found { splits: of_root.filter_map(split).collect(), others: 0 })
 }
 
 /// Collects the tables below a folder, at most `depth` folders deep. Names that begin with a dot are not seen.

@@ -12,27 +12,27 @@ mod index;
 mod layout;
 mod pages;
 mod parquet;
+mod places;
 #[cfg(test)]
 mod tests;
 
+use super::bucket::Bucket;
 use super::flaw::Flaw;
-use super::located::{Contents, IndexedFile, Located, Location, Samples};
-use super::pattern::{self, Malformed};
+use super::located::{Contents, FindPublished, Located, Location, Publication, Remembered, Samples};
 use super::tally::line;
 use super::vocabulary::{CLASSES_MAX, Mixed, Vocabulary, Written};
 use super::{Ahead, Class, DataSet, DatasetError, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
 use crate::escape::escaped;
-use crate::stamp::{is_settled, stamp};
 use crate::status::Fetched;
 use crate::types::{ClassId, SampleId, Split};
 use cells::Cell;
 use columns::{Chosen, Named};
 use index::{Labels, Rows};
-use layout::{Found, Refused};
+use layout::Found;
 use pages::Pages;
 use parquet::CodedPage;
+use places::{Part, Places};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::Metadata;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -47,15 +47,19 @@ const THREADS_MAX: usize = 8;
 #[derive(Debug)]
 pub struct Tables {
     located: Located,
-    /// For each file, its coded pages by their offset.
-    coded: Vec<BTreeMap<u64, CodedPage>>,
+    coded: Coded,
     pages: Pages,
 }
+
+/// For each file, its coded pages by their offset.
+type Coded = Vec<BTreeMap<u64, CodedPage>>;
 
 /// What is to be indexed.
 struct Layout {
     /// For people.
     location: String,
+    /// The same, for errors.
+    data: PathBuf,
     /// What names of files are relative to.
     root: PathBuf,
     /// The files of each split, by [`Split`].
@@ -65,37 +69,18 @@ struct Layout {
 
 impl Tables {
     /// The tables of a data set; none where it has none.
-    pub(super) fn open(set: &DataSet, cache_dir: &Path) -> Result<Option<Self>, DatasetError> {
-        lay_out(set)?.map(|layout| Self::index(layout, set, cache_dir)).transpose()
-    }
-
-    fn index(layout: Layout, set: &DataSet, cache_dir: &Path) -> Result<Self, DatasetError> {
-        let mut files = Vec::new();
-        for (split, path) in
-            Split::ALL.iter().flat_map(|&split| layout.files[split as usize].iter().map(move |path| (split, path)))
-        {
-            let meta = path.metadata().map_err(DatasetError::io("look at", path))?;
-            files.push((split, path.clone(), meta));
-        }
-        let named = Named { image: set.image_key.as_deref(), label: set.label_key.as_deref() };
-        let (file, key) = remembered(&files, named, cache_dir);
-        let indexed_files = files.iter().map(|(_, path, meta)| {
-            let name = escaped(&path.strip_prefix(&layout.root).unwrap_or(path)).to_string();
-            IndexedFile::new(path.clone(), name, meta)
-        });
-        let indexed_files: Vec<IndexedFile> = indexed_files.collect();
-        let (contents, coded) = match Contents::load(&file, &key) {
-            Some(contents) => (contents, vec![BTreeMap::new(); files.len()]),
-            None => {
-                let (contents, coded) = index_all(&files, named)?;
-                // Without coded pages the index is all there is; those are found as fast as they are read.
-                if coded.iter().all(BTreeMap::is_empty) && files.iter().all(|(_, _, meta)| is_settled(meta)) {
-                    contents.save(&file, &key);
-                }
-                (contents, coded)
-            }
+    pub(super) fn open(
+        set: &DataSet,
+        cache_dir: &Path,
+        bucket: Option<&mut Bucket>,
+    ) -> Result<Option<Self>, DatasetError> {
+        let published = bucket.as_ref().map(|bucket| bucket.published());
+        let mut places = bucket.map_or(Places::Disk, Places::Store);
+        let Some(layout) = lay_out(set, &mut places)? else {
+            return Ok(None);
         };
-        let mut contents = contents;
+        let parts = layout.parts(&places)?;
+        let Indexed { mut contents, coded, .. } = indexed(&layout, &parts, set, cache_dir, published.as_ref())?;
         let page_count: usize = coded.iter().map(BTreeMap::len).sum();
         let pages = Pages::new(page_count > 0);
         if page_count > 0 {
@@ -106,8 +91,25 @@ impl Tables {
                 .push(format!("images lie in {page_count} compressed pages: {why}; up to {mib} MiB of pages are kept"));
         }
         contents.notes.extend(layout.notes);
-        let located = Located::new(layout.location, indexed_files, contents);
-        Ok(Self { located, coded, pages })
+        let files = parts.into_iter().map(|part| part.file).collect();
+        let located = Located::new(layout.location, files, contents);
+        Ok(Some(Self { located, coded, pages }))
+    }
+
+    /// The index of the tables in a store, to be published beside them; none where there are none.
+    pub(super) fn publication(
+        set: &DataSet,
+        cache_dir: &Path,
+        bucket: &mut Bucket,
+    ) -> Result<Option<Publication>, DatasetError> {
+        let mut places = Places::Store(bucket);
+        let Some(layout) = lay_out(set, &mut places)? else {
+            return Ok(None);
+        };
+        // Whatever was published before.
+        let published: FindPublished = Box::new(|| Ok(None));
+        let indexed = indexed(&layout, &layout.parts(&places)?, set, cache_dir, Some(&published))?;
+        Ok(Some(Publication { contents: indexed.contents, key: indexed.key }))
     }
 
     /// The page that a sample is in, if it must be decoded.
@@ -208,35 +210,16 @@ fn flawed(path: &Path) -> impl Fn(Flaw) -> DatasetError + '_ {
     |flaw| DatasetError::Unusable { path: path.to_owned(), cause: flaw.to_string() }
 }
 
-fn refused(refused: Refused) -> DatasetError {
-    match refused {
-        Refused::Io(folder, error) => DatasetError::io("list", &folder)(error),
-        Refused::Two(first, second) => {
-            let cause = format!("and {} are two data sets (name one of them with --data)", escaped(&second));
-            DatasetError::Unusable { path: first, cause }
-        }
-    }
-}
-
 /// The files of both splits; none where the data set has no tables.
-fn lay_out(set: &DataSet) -> Result<Option<Layout>, DatasetError> {
-    let data = &std::path::absolute(&set.data).unwrap_or_else(|_| set.data.clone());
-    let (root, found) = if data.is_dir() {
-        (data.clone(), layout::find(data).map_err(refused)?)
-    } else if !layout::is_table(data) {
+fn lay_out(set: &DataSet, places: &mut Places<'_>) -> Result<Option<Layout>, DatasetError> {
+    let Some((root, found)) = places.find(set)? else {
         return Ok(None);
-    } else if data.is_file() {
-        let splits = BTreeMap::from([("train".to_owned(), vec![data.clone()])]);
-        (folder_of(data), Some(Found { splits, others: 0 }))
-    } else {
-        let root = folder_of(data);
-        let sorted =
-            layout::sort(&root, expand(&std::env::current_dir().unwrap_or_default(), data)?).map_err(refused)?;
-        (root, Some(sorted))
     };
     let found = found.unwrap_or_default();
-    let mut layout =
-        Layout { location: escaped(&set.data).to_string(), root, files: Default::default(), notes: Vec::new() };
+    let data = places.location(set);
+    let location =
+        if let Places::Disk = places { escaped(&data).to_string() } else { data.to_string_lossy().into_owned() };
+    let mut layout = Layout { location, data, root, files: Default::default(), notes: Vec::new() };
     let mut used = BTreeSet::new();
     for &split in Split::ALL {
         let place = set.splits.of(split);
@@ -249,7 +232,7 @@ fn lay_out(set: &DataSet) -> Result<Option<Layout>, DatasetError> {
                 used.insert(name.clone());
                 found.splits[name].clone()
             }
-            (None, Some(place)) => files_at(&layout.root, Path::new(place))?,
+            (None, Some(place)) => places.files_at(&layout.root, place)?,
             (None, None) => Vec::new(),
         };
         let default = if split == Split::Train { "train" } else { "validation" };
@@ -268,12 +251,6 @@ fn lay_out(set: &DataSet) -> Result<Option<Layout>, DatasetError> {
     let others = (found.others as u64, ["whose name tells no split", "whose names tell no split"]);
     layout.notes.extend(line(["table", "tables"], &[others]));
     Ok(Some(layout))
-}
-
-/// The folder of a path, or the one ahead of a pattern's first wildcard.
-fn folder_of(path: &Path) -> PathBuf {
-    let folder = if path.exists() { path.parent() } else { path.to_str().map(|text| Path::new(pattern::folder(text))) };
-    folder.unwrap_or(path).to_owned()
 }
 
 /// The split that is used where none is given: for validation the test split, too.
@@ -302,70 +279,90 @@ fn check(layout: &Layout, found: &Found, set: &DataSet) -> Result<(), DatasetErr
             }
             None => continue,
         };
-        return Err(DatasetError::Unusable { path: set.data.clone(), cause });
+        return Err(DatasetError::Unusable { path: layout.data.clone(), cause });
     }
     Ok(())
 }
 
-/// The tables that a path or a pattern names, relative to `root`.
-fn files_at(root: &Path, place: &Path) -> Result<Vec<PathBuf>, DatasetError> {
-    let folder = root.join(place);
-    if !folder.is_dir() {
-        return if layout::is_table(place) { expand(root, place) } else { Ok(Vec::new()) };
+impl Layout {
+    /// The tables of both splits, training first.
+    fn parts(&self, places: &Places<'_>) -> Result<Vec<Part>, DatasetError> {
+        let paths =
+            Split::ALL.iter().flat_map(|&split| self.files[split as usize].iter().map(move |path| (split, path)));
+        paths.map(|(split, path)| places.part(split, path, &self.root)).collect()
     }
-    let mut files = Vec::new();
-    layout::list(&folder, 1, &mut files).map_err(refused)?;
-    files.sort_unstable_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
-    Ok(files)
 }
 
-/// The files that a pattern stands for, relative to `base`.
-fn expand(base: &Path, pattern: &Path) -> Result<Vec<PathBuf>, DatasetError> {
-    let path = base.join(pattern);
-    let refused = |cause: String| DatasetError::Unusable { path: path.clone(), cause };
-    let Some(text) = pattern.to_str().filter(|_| !path.is_file()) else {
-        return Ok(vec![path]);
+/// What is known of tables.
+struct Indexed {
+    contents: Contents,
+    coded: Coded,
+    /// Of which files and options it is.
+    key: Vec<u8>,
+}
+
+/// The index of these tables: remembered, published, or made.
+fn indexed(
+    layout: &Layout,
+    parts: &[Part],
+    set: &DataSet,
+    cache_dir: &Path,
+    published: Option<&FindPublished>,
+) -> Result<Indexed, DatasetError> {
+    let named = Named { image: set.image_key.as_deref(), label: set.label_key.as_deref() };
+    let mut key = format!("tables 2\0{:?}\0{:?}\0", named.image, named.label).into_bytes();
+    for Part { split, file, stamp, .. } in parts {
+        key.extend_from_slice(file.path.as_os_str().as_bytes());
+        key.extend_from_slice(format!("\0{split}\0{stamp}\0").as_bytes());
+    }
+    let paths: Vec<&[u8]> = parts.iter().map(|part| part.file.path.as_os_str().as_bytes()).collect();
+    let saved = cache_dir.join(format!("tables-{:016x}", xxh3_64(&paths.join(&0))));
+    let remembered = Remembered { location: layout.location.clone(), saved, key, published };
+    let fits = |contents: &Contents| unpacked(&contents.extra, parts.iter().map(|part| part.file.bytes()));
+    if let Some((contents, coded)) = remembered.load(parts.iter().map(|part| &part.file), fits)? {
+        return Ok(Indexed { contents, coded, key: remembered.key });
+    }
+    let (mut contents, coded) = index_all(parts, named)?;
+    contents.extra = packed(&coded);
+    if parts.iter().all(|part| part.is_lasting) {
+        remembered.save(&contents);
+    }
+    Ok(Indexed { contents, coded, key: remembered.key })
+}
+
+/// Coded pages as numbers: for each file how many, then each.
+fn packed(coded: &Coded) -> Vec<u64> {
+    let of_file = |pages: &BTreeMap<u64, CodedPage>| {
+        std::iter::once(pages.len() as u64).chain(pages.values().flat_map(CodedPage::words)).collect::<Vec<_>>()
     };
-    let mut files = Vec::new();
-    let malformed = |Malformed { cause, .. }| refused(format!("is no pattern: {cause}"));
-    for name in pattern::names(text).map_err(malformed)? {
-        let path = base.join(&name);
-        files.extend(
-            pattern::files(base, &name).map_err(DatasetError::io("list", &path))?.unwrap_or_else(|| vec![path]),
-        );
-    }
-    match files.iter().find(|file| !file.is_file()) {
-        Some(file) => Err(refused(format!("stands for {}, which is no file", escaped(&file)))),
-        None if files.is_empty() => Err(refused("matches no file".to_owned())),
-        None => Ok(files),
-    }
+    coded.iter().flat_map(of_file).collect()
 }
 
-/// Where the index of these files is remembered, and what must be the same for it to be used.
-fn remembered(files: &[(Split, PathBuf, Metadata)], named: Named<'_>, cache_dir: &Path) -> (PathBuf, Vec<u8>) {
-    let mut key = format!("tables 1\0{:?}\0{:?}\0", named.image, named.label).into_bytes();
-    for (split, path, meta) in files {
-        key.extend_from_slice(path.as_os_str().as_bytes());
-        key.extend_from_slice(format!("\0{split}\0{}\0", stamp(meta)).as_bytes());
+/// The coded pages of files of these sizes that [`packed`] made numbers of; `None` where these are not such numbers.
+fn unpacked(mut numbers: &[u64], files_bytes: impl Iterator<Item = u64>) -> Option<Coded> {
+    let mut coded = Vec::new();
+    for file_bytes in files_bytes {
+        let (&count, rest) = numbers.split_first()?;
+        let words = usize::try_from(count).ok()?.checked_mul(CodedPage::WORDS)?;
+        let (pages, rest) = rest.split_at_checked(words)?;
+        let pages = pages.chunks_exact(CodedPage::WORDS).map(|words| CodedPage::from_words(words, file_bytes));
+        coded.push(pages.map(|page| page.map(|page| (page.offset(), page))).collect::<Option<_>>()?);
+        numbers = rest;
     }
-    let paths: Vec<&[u8]> = files.iter().map(|(_, path, _)| path.as_os_str().as_bytes()).collect();
-    (cache_dir.join(format!("tables-{:016x}", xxh3_64(&paths.join(&0)))), key)
+    numbers.is_empty().then_some(coded)
 }
 
 /// The index of all files, and the coded pages of each.
-fn index_all(
-    files: &[(Split, PathBuf, Metadata)],
-    named: Named<'_>,
-) -> Result<(Contents, Vec<BTreeMap<u64, CodedPage>>), DatasetError> {
-    let (_, first, meta) = &files[0];
-    let chosen = index::columns(first, meta, named).map_err(flawed(first))?;
-    let tables = index_each(files, &chosen)?;
-    let vocabulary = vocabulary(files, &tables, &chosen)?;
+fn index_all(parts: &[Part], named: Named<'_>) -> Result<(Contents, Coded), DatasetError> {
+    let Part { file: first, .. } = &parts[0];
+    let chosen = index::columns(first, named).map_err(flawed(&first.path))?;
+    let tables = index_each(parts, &chosen)?;
+    let vocabulary = vocabulary(parts, &tables, &chosen)?;
     let mut contents = Contents { notes: vocabulary.note().into_iter().collect(), ..Contents::default() };
     let (mut coded_pages, mut unlabelled) = (Vec::<BTreeMap<u64, CodedPage>>::new(), [0_u64; Split::ALL.len()]);
-    for (number, ((split, path, _), rows)) in files.iter().zip(tables).enumerate() {
+    for (number, (Part { split, file, .. }, rows)) in parts.iter().zip(tables).enumerate() {
         let samples = &mut contents.splits[*split as usize];
-        unlabelled[*split as usize] += push(samples, number as u32, path, &rows, &vocabulary)?;
+        unlabelled[*split as usize] += push(samples, number as u32, &file.path, &rows, &vocabulary)?;
         coded_pages.push(rows.coded.iter().map(|page| (page.offset(), *page)).collect());
     }
     for (split, &count) in Split::ALL.iter().zip(&unlabelled) {
@@ -377,30 +374,30 @@ fn index_all(
             "has no labelled row for training in the column `{}` (choose another with --label-key)",
             chosen.label
         );
-        return Err(DatasetError::Unusable { path: first.clone(), cause });
+        return Err(DatasetError::Unusable { path: first.path.clone(), cause });
     }
     contents.classes = vocabulary.classes;
     Ok((contents, coded_pages))
 }
 
 /// Indexes files, several at once: most of the time passes in waiting for lengths from the disk.
-fn index_each(files: &[(Split, PathBuf, Metadata)], chosen: &Chosen) -> Result<Vec<Rows>, DatasetError> {
+fn index_each(parts: &[Part], chosen: &Chosen) -> Result<Vec<Rows>, DatasetError> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).saturating_mul(2);
     let (next, done) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     std::thread::scope(|scope| {
-        for _ in 0..threads.min(THREADS_MAX).min(files.len()) {
+        for _ in 0..threads.min(THREADS_MAX).min(parts.len()) {
             scope.spawn(|| {
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
-                    let Some((_, path, meta)) = files.get(number) else {
+                    let Some(Part { file, .. }) = parts.get(number) else {
                         return;
                     };
-                    let rows = index::index(path, meta, chosen).map_err(flawed(path));
+                    let rows = index::index(file, chosen).map_err(flawed(&file.path));
                     let has_failed = rows.is_err();
                     done.lock().expect("no thread panics").insert(number, rows);
                     if has_failed {
                         // The others end, too.
-                        next.store(files.len(), Ordering::Relaxed);
+                        next.store(parts.len(), Ordering::Relaxed);
                     }
                 }
             });
@@ -410,13 +407,9 @@ fn index_each(files: &[(Split, PathBuf, Metadata)], chosen: &Chosen) -> Result<V
 }
 
 /// The vocabulary: classes that the columns' description lists, else what the labels are.
-fn vocabulary(
-    files: &[(Split, PathBuf, Metadata)],
-    tables: &[Rows],
-    chosen: &Chosen,
-) -> Result<Vocabulary, DatasetError> {
+fn vocabulary(parts: &[Part], tables: &[Rows], chosen: &Chosen) -> Result<Vocabulary, DatasetError> {
     let limit = chosen.class_names.as_ref().map_or(i64::from(CLASSES_MAX), |names| names.len() as i64);
-    for ((_, path, _), rows) in files.iter().zip(tables) {
+    for (Part { file, .. }, rows) in parts.iter().zip(tables) {
         if let Labels::Integers(labels) = &rows.labels
             && let Some(row) = labels.iter().position(|label| *label >= limit)
         {
@@ -425,19 +418,19 @@ fn vocabulary(
                 labels[row],
                 limit - 1
             );
-            return Err(DatasetError::Unusable { path: path.clone(), cause });
+            return Err(DatasetError::Unusable { path: file.path.clone(), cause });
         }
     }
     if let Some(names) = &chosen.class_names {
         return Ok(Vocabulary::listed(names.iter().cloned()));
     }
     let of = |wanted: Split| {
-        let of_split = files.iter().zip(tables).filter(move |((split, ..), _)| *split == wanted);
+        let of_split = parts.iter().zip(tables).filter(move |(part, _)| part.split == wanted);
         of_split.flat_map(|(_, rows)| rows.labels.written())
     };
     Vocabulary::of(of(Split::Train), of(Split::Val)).map_err(|Mixed| {
         let cause = format!("has integers in the column `{}`, and other files have texts", chosen.label);
-        DatasetError::Unusable { path: files[0].1.clone(), cause }
+        DatasetError::Unusable { path: parts[0].file.path.clone(), cause }
     })
 }
 

@@ -1,10 +1,12 @@
 //! Tables that pyarrow and `datasets` wrote (`scripts/make-tables.py`), against their rows.
 
+use super::super::located::IndexedFile;
 use super::super::{DataSet, Source, Split, Splits};
-use super::Tables;
 use super::cells::Cell;
 use super::columns::Named;
 use super::index::{columns, index};
+use super::pages::Pages;
+use super::{Tables, packed, unpacked};
 use crate::escape::escaped;
 use crate::fixtures::golden;
 use std::collections::BTreeMap;
@@ -42,7 +44,7 @@ fn files(folder: &str) -> Vec<PathBuf> {
 }
 
 fn open(set: &DataSet, cache: &Path) -> Result<Tables, String> {
-    Tables::open(set, cache).map_err(|error| error.to_string()).map(|tables| tables.expect("there are tables"))
+    Tables::open(set, cache, None).map_err(|error| error.to_string()).map(|tables| tables.expect("there are tables"))
 }
 
 fn opened(path: &Path) -> Result<Tables, String> {
@@ -184,8 +186,9 @@ fn what_cannot_be_used_is_refused_by_name() {
 fn read_all(path: &Path) -> Result<usize, String> {
     let meta = path.metadata().unwrap();
     let file = File::open(path).unwrap();
-    let chosen = columns(path, &meta, Named::default()).map_err(|flaw| flaw.to_string())?;
-    let rows = index(path, &meta, &chosen).map_err(|flaw| flaw.to_string())?;
+    let indexed = IndexedFile::new(path.to_owned(), String::new(), &meta);
+    let chosen = columns(&indexed, Named::default()).map_err(|flaw| flaw.to_string())?;
+    let rows = index(&indexed, &chosen).map_err(|flaw| flaw.to_string())?;
     let pages: Vec<_> = rows
         .coded
         .iter()
@@ -231,6 +234,31 @@ fn damaged_tables_are_errors_and_cut_ones_are_refused() {
             assert!(read_all(&path).is_err(), "{} cut to {len} bytes", escaped(&table));
         }
     }
+}
+
+#[test]
+fn coded_pages_of_an_index_are_as_they_were_or_none() {
+    let mut count = 0;
+    for file in files("variants") {
+        let mut source = opened(&file).unwrap();
+        let (numbers, bytes) = (packed(&source.coded), file.metadata().unwrap().len());
+        assert_eq!(unpacked(&numbers, [bytes].into_iter()).as_ref(), Some(&source.coded));
+        assert_eq!(unpacked(&numbers, [bytes; 2].into_iter()), None);
+        assert_eq!(unpacked(&numbers[..numbers.len() - 1], [bytes].into_iter()), None);
+        let mut read = Vec::new();
+        for at in 0..numbers.len() {
+            for other in [0, 1, 3, 255, 256, bytes, u64::from(u32::MAX), u64::MAX] {
+                let mut changed = numbers.clone();
+                changed[at] = other;
+                let Some(coded) = unpacked(&changed, [bytes].into_iter()) else { continue };
+                // Whatever a stranger wrote into an index.
+                (source.coded, source.pages) = (coded, Pages::new(true));
+                (0..source.len(Split::Train)).for_each(|sample| _ = source.read(Split::Train, sample, &mut read));
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 100, "{count}");
 }
 
 #[test]

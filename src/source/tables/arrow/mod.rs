@@ -7,11 +7,10 @@ mod flat;
 mod schema;
 
 use super::super::flaw::Flaw;
+use super::super::located::Opened;
 use super::cells::{Cell, Column, Place};
 use flat::Flat;
 use schema::{Leaf, Numbers, Schema, Values};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 /// First bytes of the file format, padded to eight.
 const MAGIC: &[u8; 6] = b"ARROW1";
@@ -26,7 +25,7 @@ const RECORD_BATCH: u8 = 3;
 
 /// An Arrow file that is open.
 pub struct Arrow {
-    file: File,
+    file: Opened,
     file_bytes: u64,
     schema: Schema,
     /// Where the first message behind the schema begins.
@@ -57,7 +56,7 @@ impl Arrow {
     ///
     /// # Errors
     /// When it is no Arrow file, or a damaged one.
-    pub fn open(file: File, file_bytes: u64) -> Result<Self, Flaw> {
+    pub fn open(file: Opened, file_bytes: u64) -> Result<Self, Flaw> {
         let mut magic = [0; MAGIC.len()];
         let has_magic = file.read_exact_at(&mut magic, 0).is_ok() && magic == *MAGIC;
         let start = if has_magic { 8 } else { 0 };
@@ -254,7 +253,7 @@ impl Batch<'_> {
     }
 
     /// The first `len` bytes of a buffer.
-    fn load(&self, file: &File, number: usize, len: usize) -> Result<Vec<u8>, Flaw> {
+    fn load(&self, file: &Opened, number: usize, len: usize) -> Result<Vec<u8>, Flaw> {
         let (start, there) = self.buffer(number)?;
         if len as u64 > there {
             return Err(damaged());
@@ -265,7 +264,7 @@ impl Batch<'_> {
     }
 
     /// Which values of a leaf are there.
-    fn validity(&self, file: &File, leaf: &Leaf) -> Result<impl Fn(usize) -> bool + use<>, Flaw> {
+    fn validity(&self, file: &Opened, leaf: &Leaf) -> Result<impl Fn(usize) -> bool + use<>, Flaw> {
         let mut bits = Vec::new();
         for Numbers { node, buffer } in [Some(leaf.place), leaf.parent].into_iter().flatten() {
             let nodes = self.table.vector(1, 16)?;

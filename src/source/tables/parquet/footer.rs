@@ -1,9 +1,8 @@
 //! A Parquet file's footer: its columns, its row groups, and what its writer noted.
 
 use super::super::super::flaw::Flaw;
+use super::super::super::located::Opened;
 use super::thrift::{Compact, Field, Malformed};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 /// First and last bytes of a file.
 const MAGIC: &[u8; 4] = b"PAR1";
@@ -85,7 +84,7 @@ pub struct Footer {
 ///
 /// # Errors
 /// When it is no Parquet file, or a damaged one.
-pub fn read(file: &File, file_bytes: u64) -> Result<Footer, Flaw> {
+pub fn read(file: &Opened, file_bytes: u64) -> Result<Footer, Flaw> {
     let mut tail = [0; TAIL_BYTES as usize];
     let whole = file_bytes.checked_sub(TAIL_BYTES + MAGIC.len() as u64);
     let Some(room) = whole else {

@@ -11,17 +11,16 @@ mod thrift;
 mod values;
 
 use super::super::flaw::Flaw;
+use super::super::located::Opened;
 use super::cells::{Cell, Column, Place, Use};
 use codec::NONE;
 use footer::{Chunk, Footer, Leaf, Physical, RowGroup};
 use page::{Kind, Page, ReadAt};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use values::{Region, integers, places};
 
 /// A Parquet file that is open.
 pub struct Parquet {
-    file: File,
+    file: Opened,
     footer: Footer,
 }
 
@@ -63,6 +62,30 @@ impl Decoded {
 }
 
 impl CodedPage {
+    /// How many numbers say all of one.
+    pub const WORDS: usize = 2 + 2 * Page::WORDS;
+
+    /// All of it, to be kept in an index.
+    pub fn words(&self) -> [u64; Self::WORDS] {
+        let mut words = [0; Self::WORDS];
+        words[0] = self.level_max.into();
+        words[1] = self.dictionary.is_some().into();
+        words[2..2 + Page::WORDS].copy_from_slice(&self.page.words());
+        words[2 + Page::WORDS..].copy_from_slice(&self.dictionary.unwrap_or(self.page).words());
+        words
+    }
+
+    /// The page of these [`Self::WORDS`] numbers, if they are those of one in a file of `file_bytes` bytes.
+    pub fn from_words(words: &[u64], file_bytes: u64) -> Option<Self> {
+        let (page, dictionary) = words.get(2..)?.split_at_checked(Page::WORDS)?;
+        let dictionary = Page::from_words(dictionary, file_bytes)?;
+        Some(Self {
+            level_max: words[0].try_into().ok()?,
+            dictionary: (words[1] != 0).then_some(dictionary),
+            page: Page::from_words(page, file_bytes)?,
+        })
+    }
+
     /// Where its bytes begin in the file. No value that lies in the file begins there: a length or levels come first.
     pub fn offset(&self) -> u64 {
         self.page.offset
@@ -99,7 +122,7 @@ impl Parquet {
     ///
     /// # Errors
     /// When it is no Parquet file, or a damaged one.
-    pub fn open(file: File, file_bytes: u64) -> Result<Self, Flaw> {
+    pub fn open(file: Opened, file_bytes: u64) -> Result<Self, Flaw> {
         let footer = footer::read(&file, file_bytes)?;
         Ok(Self { file, footer })
     }

@@ -1,12 +1,11 @@
 //! Pages of a column: their headers, found one behind the other, and their bytes.
 
 use super::super::super::flaw::Flaw;
+use super::super::super::located::Opened;
 use super::codec;
 use super::footer::Chunk;
 use super::thrift::{Compact, Malformed};
 use crate::memory::{Lack, Promise};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 /// What a page's header is looked for in at first; statistics may make it longer.
 const HEADER_BYTES: u64 = 1 << 10;
@@ -89,7 +88,7 @@ const LEVELS: i64 = 3;
 ///
 /// # Errors
 /// When the chunk holds anything else, or an encoding that is not read.
-pub fn pages(file: &File, chunk: &Chunk, rows: u64) -> Result<Vec<Page>, Flaw> {
+pub fn pages(file: &Opened, chunk: &Chunk, rows: u64) -> Result<Vec<Page>, Flaw> {
     let codec = codec::check(chunk.codec)?;
     let (mut at, end) = (chunk.offset, chunk.offset + chunk.bytes);
     let (mut pages, mut values) = (Vec::new(), 0);
@@ -122,7 +121,7 @@ pub fn pages(file: &File, chunk: &Chunk, rows: u64) -> Result<Vec<Page>, Flaw> {
 }
 
 /// The header at `at`, and its length.
-fn header(file: &File, at: u64, end: u64) -> Result<(Header, u64), Flaw> {
+fn header(file: &Opened, at: u64, end: u64) -> Result<(Header, u64), Flaw> {
     let (mut window, mut bytes) = (HEADER_BYTES, Vec::new());
     loop {
         bytes.resize(window.min(end - at) as usize, 0);
@@ -222,6 +221,48 @@ fn page(header: &Header, offset: u64, codec: u8) -> Result<Option<Page>, Flaw> {
 }
 
 impl Page {
+    /// How many numbers say all of one.
+    pub const WORDS: usize = 7;
+
+    /// All of it.
+    pub fn words(&self) -> [u64; Self::WORDS] {
+        let (kind, levels) = match self.kind {
+            Kind::Dictionary => (0, 0),
+            Kind::Data => (1, 0),
+            Kind::DataV2 { repetition_bytes, definition_bytes } => {
+                (2, u64::from(repetition_bytes) << 32 | u64::from(definition_bytes))
+            }
+        };
+        let encoding = u64::from(self.encoding == Encoding::Dictionary);
+        let sizes = [self.values, self.bytes, self.plain_bytes].map(u64::from);
+        let coding = encoding << 8 | u64::from(self.codec);
+        [kind, levels, coding, self.offset, sizes[0], sizes[1], sizes[2]]
+    }
+
+    /// The page of these [`Self::WORDS`] numbers, if they are those of one in a file of `file_bytes` bytes.
+    pub fn from_words(words: &[u64], file_bytes: u64) -> Option<Self> {
+        let &[kind, levels, coding, offset, values, bytes, plain_bytes] = words else {
+            return None;
+        };
+        let kind = match kind {
+            0 => Kind::Dictionary,
+            1 => Kind::Data,
+            2 => Kind::DataV2 { repetition_bytes: (levels >> 32) as u32, definition_bytes: levels as u32 },
+            _ => return None,
+        };
+        let encoding = match coding >> 8 {
+            0 => Encoding::Plain,
+            1 => Encoding::Dictionary,
+            _ => return None,
+        };
+        let [values, bytes, plain_bytes] = [values, bytes, plain_bytes].map(|size| u32::try_from(size).ok());
+        let codec = codec::check(i64::from(coding as u8)).ok()?;
+        // As for what a file says of itself: no more values than bytes.
+        let is_within = offset.checked_add(bytes?.into()).is_some_and(|end| end <= file_bytes);
+        (is_within && u64::from(values?) <= file_bytes).then_some(())?;
+        Some(Self { kind, encoding, values: values?, offset, bytes: bytes?, plain_bytes: plain_bytes?, codec })
+    }
+
     /// Memory for it and its values, where that is much.
     fn room(&self) -> Result<Option<Promise>, Flaw> {
         let need = u64::from(self.bytes) + u64::from(self.plain_bytes) + VALUE_BYTES * u64::from(self.values);

@@ -1,11 +1,10 @@
 //! Values of a page: where each byte string lies, and what each integer is.
 
 use super::super::super::flaw::Flaw;
+use super::super::super::located::Opened;
 use super::super::cells::Place;
 use super::hybrid;
 use super::page::{Encoding, Kind, Page};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 /// A page's bytes, in a file or in memory.
 pub trait Area {
@@ -23,7 +22,7 @@ pub trait Area {
 }
 
 /// A page that lies uncompressed in a file.
-pub struct Region<'a>(pub &'a File, pub &'a Page);
+pub struct Region<'a>(pub &'a Opened, pub &'a Page);
 
 impl Area for Region<'_> {
     fn bytes(&self) -> u64 {

@@ -1,5 +1,6 @@
 //! The image folder as a source: a sample is a file.
 
+use super::image_names::is_image;
 use super::index::{Index, UnknownClass};
 use super::{Class, DatasetError, ENCODED_BYTES_MAX, Progress, ReadError, Source, Splits, Stamp, archive, walk};
 use crate::escape::escaped;
@@ -80,7 +81,7 @@ impl Folder {
 /// Whether a folder has images in folders of classes, in its `train`: then it is an image folder, whatever else lies in it.
 pub(super) fn has_classes(root: &Path) -> bool {
     let entries = |folder: &Path, most: usize| std::fs::read_dir(folder).into_iter().flatten().flatten().take(most);
-    let holds_images = |folder: &Path| entries(folder, ENTRIES_MAX).any(|entry| walk::is_image(&entry.path()));
+    let holds_images = |folder: &Path| entries(folder, ENTRIES_MAX).any(|entry| is_image(&entry.path()));
     entries(&root.join("train"), ENTRIES_MAX).any(|entry| entry.path().is_dir() && holds_images(&entry.path()))
 }
 

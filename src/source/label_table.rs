@@ -1,7 +1,7 @@
 //! Tables of labels: CSV, tab-separated values or JSON lines, a file and its labels a row.
 
 use super::DatasetError;
-use super::walk::is_image;
+use super::image_names::is_image;
 use csv::{ReaderBuilder, StringRecord, Trim};
 use serde_json::Value;
 use std::path::Path;

@@ -3,8 +3,8 @@
 //! A link to a file becomes the same file under another name, one to a folder a link in the folder. Where a link leads is worked out from the
 //! names in the archive alone, so a link that leaves it is never followed.
 
+use super::image_names::is_image;
 use super::tally::{Ignored, Tally};
-use super::walk::is_image;
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::io;

@@ -17,6 +17,7 @@ mod dataset;
 mod detours;
 mod flaw;
 mod folder;
+mod image_names;
 mod index;
 mod label_table;
 mod layout;

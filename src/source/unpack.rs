@@ -2,10 +2,10 @@
 
 use super::Progress;
 use super::compression::{self, HEAD_BYTES, is_tar};
+use super::image_names::is_image;
 use super::links::{self, Link, Links};
 use super::sparse::{self, Sparse};
 use super::tally::{Ignored, Tally};
-use super::walk::is_image;
 use crate::escape::escaped;
 use std::cell::Cell;
 use std::ffi::OsStr;

@@ -3,6 +3,7 @@
 //! Links are followed as if what they lead to were there, but for links to a folder that they are in: no walk is endless.
 
 use super::detours::Detours;
+use super::image_names::is_image;
 use super::index::Index;
 use super::layout::{Layout, Placed};
 use super::remembered::Walk;
@@ -17,16 +18,6 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-
-/// Extensions of raster images, lower case. They only select; the decoder looks at the content.
-const EXTENSIONS: [&str; 14] =
-    ["jpeg", "jpg", "jpe", "jfif", "png", "bmp", "gif", "tif", "tiff", "webp", "ppm", "pgm", "pbm", "pnm"];
-
-/// Whether a name is that of an image.
-pub fn is_image(path: &Path) -> bool {
-    let extension = path.extension().and_then(OsStr::to_str);
-    extension.is_some_and(|extension| EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known)))
-}
 
 /// Indexes the folder `root`, with notes on what was left out; its walk is remembered in `cache_dir`. Labels are not assigned yet.
 pub fn index(root: &Path, splits: &Splits, cache_dir: &Path) -> Result<(Index, Vec<String>), DatasetError> {

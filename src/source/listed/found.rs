@@ -2,9 +2,9 @@
 
 use super::super::DatasetError;
 use super::super::detours::Detours;
+use super::super::image_names::is_image;
 use super::super::split_words::KINDS;
 use super::super::tally::{Ignored, Tally};
-use super::super::walk::is_image;
 use crate::types::Split;
 use std::io;
 use std::os::unix::ffi::OsStrExt;

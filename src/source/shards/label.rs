@@ -1,5 +1,6 @@
 //! A sample's image and label, from its fields.
 
+use super::super::image_names::ENDINGS;
 use super::super::vocabulary::CLASSES_MAX;
 use super::fault::{Fault, shown};
 use super::group::Sample;
@@ -7,9 +8,6 @@ use super::reader::Reader;
 use super::tar::Entry;
 use serde_json::Value;
 
-/// Fields that hold an image, the first that is there; webdataset's come first.
-const IMAGES: [&str; 14] =
-    ["jpg", "jpeg", "png", "webp", "ppm", "pgm", "pbm", "pnm", "jpe", "jfif", "bmp", "gif", "tif", "tiff"];
 /// Fields that hold an integer as text.
 const INTEGERS: [&str; 2] = ["cls", "cls.txt"];
 /// Keys of `json` that are looked for where none is given.
@@ -55,10 +53,10 @@ pub enum Image<'a> {
 
 /// The image of a sample: a field that is called `jpg` or alike, or the only one that ends so.
 pub fn image(sample: &Sample) -> Image<'_> {
-    if let Some(entry) = IMAGES.iter().find_map(|name| sample.field(name)) {
+    if let Some(entry) = ENDINGS.iter().find_map(|name| sample.field(name)) {
         return Image::At(entry);
     }
-    let is_image = |name: &str| name.rsplit_once('.').is_some_and(|(_, end)| IMAGES.contains(&end));
+    let is_image = |name: &str| name.rsplit_once('.').is_some_and(|(_, end)| ENDINGS.contains(&end));
     let mut ending = sample.fields.iter().filter(|field| is_image(&field.name));
     match (ending.next(), ending.next()) {
         (Some(field), None) => Image::At(&field.entry),

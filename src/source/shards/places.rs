@@ -1,8 +1,8 @@
 //! Which files are the shards of a data set: by patterns, or all of a folder, told apart by the words in their names.
 
+use super::super::image_names::is_image;
 use super::super::pattern::{self, Malformed, is_pattern};
 use super::super::split_words::{KINDS, TEST, kind};
-use super::super::walk::is_image;
 use super::super::{DataSet, DatasetError};
 use super::names::{Beside, ListedSplit};
 use crate::escape::escaped;

@@ -1,7 +1,7 @@
 //! Which files a data set of tables has, and which split each belongs to: by its name, as Hugging Face's `datasets` has it.
 
+use super::super::image_names::is_image;
 use super::super::split_words::{KINDS, kind};
-use super::super::walk::is_image;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::ffi::OsStrExt;

@@ -1,10 +1,14 @@
 //! What a file that is called an archive really is, and its content uncompressed.
 
+use super::tar_block::{BLOCK_BYTES, is_tar};
 use flate2::bufread::GzDecoder;
 use std::io::{self, BufRead, Read};
 
 /// Bytes of a file by which [`kind`] knows it.
-pub const HEAD_BYTES: usize = 512;
+pub const HEAD_BYTES: usize = BLOCK_BYTES;
+/// First bytes of what gzip makes, and of a frame of zstd.
+const GZIP: &[u8] = b"\x1F\x8B";
+const ZSTD: &[u8] = b"\x28\xB5\x2F\xFD";
 
 /// How an archive is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,44 +22,59 @@ pub enum Kind {
 }
 
 /// How the archive that begins with `head` is compressed, or what the file is instead.
-pub fn kind(head: &[u8]) -> Result<Kind, &'static str> {
+pub fn kind(head: &[u8]) -> Result<Kind, String> {
     match head {
-        [0x1F, 0x8B, ..] => Ok(Kind::Gzip),
-        // A frame, or one that is skipped.
-        [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => Ok(Kind::Zstd),
+        // A frame that is skipped.
+        [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => Ok(Kind::Zstd),
+        _ if head.starts_with(ZSTD) => Ok(Kind::Zstd),
+        _ if head.starts_with(GZIP) => Ok(Kind::Gzip),
         _ if is_tar(head) => Ok(Kind::Plain),
         _ => Err(what(head)),
     }
 }
 
-/// Whether a block is a tar's header, or ends an empty one.
-pub fn is_tar(block: &[u8]) -> bool {
-    let Some(block) = block.first_chunk::<HEAD_BYTES>() else { return false };
-    let digits = block[148..156].iter().skip_while(|byte| **byte == b' ').take_while(|byte| byte.is_ascii_digit());
-    let noted = digits.fold(0, |sum: u32, digit| sum.wrapping_mul(8).wrapping_add(u32::from(digit - b'0')));
-    let with_blanks = |(at, &byte): (usize, &u8)| u32::from(if (148..156).contains(&at) { b' ' } else { byte });
-    let sum: u32 = block.iter().enumerate().map(with_blanks).sum();
-    block[257..].starts_with(b"ustar") || noted == sum || block.iter().all(|&byte| byte == 0)
+/// What made files that begin so, and whether it packs several files, as its `what` has it. gzip and zstd are told by [`kind`], too.
+const PACKERS: [(&[u8], &str, bool); 10] = [
+    (GZIP, "gzip", false),
+    (ZSTD, "zstd", false),
+    (b"\xFD7zXZ\0", "xz", false),
+    (b"BZh", "bzip2", false),
+    (b"\x04\x22\x4D\x18", "lz4", false),
+    (b"LZIP", "lzip", false),
+    (b"PK\x03\x04", "zip", true),
+    (b"PK\x05\x06", "zip", true),
+    (b"7z\xBC\xAF", "7z", true),
+    (b"Rar!", "rar", true),
+];
+
+/// What packed the file that begins with `head`, and whether that holds several files; `None` where it is not known as packed.
+fn packed(head: &[u8]) -> Option<(&'static str, bool)> {
+    let found = PACKERS.iter().find(|(magic, ..)| head.starts_with(magic));
+    found.map(|&(_, name, holds_files)| (name, holds_files))
+}
+
+/// The name of what packed the file that begins with `head`.
+pub fn packer(head: &[u8]) -> Option<&'static str> {
+    packed(head).map(|(name, _)| name)
 }
 
 /// What data that are no archive are, and the remedy.
-pub fn what(head: &[u8]) -> &'static str {
+pub fn what(head: &[u8]) -> String {
     let text = head.trim_ascii_start();
     let begins = |with: &[u8]| text.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with));
-    match head {
+    match packed(head) {
+        Some((name, true)) => return format!("a {name} archive (unpack it, and name the folder)"),
+        Some((name, false)) => return format!("{name} data (pack the folder with gzip or zstd instead)"),
+        None => {}
+    }
+    let what = match head {
         [] => "an empty file",
-        [0xFD, b'7', b'z', b'X', b'Z', 0, ..] => "xz data (pack the folder with gzip or zstd instead)",
-        [b'B', b'Z', b'h', ..] => "bzip2 data (pack the folder with gzip or zstd instead)",
-        [b'P', b'K', 3 | 5, 4 | 6, ..] => "a zip archive (unpack it, and name the folder)",
-        [b'7', b'z', 0xBC, 0xAF, ..] => "a 7z archive (unpack it, and name the folder)",
-        [b'R', b'a', b'r', b'!', ..] => "a rar archive (unpack it, and name the folder)",
-        [0x04, 0x22, 0x4D, 0x18, ..] => "lz4 data (pack the folder with gzip or zstd instead)",
-        [b'L', b'Z', b'I', b'P', ..] => "lzip data (pack the folder with gzip or zstd instead)",
         [0xFF, 0xD8, 0xFF, ..] | [0x89, b'P', b'N', b'G', ..] => "a single image",
         _ if begins(b"<!doctype html") || begins(b"<html") => "an HTML page (the download failed: fetch it again)",
         _ if text.starts_with(b"<") => "a page of XML or HTML (the download failed: fetch it again)",
         _ => "no tar",
-    }
+    };
+    what.to_owned()
 }
 
 /// The content of an archive.
@@ -169,7 +188,9 @@ mod tests {
             (&b""[..], "empty"),
             (b"\xFD7zXZ\0\0", "xz"),
             (b"BZh91AY", "bzip2"),
-            (b"PK\x03\x04", "zip"),
+            (b"PK\x03\x04", "a zip archive (unpack it"),
+            (b"PK\x05\x06", "zip"),
+            (b"LZIP\x01", "lzip data (pack the folder"),
             (b"\n <!DOCTYPE HTML><html>", "HTML"),
             (b"<?xml version='1.0'?><Error>", "XML"),
             (b"id,label\n", "no tar"),

@@ -33,6 +33,7 @@ mod split_words;
 mod subset;
 mod tables;
 mod tally;
+mod tar_block;
 mod unpack;
 mod vocabulary;
 mod walk;
@@ -245,7 +246,7 @@ pub enum DatasetError {
         /// The file.
         path: PathBuf,
         /// What it is instead.
-        what: &'static str,
+        what: String,
     },
     /// A folder without a single image in either split.
     #[error(

@@ -2,9 +2,9 @@
 //!
 //! The older form, an entry of a type of its own, is read by the crate `tar`.
 
+use super::tar_block::BLOCK_BYTES;
 use std::io::{self, Read, Write};
 
-const BLOCK_BYTES: usize = 512;
 /// The most parts of one file.
 const PARTS_MAX: usize = 1 << 20;
 

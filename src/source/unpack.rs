@@ -1,11 +1,12 @@
 //! Unpacking: the images of a tar, written below one folder.
 
 use super::Progress;
-use super::compression::{self, HEAD_BYTES, is_tar};
+use super::compression::{self, HEAD_BYTES};
 use super::image_names::is_image;
 use super::links::{self, Link, Links};
 use super::sparse::{self, Sparse};
 use super::tally::{Ignored, Tally};
+use super::tar_block::{BLOCK_BYTES, is_tar};
 use crate::escape::escaped;
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -25,8 +26,6 @@ const LINKS_BYTES_MAX: usize = 1 << 30;
 const LINK_BYTES: usize = 128;
 /// The most bytes of headers and their extensions (long names, pax attributes, maps of holes) ahead of one entry.
 const HEADERS_BYTES_MAX: u64 = 4 << 20;
-/// Bytes of a header, to whose multiple content is padded.
-const BLOCK_BYTES: u64 = 512;
 /// The most bytes of a name, as Linux has it.
 const NAME_BYTES_MAX: usize = 4_096;
 
@@ -75,7 +74,8 @@ pub fn unpack(archive: &Path, to: &Path, total_bytes: u64, progress: &mut dyn Fn
         // What a file with holes has in the archive is less than its size.
         let is_sparse = entry.header().entry_type() == EntryType::GNUSparse;
         let stored = if is_sparse { entry.header().entry_size()? } else { entry.size() };
-        unread = stored.checked_next_multiple_of(BLOCK_BYTES).unwrap_or(stored).saturating_sub(u64::MAX - left.get());
+        unread =
+            stored.checked_next_multiple_of(BLOCK_BYTES as u64).unwrap_or(stored).saturating_sub(u64::MAX - left.get());
         unread = unread.min(u64::MAX - HEADERS_BYTES_MAX);
         progress(Progress { read_bytes: read.get().bytes, total_bytes });
     }

@@ -1,8 +1,9 @@
 //! Index files as DALI's `wds2idx` writes them: for each sample a line with field, offset, size and, since version 1.2, the name of each file.
 
+use super::super::tar_block::header;
 use super::fault::Fault;
 use super::reader::Reader;
-use super::tar::{BLOCK_BYTES, Entry, header};
+use super::tar::{BLOCK_BYTES, Entry};
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -3,12 +3,14 @@
 //! What counts as a file, and where the tar ends, is as Python's `tarfile` has it, through which webdataset reads. Nothing is allocated by what a
 //! header says before it is checked against the file's size and a limit.
 
+use super::super::compression::packer;
+use super::super::tar_block;
 use super::fault::{EXTENSION_BYTES_MAX, Fault, NAME_BYTES_MAX};
 use super::reader::Reader;
 use tar::{EntryType, Header, PaxExtensions};
 
-/// Bytes of a header, to whose multiple content is padded.
-pub const BLOCK_BYTES: u64 = 512;
+/// Bytes of a header, as a distance.
+pub const BLOCK_BYTES: u64 = tar_block::BLOCK_BYTES as u64;
 
 /// A regular file in a tar.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -123,23 +125,11 @@ impl Entries {
             self.is_ended = true;
             return Ok(None);
         }
-        header(block).map(Some).ok_or_else(|| match (at, compression(block)) {
+        tar_block::header(block).map(Some).ok_or_else(|| match (at, packer(block)) {
             (0, Some(kind)) => Fault::Compressed { kind },
             _ => Fault::NotAnEntry { offset: at },
         })
     }
-}
-
-/// The block as a header, if its checksum is right.
-pub fn header(block: &[u8]) -> Option<Header> {
-    let header = Header::from_byte_slice(block);
-    let expected = header.cksum().ok()?;
-    let (field, sum) = (148..156, |bytes: &[u8]| bytes.iter().map(|byte| u32::from(*byte)).sum::<u32>());
-    let unsigned = sum(block) - sum(&block[field.clone()]) + 8 * u32::from(b' ');
-    // Some old writers summed signed bytes.
-    let negative = |bytes: &[u8]| bytes.iter().filter(|byte| **byte >= 0x80).count() as u32 * 256;
-    let signed = unsigned.wrapping_sub(negative(block) - negative(&block[field]));
-    (expected == unsigned || expected == signed).then(|| header.clone())
 }
 
 fn is_extension(kind: EntryType) -> bool {
@@ -169,17 +159,4 @@ fn read_attributes(content: &[u8], at: u64, extension: &mut Extension) -> Result
         }
     }
     Ok(())
-}
-
-/// What a file that begins like this was compressed by.
-fn compression(begin: &[u8]) -> Option<&'static str> {
-    let known: [(&[u8], _); 6] = [
-        (&[0x1F, 0x8B], "gzip"),
-        (&[0x28, 0xB5, 0x2F, 0xFD], "zstd"),
-        (b"BZh", "bzip2"),
-        (b"\xFD7zXZ\0", "xz"),
-        (&[0x04, 0x22, 0x4D, 0x18], "lz4"),
-        (b"PK\x03\x04", "zip"),
-    ];
-    known.into_iter().find(|(magic, _)| begin.starts_with(magic)).map(|(_, kind)| kind)
 }

@@ -13,7 +13,6 @@ mod scan;
 mod smooth;
 mod upsample;
 
-#[cfg(feature = "turbojpeg")]
 pub use color::inks_to_rgb;
 
 use super::ImageError;

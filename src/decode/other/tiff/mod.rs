@@ -5,6 +5,7 @@ mod chunk;
 
 use super::Shape;
 use super::samples::{Palette, clipped, gray, sample};
+use crate::decode::jpeg::inks_to_rgb;
 use crate::decode::orientation::Orientation;
 use crate::decode::output::Output;
 use crate::decode::{ImageError, check_size};
@@ -366,13 +367,8 @@ impl Picture {
                     .map(|value| (255 * u32::from(value)).checked_div(alpha).unwrap_or(0).min(255) as u8)
             }),
             Color::Rgb => 3,
-            Color::Cmyk => rgb(values, &|from| {
-                let rest = 255 - u32::from(from[3]);
-                [from[0], from[1], from[2]].map(|ink| {
-                    let product = u32::from(ink) * rest + 128;
-                    (rest - ((product + (product >> 8)) >> 8)) as u8
-                })
-            }),
+            // JPEG's inks are inverted.
+            Color::Cmyk => rgb(values, &|from| inks_to_rgb(std::array::from_fn(|ink| 255 - from[ink]))),
         }
     }
 }

@@ -8,7 +8,8 @@
 use super::ahead::{Ahead, Announced};
 use super::disk::{BLOCK_BYTES, Disk, Entry, block_range};
 use super::object::{Block, FetchError, Object};
-use super::store::{Found, StoreError, Stores, Trouble};
+use super::store::{Found, Stores};
+use super::trouble::{StoreError, Trouble};
 use crate::status::Fetched;
 use std::collections::VecDeque;
 use std::io;

@@ -22,6 +22,8 @@ mod process;
 mod profile;
 #[cfg(feature = "cloud")]
 mod store;
+#[cfg(feature = "cloud")]
+mod trouble;
 mod url;
 
 #[cfg(feature = "cloud")]

@@ -1,7 +1,8 @@
 //! An object as readers and fetchers share it: which of its blocks are on their way, or will not come.
 
 use super::disk::{BLOCK_BYTES, Verified};
-use super::store::{Found, StoreError};
+use super::store::Found;
+use super::trouble::StoreError;
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::AtomicBool;

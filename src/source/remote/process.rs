@@ -2,7 +2,7 @@
 //!
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/feature-process-credentials.html>
 
-use super::store::{StoreError, Trouble};
+use super::trouble::{StoreError, Trouble};
 use chrono::{DateTime, TimeDelta, Utc};
 use object_store::aws::AwsCredential;
 use object_store::{CredentialProvider, Error};

@@ -3,7 +3,8 @@
 //! As in the SDKs the environment goes before the files, and a profile's role or single sign-on before its keys; these two are refused, since they
 //! take services of their own. Files: <https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html>.
 
-use super::store::{StoreError, Trouble, Variables};
+use super::store::Variables;
+use super::trouble::{StoreError, Trouble};
 use crate::escape::{escaped, printable};
 use std::collections::{BTreeMap, HashMap};
 use std::io;

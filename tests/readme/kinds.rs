@@ -41,7 +41,8 @@ const FOLDERS: &str = "folders of classes, with `val/`, `valid/`, `test/` … or
 const TABLES: &str = "images with labels in a CSV or JSON-lines table, one or several an image (multi-hot)";
 const IMAGENET: &str = "ImageNet as it is packed";
 const SHARDS: &str = "WebDataset shards, in place; from S3, Google Cloud Storage, Azure and web servers [through a disk cache](docs/object-stores.md)";
-const HUGGING_FACE: &str = "Hugging Face's Parquet files and saved data sets, in place where they are not compressed";
+const HUGGING_FACE: &str =
+    "Hugging Face's Parquet files and saved data sets, in place where they are not compressed; from object stores, too";
 const BINARIES: &str = "CIFAR and MNIST";
 
 /// All of them, made in a folder.
@@ -232,17 +233,22 @@ fn shards(dir: &Path) -> Vec<Kind> {
     ];
     #[cfg(feature = "cloud-test")]
     {
-        let server = super::server::Server::start();
-        files.iter().for_each(|(name, bytes)| server.put(&format!("set/{name}"), bytes.clone()));
         let numbered = expected_single().map(|samples| {
             let number = |class: &String| if class == "cat" { "0" } else { "1" }.to_owned();
             samples.into_iter().map(|(classes, planes)| (classes.iter().map(number).collect(), planes)).collect()
         });
-        let kind = Kind::new(SHARDS, "shards in a bucket", format!("s3://{}/set", super::server::BUCKET), numbered);
-        let variables = super::server::variables(server.address);
-        kinds.push(Kind { variables, _server: Some(Box::new(server)), ..kind });
+        kinds.push(in_bucket(Kind::new(SHARDS, "shards in a bucket", "", numbered), files));
     }
     kinds
+}
+
+/// The same kind with these files in a bucket.
+#[cfg(feature = "cloud-test")]
+fn in_bucket(kind: Kind, files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Kind {
+    let server = super::server::Server::start();
+    files.into_iter().for_each(|(name, bytes)| server.put(&format!("set/{name}"), bytes));
+    let (data, variables) = (format!("s3://{}/set", super::server::BUCKET), super::server::variables(server.address));
+    Kind { data: data.into(), variables, _server: Some(Box::new(server)), ..kind }
 }
 
 /// The golden tables, whose rows are listed beside them.
@@ -276,6 +282,14 @@ fn hugging_face(_: &Path) -> Vec<Kind> {
         kind("Parquet", "hub"),
         kind("a saved data set", "saved"),
         Kind { samples: numbers, ..kind("compressed Parquet", "variants/zstd-v2.parquet") },
+        #[cfg(feature = "cloud-test")]
+        in_bucket(kind("Parquet in a bucket", "hub"), {
+            let hub = golden.join("hub");
+            let file = |path: std::path::PathBuf| {
+                (path.strip_prefix(&hub).unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap())
+            };
+            super::common::files(&hub).into_iter().map(file).collect::<Vec<_>>()
+        }),
     ]
 }
 

@@ -34,5 +34,7 @@ pub use fetch::Counters;
 pub use none::RemoteFile;
 pub use options::{DiskCache, StoreOptions};
 #[cfg(feature = "cloud")]
-pub use store::{Found, Variables};
+pub use profile::Variables;
+#[cfg(feature = "cloud")]
+pub use store::Found;
 pub use url::{Scheme, Url};

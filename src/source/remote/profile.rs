@@ -3,12 +3,14 @@
 //! As in the SDKs the environment goes before the files, and a profile's role or single sign-on before its keys; these two are refused, since they
 //! take services of their own. Files: <https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html>.
 
-use super::store::Variables;
 use super::trouble::{StoreError, Trouble};
 use crate::escape::{escaped, printable};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// Variables by which stores are found and their users known, as the stores' own tools name them.
+pub type Variables = Vec<(String, String)>;
 
 /// The environment's variables, and those that a profile adds.
 #[derive(Default)]

@@ -4,7 +4,7 @@
 //! a [`StoreError`] is made of the status, the store's error code and the kind of failure.
 
 use super::process::Process;
-use super::profile::{self, Aws};
+use super::profile::{self, Aws, Variables};
 use super::trouble::{StoreError, Trouble};
 use super::url::{Scheme, Url};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -45,9 +45,6 @@ pub struct Found {
     /// Its size.
     pub bytes: u64,
 }
-
-/// Variables by which stores are found and their users known, as the stores' own tools name them.
-pub type Variables = Vec<(String, String)>;
 
 /// The stores that are in use.
 pub struct Stores {

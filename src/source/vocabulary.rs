@@ -163,9 +163,14 @@ impl Sets {
     }
 }
 
-/// Feeds sets of labels to the identity of a split that uses them.
-pub fn hash_sets(sets: &[LabelSet], hash: &mut Xxh3) {
-    for set in sets {
+/// Feeds the labels of a split's samples to its identity, with the classes, and the sets that labels are numbers of.
+pub fn hash_labels(labels: &[ClassId], classes: &[Class], sets: Option<&[LabelSet]>, hash: &mut Xxh3) {
+    hash.update(bytemuck::cast_slice(labels));
+    for class in classes {
+        hash.update(class.id.as_bytes());
+        hash.update(&[0]);
+    }
+    for set in sets.unwrap_or_default() {
         hash.update(bytemuck::cast_slice(set));
         hash.update(&ClassId::MAX.to_le_bytes());
     }

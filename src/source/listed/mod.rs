@@ -9,7 +9,7 @@ mod tables;
 
 use super::folder::{path_in, read_file, settled_stamp};
 use super::split_words::{KINDS, TEST};
-use super::vocabulary::{Sets, Vocabulary, hash_sets};
+use super::vocabulary::{Sets, Vocabulary, hash_labels};
 use super::{Class, DataSet, DatasetError, ReadError, Source, Splits, Stamp, folder};
 use crate::escape::escaped;
 use crate::types::{ClassId, LabelSet, SampleId, Split};
@@ -206,12 +206,7 @@ impl Source for Listed {
 
     /// Labels may change while no file does.
     fn hash_labels(&self, split: Split, hash: &mut Xxh3) {
-        hash.update(bytemuck::cast_slice(&self.files(split).labels));
-        for class in &self.classes {
-            hash.update(class.id.as_bytes());
-            hash.update(&[0]);
-        }
-        hash_sets(self.label_sets.as_deref().unwrap_or_default(), hash);
+        hash_labels(&self.files(split).labels, &self.classes, self.label_sets(), hash);
     }
 
     fn notes(&self) -> &[String] {

@@ -18,7 +18,7 @@ mod remembered;
 mod samples;
 mod saved;
 
-use super::vocabulary::hash_sets;
+use super::vocabulary::hash_labels;
 use super::{Ahead, Class, ENCODED_BYTES_MAX, ReadError, Source, Stamp};
 use crate::escape::escaped;
 use crate::status::Fetched;
@@ -139,12 +139,7 @@ impl Source for Located {
     }
 
     fn hash_labels(&self, split: Split, hash: &mut Xxh3) {
-        hash.update(bytemuck::cast_slice(&self.splits[split as usize].labels));
-        for class in &self.classes {
-            hash.update(class.id.as_bytes());
-            hash.update(&[0]);
-        }
-        hash_sets(self.label_sets.as_deref().unwrap_or_default(), hash);
+        hash_labels(&self.splits[split as usize].labels, &self.classes, self.label_sets(), hash);
     }
 
     fn notes(&self) -> &[String] {

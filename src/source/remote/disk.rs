@@ -23,7 +23,7 @@ use std::fs::{File, Metadata, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128};
@@ -52,6 +52,8 @@ pub struct Disk {
     open: Mutex<HashMap<u128, Open>>,
     /// Bytes that may be written before the folder is looked at again.
     allowance_bytes: Mutex<u64>,
+    /// Whether it was told that the disk is nearly full.
+    is_short: AtomicBool,
     /// Bytes that room was made for and that are not written yet.
     promised_bytes: AtomicU64,
     evictions: AtomicU64,
@@ -155,6 +157,7 @@ impl Disk {
             budget_bytes: 0,
             open: Mutex::default(),
             allowance_bytes: Mutex::new(0),
+            is_short: AtomicBool::new(false),
             promised_bytes: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
         };
@@ -292,6 +295,17 @@ impl Disk {
             }
         }
         let spare = spare(kept, free);
+        if spare < bytes
+            && self.budget_bytes.saturating_sub(kept) >= bytes
+            && !self.is_short.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                "{} has {} MB free, and a {FREE_SHARE}th of its disk is left to others: objects are evicted as soon as they are read, and fetched again \
+                 (free some, or name another folder with --disk-cache)",
+                escaped(&self.dir),
+                free / 1_000_000
+            );
+        }
         // Over the budget by what is being read: that passes. A full disk does not.
         if spare < bytes && free < bytes {
             let text = format!("{} has {free} bytes free (--disk-cache names another folder)", escaped(&self.dir));

@@ -482,6 +482,7 @@ fn a_shuffle_within_windows_of_shards_fetches_a_set_that_does_not_fit_once_an_ep
     });
     // The first windows of the next epoch are on their way, too.
     let ahead = blocks / shards.len() * 6;
+    println!("requests for {blocks} blocks: {} by windows, {} globally", asked[0], asked[1]);
     assert!(asked[0] <= blocks + ahead, "{} requests for {blocks} blocks", asked[0]);
     assert!(asked[1] > asked[0] * 3 / 2, "{} and {} requests", asked[0], asked[1]);
 }

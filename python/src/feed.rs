@@ -185,13 +185,13 @@ pub fn forget() {
     mixd::ring::forget();
 }
 
-/// Folder and readable name of each class.
-type Classes = Vec<(String, String)>;
+/// A daemon's process id; the recipe, as TOML, of feeds that name none, if it has one; each class by its folder and its name; the samples of train
+/// and of val.
+type Described = (u32, Option<String>, Vec<(String, String)>, (u32, u32));
 
-/// The process id of the daemon behind a socket; the recipe, as TOML, of feeds that name none, if it has one; each class by its folder and its name;
-/// the samples of train and of val.
+/// Describes the daemon behind a socket.
 #[pyfunction]
-pub fn daemon(py: Python<'_>, socket: PathBuf) -> PyResult<(u32, Option<String>, Classes, (u32, u32))> {
+pub fn daemon(py: Python<'_>, socket: PathBuf) -> PyResult<Described> {
     let status = uninterrupted(py, |interrupted| client::status_unless(&socket, interrupted))?;
     let classes = status.classes.into_iter().map(|class| (class.id, class.name)).collect();
     Ok((status.pid, status.recipe, classes, (status.train_samples, status.val_samples)))

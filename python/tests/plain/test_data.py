@@ -43,7 +43,10 @@ def test_a_shuffle_within_shards_takes_one_shard_after_the_other(shards: Path) -
         feed = server.feed("train", batch_size=10, size=16, shuffle="shards:1", mixup=None)
         assert feed.spec["shuffle"] == "shards:1"
         orders = [[int(sample) for batch in feed for sample in batch.sample_id] for _ in range(2)]
-        counts = [sum(not name.endswith(".cls") for name in tarfile.open(tar).getnames()) for tar in sorted(shards.glob("train-*.tar"))]
+        counts = []
+        for path in sorted(shards.glob("train-*.tar")):
+            with tarfile.open(path) as tar:
+                counts.append(sum(not name.endswith(".cls") for name in tar.getnames()))
         shard_of = [nth for nth, count in enumerate(counts) for _ in range(count)]
         assert len(counts) > 3
         for order in orders:

@@ -24,6 +24,8 @@ pub fn find(set: &DataSet, bucket: &mut Bucket) -> Result<Option<Places>, Datase
     if !are_named && names.clone().any(is_table) {
         return Ok(None);
     }
+    // What was named is looked for first, so that an error names it, and not what may lie beside it.
+    let named = (Url::is_url(data) && data.contains(".tar")).then(|| bucket.resolve(data, SHARDS)).transpose()?;
     let texts = bucket.texts(&Beside::names().collect::<Vec<_>>(), names::BYTES_MAX)?;
     let beside = Beside::new(|name| texts.get(name).cloned());
     let mut places = Places::at(bucket.location().to_owned(), beside, bucket.base());
@@ -53,8 +55,9 @@ pub fn find(set: &DataSet, bucket: &mut Bucket) -> Result<Option<Places>, Datase
     let has_given = |split: Split| set.splits.of(split).is_some();
     // What an info file does not list is no part of the set.
     if places.shards[Split::Train as usize].is_empty() || has_given(Split::Train) {
-        let all = bucket.resolve(data, SHARDS)?;
-        places.rest(set, all, data.contains(".tar"));
+        let is_pattern = named.is_some();
+        let all = named.map_or_else(|| bucket.resolve(data, SHARDS), Ok)?;
+        places.rest(set, all, is_pattern);
     }
     places.checked().map(Some)
 }

@@ -35,6 +35,20 @@ pub fn roots() -> impl Iterator<Item = PathBuf> {
     std::iter::once(golden()).chain(larger())
 }
 
+/// The files, archives and layouts that people really have, where there is the larger set; says so where it is missing.
+///
+/// # Panics
+/// When `$MIXD_REFERENCE` has none.
+pub fn wild() -> Option<PathBuf> {
+    let wild = larger().map(|root| root.join("wild"));
+    if let Some(wild) = wild.filter(|wild| wild.is_dir()) {
+        return Some(wild);
+    }
+    assert!(std::env::var_os("MIXD_REFERENCE").is_none(), "there is no wild/ in MIXD_REFERENCE");
+    say_left_out("no wild set (set MIXD_REFERENCE to the folder that holds wild/)");
+    None
+}
+
 /// The folder of the full Imagenette (`train/` and `val/` in it): `$MIXD_IMAGENETTE`, a folder or an archive; says so where
 /// the variable is not set.
 pub fn imagenette() -> Option<PathBuf> {

@@ -1,6 +1,8 @@
 //! Data sets in an object store: a real S3 server on loopback that dies, lies and comes back, read by the disk cache and by the real program.
 
 mod common;
+#[path = "cloud/outages.rs"]
+mod outages;
 #[path = "cloud/published.rs"]
 mod published;
 #[path = "cloud/server.rs"]
@@ -488,39 +490,6 @@ fn a_shuffle_within_windows_of_shards_fetches_a_set_that_does_not_fit_once_an_ep
 }
 
 #[test]
-fn a_run_survives_the_stores_death_and_loses_repeats_and_changes_nothing() {
-    // MIXD_OUTAGE_S=20 for the time in the requirement.
-    let seconds = std::env::var("MIXD_OUTAGE_S").ok().and_then(|text| text.parse().ok()).unwrap_or(2.0);
-    let mut world = World::new(40, 400_000);
-    let data = format!("s3://{BUCKET}/set");
-    drop(world.daemon(&data, &[]));
-    std::fs::remove_dir_all(world.cache()).unwrap();
-    world.proxy.hold(BLOCK as u64..u64::MAX);
-    let daemon = world.daemon(&data, &["--store-timeout", "60", "--cache", "off"]);
-    let spec = FeedSpec { shuffle: Shuffle::Off, batch_size: 8, mix: mixd::spec::Mix::NONE, ..spec() };
-    let mut trainer = Trainer::start(&daemon, spec, 60, 0);
-    trainer.batches(1);
-    world.server.die();
-    world.proxy.hold(0..0);
-    let until = Instant::now() + Duration::from_secs_f64(seconds);
-    let mut meanwhile = Vec::new();
-    while let Ok(line) = trainer.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
-        meanwhile.push(line);
-    }
-    assert!(meanwhile.len() < 25, "there was no need of the store");
-    world.server.come_back();
-    for line in meanwhile.iter().filter_map(|line| line.strip_prefix("batch ")) {
-        let numbers: Vec<u64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
-        trainer.read.push((mixd::types::Place { epoch: numbers[0], index: numbers[1] }, numbers[2]));
-    }
-    trainer.finish();
-    assert_eq!(trainer.read.len(), 60);
-    Oracle::of(world.shards.dir.path()).check(&trainer);
-    let status = client::status(&daemon.socket()).unwrap();
-    assert!(status.bad_samples.is_empty(), "{:?}", status.bad_samples);
-}
-
-#[test]
 fn a_killed_daemons_blocks_are_not_fetched_again() {
     let world = World::new(40, 400_000);
     let data = format!("s3://{BUCKET}/set");
@@ -593,6 +562,7 @@ fn rate_against_a_bare_range_client() {
     server.put("a.bin", content(blocks * BLOCK));
     let megabytes = (blocks * BLOCK) as f64 / 1e6;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let mut shares = Vec::new();
     for _ in 0..5 {
         let mut builder = AmazonS3Builder::new().with_bucket_name(BUCKET).with_allow_http(true);
         builder = builder
@@ -617,5 +587,8 @@ fn rate_against_a_bare_range_client() {
         (0..blocks).for_each(|block| file.read_waiting((block * BLOCK) as u64, &mut [0]).unwrap());
         let cached = megabytes / start.elapsed().as_secs_f64();
         println!("bare {bare:.0} MB/s, through the cache {cached:.0} MB/s: {:.2}", cached / bare);
+        shares.push(cached / bare);
     }
+    shares.sort_unstable_by(f64::total_cmp);
+    assert!(shares[2] >= 0.8, "{shares:?}");
 }

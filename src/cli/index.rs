@@ -5,20 +5,20 @@ use crate::escape::escaped;
 use clap::Args;
 use std::path::PathBuf;
 
-/// Write the index of shards in an object store to a file: uploaded beside them as mixd.index, it spares other machines reading all of
-/// them before the first batch.
+/// Write the index of shards or tables in an object store to a file: uploaded beside them as mixd.index, it spares other machines reading all
+/// of them before the first batch. It is of all samples, whatever part is chosen.
 #[derive(Debug, Args)]
 pub struct Index {
     #[command(flatten)]
     data: DataArgs,
     /// Where to write it.
-    #[arg(long, env = "MIXD_TO", value_name = "FILE", default_value = "mixd.index")]
-    to: PathBuf,
+    #[arg(long, env = "MIXD_OUT", value_name = "FILE", default_value = "mixd.index")]
+    out: PathBuf,
 }
 
 impl Index {
     pub fn run(self) -> anyhow::Result<()> {
-        let bytes = crate::source::publish_index(&self.data.set()?, &self.to)?;
-        super::print(|out| writeln!(out, "{}: {:.1} MB", escaped(&self.to), bytes as f64 / 1e6))
+        let bytes = crate::source::publish_index(&self.data.set()?, &self.out)?;
+        super::print(|out| writeln!(out, "{}: {:.1} MB", escaped(&self.out), bytes as f64 / 1e6))
     }
 }

@@ -25,13 +25,13 @@ use std::time::Duration;
 /// The data set.
 #[derive(Debug, Clone, Args)]
 pub struct DataArgs {
-    /// An image folder with train/ and val/, a folder a class in each; or its .tgz or .tar; or WebDataset shards, such as 'shards/train-{000..146}.tar',
-    /// also s3://, gs://, az:// and https:// (in builds with the feature `cloud`); or Parquet as Hugging Face has it, or a folder of save_to_disk; or
-    /// cifar10:PATH, cifar100:PATH, mnist:PATH, fashion-mnist:PATH.
+    /// An image folder, train/<class>/ and if there is one val/<class>/, or its .tgz, .tar.zst or .tar; images with a table of labels; the folder of
+    /// ILSVRC/; WebDataset shards, such as 'shards/train-{000..146}.tar', or Hugging Face's Parquet or save_to_disk, both also at s3://, gs://, az://
+    /// and https:// (in builds with the feature `cloud`); cifar10:PATH, cifar100:PATH, mnist:PATH, fashion-mnist:PATH.
     // An address may be signed, and help texts show variables.
     #[arg(long, env = "MIXD_DATA", hide_env_values = true)]
     data: PathBuf,
-    /// Where the splits are, such as train=training,val=/data/other [default: train and val].
+    /// Where the splits are, such as train=training,val=/data/other [default: train, and val or what stands for it].
     #[arg(long, env = "MIXD_SPLITS", value_name = "train=PLACE,val=PLACE", hide_env_values = true)]
     splits: Option<Splits>,
     /// Labels in a .csv, .tsv or .jsonl: a file and its label or labels in each row [default: the folder's metadata.csv or metadata.jsonl].

@@ -2,20 +2,12 @@
 
 use super::*;
 use crate::escape::escaped;
+use crate::fixtures::wild;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::{Duration, Instant};
-
-/// The wild set, where there is one.
-fn wild() -> Option<PathBuf> {
-    let wild = crate::fixtures::roots().map(|root| root.join("wild")).find(|wild| wild.is_dir());
-    if wild.is_none() {
-        crate::fixtures::say_left_out("no wild set (set MIXD_REFERENCE to the folder that holds wild/)");
-    }
-    wild
-}
 
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()

@@ -38,7 +38,11 @@ fn files_of_other_formats_are_read_as_pillow_reads_them_or_refused() {
     for root in fixtures::roots() {
         for name in ["wild", "odd", "formats"] {
             let folder = root.join(name);
-            let Ok(list) = std::fs::read(folder.join(format!("{name}.json"))) else { continue };
+            // Of the sets each root has its own.
+            if !folder.is_dir() {
+                continue;
+            }
+            let list = std::fs::read(folder.join(format!("{name}.json"))).unwrap();
             let list: Value = serde_json::from_slice(&list).unwrap();
             let bytes = std::fs::read(folder.join(format!("{name}.safetensors"))).unwrap();
             let tensors = SafeTensors::deserialize(&bytes).unwrap();

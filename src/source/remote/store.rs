@@ -360,7 +360,7 @@ fn told(error: &Error) -> StoreError {
     let denied = |what| {
         StoreError::new(
             Trouble::Final,
-            format!("{what}{code}: are the credentials in the environment those of this store?"),
+            format!("{what}{code}: are the credentials in the environment, or the profile, those of this store?"),
         )
     };
     if matches!(error, Error::PermissionDenied { .. }) {

@@ -11,7 +11,7 @@ fn with_a_published_index_no_start_needs_the_shards() {
     let world = World::new(40, 400_000);
     let data = format!("s3://{BUCKET}/set");
     let index = world.kept.path().join("set.index");
-    let output = world.run(&["index", "--data", &data, "--to", index.to_str().unwrap()]);
+    let output = world.run(&["index", "--data", &data, "--out", index.to_str().unwrap()]);
     assert!(output.status.success(), "{}", stderr(&output));
     let published = std::fs::read(&index).unwrap();
     let starts_anew = || {

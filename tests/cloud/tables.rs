@@ -76,7 +76,7 @@ fn daemons_serve_tables_of_a_bucket_from_a_remembered_or_a_published_index() {
         assert_eq!(world.proxy.asked(), [], "{set}: the index is not remembered");
         // In the folder of a single table, too.
         let index = world.kept.path().join("index");
-        let output = world.run(&["index", "--data", &data, "--to", index.to_str().unwrap()]);
+        let output = world.run(&["index", "--data", &data, "--out", index.to_str().unwrap()]);
         assert!(output.status.success(), "{set}: {}", stderr(&output));
         let folder = if set.ends_with(".parquet") { "variants" } else { set };
         world.server.put(&format!("{folder}/mixd.index"), std::fs::read(index).unwrap());

@@ -25,8 +25,8 @@ use std::time::Duration;
 /// The data set.
 #[derive(Debug, Clone, Args)]
 pub struct DataArgs {
-    /// An image folder, train/<class>/ and if there is one val/<class>/, or its .tgz, .tar.zst or .tar; images with a table of labels; the folder of
-    /// ILSVRC/; WebDataset shards, such as 'shards/train-{000..146}.tar', or Hugging Face's Parquet or save_to_disk, both also at s3://, gs://, az://
+    /// An image folder, with folders of classes in train/ and, if there is one, val/, or its .tgz, .tar.zst or .tar; images with a table of labels;
+    /// the folder of ILSVRC/; WebDataset shards, such as 'shards/train-{000..146}.tar', or Hugging Face's Parquet or save_to_disk, both also at s3://, gs://, az://
     /// and https:// (in builds with the feature `cloud`); cifar10:PATH, cifar100:PATH, mnist:PATH, fashion-mnist:PATH.
     // An address may be signed, and help texts show variables.
     #[arg(long, env = "MIXD_DATA", hide_env_values = true)]

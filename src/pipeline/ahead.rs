@@ -36,7 +36,7 @@ impl Announcer {
         }
         let after = windows.shards.get(window + 1).cloned();
         let next = after.or_else(|| sampler.windows(epoch + 1).shards.into_iter().next()).unwrap_or_default();
-        // What is read still is not let go before it is announced again.
+        // The shards of the next window are not let go before they are announced again. Of the last one some reads may be under way still.
         self.ahead = self.source.will_read(self.split, &windows.shards[window], &next);
     }
 }

@@ -38,8 +38,9 @@ enum Origin {
     Remote(RemoteFile),
 }
 
-/// What tells a file's content from another's. Unlike a [`stamp`] it allows what changes no content: `chmod`, `chown`, a new hard link, and the
-/// inode numbers of file systems that make them up anew (buckets mounted by FUSE), so that none of these ends a training run.
+/// What tells a file's content from another's. Unlike a [`stamp`] it allows a `chmod`, a `chown` and a hard link that leave a trace
+/// in the metadata, and the inode numbers of file systems that make them up anew (buckets mounted by FUSE). One without a trace, such as a `chmod` to
+/// the mode that the file has, looks like a write whose time was set back, and counts as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Print {
     bytes: u64,

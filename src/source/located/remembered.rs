@@ -3,7 +3,9 @@
 use super::files::{IndexedFile, Opened};
 use super::saved::Contents;
 use crate::escape::{escaped, printable};
+use crate::memory;
 use crate::source::DatasetError;
+use crate::types::Split;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -31,7 +33,8 @@ pub struct Remembered<'a> {
 }
 
 impl Remembered<'_> {
-    /// The index of `files`, with what `fits` makes of it, if one that fits is remembered or published. A published one is remembered from then on.
+    /// The index of `files`, with what `fits` makes of it, if one that fits is remembered or published. A published one is looked for at each start, since
+    /// another may take its place; its bytes are in the disk cache.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -41,7 +44,9 @@ impl Remembered<'_> {
         fits: impl Fn(&Contents) -> Option<T>,
     ) -> Result<Option<(Contents, T)>, DatasetError> {
         let count = files.len();
-        let fitting = |contents: Contents| fits(&contents).map(|made| (contents, made));
+        let has_training = |contents: &Contents| contents.splits[Split::Train as usize].len() > 0;
+        let fitting =
+            |contents: Contents| fits(&contents).filter(|_| has_training(&contents)).map(|made| (contents, made));
         let remembered = Contents::load(&self.saved, &self.key, count).and_then(fitting);
         let Some(find) = self.published.filter(|_| remembered.is_none()) else {
             return Ok(remembered);
@@ -57,10 +62,7 @@ impl Remembered<'_> {
         };
         let contents = self.read(&index, count).and_then(|contents| fitting(contents).ok_or(NO_INDEX.to_owned()));
         match &contents {
-            Ok((contents, _)) => {
-                contents.save_always(&self.saved, &self.key);
-                tracing::info!("{}: the index is the published one, {}", self.location, escaped(&index.path));
-            }
+            Ok(_) => tracing::info!("{}: the index is the published one, {}", self.location, escaped(&index.path)),
             Err(cause) => tracing::warn!(
                 "{} {cause}: it is not used, and all {count} files are read (make it anew with `mixd index`)",
                 escaped(&index.path)
@@ -72,6 +74,10 @@ impl Remembered<'_> {
     fn read(&self, index: &IndexedFile, files: usize) -> Result<Contents, String> {
         if index.bytes() > PUBLISHED_BYTES_MAX {
             return Err(format!("has {} bytes, more than an index", index.bytes()));
+        }
+        // Twice while an array grows.
+        if memory::free().is_some_and(|free| index.bytes() > free / 2) {
+            return Err(format!("takes more memory than is free ({} MB)", index.bytes() / 1_000_000));
         }
         let opened = index.open().map_err(|error| format!("cannot be read: {error}"))?;
         let mut input = InOrder { opened: &opened, at: 0, error: None };

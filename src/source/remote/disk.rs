@@ -43,6 +43,8 @@ pub const OPEN_MAX: usize = 128;
 const IDLE: Duration = Duration::from_secs(10);
 /// What is kept free on the disk at least, as a part of it: other programs need room, too.
 const FREE_SHARE: u64 = 50;
+/// The same, of large disks.
+const FREE_BYTES_MAX: u64 = 2 << 30;
 
 /// The folder.
 #[derive(Debug)]
@@ -137,6 +139,11 @@ pub fn block_range(block: u32, bytes: u64) -> std::ops::Range<u64> {
     start..(start + BLOCK_BYTES).min(bytes)
 }
 
+/// Bytes of a disk that are left to other programs.
+fn reserve(disk_bytes: u64) -> u64 {
+    (disk_bytes / FREE_SHARE).min(FREE_BYTES_MAX)
+}
+
 /// Whether a name is that of an entry that is being made: `tmp-` and 16 hexadecimal digits. The folder may hold what is not ours.
 fn is_temporary(name: &OsStr) -> bool {
     let digits = name.to_str().and_then(|name| name.strip_prefix("tmp-"));
@@ -170,7 +177,7 @@ impl Disk {
         }
         let kept = kept(&disk.entries()?);
         drop(lock);
-        let default = || disk.free().map(|(free, _)| (free + kept) / 2);
+        let default = || disk.free().map(|(free, disk_bytes)| (free + kept).saturating_sub(reserve(disk_bytes)) / 2);
         let budget_bytes = cache.map_or_else(default, |cache| Ok(cache.bytes))?;
         Ok(Self { budget_bytes, ..disk })
     }
@@ -275,9 +282,8 @@ impl Disk {
         let mut kept = kept(&entries) + promised;
         let (free, disk_bytes) = self.free()?;
         let mut free = free.saturating_sub(promised);
-        let spare = |kept: u64, free: u64| {
-            self.budget_bytes.saturating_sub(kept).min(free.saturating_sub(disk_bytes / FREE_SHARE))
-        };
+        let spare =
+            |kept: u64, free: u64| self.budget_bytes.saturating_sub(kept).min(free.saturating_sub(reserve(disk_bytes)));
         // The process's own first: what it does not read just now it need not hold.
         if spare(kept, free) < bytes {
             self.opened().retain(|_, open| Arc::strong_count(&open.entry) > 1);
@@ -300,10 +306,11 @@ impl Disk {
             && !self.is_short.swap(true, Ordering::Relaxed)
         {
             tracing::warn!(
-                "{} has {} MB free, and a {FREE_SHARE}th of its disk is left to others: objects are evicted as soon as they are read, and fetched again \
+                "{} has {} MB free, and {} MB of its disk are left to others: objects are evicted as soon as they are read, and fetched again \
                  (free some, or name another folder with --disk-cache)",
                 escaped(&self.dir),
-                free / 1_000_000
+                free / 1_000_000,
+                reserve(disk_bytes) / 1_000_000
             );
         }
         // Over the budget by what is being read: that passes. A full disk does not.

@@ -358,6 +358,10 @@ impl Shared {
             let (object, block) = {
                 let mut queue = self.queue();
                 if let Some(demanded) = queue.demanded.pop_front() {
+                    // Two notices that come at once wake one.
+                    if !queue.demanded.is_empty() {
+                        self.queued.notify_one();
+                    }
                     return Some(demanded);
                 }
                 // Nor is a store that is away asked for what nobody waits for.

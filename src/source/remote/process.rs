@@ -6,15 +6,24 @@ use super::trouble::{StoreError, Trouble};
 use chrono::{DateTime, TimeDelta, Utc};
 use object_store::aws::AwsCredential;
 use object_store::{CredentialProvider, Error};
+use rustix::process::{Pid, Signal};
 use serde::Deserialize;
 use std::fmt;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::pin::Pin;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Mutex;
 
 /// Keys are asked for anew so long before they expire.
 const EARLY: TimeDelta = TimeDelta::minutes(5);
+
+/// The program is ended after so long.
+const RUN_MAX: Duration = Duration::from_secs(20);
+/// More than an answer has.
+const ANSWER_BYTES_MAX: u64 = 64 << 10;
 
 /// The program, and what it gave last.
 pub struct Process {
@@ -55,7 +64,11 @@ impl Process {
         }
         let command = self.command.clone();
         let run = tokio::task::spawn_blocking(move || run(&command));
-        let answer = run.await.map_err(|_| failed("did not run"))??;
+        let answer = match (run.await.map_err(|_| failed("did not run"))?, &*given) {
+            // Until they expire.
+            (Err(_), Some((keys, expiry))) if Utc::now() < *expiry => return Ok(Arc::clone(keys)),
+            (answer, _) => answer?,
+        };
         let Answer { access_key_id: key_id, secret_access_key: secret_key, session_token: token, expiration } = answer;
         let expiry = match expiration {
             None => DateTime::<Utc>::MAX_UTC,
@@ -72,12 +85,26 @@ impl Process {
 /// What the program writes to standard error is left out: it may be anything.
 fn run(command: &str) -> Result<Answer, StoreError> {
     let mut shell = Command::new("sh");
-    shell.args(["-c", command]).stdin(Stdio::null()).stderr(Stdio::null());
-    let output = shell.output().map_err(|error| failed(&format!("cannot be started: {error}")))?;
-    if !output.status.success() {
-        return Err(failed(&format!("failed ({})", output.status)));
+    // A group of its own, so that what the shell starts ends with it.
+    shell.args(["-c", command]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+    let mut child = shell.spawn().map_err(|error| failed(&format!("cannot be started: {error}")))?;
+    let stdout = child.stdout.take().expect("it is piped");
+    let (done, read) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = done.send(stdout.take(ANSWER_BYTES_MAX).read_to_end(&mut bytes).map(|_| bytes));
+    });
+    let read = read.recv_timeout(RUN_MAX);
+    if read.is_err() {
+        let _ = rustix::process::kill_process_group(Pid::from_child(&child), Signal::KILL);
     }
-    serde_json::from_slice(&output.stdout).map_err(|_| failed("did not give AccessKeyId and SecretAccessKey as JSON"))
+    let status = child.wait().map_err(|error| failed(&format!("cannot be waited for: {error}")))?;
+    let Ok(bytes) = read else { return Err(failed(&format!("did not end within {} s", RUN_MAX.as_secs()))) };
+    if !status.success() {
+        return Err(failed(&format!("failed ({status})")));
+    }
+    let bytes = bytes.map_err(|error| failed(&format!("cannot be read: {error}")))?;
+    serde_json::from_slice(&bytes).map_err(|_| failed("did not give AccessKeyId and SecretAccessKey as JSON"))
 }
 
 fn failed(how: &str) -> StoreError {

@@ -5,7 +5,7 @@
 
 use super::process::Process;
 use super::profile::{self, Aws, Variables};
-use super::trouble::{StoreError, Trouble};
+use super::trouble::{MISUNDERSTOOD, StoreError, Trouble, WHOLE_FILE};
 use super::url::{Scheme, Url};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt;
@@ -140,9 +140,13 @@ impl Stores {
         let (store, path) = self.store(url)?;
         // A signed address is good for GET alone.
         let range = (url.scheme() == Scheme::Http).then_some(GetRange::Bounded(0..1));
-        let head = range.is_none();
+        let (head, range_is_asked) = (range.is_none(), range.is_some());
         let result = store.get_opts(&path, GetOptions { head, range, ..GetOptions::default() }).await;
-        let result = result.map_err(|error| told(&error))?;
+        let result = result.map_err(|error| match told(&error) {
+            // A page for whatever is not there, say: it would come again.
+            error if range_is_asked && error.is_misunderstood() => StoreError::new(Trouble::Final, error.to_string()),
+            error => error,
+        })?;
         let found = found(url.clone(), &result.meta)?;
         let now = result.extensions.get::<Answered>().map_or_else(Utc::now, |answered| answered.0);
         if result.meta.e_tag.is_none() && now - result.meta.last_modified < SETTLING {
@@ -401,11 +405,11 @@ fn told(error: &Error) -> StoreError {
         return StoreError::new(Trouble::Passing, what);
     }
     let what = if text.contains("non-partial response") {
-        "the server answers requests for a range with the whole file"
+        WHOLE_FILE
     } else if text.contains("Requested ") {
         "the store sent another range than was asked for"
     } else {
-        "the store's answer cannot be understood"
+        MISUNDERSTOOD
     };
     StoreError::new(Trouble::Passing, what)
 }

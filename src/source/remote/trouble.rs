@@ -13,6 +13,11 @@ pub enum Trouble {
     Final,
 }
 
+/// What is said of answers to a request for a range that have no range, and of those that make no sense.
+pub const WHOLE_FILE: &str = "the server answers requests for a range with the whole file";
+/// The same of answers that make no sense.
+pub const MISUNDERSTOOD: &str = "the store's answer cannot be understood";
+
 /// Why a request failed; its text holds no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
@@ -23,6 +28,11 @@ pub struct StoreError {
 }
 
 impl StoreError {
+    /// Whether the store answered what was not asked.
+    pub fn is_misunderstood(&self) -> bool {
+        [WHOLE_FILE, MISUNDERSTOOD].contains(&&*self.text)
+    }
+
     /// An error of a given meaning.
     pub fn new(trouble: Trouble, text: impl Into<String>) -> Self {
         Self { trouble, text: text.into() }

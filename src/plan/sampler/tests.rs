@@ -84,7 +84,7 @@ proptest! {
     }
 }
 
-/// A window order by its definition (docs/spec/batches.md): sets and sorting keys instead of swaps within one list.
+/// A window order by its definition (docs/spec/batches.md): each sample's shard is looked up, and each window a list of its own.
 fn naive_windows(spec: &FeedSpec, samples: u32, firsts: &[u32], count: usize, epoch: u64) -> Vec<Vec<SampleId>> {
     let shard_of = |id: SampleId| firsts.iter().rposition(|first| *first <= id).unwrap() as u32;
     let shards = rng::permutation(rng::at(spec.seed, Stream::Permutation, epoch, 0, 0), firsts.len() as u32);

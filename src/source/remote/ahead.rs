@@ -56,7 +56,9 @@ impl Announced {
         if !self.is_waiting.load(Ordering::Acquire) {
             return Vec::new();
         }
-        let all: Vec<Arc<Ahead>> = self.all().iter().filter_map(Weak::upgrade).collect();
+        // Locked to the end, so that no announcement comes between the look and the note that none waits.
+        let locked = self.all();
+        let all: Vec<Arc<Ahead>> = locked.iter().filter_map(Weak::upgrade).collect();
         let is_begun = |ahead: &Arc<Ahead>| ahead.kept().is_some();
         let mut wanted = Vec::new();
         for ahead in &all {
@@ -66,11 +68,6 @@ impl Announced {
         }
         if all.iter().all(is_begun) {
             self.is_waiting.store(false, Ordering::Release);
-            // One that was announced just now.
-            let is_new = |ahead: &Weak<Ahead>| ahead.upgrade().is_some_and(|ahead| !is_begun(&ahead));
-            if self.all().iter().any(is_new) {
-                self.is_waiting.store(true, Ordering::Release);
-            }
         }
         wanted
     }

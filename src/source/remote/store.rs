@@ -140,11 +140,11 @@ impl Stores {
         let (store, path) = self.store(url)?;
         // A signed address is good for GET alone.
         let range = (url.scheme() == Scheme::Http).then_some(GetRange::Bounded(0..1));
-        let (head, range_is_asked) = (range.is_none(), range.is_some());
+        let head = range.is_none();
         let result = store.get_opts(&path, GetOptions { head, range, ..GetOptions::default() }).await;
         let result = result.map_err(|error| match told(&error) {
             // A page for whatever is not there, say: it would come again.
-            error if range_is_asked && error.is_misunderstood() => StoreError::new(Trouble::Final, error.to_string()),
+            error if !head && error.is_misunderstood() => StoreError::new(Trouble::Final, error.to_string()),
             error => error,
         })?;
         let found = found(url.clone(), &result.meta)?;

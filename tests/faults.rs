@@ -1,5 +1,7 @@
 //! Storage that fails under a running daemon: data that is away for a while, images that are damaged and mended, cache files that are cut.
 
+#![expect(unsafe_code, reason = "maps a file that a daemon maps")]
+
 mod common;
 
 use common::{DEADLINE, Daemon, refusal, sample_data, small_folder, twice_the_sample_data, until};
@@ -182,6 +184,33 @@ fn a_cache_file_that_something_changes_fails_its_feeds_alone_and_later_feeds_use
         let status = client::status(&again.socket()).unwrap();
         let decoded = status.stores.iter().map(|store| store.decoded).chain(status.sources.iter().map(|it| it.decoded));
         assert_eq!(decoded.sum::<u64>(), 0, "the third file was not kept");
+    }
+}
+
+/// Between the change by a `write` and its event, a batch could be made and checked; here the event never comes.
+#[test]
+fn what_another_program_stores_through_its_mapping_of_a_cache_file_is_never_served() {
+    let (data, made) = (small_folder(40), Instant::now());
+    let finished = FeedSpec { batch_size: 8, ..FeedSpec::train() };
+    let crop = Crop::RandomResizedCrop { scale: [0.3, 1.0], ratio: [0.75, 1.5] };
+    let undisturbed = Daemon::on(data.path(), &[]);
+    until("the images are old enough to be kept in files", || (made.elapsed() > Duration::from_secs(2)).then_some(()));
+    for (spec, name) in [(finished, "train-128x128"), (FeedSpec { crop, ..finished }, "train-sources-full")] {
+        let dir = tempfile::tempdir().unwrap();
+        let prefix = dir.path().join("cache");
+        let daemon = Daemon::on(data.path(), &[format!("--cache-file={}", prefix.display()).as_str()]);
+        let mut feed = daemon.attach(spec).unwrap();
+        let mut got = read(&mut feed, 10);
+        let file = File::options().read(true).write(true).open(prefix.with_extension(name)).unwrap();
+        got.extend(read(&mut feed, 10));
+        // SAFETY: the file is not truncated while it is mapped here, and bytes that another process changes are not read.
+        let mut map = unsafe { memmap2::MmapMut::map_mut(&file) }.unwrap();
+        map[8_192..].fill(0);
+        let (more, reason) = read_until_failure(&mut feed);
+        assert!(reason.contains(name) && reason.contains("overwritten"), "{reason}");
+        got.extend(more);
+        assert!(got == read(&mut undisturbed.attach(spec).unwrap(), got.len() as u64), "a damaged batch");
+        assert!(read(&mut daemon.attach(spec).unwrap(), 10) == got[..10], "batches of the new file");
     }
 }
 

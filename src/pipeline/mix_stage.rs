@@ -185,7 +185,8 @@ impl MixStage {
             }
         };
         let moved = mixer.mix(plan.image_size, &own, target, notice, Some(&mut tell))?;
-        // After the last look at samples in files: what was read from a file that was cut short is never published.
+        // After the last look at samples in files: what was read from a file that was cut short, or that another program writes to, is never published.
+        requester.entry.check_rows(&pending.locations)?;
         requester.entry.check_files()?;
         let (source, split) = (&requester.shared.source, spec.split);
         plan.fill(

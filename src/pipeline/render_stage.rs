@@ -140,6 +140,8 @@ struct Worker<'a> {
     loader: Loader,
     /// The encoded image.
     bytes: Vec<u8>,
+    /// A view that is going to lie in a file: another program may change what is there before it is hashed.
+    view: Vec<u8>,
     decoding: Clock<'a>,
     rendering: Clock<'a>,
 }
@@ -150,6 +152,7 @@ impl<'a> Worker<'a> {
             shared,
             loader: Loader::new(shared.options.load),
             bytes: Vec::new(),
+            view: Vec::new(),
             decoding: Clock::start(&shared.stats.decode),
             rendering: Clock::start(&shared.stats.render),
         }
@@ -209,7 +212,14 @@ impl<'a> Worker<'a> {
         let views = entry.views;
         let loaded = read.and_then(|stamp| {
             let geometry = |image| views.fixed(image);
-            let loaded = self.loader.load(&self.bytes, views.at_least(), geometry, views.size, claim.bytes());
+            let to = match file {
+                None => claim.bytes(),
+                Some(_) => {
+                    self.view.resize(views.size.values(), 0);
+                    &mut self.view
+                }
+            };
+            let loaded = self.loader.load(&self.bytes, views.at_least(), geometry, views.size, to);
             loaded.map(|()| stamp).map_err(|error| undecodable(&error, &self.bytes))
         });
         self.clear();
@@ -221,8 +231,9 @@ impl<'a> Worker<'a> {
                 if stored {
                     entry.store.count_decoded();
                 }
-                if let (Some(file), Some(stamp)) = (file, stamp) {
-                    file.record(claim.row(), sample, stamp, claim.bytes());
+                if let Some(file) = file {
+                    claim.bytes().copy_from_slice(&self.view);
+                    file.record(claim.row(), sample, stamp, &self.view);
                 }
                 self.shared.ledger.clear(source, split, sample);
                 claim.ready();
@@ -261,6 +272,8 @@ impl<'a> Worker<'a> {
                     self.rendering.count();
                     rendered
                 });
+                // The mix stage finds the mark.
+                sources.check_read(sample);
                 self.rendering.lap(Doing::Busy);
                 self.decoding.skip();
                 rendered.map_err(|error| Fault { cause: error.to_string(), kind: FaultKind::Unread })

@@ -94,7 +94,20 @@ impl Pending {
 }
 
 impl StoreEntry {
-    /// Checks that the files that samples are kept in hold what was written to them.
+    /// Checks what was read from rows at these locations where the rows lie in a file.
+    ///
+    /// # Errors
+    /// [`FileError::Damaged`].
+    pub fn check_rows(&self, locations: &[Location]) -> Result<(), FileError> {
+        let rows = self.store.rows();
+        let Some(file) = rows.file() else { return Ok(()) };
+        locations.iter().try_for_each(|&location| match location {
+            Location::Stored(row) => file.check_row(row, rows.get(row).expect("a row that was read")),
+            Location::Staged(_) => Ok(()),
+        })
+    }
+
+    /// Checks that the files that samples are kept in were not damaged.
     ///
     /// # Errors
     /// [`FileError::Damaged`].

@@ -2,8 +2,9 @@
 //!
 //! A page of header, then an entry for every row that there can be, then the rows. The header's key stands for the data set and for
 //! every setting that pixels depend on: a file with another key is emptied. An entry names the sample that its row holds, the
-//! [stamp](crate::stamp) of the image file that it was decoded from, and a hash of the row. A row is believed only if all three
+//! [stamp](crate::stamp) of the image file that it was decoded from, where that is known, and a hash of the row. A later daemon believes a row only if all three
 //! are right when the sample is next asked for: a changed image, a row half written when the machine went down, a damaged disk are decoded anew.
+//! Once another program has opened the file, each row is compared with its hash whenever it has been read.
 #![expect(unsafe_code, reason = "typed views of a file that is mapped shared")]
 
 use super::guard::Guard;
@@ -82,7 +83,7 @@ struct Header {
 /// What a row holds.
 #[repr(C)]
 struct Entry {
-    /// Of the image file, never 0; 0 where the row holds nothing.
+    /// Of the image file, never 0; 0 where the row holds nothing for a later daemon.
     stamp: AtomicU64,
     hash: AtomicU64,
     sample: AtomicU32,
@@ -168,12 +169,20 @@ impl RowsFile {
         self.entry(row).stamp.store(0, Ordering::SeqCst);
     }
 
-    /// Notes what was written to a row.
-    pub fn record(&self, row: u32, sample: u32, stamp: u64, bytes: &[u8]) {
+    /// Notes what a row, in this process's own memory, holds; for later daemons only with a stamp.
+    pub fn record(&self, row: u32, sample: u32, stamp: Option<u64>, bytes: &[u8]) {
         let entry = self.entry(row);
         entry.sample.store(sample, Ordering::Relaxed);
         entry.hash.store(xxh3_64(bytes), Ordering::Relaxed);
-        entry.stamp.store(stamp, Ordering::Release);
+        entry.stamp.store(stamp.unwrap_or(0), Ordering::Release);
+    }
+
+    /// [`MappedFile::check`] of what was read from a recorded row.
+    ///
+    /// # Errors
+    /// [`FileError::Damaged`].
+    pub fn check_row(&self, row: u32, bytes: &[u8]) -> Result<(), FileError> {
+        self.file.check_read(|| self.entry(row).hash.load(Ordering::Relaxed) == xxh3_64(bytes))
     }
 
     fn entry(&self, row: u32) -> &Entry {
@@ -198,14 +207,30 @@ impl MappedFile {
     pub(super) fn new(file: File, path: &Path, map: &MmapRaw) -> Self {
         static WARNING: Once = Once::new();
         let warn = |error: Errno| {
-            let text = "inotify fails: programs that overwrite cache files while they are served will not be noticed";
+            let text = "inotify fails: all that is read from cache files is compared with its hash, which takes time";
             WARNING.call_once(|| tracing::warn!("{text}: {error}"));
         };
         let watch = Watch::new(&file).map_err(warn).ok();
         Self { guard: Guard::new(map.as_ptr(), map.len(), path), watch, file }
     }
 
-    /// Checks that what was read from the mapping so far is what was written to it.
+    /// Checks what was read from the mapping by its hash, `is_sound`, where another program may have been writing to it; marks the file as damaged where it was.
+    ///
+    /// # Errors
+    /// [`FileError::Damaged`].
+    pub(super) fn check_read(&self, is_sound: impl FnOnce() -> bool) -> Result<(), FileError> {
+        if self.watch.as_ref().is_none_or(Watch::is_opened) && !is_sound() {
+            self.mark();
+        }
+        self.check()
+    }
+
+    /// Marks the file as damaged.
+    pub(super) fn mark(&self) {
+        self.guard.mark();
+    }
+
+    /// Checks that the file was not found damaged, nor changed by another program.
     ///
     /// # Errors
     /// [`FileError::Damaged`].
@@ -289,7 +314,7 @@ mod tests {
         file.clear(row);
         // SAFETY: the row lies in the mapping, and nobody else has it.
         unsafe { file.rows().add(row as usize * 64).copy_from_nonoverlapping(bytes.as_ptr(), 64) };
-        file.record(row, sample, STAMP, &bytes);
+        file.record(row, sample, Some(STAMP), &bytes);
         bytes
     }
 
@@ -320,6 +345,24 @@ mod tests {
             let file = RowsFile::open(&path, key, 3).unwrap();
             assert_eq!(file.sample_of(2), None, "{key:?}");
         }
+    }
+
+    #[test]
+    fn rows_are_hashed_when_read_once_another_program_has_opened_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows");
+        let file = RowsFile::open(&path, KEY, 3).unwrap();
+        let own = [1, 2].map(|row| (row, fill(&file, row, row, 9)));
+        assert!(file.check_row(1, &[8; 64]).is_ok(), "nobody can have changed it");
+        let other = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        assert!(own.iter().all(|(row, bytes)| file.check_row(*row, bytes).is_ok()), "it is read by a backup, say");
+        // A store through its mapping raises no event.
+        let map = MmapOptions::new().map_raw(&other).unwrap();
+        // SAFETY: inside the mapping.
+        unsafe { map.as_mut_ptr().add(first_row(KEY.samples) + 64).write_volatile(8) };
+        assert!(file.check_row(2, &bytes(&file, 2)).is_ok() && file.file().check().is_ok());
+        assert!(matches!(file.check_row(1, &bytes(&file, 1)), Err(FileError::Damaged(_))));
+        assert!(matches!(file.file().check(), Err(FileError::Damaged(_))), "for whoever comes next");
     }
 
     #[test]

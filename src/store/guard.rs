@@ -2,7 +2,7 @@
 //!
 //! An access to a page of a mapping whose file has become too short for it, or that a full disk has no room for, raises SIGBUS. The handler maps
 //! a page of zeros in its place, so that the access succeeds, and marks the file as damaged. Who reads samples from a file checks the mark after the
-//! last access and before anything leaves the daemon. SIGBUS at any other address goes to the handler that was there before.
+//! last access and before anything leaves the daemon; who finds other damage sets it. SIGBUS at any other address goes to the handler that was there before.
 #![expect(unsafe_code, reason = "a signal handler that maps pages")]
 
 use std::ffi::{c_int, c_void};
@@ -61,7 +61,13 @@ impl Guard {
         &self.path
     }
 
-    /// Whether an access so far was to a page that the file does not have: what was read from the mapping since it was made may be zeros.
+    /// Marks the file as damaged.
+    pub fn mark(&self) {
+        self.region.damaged.store(true, Ordering::Release);
+    }
+
+    /// Whether the file was marked, or an access so far was to a page that it does not have: what was read from the mapping since it was made may be
+    /// zeros.
     pub fn is_damaged(&self) -> bool {
         self.region.damaged.load(Ordering::Acquire)
     }

@@ -71,10 +71,10 @@ impl Header {
         (UNIT + bytes + SLACK).next_multiple_of(UNIT)
     }
 
-    fn hash_of(&self, pixels: &[u8]) -> u64 {
+    fn hash_of(&self, picture: &Picture<'_>) -> u64 {
         let mut hash = Xxh3::new();
         hash.update(bytemuck::bytes_of(&Self { hash: 0, ..*self }));
-        hash.update(pixels);
+        picture.rows().for_each(|row| hash.update(row));
         hash.digest()
     }
 }
@@ -245,7 +245,13 @@ impl Sources {
         loop {
             let word = state.load(Ordering::Acquire);
             match word & STATE {
-                READY => return self.picture((word >> STATE_BITS) * UNIT).map_or(Found::Full, Found::Ready),
+                READY => {
+                    let picture = self.picture((word >> STATE_BITS) * UNIT);
+                    if picture.is_none() {
+                        self.file.as_ref().inspect(|file| file.mark());
+                    }
+                    return picture.map_or(Found::Full, Found::Ready);
+                }
                 FULL => return Found::Full,
                 CLAIMED => {
                     let settled = || state.load(Ordering::SeqCst) & STATE != CLAIMED;
@@ -264,6 +270,19 @@ impl Sources {
                 }
             }
         }
+    }
+
+    /// Marks the file, where there is one, as damaged if what was read of a sample in it was.
+    pub fn check_read(&self, sample: SampleId) {
+        let Some(file) = &self.file else { return };
+        let word = self.states[sample as usize].load(Ordering::Acquire);
+        let is_sound = || {
+            let offset = (word >> STATE_BITS) * UNIT;
+            let header = self.header(offset);
+            self.picture(offset).is_some_and(|picture| header.hash == header.hash_of(&picture))
+        };
+        // Whoever publishes checks again.
+        let _ = file.check_read(is_sound);
     }
 
     /// [`MappedFile::check`] of the file, where there is one.
@@ -380,8 +399,7 @@ impl<'a> SourceClaim<'a> {
         let Some(offset) = self.unchecked else { return Err(self) };
         let (sources, header) = (self.sources, self.sources.header(offset));
         let Some(picture) = sources.picture(offset) else { return Err(self) };
-        let pixels = &picture.values[..picture.values.len() - SLACK as usize];
-        if header.stamp != stamp || header.sample != self.sample || header.hash != header.hash_of(pixels) {
+        if header.stamp != stamp || header.sample != self.sample || header.hash != header.hash_of(&picture) {
             return Err(self);
         }
         sources.note_size(self.sample, picture.size());
@@ -415,7 +433,7 @@ impl<'a> SourceClaim<'a> {
             unused: [0; 4],
         };
         // A hash costs time, and what lies in memory does not change.
-        let hash = if sources.file.is_some() { header.hash_of(pixels) } else { 0 };
+        let hash = if sources.file.is_some() { header.hash_of(picture) } else { 0 };
         head.copy_from_slice(bytemuck::bytes_of(&Header { hash, ..header }));
         if sources.file.is_some() && stamp != 0 {
             sources.index(self.sample).store(offset, Ordering::Release);
@@ -532,6 +550,25 @@ mod tests {
         assert!(claim(&sources, 2).check(11).is_err() && claim(&sources, 0).check(13).is_ok());
         drop(sources);
         assert!(!claim(&open(8), 0).may_be_in_file());
+    }
+
+    #[test]
+    fn images_are_hashed_when_read_once_another_program_has_opened_their_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sources");
+        let sources = Sources::in_file(&path, 7, 3, Arc::new(Budget::new(1 << 20))).unwrap();
+        [0, 2].into_iter().for_each(|sample| fill(&sources, sample, 5, None));
+        let other = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+        let is_sound = |sample| {
+            sources.check_read(sample);
+            sources.check().is_ok()
+        };
+        assert!(is_sound(0) && is_sound(2));
+        // A store through its mapping raises no event.
+        let map = MmapOptions::new().map_raw(&other).unwrap();
+        // SAFETY: inside the mapping.
+        unsafe { map.as_mut_ptr().add((sources.start + UNIT) as usize).write_volatile(0) };
+        assert!(is_sound(2) && !is_sound(0) && !is_sound(2));
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub fn cache(bytes: &[u8]) {
         ask(&open_sources(&sources), sample);
     }
     let kept = RowsFile::open(&rows, ROWS, SAMPLES).expect("it is new");
-    kept.record(1, 2, STAMP, &[3; 64]);
+    kept.record(1, 2, Some(STAMP), &[3; 64]);
     drop(kept);
     let mut script = Script(bytes);
     for path in [&sources, &rows] {

@@ -15,7 +15,7 @@ pub enum DealError {
     )]
     NoValidation,
     /// The samples lie in no shards.
-    #[error("shuffle is {0}, but each image of the data set is a file of its own (use shuffle=global)")]
+    #[error("shuffle is {0}, but the data set has neither shards nor tables (use shuffle=global)")]
     NoShards(Shuffle),
     /// No batch fills.
     #[error(

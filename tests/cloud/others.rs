@@ -115,7 +115,7 @@ fn named(root: &str, shards: &Shards) -> String {
 #[test]
 fn a_web_servers_files_give_the_batches_of_the_same_shards_on_a_disk() {
     let shards = Shards::write(60, 100);
-    for speech in [Speech::Web, Speech::Times] {
+    for speech in [Speech::Web, Speech::Times, Speech::Pages] {
         let server = filled(Web::start(speech), &shards);
         let data = named(&format!("http://{}", server.address), &shards);
         check(&shards, &data, &[], &[]);

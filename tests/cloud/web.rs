@@ -21,6 +21,8 @@ pub enum Speech {
     Web,
     /// The same with times of change alone.
     Times,
+    /// The same with ETags, and a page wherever there is no file.
+    Pages,
 }
 
 /// An object, and when it was changed.
@@ -135,7 +137,10 @@ fn answer(head: &str, speech: Speech, state: &State) -> Vec<u8> {
         return whole("200 OK", list(speech, path, &query, state));
     }
     let Some((name, (bytes, changed))) = state.objects.get_key_value(path) else {
-        return whole("404 Not Found", String::new());
+        return match speech {
+            Speech::Pages => whole("200 OK", "<!doctype html><p>Not found".to_owned()),
+            _ => whole("404 Not Found", String::new()),
+        };
     };
     let tag = if speech == Speech::Times { String::new() } else { format!("ETag: {}\r\n", tag(name, bytes)) };
     let common =

@@ -56,7 +56,7 @@ def test_a_shuffle_within_shards_takes_one_shard_after_the_other(shards: Path) -
         feed.close()
         with pytest.raises(mixd.SpecError, match="shards:8"):
             server.feed("train", size=16, shuffle="shards")
-    with mixd.serve(SAMPLE_DATA, workers=1, cache="64M") as server, pytest.raises(mixd.MixdError, match="file of its own"):
+    with mixd.serve(SAMPLE_DATA, workers=1, cache="64M") as server, pytest.raises(mixd.MixdError, match="neither shards nor tables"):
         server.feed("train", size=16, shuffle="shards:2")
 
 

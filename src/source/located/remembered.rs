@@ -53,8 +53,8 @@ impl Remembered<'_> {
         };
         let Some(index) = find()? else {
             tracing::info!(
-                "{}: there is no {PUBLISHED} beside the data, so all {count} files ({} MB) are read for their index before the first batch (make one \
-                 with `mixd index`, and upload it there: docs/object-stores.md)",
+                "{}: there is no {PUBLISHED} beside the data, so all {count} files ({} MB) are read for their index before the first batch (what \
+                 `mixd index` writes, uploaded there, spares that: docs/object-stores.md)",
                 self.location,
                 files.map(IndexedFile::bytes).sum::<u64>() / 1_000_000
             );

@@ -11,7 +11,7 @@ use super::object::{Block, FetchError, Object};
 use super::store::{Found, Stores};
 use super::trouble::{StoreError, Trouble};
 use crate::status::Fetched;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -61,8 +61,8 @@ struct Shared {
     queued: Notify,
     counters: Counters,
     noticed: Mutex<Option<Instant>>,
-    /// Bytes of all objects that were added.
-    known_bytes: AtomicU64,
+    /// The bytes of each object that was added, by its key.
+    known: Mutex<HashMap<u128, u64>>,
     announced: Announced,
 }
 
@@ -111,7 +111,7 @@ impl Fetcher {
             queued: Notify::new(),
             counters: Counters::default(),
             noticed: Mutex::default(),
-            known_bytes: AtomicU64::new(0),
+            known: Mutex::default(),
             announced: Announced::default(),
         });
         for _ in 0..PARALLEL {
@@ -129,8 +129,8 @@ impl Fetcher {
 
     /// An object to read.
     pub fn add(&self, found: Found) -> Arc<Object> {
-        self.shared.known_bytes.fetch_add(found.bytes, Ordering::Relaxed);
         let key = Disk::key(&self.shared.stores.endpoint(&found.url), &found);
+        self.shared.known().insert(key, found.bytes);
         Arc::new(Object::new(found, key))
     }
 
@@ -194,12 +194,9 @@ impl Fetcher {
             return Ok(true);
         }
         let last =
-            offset.checked_add(bytes.len() as u64).filter(|end| *end <= object.found.bytes).ok_or_else(|| {
-                FetchError::Disk(Arc::new(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    "bytes beyond the object's end",
-                )))
-            })? - 1;
+            offset.checked_add(bytes.len() as u64).filter(|end| *end <= object.found.bytes).ok_or(
+                FetchError::Beyond { end: offset.saturating_add(bytes.len() as u64), bytes: object.found.bytes },
+            )? - 1;
         let blocks = (offset / BLOCK_BYTES) as u32..=(last / BLOCK_BYTES) as u32;
         let wanted = self.shared.announced.read(object, &self.shared.disk);
         if !wanted.is_empty() {
@@ -256,8 +253,8 @@ impl Fetcher {
                 self.shared.queued.notify_one();
             }
         }
-        let fits = self.shared.known_bytes.load(Ordering::Relaxed) <= self.shared.disk.budget_bytes();
-        if fits && !object.is_filling.swap(true, Ordering::Relaxed) {
+        let fits = || self.shared.known().values().sum::<u64>() <= self.shared.disk.budget_bytes();
+        if !object.is_filling.load(Ordering::Relaxed) && fits() && !object.is_filling.swap(true, Ordering::Relaxed) {
             queue.fills.push_back(Fill { object: Arc::clone(object), next: missing[0], left: object.count() });
             self.shared.queued.notify_waiters();
         }
@@ -311,6 +308,10 @@ impl Patience {
 }
 
 impl Shared {
+    fn known(&self) -> MutexGuard<'_, HashMap<u128, u64>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -23,6 +23,14 @@ pub enum FetchError {
         /// How long it was waited.
         timeout: Duration,
     },
+    /// An index names bytes that the object does not have.
+    #[error("{end} bytes are needed of an object of {bytes}: its index is damaged (make it anew with `mixd index`)")]
+    Beyond {
+        /// The end of the bytes.
+        end: u64,
+        /// The object's bytes.
+        bytes: u64,
+    },
     /// The disk cache fails.
     #[error("the disk cache fails: {0}")]
     Disk(Arc<io::Error>),

@@ -14,21 +14,32 @@ use std::os::unix::process::CommandExt;
 use std::pin::Pin;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
-/// Keys are asked for anew so long before they expire.
+/// Keys are asked for anew so long before they expire, or after half of their life.
 const EARLY: TimeDelta = TimeDelta::minutes(5);
+/// A program that has failed is run again after so long.
+const FAILED_PAUSE: TimeDelta = TimeDelta::seconds(30);
 
 /// The program is ended after so long.
 const RUN_MAX: Duration = Duration::from_secs(20);
+/// How often to look whether it has ended.
+const ENDED_INTERVAL: Duration = Duration::from_millis(10);
 /// More than an answer has.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 
 /// The program, and what it gave last.
 pub struct Process {
     command: String,
-    given: Mutex<Option<(Arc<AwsCredential>, DateTime<Utc>)>>,
+    given: Mutex<Option<Given>>,
+}
+
+struct Given {
+    keys: Arc<AwsCredential>,
+    /// When the program is run again.
+    anew: DateTime<Utc>,
+    expiry: DateTime<Utc>,
 }
 
 /// Without the command, which may hold a secret.
@@ -57,16 +68,20 @@ impl Process {
     async fn keys(&self) -> Result<Arc<AwsCredential>, StoreError> {
         // Held over the run: one program at a time.
         let mut given = self.given.lock().await;
-        if let Some((keys, expiry)) = &*given
-            && Utc::now() + EARLY < *expiry
+        if let Some(given) = &*given
+            && Utc::now() < given.anew
         {
-            return Ok(Arc::clone(keys));
+            return Ok(Arc::clone(&given.keys));
         }
         let command = self.command.clone();
-        let run = tokio::task::spawn_blocking(move || run(&command));
-        let answer = match (run.await.map_err(|_| failed("did not run"))?, &*given) {
+        let run = tokio::task::spawn_blocking(move || run(&command, RUN_MAX));
+        let now = Utc::now();
+        let answer = match (run.await.map_err(|_| failed("did not run"))?, &mut *given) {
             // Until they expire.
-            (Err(_), Some((keys, expiry))) if Utc::now() < *expiry => return Ok(Arc::clone(keys)),
+            (Err(_), Some(given)) if now < given.expiry => {
+                given.anew = given.expiry.min(now + FAILED_PAUSE);
+                return Ok(Arc::clone(&given.keys));
+            }
             (answer, _) => answer?,
         };
         let Answer { access_key_id: key_id, secret_access_key: secret_key, session_token: token, expiration } = answer;
@@ -77,13 +92,15 @@ impl Process {
             }
         };
         let keys = Arc::new(AwsCredential { key_id, secret_key, token });
-        *given = Some((Arc::clone(&keys), expiry));
+        let anew = expiry - EARLY.min((expiry - now) / 2);
+        *given = Some(Given { keys: Arc::clone(&keys), anew, expiry });
         Ok(keys)
     }
 }
 
 /// What the program writes to standard error is left out: it may be anything.
-fn run(command: &str) -> Result<Answer, StoreError> {
+fn run(command: &str, limit: Duration) -> Result<Answer, StoreError> {
+    let deadline = Instant::now() + limit;
     let mut shell = Command::new("sh");
     // A group of its own, so that what the shell starts ends with it.
     shell.args(["-c", command]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
@@ -94,12 +111,23 @@ fn run(command: &str) -> Result<Answer, StoreError> {
         let mut bytes = Vec::new();
         let _ = done.send(stdout.take(ANSWER_BYTES_MAX).read_to_end(&mut bytes).map(|_| bytes));
     });
-    let read = read.recv_timeout(RUN_MAX);
-    if read.is_err() {
-        let _ = rustix::process::kill_process_group(Pid::from_child(&child), Signal::KILL);
-    }
-    let status = child.wait().map_err(|error| failed(&format!("cannot be waited for: {error}")))?;
-    let Ok(bytes) = read else { return Err(failed(&format!("did not end within {} s", RUN_MAX.as_secs()))) };
+    let read = read.recv_timeout(limit);
+    // It may go on without its output.
+    let mut is_late = read.is_err();
+    let status = loop {
+        if is_late {
+            let _ = rustix::process::kill_process_group(Pid::from_child(&child), Signal::KILL);
+        }
+        let status = if is_late { child.wait().map(Some) } else { child.try_wait() };
+        match status.map_err(|error| failed(&format!("cannot be waited for: {error}")))? {
+            Some(status) => break status,
+            None => std::thread::sleep(ENDED_INTERVAL),
+        }
+        is_late = Instant::now() >= deadline;
+    };
+    let Some(bytes) = read.ok().filter(|_| !is_late) else {
+        return Err(failed(&format!("did not end within {} s", limit.as_secs())));
+    };
     if !status.success() {
         return Err(failed(&format!("failed ({status})")));
     }
@@ -123,5 +151,44 @@ impl CredentialProvider for Process {
         Self: 'future,
     {
         Box::pin(async { self.keys().await.map_err(|error| Error::Generic { store: "S3", source: error.into() }) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_does_not_end_is_ended_with_what_it_has_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let started = dir.path().join("started");
+        for command in [
+            "sleep 600 & echo $! > FILE; wait",
+            // Its output ends before it does.
+            "echo $$ > FILE; exec >&- sleep 600",
+        ] {
+            let error = run(&command.replace("FILE", started.to_str().unwrap()), Duration::from_secs(1)).err().unwrap();
+            assert!(error.to_string().contains("did not end within 1 s"), "{error}");
+            let started = std::fs::read_to_string(&started).unwrap();
+            let stat = || std::fs::read_to_string(format!("/proc/{}/stat", started.trim()));
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while stat().is_ok_and(|stat| !stat.contains(") Z ")) {
+                assert!(Instant::now() < deadline, "it runs on");
+            }
+        }
+    }
+
+    #[test]
+    fn keys_that_live_for_a_minute_are_used_more_than_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = dir.path().join("runs");
+        let expiry = (Utc::now() + TimeDelta::minutes(1)).to_rfc3339();
+        let answer = format!(r#"{{"AccessKeyId":"a","SecretAccessKey":"b","Expiration":"{expiry}"}}"#);
+        let process = Process::new(format!("echo run >> {}; echo '{answer}'", runs.display()));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for _ in 0..3 {
+            assert_eq!(runtime.block_on(process.keys()).unwrap().key_id, "a");
+        }
+        assert_eq!(std::fs::read_to_string(runs).unwrap(), "run\n");
     }
 }

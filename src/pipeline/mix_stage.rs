@@ -109,6 +109,8 @@ impl MixStage {
 
     /// The next readable sample of the same class, in the order of the index, and where it is. Of several labels any sample has its own.
     fn substitute(&self, pending: &Pending, image: ImagePlan, staged: u32) -> Result<(ImagePlan, Location), FeedError> {
+        // An image is not to be blamed for a damaged file.
+        self.requester.entry.check_batch(pending)?;
         let (shared, split, bad) = (&self.requester.shared, self.spec.split, image.sample);
         let (source, samples) = (&shared.source, shared.source.len(split));
         let label = source.label(split, bad);
@@ -185,9 +187,8 @@ impl MixStage {
             }
         };
         let moved = mixer.mix(plan.image_size, &own, target, notice, Some(&mut tell))?;
-        // After the last look at samples in files: what was read from a file that was cut short, or that another program writes to, is never published.
-        requester.entry.check_rows(&pending.locations)?;
-        requester.entry.check_files()?;
+        // After the last look at samples in files: what was read from a file that was cut short, or that another program has changed, is not published.
+        requester.entry.check_batch(pending)?;
         let (source, split) = (&requester.shared.source, spec.split);
         plan.fill(
             columns,

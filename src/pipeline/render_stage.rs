@@ -243,6 +243,9 @@ impl<'a> Worker<'a> {
                 claim.bad();
             }
         }
+        if self.view.len() > SCRATCH_BYTES_MAX {
+            self.view = Vec::new();
+        }
         self.decoding.lap(Doing::Busy);
     }
 
@@ -272,8 +275,6 @@ impl<'a> Worker<'a> {
                     self.rendering.count();
                     rendered
                 });
-                // The mix stage finds the mark.
-                sources.check_read(sample);
                 self.rendering.lap(Doing::Busy);
                 self.decoding.skip();
                 rendered.map_err(|error| Fault { cause: error.to_string(), kind: FaultKind::Unread })

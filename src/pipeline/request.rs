@@ -3,7 +3,7 @@
 use super::render_stage::Job;
 use super::{FeedError, Shared, StoreEntry, Views};
 use crate::plan::{Erasure, ImagePlan, Plan};
-use crate::store::{FileError, Lookup, Rows, State};
+use crate::store::{FileError, Lookup, MappedFile, Rows, State};
 use crate::types::{CropBox, ImageSize};
 use crossbeam_channel::{SendTimeoutError, Sender};
 use smallvec::smallvec;
@@ -94,20 +94,31 @@ impl Pending {
 }
 
 impl StoreEntry {
-    /// Checks what was read from rows at these locations where the rows lie in a file.
+    /// Checks that what a batch was made of is what was written to the files that samples are kept in.
     ///
     /// # Errors
     /// [`FileError::Damaged`].
-    pub fn check_rows(&self, locations: &[Location]) -> Result<(), FileError> {
+    pub(super) fn check_batch(&self, pending: &Pending) -> Result<(), FileError> {
         let rows = self.store.rows();
-        let Some(file) = rows.file() else { return Ok(()) };
-        locations.iter().try_for_each(|&location| match location {
-            Location::Stored(row) => file.check_row(row, rows.get(row).expect("a row that was read")),
-            Location::Staged(_) => Ok(()),
-        })
+        if let Some(file) = rows.file().filter(|rows| rows.file().is_suspect()) {
+            for &location in &pending.locations {
+                if let Location::Stored(row) = location
+                    && let Some(bytes) = rows.get(row)
+                {
+                    file.verify(row, bytes);
+                }
+            }
+        }
+        if let Some(sources) = &self.sources
+            && sources.file().is_some_and(MappedFile::is_suspect)
+        {
+            let images = pending.plan.rows.iter().flat_map(|row| [row.own.sample, row.partner.sample]);
+            images.for_each(|sample| sources.verify(sample));
+        }
+        self.check_files()
     }
 
-    /// Checks that the files that samples are kept in were not damaged.
+    /// Checks that the files that samples are kept in were not found damaged.
     ///
     /// # Errors
     /// [`FileError::Damaged`].

@@ -4,7 +4,7 @@
 //! every setting that pixels depend on: a file with another key is emptied. An entry names the sample that its row holds, the
 //! [stamp](crate::stamp) of the image file that it was decoded from, where that is known, and a hash of the row. A later daemon believes a row only if all three
 //! are right when the sample is next asked for: a changed image, a row half written when the machine went down, a damaged disk are decoded anew.
-//! Once another program has opened the file, each row is compared with its hash whenever it has been read.
+//! Once another program has opened the file, each row is compared with its hash, as this process knows it, whenever it has been read.
 #![expect(unsafe_code, reason = "typed views of a file that is mapped shared")]
 
 use super::guard::Guard;
@@ -97,6 +97,8 @@ pub struct RowsFile {
     map: MmapRaw,
     capacity: u32,
     key: Key,
+    /// Of each row that this process has written or checked.
+    hashes: Box<[AtomicU64]>,
 }
 
 impl RowsFile {
@@ -106,7 +108,7 @@ impl RowsFile {
     /// When another daemon uses it, or there is no room, or a system call fails.
     pub fn open(path: &Path, key: Key, capacity: u32) -> Result<Self, FileError> {
         let failed = |source: io::Error| FileError::Io { path: path.to_owned(), source };
-        let file = open_locked(path)?;
+        let (file, watch) = open_locked(path)?;
         let header = Header {
             magic: MAGIC,
             version: VERSION,
@@ -124,8 +126,9 @@ impl RowsFile {
         // Last: whoever finds the header finds room for all behind it.
         std::os::unix::fs::FileExt::write_all_at(&file, bytemuck::bytes_of(&header), 0).map_err(failed)?;
         let map = MmapOptions::new().len(bytes).map_raw(&file).map_err(failed)?;
-        let file = MappedFile::new(file, path, &map);
-        Ok(Self { file, map, capacity, key })
+        let file = MappedFile::new(file, watch, path, &map).map_err(failed)?;
+        let hashes = (0..capacity).map(|_| AtomicU64::new(0)).collect();
+        Ok(Self { file, map, capacity, key, hashes })
     }
 
     /// The file.
@@ -159,9 +162,14 @@ impl RowsFile {
     /// Whether a row holds `sample` as it was decoded from a file of this stamp.
     pub fn holds(&self, row: u32, sample: u32, stamp: u64, bytes: &[u8]) -> bool {
         let entry = self.entry(row);
-        entry.stamp.load(Ordering::Acquire) == stamp
+        let hash = xxh3_64(bytes);
+        let holds = entry.stamp.load(Ordering::Acquire) == stamp
             && entry.sample.load(Ordering::Relaxed) == sample
-            && entry.hash.load(Ordering::Relaxed) == xxh3_64(bytes)
+            && entry.hash.load(Ordering::Relaxed) == hash;
+        if holds {
+            self.hashes[row as usize].store(hash, Ordering::Relaxed);
+        }
+        holds
     }
 
     /// Notes that a row is going to be written: it holds nothing.
@@ -171,18 +179,18 @@ impl RowsFile {
 
     /// Notes what a row, in this process's own memory, holds; for later daemons only with a stamp.
     pub fn record(&self, row: u32, sample: u32, stamp: Option<u64>, bytes: &[u8]) {
-        let entry = self.entry(row);
+        let (entry, hash) = (self.entry(row), xxh3_64(bytes));
+        self.hashes[row as usize].store(hash, Ordering::Relaxed);
         entry.sample.store(sample, Ordering::Relaxed);
-        entry.hash.store(xxh3_64(bytes), Ordering::Relaxed);
+        entry.hash.store(hash, Ordering::Relaxed);
         entry.stamp.store(stamp.unwrap_or(0), Ordering::Release);
     }
 
-    /// [`MappedFile::check`] of what was read from a recorded row.
-    ///
-    /// # Errors
-    /// [`FileError::Damaged`].
-    pub fn check_row(&self, row: u32, bytes: &[u8]) -> Result<(), FileError> {
-        self.file.check_read(|| self.entry(row).hash.load(Ordering::Relaxed) == xxh3_64(bytes))
+    /// Marks the file as damaged unless a row, recorded or found to hold its sample, is as it was then.
+    pub fn verify(&self, row: u32, bytes: &[u8]) {
+        if self.hashes[row as usize].load(Ordering::Relaxed) != xxh3_64(bytes) {
+            self.file.mark();
+        }
     }
 
     fn entry(&self, row: u32) -> &Entry {
@@ -200,29 +208,24 @@ pub struct MappedFile {
     watch: Option<Watch>,
     /// Holds the lock.
     file: File,
+    /// Its length, as far as this process knows.
+    bytes: AtomicU64,
 }
 
 impl MappedFile {
     /// The file at `path`, which `map` maps; this process changes it only by the mapping and by [`reserve`](Self::reserve) from now on.
-    pub(super) fn new(file: File, path: &Path, map: &MmapRaw) -> Self {
-        static WARNING: Once = Once::new();
-        let warn = |error: Errno| {
-            let text = "inotify fails: all that is read from cache files is compared with its hash, which takes time";
-            WARNING.call_once(|| tracing::warn!("{text}: {error}"));
-        };
-        let watch = Watch::new(&file).map_err(warn).ok();
-        Self { guard: Guard::new(map.as_ptr(), map.len(), path), watch, file }
-    }
-
-    /// Checks what was read from the mapping by its hash, `is_sound`, where another program may have been writing to it; marks the file as damaged where it was.
     ///
     /// # Errors
-    /// [`FileError::Damaged`].
-    pub(super) fn check_read(&self, is_sound: impl FnOnce() -> bool) -> Result<(), FileError> {
-        if self.watch.as_ref().is_none_or(Watch::is_opened) && !is_sound() {
-            self.mark();
-        }
-        self.check()
+    /// When its length is not to be had.
+    pub(super) fn new(file: File, watch: Option<Watch>, path: &Path, map: &MmapRaw) -> io::Result<Self> {
+        watch.as_ref().inspect(|watch| watch.forget_changes());
+        let bytes = AtomicU64::new(file.metadata()?.len());
+        Ok(Self { guard: Guard::new(map.as_ptr(), map.len(), path), watch, file, bytes })
+    }
+
+    /// Whether another program may be writing to the file: what was read from the mapping is to be verified.
+    pub fn is_suspect(&self) -> bool {
+        self.watch.as_ref().is_none_or(Watch::is_opened)
     }
 
     /// Marks the file as damaged.
@@ -235,7 +238,9 @@ impl MappedFile {
     /// # Errors
     /// [`FileError::Damaged`].
     pub fn check(&self) -> Result<(), FileError> {
-        if self.guard.is_damaged() || self.watch.as_ref().is_some_and(Watch::is_changed) {
+        // A file that is cut is shorter before its last page is cleared, which raises no SIGBUS.
+        let is_cut = || self.file.metadata().is_ok_and(|now| now.len() < self.bytes.load(Ordering::Relaxed));
+        if self.guard.is_damaged() || self.watch.as_ref().is_some_and(Watch::is_changed) || is_cut() {
             return Err(FileError::Damaged(self.guard.path().to_owned()));
         }
         Ok(())
@@ -244,7 +249,9 @@ impl MappedFile {
     /// Reserves bytes of the file.
     pub(super) fn reserve(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
         let reserve = || retry_on_intr(|| fallocate(&self.file, FallocateFlags::empty(), offset, bytes));
-        self.watch.as_ref().map_or_else(reserve, |watch| watch.change(reserve))
+        self.watch.as_ref().map_or_else(reserve, |watch| watch.change(reserve))?;
+        self.bytes.fetch_max(offset + bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Removes a damaged file, so that a new one can be made at its path while feeds still map this one.
@@ -268,11 +275,12 @@ impl MappedFile {
     }
 }
 
-/// Opens or makes a cache file for this process alone.
+/// Opens or makes a cache file for this process alone, and watches it.
 ///
 /// # Errors
 /// When another daemon uses it, or a system call fails.
-pub(super) fn open_locked(path: &Path) -> Result<File, FileError> {
+pub(super) fn open_locked(path: &Path) -> Result<(File, Option<Watch>), FileError> {
+    static WARNING: Once = Once::new();
     let failed = |source: io::Error| FileError::Io { path: path.to_owned(), source };
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
@@ -280,7 +288,12 @@ pub(super) fn open_locked(path: &Path) -> Result<File, FileError> {
         Errno::WOULDBLOCK => FileError::InUse(path.to_owned()),
         errno => failed(errno.into()),
     })?;
-    Ok(file)
+    let warn = |error: Errno| {
+        let text = "inotify fails: all that is read from cache files is compared with its hash, which takes time";
+        WARNING.call_once(|| tracing::warn!("{text}: {error}"));
+    };
+    let watch = Watch::new(&file).map_err(warn).ok();
+    Ok((file, watch))
 }
 
 /// Reserves the first `need` bytes of a file.
@@ -348,21 +361,38 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_hashed_when_read_once_another_program_has_opened_the_file() {
+    fn a_row_that_another_program_has_changed_is_found_once_it_has_opened_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rows");
         let file = RowsFile::open(&path, KEY, 3).unwrap();
-        let own = [1, 2].map(|row| (row, fill(&file, row, row, 9)));
-        assert!(file.check_row(1, &[8; 64]).is_ok(), "nobody can have changed it");
+        let own = [1, 2].map(|row| (row, fill(&file, row, row, row as u8)));
+        assert!(!file.file().is_suspect(), "nobody can have changed it");
         let other = OpenOptions::new().read(true).write(true).open(&path).unwrap();
-        assert!(own.iter().all(|(row, bytes)| file.check_row(*row, bytes).is_ok()), "it is read by a backup, say");
-        // A store through its mapping raises no event.
+        assert!(file.file().is_suspect());
+        own.iter().for_each(|(row, bytes)| file.verify(*row, bytes));
+        assert!(file.file().check().is_ok(), "it is read by a backup, say");
+        // Stores through its mapping raise no event; here a row and its entry, which fit together.
         let map = MmapOptions::new().map_raw(&other).unwrap();
-        // SAFETY: inside the mapping.
-        unsafe { map.as_mut_ptr().add(first_row(KEY.samples) + 64).write_volatile(8) };
-        assert!(file.check_row(2, &bytes(&file, 2)).is_ok() && file.file().check().is_ok());
-        assert!(matches!(file.check_row(1, &bytes(&file, 1)), Err(FileError::Damaged(_))));
-        assert!(matches!(file.file().check(), Err(FileError::Damaged(_))), "for whoever comes next");
+        for (at, bytes) in [(first_row(KEY.samples) + 64, 64), (PAGE_BYTES + size_of::<Entry>(), size_of::<Entry>())] {
+            // SAFETY: inside the mapping; both are of row 1, and then of row 2.
+            unsafe { map.as_mut_ptr().add(at).copy_from(map.as_ptr().add(at + bytes), bytes) };
+        }
+        file.verify(2, &bytes(&file, 2));
+        assert!(file.file().check().is_ok());
+        file.verify(1, &bytes(&file, 1));
+        assert!(matches!(file.file().check(), Err(FileError::Damaged(_))));
+    }
+
+    #[test]
+    fn a_file_that_is_cut_within_a_page_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows");
+        let mut file = RowsFile::open(&path, KEY, 3).unwrap();
+        file.file.watch = None;
+        assert!(file.file().check().is_ok());
+        let length = std::fs::metadata(&path).unwrap().len();
+        File::options().write(true).open(&path).unwrap().set_len(length - 1).unwrap();
+        assert!(matches!(file.file().check(), Err(FileError::Damaged(_))));
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod sources;
 mod watch;
 
 pub use budget::Budget;
-pub use file::{FileError, Key, RowsFile};
+pub use file::{FileError, Key, MappedFile, RowsFile};
 #[cfg(feature = "cuda")]
 pub use resident::{PinnedRows, Residency, Resident, sample_stride};
 pub use rows::{Claim, Rows, Settled, State};

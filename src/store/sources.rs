@@ -106,6 +106,8 @@ pub struct Sources {
     states: Box<[AtomicU64]>,
     /// Of each decoded sample height and width, in 32 bits each; 0 before it was decoded.
     sizes: Box<[AtomicU64]>,
+    /// Of a file's: the hash of each sample that is kept and checked.
+    hashes: Box<[AtomicU64]>,
     settled: Settled,
     decoded: AtomicU64,
 }
@@ -149,7 +151,7 @@ impl Sources {
     /// When the file cannot be used.
     pub fn in_file(path: &Path, key: u64, samples: u32, budget: Arc<Budget>) -> Result<Self, FileError> {
         let failed = |source: io::Error| FileError::Io { path: path.to_owned(), source };
-        let file = open_locked(path)?;
+        let (file, watch) = open_locked(path)?;
         let header = [MAGIC, VERSION, key, samples.into()];
         let mut found = [0; 32];
         let start = (PAGE_BYTES + u64::from(samples) * 8).next_multiple_of(PAGE_BYTES);
@@ -166,7 +168,7 @@ impl Sources {
         let limit = (start + budget.total()).max(length);
         let map = MmapOptions::new().len(limit as usize).map_raw(&file).map_err(failed)?;
         let end = End { free: start, reserved: length, taken: 0 };
-        let file = MappedFile::new(file, path, &map);
+        let file = MappedFile::new(file, watch, path, &map).map_err(failed)?;
         let sources = Self::over(Some(map), Some(file), start, limit, end, samples, budget);
         if known {
             sources.find_entries(length);
@@ -183,10 +185,11 @@ impl Sources {
         samples: u32,
         budget: Arc<Budget>,
     ) -> Self {
-        let words = || (0..samples).map(|_| AtomicU64::new(0)).collect();
-        let (states, sizes, settled) = (words(), words(), Settled::default());
+        let words = |count| (0..count).map(|_| AtomicU64::new(0)).collect();
+        let (states, sizes, settled) = (words(samples), words(samples), Settled::default());
+        let hashes = words(if file.is_some() { samples } else { 0 });
         let (end, decoded) = (Mutex::new(end), AtomicU64::new(0));
-        Self { file, map, start, limit, end, budget, states, sizes, settled, decoded }
+        Self { file, map, start, limit, end, budget, states, sizes, hashes, settled, decoded }
     }
 
     /// Notes what a file of `length` bytes holds, as far as it makes sense.
@@ -272,17 +275,20 @@ impl Sources {
         }
     }
 
-    /// Marks the file, where there is one, as damaged if what was read of a sample in it was.
-    pub fn check_read(&self, sample: SampleId) {
-        let Some(file) = &self.file else { return };
+    /// The file, where there is one.
+    pub fn file(&self) -> Option<&MappedFile> {
+        self.file.as_ref()
+    }
+
+    /// Marks the file, where there is one, as damaged unless a sample in it is as it was when it was kept or checked.
+    pub fn verify(&self, sample: SampleId) {
         let word = self.states[sample as usize].load(Ordering::Acquire);
-        let is_sound = || {
-            let offset = (word >> STATE_BITS) * UNIT;
-            let header = self.header(offset);
-            self.picture(offset).is_some_and(|picture| header.hash == header.hash_of(&picture))
-        };
-        // Whoever publishes checks again.
-        let _ = file.check_read(is_sound);
+        let Some(file) = self.file.as_ref().filter(|_| word & STATE == READY) else { return };
+        let offset = (word >> STATE_BITS) * UNIT;
+        let hash = self.picture(offset).map(|picture| self.header(offset).hash_of(&picture));
+        if hash != Some(self.hashes[sample as usize].load(Ordering::Relaxed)) {
+            file.mark();
+        }
     }
 
     /// [`MappedFile::check`] of the file, where there is one.
@@ -402,6 +408,7 @@ impl<'a> SourceClaim<'a> {
         if header.stamp != stamp || header.sample != self.sample || header.hash != header.hash_of(&picture) {
             return Err(self);
         }
+        sources.hashes[self.sample as usize].store(header.hash, Ordering::Relaxed);
         sources.note_size(self.sample, picture.size());
         self.outcome = (offset / UNIT) << STATE_BITS | READY;
         Ok(picture)
@@ -433,7 +440,11 @@ impl<'a> SourceClaim<'a> {
             unused: [0; 4],
         };
         // A hash costs time, and what lies in memory does not change.
-        let hash = if sources.file.is_some() { header.hash_of(picture) } else { 0 };
+        let mut hash = 0;
+        if sources.file.is_some() {
+            hash = header.hash_of(picture);
+            sources.hashes[self.sample as usize].store(hash, Ordering::Relaxed);
+        }
         head.copy_from_slice(bytemuck::bytes_of(&Header { hash, ..header }));
         if sources.file.is_some() && stamp != 0 {
             sources.index(self.sample).store(offset, Ordering::Release);
@@ -553,22 +564,23 @@ mod tests {
     }
 
     #[test]
-    fn images_are_hashed_when_read_once_another_program_has_opened_their_file() {
+    fn an_image_that_another_program_has_changed_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sources");
         let sources = Sources::in_file(&path, 7, 3, Arc::new(Budget::new(1 << 20))).unwrap();
-        [0, 2].into_iter().for_each(|sample| fill(&sources, sample, 5, None));
+        [0, 2].into_iter().for_each(|sample| fill(&sources, sample, sample as u8, None));
         let other = std::fs::File::options().read(true).write(true).open(&path).unwrap();
         let is_sound = |sample| {
-            sources.check_read(sample);
+            sources.verify(sample);
             sources.check().is_ok()
         };
-        assert!(is_sound(0) && is_sound(2));
-        // A store through its mapping raises no event.
+        assert!(is_sound(0) && is_sound(1) && is_sound(2) && sources.file().unwrap().is_suspect());
+        // Stores through its mapping raise no event; here another image with its header.
         let map = MmapOptions::new().map_raw(&other).unwrap();
-        // SAFETY: inside the mapping.
-        unsafe { map.as_mut_ptr().add((sources.start + UNIT) as usize).write_volatile(0) };
-        assert!(is_sound(2) && !is_sound(0) && !is_sound(2));
+        let [first, entry] = [sources.start, Header::entry_bytes(105)].map(|bytes| bytes as usize);
+        // SAFETY: both entries lie inside the mapping.
+        unsafe { map.as_mut_ptr().add(first).copy_from(map.as_ptr().add(first + entry), entry) };
+        assert!(is_sound(1) && is_sound(2) && !is_sound(0));
     }
 
     #[test]

@@ -53,6 +53,11 @@ impl Watch {
         self.opened.load(Ordering::Relaxed)
     }
 
+    /// Forgets the changes so far, as this daemon's own.
+    pub fn forget_changes(&self) {
+        self.take_events(false);
+    }
+
     /// Makes a change of this daemon's own. One that another program makes meanwhile is not noticed.
     pub fn change<T>(&self, change: impl FnOnce() -> T) -> T {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,11 +1,11 @@
 //! The real program on a bucket whose credentials are in the files of the AWS tools.
 
 use super::common::trainer::{Oracle, Trainer};
-use super::common::{self, Daemon, mixd, stderr};
+use super::common::{self, Daemon, mixd, stderr, until};
 use super::server::{BUCKET, Fault, KEY, Proxy, SECRET, Server, Shards};
 use super::spec;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 /// A home folder with these files of the AWS tools, and nothing in the environment.
 struct Home {
@@ -44,6 +44,14 @@ impl Home {
         self.environment(&mut program, profile);
         program.args(["plan", "--epoch=0", "--store-timeout=0.3", "--data", &self.data]).env("RUST_LOG", "trace");
         program.stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// The same, while it runs.
+    fn planning(&self, profile: &str) -> Child {
+        let mut program = mixd();
+        self.environment(&mut program, profile);
+        program.args(["plan", "--epoch=0", "--data", &self.data]);
+        program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 }
 
@@ -90,4 +98,22 @@ fn a_profile_of_the_aws_tools_opens_a_bucket() {
         assert!(!output.status.success() && text.contains(expected), "{profile}: {text}");
         assert!(!text.contains(SECRET) && !text.contains(KEY), "{profile}: {text}");
     }
+}
+
+#[test]
+fn a_program_that_is_asked_for_keys_ends_with_mixd() {
+    let home = Home::new("", "");
+    let started = home.dir.path().join("started");
+    let config = format!(
+        "[profile slow]\nregion = us-east-1\nendpoint_url = http://127.0.0.1:9\ncredential_process = sh -c 'sleep 600 & echo $! > {0}.new; mv {0}.new {0}; wait'\n",
+        started.display()
+    );
+    std::fs::write(home.dir.path().join(".aws/config"), config).unwrap();
+    let mut program = home.planning("slow");
+    let process = until("the program runs", || std::fs::read_to_string(&started).ok());
+    let stat = || std::fs::read_to_string(format!("/proc/{}/stat", process.trim()));
+    assert!(stat().unwrap().contains("(sleep) S"));
+    program.kill().unwrap();
+    program.wait().unwrap();
+    until("the program has ended", || stat().map_or(true, |stat| stat.contains(") Z ")).then_some(()));
 }

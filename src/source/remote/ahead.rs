@@ -92,13 +92,14 @@ impl Announced {
             };
             kept.push((Arc::clone(object), entry));
         }
-        if kept.len() < ahead.now.len().min(OPEN_MAX) && !self.has_warned.swap(true, Ordering::Relaxed) {
+        if kept.len() < ahead.now.len() && !self.has_warned.swap(true, Ordering::Relaxed) {
             let needed: u64 = ahead.now.iter().map(|object| object.found.bytes).sum();
             tracing::warn!(
-                "the {} shards that are read at a time have {} MB, and the disk cache takes {} MB: what does not fit is fetched again and \
-                 again (give --disk-cache more, or shuffle fewer shards at a time)",
+                "of the {} shards that are read at a time ({} MB), {} are prefetched and kept: the disk cache takes {} MB and {OPEN_MAX} shards, and what \
+                 does not fit may be fetched again and again (give --disk-cache more, or shuffle fewer shards at a time)",
                 ahead.now.len(),
                 needed / 1_000_000,
+                kept.len(),
                 disk.budget_bytes() / 1_000_000
             );
         }

@@ -6,20 +6,21 @@ use super::trouble::{StoreError, Trouble};
 use chrono::{DateTime, TimeDelta, Utc};
 use object_store::aws::AwsCredential;
 use object_store::{CredentialProvider, Error};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::process::{Pid, Signal};
 use serde::Deserialize;
 use std::fmt;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::pin::Pin;
-use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::process::{ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::Mutex;
 
 /// Keys are asked for anew so long before they expire, or after half of their life.
 const EARLY: TimeDelta = TimeDelta::minutes(5);
-/// A program that has failed is run again after so long.
+/// A program that has failed is run again after so long, where the keys that it gave before are still good.
 const FAILED_PAUSE: TimeDelta = TimeDelta::seconds(30);
 
 /// The program is ended after so long.
@@ -27,14 +28,20 @@ const RUN_MAX: Duration = Duration::from_secs(20);
 /// How often to look whether it has ended.
 const ENDED_INTERVAL: Duration = Duration::from_millis(10);
 /// More than an answer has.
-const ANSWER_BYTES_MAX: u64 = 64 << 10;
+const ANSWER_BYTES_MAX: usize = 64 << 10;
+
+/// Keys that a program gives.
+pub struct Process(Arc<Program>);
 
 /// The program, and what it gave last.
-pub struct Process {
+struct Program {
     command: String,
     given: Mutex<Option<Given>>,
+    /// Held over a run: one at a time.
+    running: Mutex<()>,
 }
 
+#[derive(Clone)]
 struct Given {
     keys: Arc<AwsCredential>,
     /// When the program is run again.
@@ -62,28 +69,53 @@ struct Answer {
 impl Process {
     /// The keys that `command` gives, which a shell runs.
     pub fn new(command: String) -> Self {
-        Self { command, given: Mutex::default() }
+        Self(Arc::new(Program { command, given: Mutex::default(), running: Mutex::default() }))
     }
 
     async fn keys(&self) -> Result<Arc<AwsCredential>, StoreError> {
-        // Held over the run: one program at a time.
-        let mut given = self.given.lock().await;
-        if let Some(given) = &*given
-            && Utc::now() < given.anew
-        {
-            return Ok(Arc::clone(&given.keys));
+        if let Some(keys) = self.0.keys(|given| given.anew) {
+            return Ok(keys);
         }
-        let command = self.command.clone();
-        let run = tokio::task::spawn_blocking(move || run(&command, RUN_MAX));
+        // Whoever asks may give up; the run goes on, for those who ask next.
+        let program = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || program.renewed()).await.map_err(|_| failed("did not run"))?
+    }
+}
+
+impl Program {
+    /// The keys, if now is before `end` of them.
+    fn keys(&self, end: impl FnOnce(&Given) -> DateTime<Utc>) -> Option<Arc<AwsCredential>> {
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.as_ref().filter(|given| Utc::now() < end(given)).map(|given| Arc::clone(&given.keys))
+    }
+
+    /// The keys that a run gives; those of the one before until they expire, where another run is under way or this one fails.
+    fn renewed(&self) -> Result<Arc<AwsCredential>, StoreError> {
+        let _running = match (self.running.try_lock(), self.keys(|given| given.expiry)) {
+            (Ok(running), _) => running,
+            (Err(_), Some(keys)) => return Ok(keys),
+            (Err(_), None) => self.running.lock().unwrap_or_else(PoisonError::into_inner),
+        };
+        // Another run may have ended meanwhile.
+        if let Some(keys) = self.keys(|given| given.anew) {
+            return Ok(keys);
+        }
+        let result = run(&self.command, RUN_MAX).and_then(Given::new);
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Utc::now();
-        let answer = match (run.await.map_err(|_| failed("did not run"))?, &mut *given) {
-            // Until they expire.
+        match (result, &mut *given) {
+            (Ok(new), given) => Ok(Arc::clone(&given.insert(new).keys)),
             (Err(_), Some(given)) if now < given.expiry => {
                 given.anew = given.expiry.min(now + FAILED_PAUSE);
-                return Ok(Arc::clone(&given.keys));
+                Ok(Arc::clone(&given.keys))
             }
-            (answer, _) => answer?,
-        };
+            (Err(error), _) => Err(error),
+        }
+    }
+}
+
+impl Given {
+    fn new(answer: Answer) -> Result<Self, StoreError> {
         let Answer { access_key_id: key_id, secret_access_key: secret_key, session_token: token, expiration } = answer;
         let expiry = match expiration {
             None => DateTime::<Utc>::MAX_UTC,
@@ -91,48 +123,59 @@ impl Process {
                 DateTime::parse_from_rfc3339(&text).map_err(|_| failed("gave an Expiration that is no time"))?.to_utc()
             }
         };
-        let keys = Arc::new(AwsCredential { key_id, secret_key, token });
-        let anew = expiry - EARLY.min((expiry - now) / 2);
-        *given = Some(Given { keys: Arc::clone(&keys), anew, expiry });
-        Ok(keys)
+        let anew = expiry - EARLY.min((expiry - Utc::now()) / 2);
+        Ok(Self { keys: Arc::new(AwsCredential { key_id, secret_key, token }), anew, expiry })
     }
 }
 
 /// What the program writes to standard error is left out: it may be anything.
 fn run(command: &str, limit: Duration) -> Result<Answer, StoreError> {
     let deadline = Instant::now() + limit;
+    // A group of its own, which ends when this process lets go of its input: now, or because it has died.
+    let watch = "exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 >/dev/null 2>&1 & exec 3<&-";
+    let script = format!("{watch}\n{command}");
     let mut shell = Command::new("sh");
-    // A group of its own, so that what the shell starts ends with it.
-    shell.args(["-c", command]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+    shell.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
     let mut child = shell.spawn().map_err(|error| failed(&format!("cannot be started: {error}")))?;
-    let stdout = child.stdout.take().expect("it is piped");
-    let (done, read) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = done.send(stdout.take(ANSWER_BYTES_MAX).read_to_end(&mut bytes).map(|_| bytes));
-    });
-    let read = read.recv_timeout(limit);
+    let (input, output) = (child.stdin.take(), child.stdout.take().expect("it is piped"));
+    let answer = read(output, deadline);
     // It may go on without its output.
-    let mut is_late = read.is_err();
-    let status = loop {
-        if is_late {
-            let _ = rustix::process::kill_process_group(Pid::from_child(&child), Signal::KILL);
+    let is_late = loop {
+        match child.try_wait() {
+            Ok(Some(_)) => break false,
+            _ if Instant::now() >= deadline || answer.is_err() => break true,
+            _ => std::thread::sleep(ENDED_INTERVAL),
         }
-        let status = if is_late { child.wait().map(Some) } else { child.try_wait() };
-        match status.map_err(|error| failed(&format!("cannot be waited for: {error}")))? {
-            Some(status) => break status,
-            None => std::thread::sleep(ENDED_INTERVAL),
-        }
-        is_late = Instant::now() >= deadline;
     };
-    let Some(bytes) = read.ok().filter(|_| !is_late) else {
+    if is_late {
+        let _ = rustix::process::kill_process_group(Pid::from_child(&child), Signal::KILL);
+    }
+    drop(input);
+    let status = child.wait().map_err(|error| failed(&format!("cannot be waited for: {error}")))?;
+    let bytes = answer.map_err(|error| failed(&format!("cannot be read: {error}")))?;
+    let Some(bytes) = bytes.filter(|_| !is_late) else {
         return Err(failed(&format!("did not end within {} s", limit.as_secs())));
     };
     if !status.success() {
         return Err(failed(&format!("failed ({status})")));
     }
-    let bytes = bytes.map_err(|error| failed(&format!("cannot be read: {error}")))?;
     serde_json::from_slice(&bytes).map_err(|_| failed("did not give AccessKeyId and SecretAccessKey as JSON"))
+}
+
+/// All that a program writes; `None` where it has not ended that by the deadline.
+fn read(mut output: ChildStdout, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
+    let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
+    while bytes.len() <= ANSWER_BYTES_MAX {
+        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).map_err(io::Error::other)?;
+        if retry_on_intr(|| poll(&mut [PollFd::new(&output, PollFlags::IN)], Some(&left)))? == 0 {
+            return Ok(None);
+        }
+        match output.read(&mut chunk)? {
+            0 => return Ok(Some(bytes)),
+            count => bytes.extend_from_slice(&chunk[..count]),
+        }
+    }
+    Err(io::Error::other("it is longer than keys are"))
 }
 
 fn failed(how: &str) -> StoreError {
@@ -162,13 +205,16 @@ mod tests {
     fn a_program_that_does_not_end_is_ended_with_what_it_has_started() {
         let dir = tempfile::tempdir().unwrap();
         let started = dir.path().join("started");
-        for command in [
-            "sleep 600 & echo $! > FILE; wait",
+        for (command, expected) in [
+            ("sleep 600 & echo $! > FILE; wait", "did not end within 1 s"),
             // Its output ends before it does.
-            "echo $$ > FILE; exec >&- sleep 600",
+            ("echo $$ > FILE; exec >&- sleep 600", "did not end within 1 s"),
+            // It is left behind by a program that has given its answer.
+            ("sleep 600 >&- & echo $! > FILE; echo {}", "did not give AccessKeyId"),
+            ("echo $$ > FILE; yes", "longer than keys are"),
         ] {
             let error = run(&command.replace("FILE", started.to_str().unwrap()), Duration::from_secs(1)).err().unwrap();
-            assert!(error.to_string().contains("did not end within 1 s"), "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
             let started = std::fs::read_to_string(&started).unwrap();
             let stat = || std::fs::read_to_string(format!("/proc/{}/stat", started.trim()));
             let deadline = Instant::now() + Duration::from_secs(30);

@@ -74,7 +74,7 @@ pub fn publication(set: &DataSet, cache_dir: &Path, bucket: &mut Bucket) -> Resu
         return Ok(None);
     };
     // Whatever was published before.
-    let shards = Shards { published: Some(Box::new(|| Ok(None))), ..shards };
+    let shards = Shards { published: None, ..shards };
     let (contents, key) = shards.contents(set.label_key.as_deref(), cache_dir)?;
     Ok(Some(Publication { contents, key }))
 }

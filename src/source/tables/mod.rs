@@ -107,8 +107,7 @@ impl Tables {
             return Ok(None);
         };
         // Whatever was published before.
-        let published: FindPublished = Box::new(|| Ok(None));
-        let indexed = indexed(&layout, &layout.parts(&places)?, set, cache_dir, Some(&published))?;
+        let indexed = indexed(&layout, &layout.parts(&places)?, set, cache_dir, None)?;
         Ok(Some(Publication { contents: indexed.contents, key: indexed.key }))
     }
 

@@ -126,7 +126,7 @@ impl RowsFile {
         // Last: whoever finds the header finds room for all behind it.
         std::os::unix::fs::FileExt::write_all_at(&file, bytemuck::bytes_of(&header), 0).map_err(failed)?;
         let map = MmapOptions::new().len(bytes).map_raw(&file).map_err(failed)?;
-        let file = MappedFile::new(file, watch, path, &map).map_err(failed)?;
+        let file = MappedFile::new(file, watch, path, &map, bytes as u64);
         let hashes = (0..capacity).map(|_| AtomicU64::new(0)).collect();
         Ok(Self { file, map, capacity, key, hashes })
     }
@@ -208,19 +208,16 @@ pub struct MappedFile {
     watch: Option<Watch>,
     /// Holds the lock.
     file: File,
-    /// Its length, as far as this process knows.
+    /// The length that it had last, or less.
     bytes: AtomicU64,
 }
 
 impl MappedFile {
-    /// The file at `path`, which `map` maps; this process changes it only by the mapping and by [`reserve`](Self::reserve) from now on.
-    ///
-    /// # Errors
-    /// When its length is not to be had.
-    pub(super) fn new(file: File, watch: Option<Watch>, path: &Path, map: &MmapRaw) -> io::Result<Self> {
+    /// The file at `path` of at least `bytes` bytes, which `map` maps; this process changes it only by the mapping and by [`reserve`](Self::reserve) from
+    /// now on.
+    pub(super) fn new(file: File, watch: Option<Watch>, path: &Path, map: &MmapRaw, bytes: u64) -> Self {
         watch.as_ref().inspect(|watch| watch.forget_changes());
-        let bytes = AtomicU64::new(file.metadata()?.len());
-        Ok(Self { guard: Guard::new(map.as_ptr(), map.len(), path), watch, file, bytes })
+        Self { guard: Guard::new(map.as_ptr(), map.len(), path), watch, file, bytes: AtomicU64::new(bytes) }
     }
 
     /// Whether another program may be writing to the file: what was read from the mapping is to be verified.
@@ -239,7 +236,9 @@ impl MappedFile {
     /// [`FileError::Damaged`].
     pub fn check(&self) -> Result<(), FileError> {
         // A file that is cut is shorter before its last page is cleared, which raises no SIGBUS.
-        let is_cut = || self.file.metadata().is_ok_and(|now| now.len() < self.bytes.load(Ordering::Relaxed));
+        // Loaded before the look: it may be growing.
+        let bytes = self.bytes.load(Ordering::Acquire);
+        let is_cut = || self.file.metadata().is_ok_and(|now| now.len() < bytes);
         if self.guard.is_damaged() || self.watch.as_ref().is_some_and(Watch::is_changed) || is_cut() {
             return Err(FileError::Damaged(self.guard.path().to_owned()));
         }
@@ -250,7 +249,7 @@ impl MappedFile {
     pub(super) fn reserve(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
         let reserve = || retry_on_intr(|| fallocate(&self.file, FallocateFlags::empty(), offset, bytes));
         self.watch.as_ref().map_or_else(reserve, |watch| watch.change(reserve))?;
-        self.bytes.fetch_max(offset + bytes, Ordering::Relaxed);
+        self.bytes.fetch_max(offset + bytes, Ordering::Release);
         Ok(())
     }
 

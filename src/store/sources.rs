@@ -168,7 +168,7 @@ impl Sources {
         let limit = (start + budget.total()).max(length);
         let map = MmapOptions::new().len(limit as usize).map_raw(&file).map_err(failed)?;
         let end = End { free: start, reserved: length, taken: 0 };
-        let file = MappedFile::new(file, watch, path, &map).map_err(failed)?;
+        let file = MappedFile::new(file, watch, path, &map, length);
         let sources = Self::over(Some(map), Some(file), start, limit, end, samples, budget);
         if known {
             sources.find_entries(length);

@@ -19,7 +19,7 @@ pub struct Watch {
     opened: AtomicBool,
     /// Whether another program has changed the file.
     changed: AtomicBool,
-    /// Held while this daemon changes the file.
+    /// Held while this daemon changes the file, or takes events.
     changing: Mutex<()>,
 }
 
@@ -38,19 +38,22 @@ impl Watch {
         Ok(Self { inotify, opened: AtomicBool::new(false), changed: AtomicBool::new(false), changing: Mutex::new(()) })
     }
 
-    /// Whether another program has changed the file; while this one does, whether it had before.
+    /// Whether another program has changed the file.
     pub fn is_changed(&self) -> bool {
-        if let Ok(_idle) = self.changing.try_lock() {
-            self.take_events(true);
-        }
+        self.look();
         self.changed.load(Ordering::Relaxed)
     }
 
     /// Whether another program has opened the file since it was watched, and so may be writing to it.
     pub fn is_opened(&self) -> bool {
+        self.look();
+        self.opened.load(Ordering::Relaxed)
+    }
+
+    /// Takes the events so far, or waits until whoever takes them has noted them.
+    fn look(&self) {
         let _idle = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         self.take_events(true);
-        self.opened.load(Ordering::Relaxed)
     }
 
     /// Forgets the changes so far, as this daemon's own.

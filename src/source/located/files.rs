@@ -78,6 +78,11 @@ impl IndexedFile {
         Self { path: file.location().into(), name, origin: Origin::Remote(file) }
     }
 
+    /// Whether it is an object in a store.
+    pub fn is_remote(&self) -> bool {
+        matches!(self.origin, Origin::Remote(_))
+    }
+
     /// Its size.
     pub fn bytes(&self) -> u64 {
         match &self.origin {

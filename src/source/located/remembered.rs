@@ -91,10 +91,10 @@ impl Remembered<'_> {
         Ok(contents)
     }
 
-    /// Remembers an index that was made.
-    pub fn save(&self, contents: &Contents) {
+    /// Remembers an index that was made of `files`.
+    pub fn save<'f>(&self, contents: &Contents, mut files: impl Iterator<Item = &'f IndexedFile>) {
         // However small, if it took a network to make.
-        if self.published.is_some() {
+        if files.any(IndexedFile::is_remote) {
             contents.save_always(&self.saved, &self.key);
         } else {
             contents.save(&self.saved, &self.key);

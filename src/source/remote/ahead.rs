@@ -81,18 +81,20 @@ impl Announced {
                 bytes += if seen.insert(object.key) { object.found.bytes } else { 0 };
             }
         }
-        let mut kept = Vec::new();
+        let (mut kept, mut is_failing) = (Vec::new(), false);
         for object in ahead.objects().take(OPEN_MAX) {
             bytes += if seen.insert(object.key) { object.found.bytes } else { 0 };
-            // A disk that fails is told to whoever reads.
-            let Some(entry) =
-                (bytes <= disk.budget_bytes()).then(|| disk.entry(object.key, &object.found).ok()).flatten()
-            else {
+            if bytes > disk.budget_bytes() {
+                break;
+            }
+            let Ok(entry) = disk.entry(object.key, &object.found) else {
+                // Whoever reads is told.
+                is_failing = true;
                 break;
             };
             kept.push((Arc::clone(object), entry));
         }
-        if kept.len() < ahead.now.len() && !self.has_warned.swap(true, Ordering::Relaxed) {
+        if kept.len() < ahead.now.len() && !is_failing && !self.has_warned.swap(true, Ordering::Relaxed) {
             let needed: u64 = ahead.now.iter().map(|object| object.found.bytes).sum();
             tracing::warn!(
                 "of the {} shards that are read at a time ({} MB), {} are prefetched and kept: the disk cache takes {} MB and {OPEN_MAX} shards, and what \

@@ -11,7 +11,7 @@ use super::object::{Block, FetchError, Object};
 use super::store::{Found, Stores};
 use super::trouble::{StoreError, Trouble};
 use crate::status::Fetched;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -61,8 +61,9 @@ struct Shared {
     queued: Notify,
     counters: Counters,
     noticed: Mutex<Option<Instant>>,
-    /// The bytes of each object that was added, by its key.
-    known: Mutex<HashMap<u128, u64>>,
+    /// The keys of all objects that were added, and their bytes.
+    known: Mutex<HashSet<u128>>,
+    known_bytes: AtomicU64,
     announced: Announced,
 }
 
@@ -112,6 +113,7 @@ impl Fetcher {
             counters: Counters::default(),
             noticed: Mutex::default(),
             known: Mutex::default(),
+            known_bytes: AtomicU64::new(0),
             announced: Announced::default(),
         });
         for _ in 0..PARALLEL {
@@ -130,7 +132,10 @@ impl Fetcher {
     /// An object to read.
     pub fn add(&self, found: Found) -> Arc<Object> {
         let key = Disk::key(&self.shared.stores.endpoint(&found.url), &found);
-        self.shared.known().insert(key, found.bytes);
+        // Both splits may have it.
+        if self.shared.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key) {
+            self.shared.known_bytes.fetch_add(found.bytes, Ordering::Relaxed);
+        }
         Arc::new(Object::new(found, key))
     }
 
@@ -253,8 +258,8 @@ impl Fetcher {
                 self.shared.queued.notify_one();
             }
         }
-        let fits = || self.shared.known().values().sum::<u64>() <= self.shared.disk.budget_bytes();
-        if !object.is_filling.load(Ordering::Relaxed) && fits() && !object.is_filling.swap(true, Ordering::Relaxed) {
+        let fits = self.shared.known_bytes.load(Ordering::Relaxed) <= self.shared.disk.budget_bytes();
+        if fits && !object.is_filling.swap(true, Ordering::Relaxed) {
             queue.fills.push_back(Fill { object: Arc::clone(object), next: missing[0], left: object.count() });
             self.shared.queued.notify_waiters();
         }
@@ -308,10 +313,6 @@ impl Patience {
 }
 
 impl Shared {
-    fn known(&self) -> MutexGuard<'_, HashMap<u128, u64>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -8,7 +8,7 @@ use object_store::aws::AwsCredential;
 use object_store::{CredentialProvider, Error};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde::Deserialize;
 use std::fmt;
 use std::io::{self, Read};
@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 const EARLY: TimeDelta = TimeDelta::minutes(5);
 /// A program that has failed is run again after so long, where the keys that it gave before are still good.
 const FAILED_PAUSE: TimeDelta = TimeDelta::seconds(30);
+/// How long a failure is told to those who ask, where they are not: those who waited for the run do not repeat it.
+const FAILURE_TOLD: Duration = Duration::from_secs(1);
 
 /// The program is ended after so long.
 const RUN_MAX: Duration = Duration::from_secs(20);
@@ -37,8 +39,8 @@ pub struct Process(Arc<Program>);
 struct Program {
     command: String,
     given: Mutex<Option<Given>>,
-    /// Held over a run: one at a time.
-    running: Mutex<()>,
+    /// Held over a run, one at a time; how the last one failed, and when.
+    running: Mutex<Option<(StoreError, Instant)>>,
 }
 
 #[derive(Clone)]
@@ -91,16 +93,21 @@ impl Program {
 
     /// The keys that a run gives; those of the one before until they expire, where another run is under way or this one fails.
     fn renewed(&self) -> Result<Arc<AwsCredential>, StoreError> {
-        let _running = match (self.running.try_lock(), self.keys(|given| given.expiry)) {
-            (Ok(running), _) => running,
-            (Err(_), Some(keys)) => return Ok(keys),
-            (Err(_), None) => self.running.lock().unwrap_or_else(PoisonError::into_inner),
+        let running = self.running.try_lock().ok();
+        let mut running = match (running, self.keys(|given| given.expiry)) {
+            (Some(running), _) => running,
+            (None, Some(keys)) => return Ok(keys),
+            (None, None) => self.running.lock().unwrap_or_else(PoisonError::into_inner),
         };
         // Another run may have ended meanwhile.
         if let Some(keys) = self.keys(|given| given.anew) {
             return Ok(keys);
         }
+        if let Some((error, _)) = running.as_ref().filter(|(_, at)| at.elapsed() < FAILURE_TOLD) {
+            return Err(error.clone());
+        }
         let result = run(&self.command, RUN_MAX).and_then(Given::new);
+        *running = result.as_ref().err().map(|error| (error.clone(), Instant::now()));
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Utc::now();
         match (result, &mut *given) {
@@ -131,25 +138,29 @@ impl Given {
 /// What the program writes to standard error is left out: it may be anything.
 fn run(command: &str, limit: Duration) -> Result<Answer, StoreError> {
     let deadline = Instant::now() + limit;
-    // A group of its own, which ends when this process lets go of its input: now, or because it has died.
-    let watch = "exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 >/dev/null 2>&1 & exec 3<&-";
-    let script = format!("{watch}\n{command}");
+    // A group of its own, which ends when this process does, however that ends: its input is closed then.
+    let script = "exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 >/dev/null 2>&1 & watch=$!; exec 3<&-; \
+                  sh -c \"$1\"; status=$?; kill -KILL $watch; wait $watch; exit $status";
     let mut shell = Command::new("sh");
-    shell.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+    shell.args(["-c", script, "sh", command]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    shell.process_group(0);
     let mut child = shell.spawn().map_err(|error| failed(&format!("cannot be started: {error}")))?;
     let (input, output) = (child.stdin.take(), child.stdout.take().expect("it is piped"));
+    let group = Pid::from_child(&child);
     let answer = read(output, deadline);
-    // It may go on without its output.
+    // It may go on without its output. It keeps its id until it is waited for.
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let has_ended = || waitid(WaitId::Pid(group), options).is_ok_and(|ended| ended.is_some());
     let is_late = loop {
-        match child.try_wait() {
-            Ok(Some(_)) => break false,
-            _ if Instant::now() >= deadline || answer.is_err() => break true,
-            _ => std::thread::sleep(ENDED_INTERVAL),
+        if has_ended() {
+            break false;
+        } else if Instant::now() >= deadline || answer.is_err() {
+            break true;
         }
+        std::thread::sleep(ENDED_INTERVAL);
     };
-    if is_late {
-        let _ = rustix::process::kill_process_group(Pid::from_child(&child), Signal::KILL);
-    }
+    // Whatever it has left behind, too.
+    let _ = kill_process_group(group, Signal::KILL);
     drop(input);
     let status = child.wait().map_err(|error| failed(&format!("cannot be waited for: {error}")))?;
     let bytes = answer.map_err(|error| failed(&format!("cannot be read: {error}")))?;
@@ -207,10 +218,10 @@ mod tests {
         let started = dir.path().join("started");
         for (command, expected) in [
             ("sleep 600 & echo $! > FILE; wait", "did not end within 1 s"),
+            // It is left behind by a program that has given its answer, and that waits for all that it has started before.
+            ("true & wait; sleep 600 >&- & echo $! > FILE; echo {}", "did not give AccessKeyId"),
             // Its output ends before it does.
             ("echo $$ > FILE; exec >&- sleep 600", "did not end within 1 s"),
-            // It is left behind by a program that has given its answer.
-            ("sleep 600 >&- & echo $! > FILE; echo {}", "did not give AccessKeyId"),
             ("echo $$ > FILE; yes", "longer than keys are"),
         ] {
             let error = run(&command.replace("FILE", started.to_str().unwrap()), Duration::from_secs(1)).err().unwrap();

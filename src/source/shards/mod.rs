@@ -104,7 +104,7 @@ impl Shards {
         tracing::info!("indexing {} shards of {}", files.len(), places.location);
         let contents = index(places, files, label_key)?;
         if is_lasting {
-            remembered.save(&contents);
+            remembered.save(&contents, files.iter());
         }
         Ok((contents, remembered.key))
     }

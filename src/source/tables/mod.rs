@@ -324,7 +324,7 @@ fn indexed(
     let (mut contents, coded) = index_all(parts, named)?;
     contents.extra = packed(&coded);
     if parts.iter().all(|part| part.is_lasting) {
-        remembered.save(&contents);
+        remembered.save(&contents, parts.iter().map(|part| &part.file));
     }
     Ok(Indexed { contents, coded, key: remembered.key })
 }

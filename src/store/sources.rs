@@ -484,19 +484,9 @@ mod tests {
     fn is_ready_with(sources: &Sources, sample: u32, seed: u8) -> bool {
         match sources.request(sample, || false) {
             Found::Ready(picture) => {
-                (picture.width, picture.height) == (7, 5) && picture.to_rgb_of(105) == pixels(seed, 105)
+                (picture.width, picture.height) == (7, 5) && picture.values[..105] == pixels(seed, 105)
             }
             _ => false,
-        }
-    }
-
-    trait Pixels {
-        fn to_rgb_of(&self, bytes: usize) -> Vec<u8>;
-    }
-
-    impl Pixels for Picture<'_> {
-        fn to_rgb_of(&self, bytes: usize) -> Vec<u8> {
-            self.values[..bytes].to_vec()
         }
     }
 

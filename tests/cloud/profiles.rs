@@ -112,7 +112,7 @@ fn a_program_that_is_asked_for_keys_ends_with_mixd() {
     let mut program = home.planning("slow");
     let process = until("the program runs", || std::fs::read_to_string(&started).ok());
     let stat = || std::fs::read_to_string(format!("/proc/{}/stat", process.trim()));
-    assert!(stat().unwrap().contains("(sleep) S"));
+    until("it sleeps", || stat().unwrap().contains("(sleep) ").then_some(()));
     program.kill().unwrap();
     program.wait().unwrap();
     until("the program has ended", || stat().map_or(true, |stat| stat.contains(") Z ")).then_some(()));

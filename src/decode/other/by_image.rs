@@ -7,6 +7,7 @@ use crate::types::ImageSize;
 use ::image::{ColorType, ImageDecoder, ImageReader, Limits};
 use std::borrow::Cow;
 use std::io::{Cursor, ErrorKind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Bytes that `image` may take beside the image: for a row, or for what a file holds beside pixels.
 const OTHER_BYTES: usize = 16 << 20;
@@ -78,7 +79,9 @@ pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
     decoder.set_limits(limits(bytes + own_bytes + OTHER_BYTES)).map_err(failed)?;
     raw.truncate(bytes);
     raw.fill(0);
-    decoder.read_image(raw).map_err(failed)?;
+    // image-webp 0.2 panics on some damaged files.
+    let read = catch_unwind(AssertUnwindSafe(|| decoder.read_image(raw)));
+    read.map_err(|_| ImageError::Panicked)?.map_err(failed)?;
     // Alpha is dropped, not blended; of 16 bits the high byte is taken, but gray alone is clipped (native byte order, as `image` writes them).
     let high = if cfg!(target_endian = "little") { 1 } else { 0 };
     let (channels, stride, step, first) = match color {

@@ -105,8 +105,12 @@ fn damaged_files_of_other_formats_are_pictures_or_errors() {
     let bytes = std::fs::read(folder.join("formats.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let mut decoder = Decoder::new(ExifOrientation::Apply);
-    let mut state = 1_u32;
-    for (name, file) in tensors.iter().filter(|(name, _)| name.starts_with("file.")) {
+    // From here on one of the WebP files has its decoder panic.
+    let mut state = 79_190_u32;
+    let mut files: Vec<_> = tensors.iter().filter(|(name, _)| name.starts_with("file.")).collect();
+    // Not by chance.
+    files.sort_unstable_by_key(|(name, _)| *name);
+    for (name, file) in files {
         let file = file.data();
         for nth in 0..60 {
             let mut damaged = file.to_vec();

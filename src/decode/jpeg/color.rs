@@ -8,12 +8,18 @@ pub enum Color {
     Ycc,
     Cmyk,
     Ycck,
+    /// Four values, as they are stored.
+    Four,
 }
 
 impl Color {
     /// Values of a pixel.
     pub fn channels(self) -> usize {
-        if self == Self::Gray { 1 } else { 3 }
+        match self {
+            Self::Gray => 1,
+            Self::Four => 4,
+            Self::Rgb | Self::Ycc | Self::Cmyk | Self::Ycck => 3,
+        }
     }
 
     /// Converts a row of each component, of at least as many samples as there are pixels, to pixels.
@@ -26,6 +32,7 @@ impl Color {
             Self::Ycc => put_ycc(first, second, third, out),
             Self::Cmyk => put(four().map(inks_to_rgb), out),
             Self::Ycck => put(four().map(ycck_to_rgb), out),
+            Self::Four => put(four(), out),
         }
     }
 }
@@ -52,8 +59,8 @@ fn put_ycc(y: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) {
 }
 
 #[inline(always)]
-fn put(pixels: impl Iterator<Item = [u8; 3]>, out: &mut [u8]) {
-    for (out, pixel) in out.chunks_exact_mut(3).zip(pixels) {
+fn put<const CHANNELS: usize>(pixels: impl Iterator<Item = [u8; CHANNELS]>, out: &mut [u8]) {
+    for (out, pixel) in out.chunks_exact_mut(CHANNELS).zip(pixels) {
         out.copy_from_slice(&pixel);
     }
 }

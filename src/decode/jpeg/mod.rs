@@ -67,56 +67,113 @@ pub fn size(file: &[u8]) -> Result<(u32, u32), ImageError> {
 /// # Errors
 /// When data are missing or damaged, or of a kind that is not known here.
 pub fn decode(file: &[u8], output: &mut Output, scratch: &mut Scratch) -> Result<Decoded, ImageError> {
-    let (mut header, mut frame, first) = open(file)?;
-    let upsampling = frame.components.iter().map(|component| Upsampling::of(component, &frame));
-    let upsampling = upsampling.collect::<Result<Vec<_>, ImageError>>()?;
-    let color = header.color();
-    let channels = color.channels();
-    let bytes = frame.width as usize * frame.height as usize * channels;
-    let values = &mut output.room(bytes, frame.blocks * 64 + blocks_bytes(&frame))?[..bytes];
-    let Scratch { samples, blocks, rows } = scratch;
-    samples.resize(frame.blocks * 64, 0);
-    if first.parts.len() < frame.components.len() {
-        // Of components without a scan.
-        samples.fill(128);
+    let mut opened = Opened::new(file)?;
+    let color = opened.header.color();
+    let bytes = opened.pixels() * color.channels();
+    let values = output.room(bytes, opened.own_bytes())?;
+    opened.decode(color, scratch, &mut values[..bytes])
+}
+
+/// A strip or tile of a TIFF, which says by itself how its components make a color.
+pub struct Part<'a> {
+    opened: Opened<'a>,
+    /// Of the values of a pixel, as many as the file has components.
+    color: Color,
+}
+
+impl<'a> Part<'a> {
+    /// Reads a file up to its first scan. Three components are converted to RGB where they are YCbCr, others stay as they are.
+    ///
+    /// # Errors
+    /// As [`decode`].
+    pub fn open(file: &'a [u8], is_ycc: bool) -> Result<Self, ImageError> {
+        let opened = Opened::new(file)?;
+        let color = match opened.frame.components.len() {
+            1 => Color::Gray,
+            3 if is_ycc => Color::Ycc,
+            3 => Color::Rgb,
+            _ => Color::Four,
+        };
+        Ok(Self { opened, color })
     }
-    let mut write = |component: &Component, [x, y]: [usize; 2], block: &Block, last: usize| {
-        let stride = 8 * component.stored[0];
-        let at = 64 * component.first_block + 8 * y * stride + 8 * x;
-        let table = component.table.as_ref().unwrap_or(&[0; 64]);
-        idct::write(block, table, last, &mut samples[at..], stride);
-    };
-    read_scans(&mut header, &mut frame, first, blocks, &mut write)?;
-    if frame.is_progressive {
-        let is_smoothed = smooth::is_needed(&frame);
-        for component in &frame.components {
-            let [across, down] = component.blocks;
-            for at in (0..down).flat_map(|y| (0..across).map(move |x| [x, y])) {
-                let block = if is_smoothed {
-                    smooth::block(&frame, component, blocks, at)
-                } else {
-                    blocks[component.first_block + at[1] * component.stored[0] + at[0]]
-                };
-                write(component, at, &block, scan::last(&block));
-            }
+
+    /// Width, height and values a pixel.
+    pub fn shape(&self) -> [usize; 3] {
+        let Frame { width, height, .. } = self.opened.frame;
+        [width as usize, height as usize, self.color.channels()]
+    }
+
+    /// Its values, as long as the product of [`shape`](Self::shape).
+    ///
+    /// # Errors
+    /// As [`decode`].
+    pub fn decode(self) -> Result<Vec<u8>, ImageError> {
+        let mut values = vec![0; self.shape().iter().product()];
+        self.opened.decode(self.color, &mut Scratch::default(), &mut values)?;
+        Ok(values)
+    }
+}
+
+/// A file up to its first scan.
+struct Opened<'a> {
+    header: Header<'a>,
+    frame: Frame,
+    first: Scan,
+}
+
+impl<'a> Opened<'a> {
+    fn new(file: &'a [u8]) -> Result<Self, ImageError> {
+        let mut header = Header::new(file)?;
+        match (header.next_scan()?, header.frame.clone()) {
+            (Some(first), Some(frame)) => Ok(Self { header, frame, first }),
+            _ => refused("it has no image"),
         }
     }
-    write_rows(&frame, color, &upsampling, samples, rows, values);
-    Ok(Decoded { width: frame.width, height: frame.height, channels, warning: header.warning })
-}
 
-/// Reads a file up to its first scan.
-fn open(file: &[u8]) -> Result<(Header<'_>, Frame, Scan), ImageError> {
-    let mut header = Header::new(file)?;
-    match (header.next_scan()?, header.frame.clone()) {
-        (Some(first), Some(frame)) => Ok((header, frame, first)),
-        _ => refused("it has no image"),
+    fn pixels(&self) -> usize {
+        self.frame.width as usize * self.frame.height as usize
     }
-}
 
-/// Bytes of the coefficients that are kept between scans.
-fn blocks_bytes(frame: &Frame) -> usize {
-    if frame.is_progressive { frame.blocks * size_of::<Block>() } else { 0 }
+    /// Bytes that [`decode`](Self::decode) takes: samples, and the coefficients that are kept between scans.
+    fn own_bytes(&self) -> usize {
+        let coefficients = if self.frame.is_progressive { size_of::<Block>() } else { 0 };
+        self.frame.blocks * (64 + coefficients)
+    }
+
+    fn decode(self, color: Color, scratch: &mut Scratch, values: &mut [u8]) -> Result<Decoded, ImageError> {
+        let Self { mut header, mut frame, first } = self;
+        let upsampling = frame.components.iter().map(|component| Upsampling::of(component, &frame));
+        let upsampling = upsampling.collect::<Result<Vec<_>, ImageError>>()?;
+        let Scratch { samples, blocks, rows } = scratch;
+        samples.resize(frame.blocks * 64, 0);
+        if first.parts.len() < frame.components.len() {
+            // Of components without a scan.
+            samples.fill(128);
+        }
+        let mut write = |component: &Component, [x, y]: [usize; 2], block: &Block, last: usize| {
+            let stride = 8 * component.stored[0];
+            let at = 64 * component.first_block + 8 * y * stride + 8 * x;
+            let table = component.table.as_ref().unwrap_or(&[0; 64]);
+            idct::write(block, table, last, &mut samples[at..], stride);
+        };
+        read_scans(&mut header, &mut frame, first, blocks, &mut write)?;
+        if frame.is_progressive {
+            let is_smoothed = smooth::is_needed(&frame);
+            for component in &frame.components {
+                let [across, down] = component.blocks;
+                for at in (0..down).flat_map(|y| (0..across).map(move |x| [x, y])) {
+                    let block = if is_smoothed {
+                        smooth::block(&frame, component, blocks, at)
+                    } else {
+                        blocks[component.first_block + at[1] * component.stored[0] + at[0]]
+                    };
+                    write(component, at, &block, scan::last(&block));
+                }
+            }
+        }
+        write_rows(&frame, color, &upsampling, samples, rows, values);
+        Ok(Decoded { width: frame.width, height: frame.height, channels: color.channels(), warning: header.warning })
+    }
 }
 
 /// Reads all scans: of a progressive image into `blocks`; of others, each block is handed on as [`scan::sequential`] does.

@@ -1,4 +1,4 @@
-//! Formats that crate `image` reads as Pillow does.
+//! WebP, which crate `image` reads as Pillow does. It knows the names of other formats, too.
 
 use super::Shape;
 use crate::decode::output::Output;
@@ -57,13 +57,6 @@ fn unblended(file: &[u8]) -> Cow<'_, [u8]> {
     Cow::Borrowed(file)
 }
 
-/// Makes bytes of gray values of 16 bits, in place. `image` has stretched them to 65535, as Pillow does before it clips.
-fn clip(raw: &mut [u8]) {
-    for pixel in 0..raw.len() / 2 {
-        raw[pixel] = u16::from_ne_bytes([raw[2 * pixel], raw[2 * pixel + 1]]).min(255) as u8;
-    }
-}
-
 /// Decodes a file.
 pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
     let file = unblended(file);
@@ -73,7 +66,7 @@ pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
     let color = decoder.color_type();
     let pixels = width as usize * height as usize;
     let bytes = pixels * usize::from(color.bytes_per_pixel());
-    // They hold the image once more, WebP twice.
+    // They hold the image twice more.
     let own_bytes = 2 * bytes;
     let raw = output.room(bytes, own_bytes)?;
     decoder.set_limits(limits(bytes + own_bytes + OTHER_BYTES)).map_err(failed)?;
@@ -82,55 +75,17 @@ pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
     // image-webp 0.2 panics on some damaged files.
     let read = catch_unwind(AssertUnwindSafe(|| decoder.read_image(raw)));
     read.map_err(|_| ImageError::Panicked)?.map_err(failed)?;
-    // Alpha is dropped, not blended; of 16 bits the high byte is taken, but gray alone is clipped (native byte order, as `image` writes them).
-    let high = if cfg!(target_endian = "little") { 1 } else { 0 };
-    let (channels, stride, step, first) = match color {
-        ColorType::L8 => (1, 1, 1, 0),
-        ColorType::La8 => (1, 2, 1, 0),
-        ColorType::Rgb8 => (3, 3, 1, 0),
-        ColorType::Rgba8 => (3, 4, 1, 0),
-        ColorType::L16 => (1, 2, 2, 0),
-        ColorType::La16 => (1, 4, 2, high),
-        ColorType::Rgb16 => (3, 6, 2, high),
-        ColorType::Rgba16 => (3, 8, 2, high),
+    let stride = match color {
+        ColorType::Rgb8 => 3,
+        ColorType::Rgba8 => 4,
         other => return Err(ImageError::Decode(format!("pixels of type {other:?} are not supported"))),
     };
-    if color == ColorType::L16 {
-        clip(raw);
-    } else if stride != channels {
-        // Forwards in place: a value never lands behind where it was read.
+    if stride == 4 {
+        // Alpha is dropped, not blended. Forwards in place: a value never lands behind where it was read.
         for pixel in 0..pixels {
-            for channel in 0..channels {
-                raw[pixel * channels + channel] = raw[pixel * stride + channel * step + first];
-            }
+            raw.copy_within(4 * pixel..4 * pixel + 3, 3 * pixel);
         }
     }
-    raw.truncate(pixels * channels);
-    Ok(Shape { width, height, channels })
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::decode::Decoder;
-
-    /// Pillow 11.3 and 13.0: `Image.open(…).convert("RGB")` of these values.
-    #[test]
-    fn gray_of_16_bits_is_stretched_and_clipped() {
-        let values = [0_u16, 1, 200, 255, 256, 300, 1_000, 0x1234, 0x80FF, 65_535];
-        for (maxval, expected) in [
-            (65_535, [0, 1, 200, 255, 255, 255, 255, 255, 255, 255]),
-            (1_000, [0, 66, 255, 255, 255, 255, 255, 255, 255, 255]),
-            (4_095, [0, 16, 255, 255, 255, 255, 255, 255, 255, 255]),
-        ] {
-            let kept = values.map(|value| value.min(maxval));
-            let raw = [format!("P5 # of a camera\n10 1\n{maxval}\n").as_bytes(), &kept.map(u16::to_be_bytes).concat()]
-                .concat();
-            let text = format!("P2\n10 1\n{maxval}\n{}\n", kept.map(|value| value.to_string()).join(" "));
-            for file in [raw, text.into_bytes()] {
-                let mut decoder = Decoder::default();
-                let picture = decoder.decode(&file, None).unwrap().to_rgb();
-                assert_eq!(picture.chunks(3).map(|pixel| pixel[0]).collect::<Vec<_>>(), expected, "{maxval}");
-            }
-        }
-    }
+    raw.truncate(pixels * 3);
+    Ok(Shape { width, height, channels: 3 })
 }

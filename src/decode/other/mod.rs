@@ -4,6 +4,7 @@ mod bmp;
 mod by_image;
 mod gif;
 mod png;
+mod pnm;
 mod samples;
 mod tiff;
 
@@ -31,8 +32,9 @@ enum Format {
     Bmp,
     Gif,
     Png,
+    Pnm,
     Tiff,
-    /// Those that crate `image` reads as Pillow does, and what is no image.
+    /// WebP, which crate `image` reads as Pillow does, and what is no image.
     Other,
 }
 
@@ -42,6 +44,7 @@ impl Format {
             [b'B', b'M', ..] => Self::Bmp,
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Self::Gif,
             [0x89, b'P', b'N', b'G', ..] => Self::Png,
+            file if pnm::is_pnm(file) => Self::Pnm,
             [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Self::Tiff,
             _ => Self::Other,
         }
@@ -57,7 +60,7 @@ pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
         Format::Bmp => bmp::decode(file, output),
         Format::Gif => gif::decode(file, output),
         Format::Png => png::decode(file, output),
-        Format::Tiff if tiff::is_jpeg(file) => by_image::decode(file, output),
+        Format::Pnm => pnm::decode(file, output),
         Format::Tiff => tiff::decode(file, output),
         Format::Other => by_image::decode(file, output),
     }
@@ -72,6 +75,7 @@ pub fn size(file: &[u8]) -> Result<ImageSize, ImageError> {
         Format::Bmp => bmp::size(file),
         Format::Gif => gif::size(file),
         Format::Png => png::size(file),
+        Format::Pnm => pnm::size(file),
         Format::Tiff => tiff::size(file),
         Format::Other => by_image::size(file),
     }

@@ -1,6 +1,7 @@
 //! One strip or tile of a TIFF: its bytes, decompressed.
 
 use crate::decode::ImageError;
+use crate::decode::jpeg::Part;
 use std::borrow::Cow;
 use std::io::Read;
 
@@ -19,16 +20,23 @@ pub enum Compression {
     Group3,
     /// Fax, Group 4.
     Group4,
+    /// A JPEG each; three components are converted to RGB where they are YCbCr.
+    Jpeg { is_ycc: bool },
 }
 
 /// What a strip or tile holds.
 #[derive(Debug, Clone, Copy)]
-pub struct Layout {
+pub struct Layout<'a> {
     pub compression: Compression,
+    /// The beginning of each JPEG, as a JPEG without an image.
+    pub jpeg_tables: &'a [u8],
     /// Pixels a row.
     pub width: usize,
-    /// Rows.
+    /// Rows that are needed, and those of a whole strip or tile.
     pub rows: usize,
+    pub whole_rows: usize,
+    /// Samples a pixel.
+    pub samples: usize,
     /// Bytes a row, decompressed.
     pub row_bytes: usize,
     /// Whether the bits of each byte stand in reverse order.
@@ -43,9 +51,10 @@ fn damaged(cause: &str) -> ImageError {
 ///
 /// # Errors
 /// When they are damaged, or fewer than `layout` says.
-pub fn decompress(compressed: &[u8], layout: Layout) -> Result<Cow<'_, [u8]>, ImageError> {
+pub fn decompress<'a>(compressed: &'a [u8], layout: Layout<'_>) -> Result<Cow<'a, [u8]>, ImageError> {
     let bytes = layout.rows * layout.row_bytes;
-    let compressed = if layout.is_reversed {
+    let is_jpeg = matches!(layout.compression, Compression::Jpeg { .. });
+    let compressed = if layout.is_reversed && !is_jpeg {
         Cow::Owned(compressed.iter().map(|byte| byte.reverse_bits()).collect())
     } else {
         Cow::Borrowed(compressed)
@@ -63,6 +72,7 @@ pub fn decompress(compressed: &[u8], layout: Layout) -> Result<Cow<'_, [u8]>, Im
         Compression::PackBits => pack_bits(&compressed, bytes).into(),
         Compression::Group3 => group3(&compressed, layout)?.into(),
         Compression::Group4 => group4(&compressed, layout)?.into(),
+        Compression::Jpeg { is_ycc } => jpeg(&compressed, is_ycc, layout)?.into(),
     };
     if plain.len() < bytes {
         return Err(ImageError::Decode("the file is cut off: rows are missing".to_owned()));
@@ -166,6 +176,20 @@ fn group4(compressed: &[u8], layout: Layout) -> Result<Vec<u8>, ImageError> {
     Ok(plain)
 }
 
+fn jpeg(compressed: &[u8], is_ycc: bool, layout: Layout) -> Result<Vec<u8>, ImageError> {
+    let tables = layout.jpeg_tables.strip_suffix(&[0xFF, 0xD9]).unwrap_or(layout.jpeg_tables);
+    let file = match compressed.strip_prefix(&[0xFF, 0xD8]) {
+        Some(rest) if !tables.is_empty() => Cow::Owned([tables, rest].concat()),
+        _ => Cow::Borrowed(compressed),
+    };
+    let part = Part::open(&file, is_ycc)?;
+    let [width, rows, samples] = part.shape();
+    if [width, samples] != [layout.width, layout.samples] || !(layout.rows..=layout.whole_rows).contains(&rows) {
+        return Err(damaged(&format!("its JPEG has {width}x{rows} pixels of {samples} samples")));
+    }
+    part.decode()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,8 +205,16 @@ mod tests {
     fn a_line_of_a_fax_is_black_between_its_changes() {
         let line = |changes: &[u16]| {
             let mut plain = Vec::new();
-            let layout =
-                Layout { compression: Compression::Group4, width: 12, rows: 1, row_bytes: 2, is_reversed: false };
+            let layout = Layout {
+                compression: Compression::Group4,
+                jpeg_tables: &[],
+                width: 12,
+                rows: 1,
+                whole_rows: 1,
+                samples: 1,
+                row_bytes: 2,
+                is_reversed: false,
+            };
             push_line(&mut plain, changes, layout);
             plain
         };

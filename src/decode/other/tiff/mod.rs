@@ -74,6 +74,7 @@ struct Picture {
     is_planar: bool,
     has_predictor: bool,
     compression: Compression,
+    jpeg_tables: Vec<u8>,
     is_reversed: bool,
     /// Pixels a row of each strip or tile, and its rows.
     chunk: (usize, usize),
@@ -121,14 +122,10 @@ pub fn orientation_of(file: &[u8]) -> Orientation {
     Orientation::of_number(number.unwrap_or(1).into())
 }
 
-/// Whether the strips are JPEGs of gray or RGB, which `image` decodes.
-pub fn is_jpeg(file: &[u8]) -> bool {
-    let Ok((mut tags, _)) = open(file) else { return false };
-    let mut is = |tag, of: &[u32]| number(&mut tags, tag, 1).is_ok_and(|number| of.contains(&number));
-    is(Tag::Compression, &[7]) && is(Tag::PhotometricInterpretation, &[1, 2])
-}
+/// The photometric interpretation of luma and chroma.
+const YCC: u32 = 6;
 
-fn compression(tags: &mut Tags<'_>) -> Result<Compression, ImageError> {
+fn compression(tags: &mut Tags<'_>, photometric: u32) -> Result<Compression, ImageError> {
     match number(tags, Tag::Compression, 1)? {
         1 => Ok(Compression::None),
         3 => match number(tags, Tag::from_u16_exhaustive(292), 0)? & 1 {
@@ -137,11 +134,11 @@ fn compression(tags: &mut Tags<'_>) -> Result<Compression, ImageError> {
         },
         4 => Ok(Compression::Group4),
         5 => Ok(Compression::Lzw),
+        7 => Ok(Compression::Jpeg { is_ycc: photometric == YCC }),
         8 | 32946 => Ok(Compression::Deflate),
         32773 => Ok(Compression::PackBits),
         2 => Err(unsupported("of CCITT runs (compression 2)")),
         6 => Err(unsupported("of JPEG in its old form (compression 6)")),
-        7 => Err(unsupported("of JPEG in other colors than gray and RGB")),
         50000 => Err(unsupported("of Zstandard (compression 50000)")),
         other => Err(unsupported(format!("of compression {other}"))),
     }
@@ -158,13 +155,18 @@ impl Picture {
         let (bits, format) = (bits.first().copied().unwrap_or(1), formats.first().copied().unwrap_or(1));
         let photometric = number(tags, Tag::PhotometricInterpretation, 0)?;
         let extra: Vec<u32> = numbers(tags, Tag::ExtraSamples)?;
+        let compression = compression(tags, photometric)?;
+        let is_jpeg = matches!(compression, Compression::Jpeg { .. });
+        let is_planar = number(tags, Tag::PlanarConfiguration, 1)? == 2 && samples > 1;
         let color = match photometric {
             0 | 1 => Color::Gray { is_inverted: photometric == 0 },
             2 => Color::Rgb,
             3 => Color::Palette,
             5 => Color::Cmyk,
             4 => return Err(unsupported("of transparency masks")),
-            6 => return Err(unsupported("of YCbCr")),
+            // The JPEGs hold what becomes RGB.
+            YCC if is_jpeg && !is_planar => Color::Rgb,
+            YCC => return Err(unsupported("of YCbCr")),
             8..=10 => return Err(unsupported("of CIE Lab")),
             other => return Err(unsupported(format!("of photometric interpretation {other}"))),
         };
@@ -173,6 +175,7 @@ impl Picture {
                 Sample::Bits(bits)
             }
             (1, 8) => Sample::Bits(8),
+            _ if is_jpeg => return Err(unsupported(format!("of JPEG with {bits} bits a sample"))),
             (1, 16) if color != Color::Palette => Sample::Sixteen { big },
             (3, 32) if color == (Color::Gray { is_inverted: false }) && samples == 1 => Sample::Float { big },
             (1, _) => return Err(unsupported(format!("of {bits} bits a sample, {samples} a pixel"))),
@@ -188,7 +191,6 @@ impl Picture {
             Some(1) => return Err(unsupported("of associated alpha beside other colors than RGB")),
             _ => false,
         };
-        let compression = compression(tags)?;
         let has_predictor = match number(tags, Tag::Predictor, 1)? {
             _ if !matches!(compression, Compression::Lzw | Compression::Deflate) => false,
             1 => false,
@@ -216,9 +218,10 @@ impl Picture {
             sample,
             samples,
             is_associated,
-            is_planar: number(tags, Tag::PlanarConfiguration, 1)? == 2 && samples > 1,
+            is_planar,
             has_predictor,
             compression,
+            jpeg_tables: numbers(tags, Tag::JPEGTables)?,
             is_reversed: number(tags, Tag::FillOrder, 1)? == 2,
             chunk: (width as usize, if is_tiled { rows } else { rows.min(size.height) } as usize),
             offsets: numbers(tags, offsets)?,
@@ -261,8 +264,11 @@ impl Picture {
             let rows = self.chunk.1.min(height - top);
             let layout = Layout {
                 compression: self.compression,
+                jpeg_tables: &self.jpeg_tables,
                 width: self.chunk.0,
                 rows,
+                whole_rows: self.chunk.1,
+                samples: self.together(),
                 row_bytes,
                 is_reversed: self.is_reversed,
             };
@@ -379,8 +385,13 @@ pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
     let ImageSize { height, width } = picture.size;
     let pixels = width as usize * height as usize;
     let row_bytes = picture.chunk_row_bytes().ok_or(ImageError::TooLarge { width, height })?;
-    // A strip or tile, decompressed, and its bits in another order.
-    let own_bytes = if picture.compression == Compression::None { 0 } else { row_bytes * picture.chunk.1 };
+    // A strip or tile, decompressed, and its bits in another order. A JPEG takes as much for samples, and twice for coefficients.
+    let times = match picture.compression {
+        Compression::None => 0,
+        Compression::Jpeg { .. } => 4,
+        _ => 1,
+    };
+    let own_bytes = times * row_bytes * picture.chunk.1;
     let own_bytes = own_bytes + if picture.is_reversed { file.len() } else { 0 };
     let bytes = pixels * if picture.color == Color::Palette { 3 } else { picture.used() };
     let values = output.room(bytes, own_bytes)?;

@@ -8,7 +8,7 @@ pub enum Color {
     Ycc,
     Cmyk,
     Ycck,
-    /// Four values, as they are stored.
+    /// Four components, not converted.
     Four,
 }
 

@@ -74,15 +74,14 @@ pub fn decode(file: &[u8], output: &mut Output, scratch: &mut Scratch) -> Result
     opened.decode(color, scratch, &mut values[..bytes])
 }
 
-/// A strip or tile of a TIFF, which says by itself how its components make a color.
+/// A strip or tile of a TIFF. The TIFF's tags give the color space; JFIF and Adobe markers do not count.
 pub struct Part<'a> {
     opened: Opened<'a>,
-    /// Of the values of a pixel, as many as the file has components.
     color: Color,
 }
 
 impl<'a> Part<'a> {
-    /// Reads a file up to its first scan. Three components are converted to RGB where they are YCbCr, others stay as they are.
+    /// Reads a file up to its first scan. Decoding converts three components from YCbCr to RGB if `is_ycc`, and no others.
     ///
     /// # Errors
     /// As [`decode`].
@@ -97,13 +96,13 @@ impl<'a> Part<'a> {
         Ok(Self { opened, color })
     }
 
-    /// Width, height and values a pixel.
+    /// Width and height in pixels, and values per pixel: one per component.
     pub fn shape(&self) -> [usize; 3] {
         let Frame { width, height, .. } = self.opened.frame;
         [width as usize, height as usize, self.color.channels()]
     }
 
-    /// Its values, as long as the product of [`shape`](Self::shape).
+    /// Decodes it: interleaved u8 values, as many as the product of [`shape`](Self::shape).
     ///
     /// # Errors
     /// As [`decode`].
@@ -134,7 +133,7 @@ impl<'a> Opened<'a> {
         self.frame.width as usize * self.frame.height as usize
     }
 
-    /// Bytes that [`decode`](Self::decode) takes: samples, and the coefficients that are kept between scans.
+    /// Bytes that [`decode`](Self::decode) allocates: samples, and the coefficients that are kept between scans.
     fn own_bytes(&self) -> usize {
         let coefficients = if self.frame.is_progressive { size_of::<Block>() } else { 0 };
         self.frame.blocks * (64 + coefficients)

@@ -1,7 +1,7 @@
 //! BMP, by a reader of our own: `image` widens 5 and 6 bits otherwise than Pillow does, and leaves pixels transparent that a run skips.
 
-use super::Shape;
 use super::samples::{Palette, sample};
+use super::{Shape, malformed, truncated};
 use crate::decode::output::Output;
 use crate::decode::{ImageError, check_size};
 use crate::types::ImageSize;
@@ -19,7 +19,7 @@ enum Pixels {
     Bytes(usize, [usize; 3]),
 }
 
-/// What a file's headers tell.
+/// The fields of the file header and the info header.
 struct Header<'a> {
     size: ImageSize,
     top_down: bool,
@@ -29,16 +29,12 @@ struct Header<'a> {
     data: &'a [u8],
 }
 
-fn damaged(cause: &str) -> ImageError {
-    ImageError::Decode(cause.to_owned())
-}
-
 fn unsupported(what: String) -> ImageError {
     ImageError::Decode(format!("BMPs {what} are not supported (save it with 24 bits)"))
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Result<u32, ImageError> {
-    let bytes = bytes.get(at..at + 2).ok_or_else(|| damaged("the file is cut off in its header"))?;
+    let bytes = bytes.get(at..at + 2).ok_or_else(|| malformed("the file is cut off in its header"))?;
     Ok(u16::from_le_bytes([bytes[0], bytes[1]]).into())
 }
 
@@ -111,13 +107,12 @@ fn header(file: &[u8]) -> Result<Header<'_>, ImageError> {
     if offset == 0 {
         data_at = palette_at + entry_bytes * colors;
     }
-    let cut = || damaged("the file is cut off: rows are missing");
     Ok(Header {
         size: ImageSize { height: rows, width },
         top_down: height < 0,
         pixels,
-        palette: (file.get(palette_at..).ok_or_else(cut)?, colors, entry_bytes),
-        data: file.get(data_at..).ok_or_else(cut)?,
+        palette: (file.get(palette_at..).ok_or_else(truncated)?, colors, entry_bytes),
+        data: file.get(data_at..).ok_or_else(truncated)?,
     })
 }
 
@@ -150,7 +145,7 @@ pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
     let stride = used.next_multiple_of(4);
     // The last row may lack its padding.
     if data.len() < stride * (height - 1) + used {
-        return Err(damaged("the file is cut off: rows are missing"));
+        return Err(truncated());
     }
     let values = output.room(3 * width * height, 0)?;
     values.truncate(3 * width * height);
@@ -218,7 +213,7 @@ fn runs(data: &[u8], bits: u32, top_down: bool, size: ImageSize, indices: &mut [
         }
     }
     if y * width + x.min(width) < width * height {
-        return Err(damaged("the file is cut off: rows are missing"));
+        return Err(truncated());
     }
     Ok(())
 }

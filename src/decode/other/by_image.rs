@@ -1,6 +1,6 @@
 //! WebP, which crate `image` reads as Pillow does. It knows the names of other formats, too.
 
-use super::Shape;
+use super::{Shape, truncated};
 use crate::decode::output::Output;
 use crate::decode::{ImageError, check_size};
 use crate::types::ImageSize;
@@ -28,7 +28,7 @@ fn reader(file: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, ImageError> {
 
 fn failed(error: ::image::ImageError) -> ImageError {
     let is_cut = matches!(&error, ::image::ImageError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof);
-    ImageError::Decode(if is_cut { "the file is cut off: rows are missing".to_owned() } else { error.to_string() })
+    if is_cut { truncated() } else { ImageError::Decode(error.to_string()) }
 }
 
 /// The size in the file's header.
@@ -66,7 +66,7 @@ pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
     let color = decoder.color_type();
     let pixels = width as usize * height as usize;
     let bytes = pixels * usize::from(color.bytes_per_pixel());
-    // They hold the image twice more.
+    // The decoder buffers the image twice more.
     let own_bytes = 2 * bytes;
     let raw = output.room(bytes, own_bytes)?;
     decoder.set_limits(limits(bytes + own_bytes + OTHER_BYTES)).map_err(failed)?;
@@ -75,16 +75,11 @@ pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
     // image-webp 0.2 panics on some damaged files.
     let read = catch_unwind(AssertUnwindSafe(|| decoder.read_image(raw)));
     read.map_err(|_| ImageError::Panicked)?.map_err(failed)?;
-    let stride = match color {
-        ColorType::Rgb8 => 3,
-        ColorType::Rgba8 => 4,
+    match color {
+        ColorType::Rgb8 => {}
+        // Drops alpha without blending. In place, forwards: a pixel is never overwritten before it is read.
+        ColorType::Rgba8 => (0..pixels).for_each(|pixel| raw.copy_within(4 * pixel..4 * pixel + 3, 3 * pixel)),
         other => return Err(ImageError::Decode(format!("pixels of type {other:?} are not supported"))),
-    };
-    if stride == 4 {
-        // Alpha is dropped, not blended. Forwards in place: a value never lands behind where it was read.
-        for pixel in 0..pixels {
-            raw.copy_within(4 * pixel..4 * pixel + 3, 3 * pixel);
-        }
     }
     raw.truncate(pixels * 3);
     Ok(Shape { width, height, channels: 3 })

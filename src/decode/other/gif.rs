@@ -1,7 +1,7 @@
 //! GIF: the first frame on a canvas of its own, in Pillow's colors.
 
-use super::Shape;
 use super::samples::Palette;
+use super::{Shape, malformed, truncated};
 use crate::decode::output::Output;
 use crate::decode::{ImageError, check_size};
 use crate::types::ImageSize;
@@ -14,7 +14,7 @@ fn failed(error: gif::DecodingError) -> ImageError {
         // Its words for a frame whose data end before its rows do.
         error => error.to_string() == "image truncated",
     };
-    ImageError::Decode(if is_cut { "the file is cut off: rows are missing".to_owned() } else { error.to_string() })
+    if is_cut { truncated() } else { ImageError::Decode(error.to_string()) }
 }
 
 fn open(file: &[u8]) -> Result<Decoder<&[u8]>, ImageError> {
@@ -31,7 +31,7 @@ fn open(file: &[u8]) -> Result<Decoder<&[u8]>, ImageError> {
 fn first_frame<'a>(decoder: &'a mut Decoder<&[u8]>) -> Result<(&'a Frame<'static>, ImageSize), ImageError> {
     let screen = [decoder.width(), decoder.height()];
     let frame = decoder.next_frame_info().map_err(failed)?;
-    let frame = frame.ok_or_else(|| ImageError::Decode("the file is cut off: it has no frame".to_owned()))?;
+    let frame = frame.ok_or_else(|| malformed("the file is cut off: it has no frame"))?;
     if frame.width == 0 || frame.height == 0 {
         return Err(ImageError::Empty { width: frame.width.into(), height: frame.height.into() });
     }

@@ -27,6 +27,15 @@ pub struct Shape {
     pub channels: usize,
 }
 
+fn malformed(cause: &str) -> ImageError {
+    ImageError::Decode(cause.to_owned())
+}
+
+/// The error of a file that ends before its last row.
+fn truncated() -> ImageError {
+    malformed("the file is cut off: rows are missing")
+}
+
 /// Who reads a file.
 enum Format {
     Bmp,

@@ -1,7 +1,7 @@
 //! PNG, row by row: all that is asked of a file is that its pixels are there, whatever of its end is missing.
 
-use super::Shape;
 use super::samples::{Palette, clipped, gray, sample};
+use super::{Shape, truncated};
 use crate::decode::output::Output;
 use crate::decode::{ImageError, check_size};
 use crate::types::ImageSize;
@@ -15,7 +15,7 @@ type Png<'a> = Reader<Cursor<&'a [u8]>>;
 
 fn failed(error: png::DecodingError) -> ImageError {
     let cut = matches!(&error, png::DecodingError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof);
-    if cut { missing() } else { ImageError::Decode(error.to_string()) }
+    if cut { truncated() } else { ImageError::Decode(error.to_string()) }
 }
 
 fn open(file: &[u8]) -> Result<(Png<'_>, u32, u32), ImageError> {
@@ -54,8 +54,8 @@ pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
         let mut raw = vec![0; own_bytes];
         let bits = (color.samples() * depth as usize) as u8;
         for _ in 0..interlaced_rows(width, height) {
-            let row = reader.next_interlaced_row().map_err(failed)?.ok_or_else(missing)?;
-            let png::InterlaceInfo::Adam7(pass) = row.interlace() else { return Err(missing()) };
+            let row = reader.next_interlaced_row().map_err(failed)?.ok_or_else(truncated)?;
+            let png::InterlaceInfo::Adam7(pass) = row.interlace() else { return Err(truncated()) };
             png::expand_interlaced_row(&mut raw, row_bytes, row.data(), pass, bits);
         }
         for (from, to) in raw.chunks_exact(row_bytes).zip(values.chunks_exact_mut(columns * channels)) {
@@ -63,7 +63,7 @@ pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
         }
     } else {
         for to in values.chunks_exact_mut(columns * channels) {
-            let row = reader.next_row().map_err(failed)?.ok_or_else(missing)?;
+            let row = reader.next_row().map_err(failed)?.ok_or_else(truncated)?;
             convert(row.data(), to);
         }
     }
@@ -80,10 +80,6 @@ fn interlaced_rows(width: u32, height: u32) -> u32 {
         },
     );
     rows.iter().sum()
-}
-
-fn missing() -> ImageError {
-    ImageError::Decode("the file is cut off: rows are missing".to_owned())
 }
 
 /// Makes a row of pixels from the file's samples.

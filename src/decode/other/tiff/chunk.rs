@@ -2,6 +2,7 @@
 
 use crate::decode::ImageError;
 use crate::decode::jpeg::Part;
+use crate::decode::other::truncated;
 use std::borrow::Cow;
 use std::io::Read;
 
@@ -20,7 +21,7 @@ pub enum Compression {
     Group3,
     /// Fax, Group 4.
     Group4,
-    /// A JPEG each; three components are converted to RGB where they are YCbCr.
+    /// A JPEG per strip or tile; `is_ycc`: of YCbCr, which decodes to RGB.
     Jpeg { is_ycc: bool },
 }
 
@@ -28,15 +29,14 @@ pub enum Compression {
 #[derive(Debug, Clone, Copy)]
 pub struct Layout<'a> {
     pub compression: Compression,
-    /// The beginning of each JPEG, as a JPEG without an image.
+    /// Abbreviated JPEG with the tables that all strips or tiles share (tag JPEGTables); may be empty.
     pub jpeg_tables: &'a [u8],
     /// Pixels a row.
     pub width: usize,
-    /// Rows that are needed, and those of a whole strip or tile.
+    /// Rows that lie inside the picture.
     pub rows: usize,
+    /// Rows of a whole strip or tile.
     pub whole_rows: usize,
-    /// Samples a pixel.
-    pub samples: usize,
     /// Bytes a row, decompressed.
     pub row_bytes: usize,
     /// Whether the bits of each byte stand in reverse order.
@@ -53,8 +53,7 @@ fn damaged(cause: &str) -> ImageError {
 /// When they are damaged, or fewer than `layout` says.
 pub fn decompress<'a>(compressed: &'a [u8], layout: Layout<'_>) -> Result<Cow<'a, [u8]>, ImageError> {
     let bytes = layout.rows * layout.row_bytes;
-    let is_jpeg = matches!(layout.compression, Compression::Jpeg { .. });
-    let compressed = if layout.is_reversed && !is_jpeg {
+    let compressed = if layout.is_reversed {
         Cow::Owned(compressed.iter().map(|byte| byte.reverse_bits()).collect())
     } else {
         Cow::Borrowed(compressed)
@@ -75,7 +74,7 @@ pub fn decompress<'a>(compressed: &'a [u8], layout: Layout<'_>) -> Result<Cow<'a
         Compression::Jpeg { is_ycc } => jpeg(&compressed, is_ycc, layout)?.into(),
     };
     if plain.len() < bytes {
-        return Err(ImageError::Decode("the file is cut off: rows are missing".to_owned()));
+        return Err(truncated());
     }
     Ok(plain)
 }
@@ -184,7 +183,9 @@ fn jpeg(compressed: &[u8], is_ycc: bool, layout: Layout) -> Result<Vec<u8>, Imag
     };
     let part = Part::open(&file, is_ycc)?;
     let [width, rows, samples] = part.shape();
-    if [width, samples] != [layout.width, layout.samples] || !(layout.rows..=layout.whole_rows).contains(&rows) {
+    // Before memory is allocated for what its header claims.
+    let has_width = width == layout.width && width * samples == layout.row_bytes;
+    if !has_width || !(layout.rows..=layout.whole_rows).contains(&rows) {
         return Err(damaged(&format!("its JPEG has {width}x{rows} pixels of {samples} samples")));
     }
     part.decode()
@@ -211,7 +212,6 @@ mod tests {
                 width: 12,
                 rows: 1,
                 whole_rows: 1,
-                samples: 1,
                 row_bytes: 2,
                 is_reversed: false,
             };

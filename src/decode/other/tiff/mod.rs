@@ -3,8 +3,8 @@
 
 mod chunk;
 
-use super::Shape;
 use super::samples::{Palette, clipped, gray, sample};
+use super::{Shape, truncated};
 use crate::decode::jpeg::inks_to_rgb;
 use crate::decode::orientation::Orientation;
 use crate::decode::output::Output;
@@ -122,7 +122,7 @@ pub fn orientation_of(file: &[u8]) -> Orientation {
     Orientation::of_number(number.unwrap_or(1).into())
 }
 
-/// The photometric interpretation of luma and chroma.
+/// Photometric interpretation: YCbCr.
 const YCC: u32 = 6;
 
 fn compression(tags: &mut Tags<'_>, photometric: u32) -> Result<Compression, ImageError> {
@@ -164,7 +164,7 @@ impl Picture {
             3 => Color::Palette,
             5 => Color::Cmyk,
             4 => return Err(unsupported("of transparency masks")),
-            // The JPEGs hold what becomes RGB.
+            // Converted to RGB by the JPEG decoder.
             YCC if is_jpeg && !is_planar => Color::Rgb,
             YCC => return Err(unsupported("of YCbCr")),
             8..=10 => return Err(unsupported("of CIE Lab")),
@@ -222,7 +222,8 @@ impl Picture {
             has_predictor,
             compression,
             jpeg_tables: numbers(tags, Tag::JPEGTables)?,
-            is_reversed: number(tags, Tag::FillOrder, 1)? == 2,
+            // JPEG data have one order.
+            is_reversed: number(tags, Tag::FillOrder, 1)? == 2 && !is_jpeg,
             chunk: (width as usize, if is_tiled { rows } else { rows.min(size.height) } as usize),
             offsets: numbers(tags, offsets)?,
             lengths: numbers(tags, lengths)?,
@@ -256,7 +257,6 @@ impl Picture {
         if (row_bytes * down * across) as u64 * self.chunk.1 as u64 / 64 > WORK_BYTES_MAX.max(values.len() as u64) {
             return Err(unsupported("with tiles that are much larger than the picture"));
         }
-        let cut = || ImageError::Decode("the file is cut off: rows are missing".to_owned());
         for nth in 0..across * down * planes {
             let (plane, place) = (nth / (across * down), nth % (across * down));
             let (left, top) = (place % across * self.chunk.0, place / across * self.chunk.1);
@@ -268,17 +268,17 @@ impl Picture {
                 width: self.chunk.0,
                 rows,
                 whole_rows: self.chunk.1,
-                samples: self.together(),
                 row_bytes,
                 is_reversed: self.is_reversed,
             };
-            let offset = self.offsets.get(nth).and_then(|offset| usize::try_from(*offset).ok()).ok_or_else(cut)?;
+            let offset =
+                self.offsets.get(nth).and_then(|offset| usize::try_from(*offset).ok()).ok_or_else(truncated)?;
             let length = match self.compression {
                 // What a file says of it is often wrong, and not needed.
                 Compression::None => (rows * row_bytes) as u64,
-                _ => *self.lengths.get(nth).ok_or_else(cut)?,
+                _ => *self.lengths.get(nth).ok_or_else(truncated)?,
             };
-            let rest = file.get(offset..).ok_or_else(cut)?;
+            let rest = file.get(offset..).ok_or_else(truncated)?;
             let compressed = &rest[..rest.len().min(usize::try_from(length).unwrap_or(usize::MAX))];
             let plain = chunk::decompress(compressed, layout)?;
             let columns = self.chunk.0.min(width - left);
@@ -385,7 +385,7 @@ pub fn decode(file: &[u8], output: &mut Output) -> Result<Shape, ImageError> {
     let ImageSize { height, width } = picture.size;
     let pixels = width as usize * height as usize;
     let row_bytes = picture.chunk_row_bytes().ok_or(ImageError::TooLarge { width, height })?;
-    // A strip or tile, decompressed, and its bits in another order. A JPEG takes as much for samples, and twice for coefficients.
+    // A strip or tile, decompressed, and its bits in another order. The JPEG decoder allocates as much for samples, and twice for coefficients.
     let times = match picture.compression {
         Compression::None => 0,
         Compression::Jpeg { .. } => 4,

@@ -151,10 +151,10 @@ def say(*things): os.write(1, (json.dumps(things) + "\\n").encode())
         assert line, f"it says nothing more: {self.finish()}"
         return json.loads(line)
 
-    def tell(self) -> None:
-        """Has it go on."""
+    def tell(self, what: object = "") -> None:
+        """Has it go on, with this line."""
         assert self.process.stdin
-        self.process.stdin.write("\n")
+        self.process.stdin.write(f"{what}\n")
         self.process.stdin.flush()
 
     def signal(self, number: signal.Signals) -> None:

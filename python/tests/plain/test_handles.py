@@ -17,7 +17,7 @@ import mixd
 import pytest
 from mixd.limits import check_descriptors
 
-from ..conftest import SAMPLE_DATA, Daemon, Script, is_alive, job_name, until
+from ..conftest import DEADLINE, SAMPLE_DATA, Daemon, Script, is_alive, job_name, until
 
 Start = Callable[..., Script]
 
@@ -105,7 +105,7 @@ def test_the_kernels_out_of_memory_killer_is_named(monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
-    """A cgroup of this one that has 128 MiB of memory and no swap."""
+    """A cgroup of this one that has 128 MiB of memory and no swap, for the two in it, `trainer` and `filler`."""
     entries = [line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines()]
     found = sorted((2 if controllers == "" else 1, path) for controllers, path in entries if controllers in ("", "memory"))
     if not found:
@@ -113,19 +113,25 @@ def cgroup() -> Iterator[Path]:
     version, path = found[0]
     own = Path("/sys/fs/cgroup", "memory" if version == 1 else "", path.lstrip("/"))
     made = own / f"mixd-test-{os.getpid()}"
+    halves = made / "trainer", made / "filler"
     limits = (
         (("memory.limit_in_bytes", 2**27), ("memory.swappiness", 0)) if version == 1 else (("memory.max", 2**27), ("memory.swap.max", 0))
     )
 
     def is_removed() -> bool:
-        with contextlib.suppress(OSError):
-            made.rmdir()
+        for folder in (*halves, made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         return not made.exists()
 
     try:
         made.mkdir()
         for name, limit in limits:
             (made / name).write_text(str(limit))
+        if version == 2:
+            (made / "cgroup.subtree_control").write_text("+memory")
+        for half in halves:
+            half.mkdir()
     except OSError as error:
         is_removed()
         pytest.skip(f"no memory cgroup can be made here: {error}")
@@ -135,25 +141,37 @@ def cgroup() -> Iterator[Path]:
 
 def test_a_daemon_that_the_kernel_kills_for_lack_of_memory_is_told_as_such(cgroup: Path, script: Start) -> None:
     trainer = script(f"""
-import pathlib
 sys.stdin.readline()
 server = mixd.serve(data={str(SAMPLE_DATA)!r}, cache="off")
 feed = server.feed("train", batch_size=8, size=16)
 feed.next_batch()
-# The OOM killer picks the daemon, even where this process or memory that no process is charged for fills the cgroup.
-pathlib.Path(f"/proc/{{server.pid}}/oom_score_adj").write_text("1000")
-taken, size = os.memfd_create("taken"), 96 * 2**20
-while server._part.is_there(0.01) and size < 2**28:
-    os.posix_fallocate(taken, 0, size)
-    size += 2**18
+say(server.pid)
+sys.stdin.readline()
 try:
     while True: feed.next_batch()
 except mixd.DaemonGoneError as error: say(str(error))
 """)
+    # The OOM killer may pick a second victim before the first one's memory is free: this one, whose cgroup counts its own kills.
+    filler = script("""
+import select
+daemon = os.pidfd_open(int(sys.stdin.readline()))
+taken, size = os.memfd_create("taken"), 96 * 2**20
+while not select.select([daemon], [], [], 0.01)[0] and size < 2**28:
+    os.posix_fallocate(taken, 0, size)
+    size += 2**18
+""")
     try:
-        (cgroup / "cgroup.procs").write_text(str(trainer.process.pid))
+        for half, process in (("trainer", trainer.process), ("filler", filler.process)):
+            (cgroup / half / "cgroup.procs").write_text(str(process.pid))
     except OSError as error:
         pytest.skip(f"no process can be put into a memory cgroup here: {error}")
+    trainer.tell()
+    [daemon] = trainer.heard()
+    # The order of victims.
+    for pid, score in ((daemon, 1000), (filler.process.pid, 500)):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(score))
+    filler.tell(daemon)
+    filler.process.wait(timeout=DEADLINE)
     trainer.tell()
     [text] = trainer.heard()
     assert "it was killed by SIGKILL; the kernel's out-of-memory killer has killed 1 processes of this cgroup since it started" in text

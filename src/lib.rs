@@ -74,6 +74,9 @@ pub mod mix;
 pub mod stats;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
+pub mod verdict;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod pipeline;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]

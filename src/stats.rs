@@ -61,6 +61,8 @@ impl Stage {
 pub struct Stats {
     /// Planning and asking for samples; items are batches.
     pub plan: Stage,
+    /// Reading encoded images; items are samples. Its threads are those that decode.
+    pub read: Stage,
     /// Decoding, and resizing to views that are stored finished; items are samples.
     pub decode: Stage,
     /// Rendering random views; items are views. Its threads are those that decode.
@@ -68,12 +70,29 @@ pub struct Stats {
     /// Mixing into slots; items are batches.
     pub mix: Stage,
     mixed: Mutex<Mixed>,
+    read_bytes: AtomicU64,
 }
 
 impl Stats {
     /// Every stage with its name, in the order of the data's way.
-    pub fn stages(&self) -> [(&'static str, &Stage); 4] {
-        [("plan", &self.plan), ("decode", &self.decode), ("render", &self.render), ("mix", &self.mix)]
+    pub fn stages(&self) -> [(&'static str, &Stage); 5] {
+        [
+            ("plan", &self.plan),
+            ("read", &self.read),
+            ("decode", &self.decode),
+            ("render", &self.render),
+            ("mix", &self.mix),
+        ]
+    }
+
+    /// Counts the bytes of an encoded image that was read.
+    pub fn count_read(&self, bytes: usize) {
+        self.read_bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Bytes of encoded images read so far.
+    pub fn read_bytes(&self) -> u64 {
+        self.read_bytes.load(Relaxed)
     }
 
     /// Counts a mixed batch.

@@ -1,5 +1,6 @@
-//! What this process has used: processor time and memory.
+//! What this process and its machine use: processor time and memory.
 
+use rustix::thread::CpuSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,6 +18,59 @@ pub fn own() -> Usage {
     let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     let peak = kib(Path::new("/proc/self/status"), "VmHWM:");
     Usage { cpu: Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32), peak_rss_bytes: peak.unwrap_or(0) }
+}
+
+/// Time since the machine's start for which the processors that this process may run on were idle, summed over them; zero where the system does not
+/// report it.
+pub fn idle() -> Duration {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let allowed = rustix::thread::sched_getaffinity(None).ok();
+    idle_of(&stat, |cpu| allowed.is_none_or(|allowed| cpu < CpuSet::MAX_CPU && allowed.is_set(cpu)))
+}
+
+/// [`idle`] from the text of /proc/stat (proc(5)): `cpuN user nice system idle iowait …`, in hundredths of a second.
+fn idle_of(stat: &str, is_allowed: impl Fn(usize) -> bool) -> Duration {
+    let ticks = stat.lines().filter_map(|line| {
+        let mut words = line.strip_prefix("cpu")?.split(' ');
+        let cpu = words.next()?.parse().ok()?;
+        let idle = words.nth(3)?.parse::<u64>().ok()?;
+        is_allowed(cpu).then_some(idle + words.next()?.parse::<u64>().ok()?)
+    });
+    Duration::from_millis(ticks.sum::<u64>() * 10)
+}
+
+/// Name of this process's script or module where an interpreter runs one, of its program otherwise; at most [`NAME_MAX`] characters.
+pub fn own_name() -> String {
+    name_of(&std::fs::read("/proc/self/cmdline").unwrap_or_default())
+}
+
+/// Longest name of a process, in characters.
+pub const NAME_MAX: usize = 64;
+
+/// [`own_name`] from the process's arguments, each ended by a zero byte.
+fn name_of(arguments: &[u8]) -> String {
+    let words = String::from_utf8_lossy(arguments);
+    let mut words = words.split('\0').filter(|word| !word.is_empty());
+    let file = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+    let program = file(words.next().unwrap_or_default());
+    let mut name = program.clone();
+    if program.starts_with("python") || program.starts_with("pypy") {
+        while let Some(word) = words.next() {
+            match word {
+                "-m" => name = words.next().unwrap_or_default().to_owned(),
+                // Options that take a value of their own.
+                "-W" | "-X" => {
+                    words.next();
+                    continue;
+                }
+                "-c" => {}
+                _ if word.starts_with('-') => continue,
+                script => name = file(script),
+            }
+            break;
+        }
+    }
+    name.chars().take(NAME_MAX).collect()
 }
 
 /// The bytes that a file of /proc gives under a name.
@@ -76,6 +130,26 @@ mod tests {
             std::fs::write(path, text).unwrap();
         }
         available_memory(root.path())
+    }
+
+    #[test]
+    fn a_process_is_named_by_its_script() {
+        let name =
+            |words: &[&str]| name_of(words.iter().map(|word| format!("{word}\0")).collect::<String>().as_bytes());
+        assert_eq!(name(&["/usr/bin/trainer", "--epochs", "5"]), "trainer");
+        assert_eq!(name(&["/opt/venv/bin/python3", "-u", "-X", "dev", "/home/me/train.py", "-m"]), "train.py");
+        assert_eq!(name(&["python", "-m", "mixd.bench", "--socket", "s"]), "mixd.bench");
+        assert_eq!(name(&["python", "-c", "import mixd"]), "python");
+        assert_eq!((name(&["python3"]), name(&[])), ("python3".to_owned(), String::new()));
+        assert_eq!(name(&[&"é".repeat(100)]).chars().count(), NAME_MAX);
+    }
+
+    #[test]
+    fn idle_time_is_that_of_the_allowed_processors() {
+        let stat = "cpu  9 9 9 900 90 9\ncpu0 1 2 3 100 20 6 0\ncpu1 1 2 3 400 50 6\ncpu10 0 0 0 7 0 0\nintr 5 6\n";
+        assert_eq!(idle_of(stat, |_| true), Duration::from_millis(5_770));
+        assert_eq!(idle_of(stat, |cpu| cpu == 1), Duration::from_millis(4_500));
+        assert_eq!(idle_of("", |_| true), Duration::ZERO);
     }
 
     #[test]

@@ -116,8 +116,7 @@ fn injected(log: &Path) -> usize {
 
 /// A data set and its batches; `None` where this process may not trace others.
 fn set_up() -> Option<(tempfile::TempDir, Oracle)> {
-    let traced = Command::new("strace").args(["-qq", "-e", "trace=none", "true"]).output();
-    if !traced.is_ok_and(|traced| traced.status.success()) {
+    if !common::may_trace() {
         common::left_out("no strace, or no right to trace, here");
         return None;
     }

@@ -5,7 +5,6 @@ use crate::client;
 use crate::status;
 use crate::types::{Device, Place};
 use clap::Args;
-use serde_json::json;
 use std::fmt::Write;
 
 /// Show what a daemon is doing.
@@ -22,7 +21,7 @@ impl Status {
     pub fn run(self) -> anyhow::Result<()> {
         let status = client::status(&self.socket.path())?;
         let mut text = String::new();
-        if self.json { writeln!(text, "{}", to_json(&status)) } else { to_text(&status, &mut text) }?;
+        if self.json { writeln!(text, "{}", status.to_json()) } else { to_text(&status, &mut text) }?;
         super::print(|out| out.write_all(text.as_bytes()))
     }
 }
@@ -32,6 +31,7 @@ fn to_text(s: &status::Status, out: &mut String) -> std::fmt::Result {
     writeln!(out, "mixd {} (pid {}){}", s.version, s.pid, if s.draining { ", draining" } else { "" })?;
     writeln!(out, "data     {} ({} train, {} val)", s.data, s.train_samples, s.val_samples)?;
     s.notes.iter().try_for_each(|note| writeln!(out, "note     {note}"))?;
+    s.verdict.iter().try_for_each(|verdict| writeln!(out, "verdict  {}", verdict.text))?;
     writeln!(
         out,
         "process  up {:.0} s, {:.2} s of CPU, at most {:.0} MiB resident, {} decode threads ({}), mixer {}",
@@ -100,7 +100,8 @@ fn to_text(s: &status::Status, out: &mut String) -> std::fmt::Result {
             let evicted = if one.evicted { ", evicted" } else { "" };
             writeln!(
                 out,
-                "trainer  pid {} of feed {}: at {}, {} read, {} skipped, {:.2} s waited, {} behind{evicted}",
+                "trainer  {} (pid {}) of feed {}: at {}, {} read, {} skipped, {:.2} s waited, {} behind{evicted}",
+                one.name,
                 one.pid,
                 x.feed_id,
                 place(one.place, x.batches),
@@ -123,45 +124,4 @@ fn to_text(s: &status::Status, out: &mut String) -> std::fmt::Result {
 
 fn place(Place { epoch, index }: Place, batches: u64) -> String {
     format!("epoch {epoch}, batch {index} of {batches}")
-}
-
-fn bad_sample(x: &status::BadSample) -> serde_json::Value {
-    json!({"split": x.split, "sample_id": x.sample_id, "path": x.name, "cause": x.cause})
-}
-
-fn to_json(s: &status::Status) -> serde_json::Value {
-    json!({
-        "pid": s.pid, "version": s.version, "data": s.data, "notes": s.notes, "uptime_s": s.uptime_s, "cpu_s": s.cpu_s,
-        "peak_rss_bytes": s.peak_rss_bytes, "decode_workers": s.decode_workers, "mixer": s.mixer,
-        "jpeg_decoder": s.jpeg_decoder, "decode_warnings": s.decode_warnings,
-        "last_decode_warning": s.last_decode_warning.as_ref().map(bad_sample),
-        "train_samples": s.train_samples, "val_samples": s.val_samples, "draining": s.draining,
-        "stores": s.stores.iter().map(|x| json!({
-            "split": x.split, "height": x.size.height, "width": x.size.width, "samples": x.samples, "capacity": x.capacity,
-            "decoded": x.decoded, "bytes": x.bytes, "device_bytes": x.device_bytes, "view": x.view,
-        })).collect::<Vec<_>>(),
-        "sources": s.sources.iter().map(|x| json!({
-            "split": x.split, "size": x.size, "samples": x.samples, "kept": x.kept, "decoded": x.decoded, "bytes": x.bytes,
-        })).collect::<Vec<_>>(),
-        "fetched": s.fetched.map(|x| json!({
-            "bytes": x.bytes, "requests": x.requests, "retries": x.retries, "evictions": x.evictions,
-            "cached_bytes": x.cached_bytes, "budget_bytes": x.budget_bytes,
-        })),
-        "feeds": s.feeds.iter().map(|x| json!({
-            "feed_id": x.feed_id, "published": x.published, "batches": x.batches, "ring_bytes": x.ring_bytes,
-            "epoch": x.next.epoch, "index": x.next.index,
-            "split": x.spec.split, "batch_size": x.spec.batch_size, "dtype": x.spec.dtype, "device": x.spec.device,
-            "share": x.spec.share,
-            "trainers": x.trainers.iter().map(|one| json!({
-                "pid": one.pid, "read": one.read, "skipped": one.skipped, "waited_s": one.waited_s, "lag": one.lag,
-                "epoch": one.place.epoch, "index": one.place.index,
-                "evicted": one.evicted,
-            })).collect::<Vec<_>>(),
-        })).collect::<Vec<_>>(),
-        "bad_samples": s.bad_samples.iter().map(bad_sample).collect::<Vec<_>>(),
-        "stages": s.stages.iter().map(|x| json!({
-            "name": x.name, "items": x.items, "busy_s": x.busy_s, "waiting_in_s": x.waiting_in_s,
-            "waiting_out_s": x.waiting_out_s, "threads": x.threads,
-        })).collect::<Vec<_>>(),
-    })
 }

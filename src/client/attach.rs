@@ -221,7 +221,7 @@ impl Attachment {
     async fn attach(&self, start: Start, former: Option<Former>) -> Result<(Stream, RingReader), ClientError> {
         let spec = FeedSpec { start, ..self.spec };
         let (pid, device_uuid) = (std::process::id(), self.device.as_ref().map(Device::uuid).unwrap_or_default());
-        let request = AttachRequest { spec, pid, former, device_uuid };
+        let request = AttachRequest { spec, pid, name: crate::usage::own_name(), former, device_uuid };
         let mut client = connect(&self.socket).await?;
         let refused = |status| ClientError::from_status(&self.socket, &status);
         // The request stream stays open after its one message, for as long as the feed.

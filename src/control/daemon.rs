@@ -1,5 +1,6 @@
 //! The daemon's state: one pipeline, and the feeds that trainers have open.
 
+use super::history::History;
 use crate::escape::printable;
 use crate::pipeline::{Feed, OpenError, Pipeline, Seat, StoreEntry, Views};
 use crate::ring::{ReaderId, ReaderStatus, RingError};
@@ -7,6 +8,8 @@ use crate::spec::{Difference, FeedSpec, Recipe, ShareName};
 use crate::stats::{Stage, StageReading};
 use crate::status::{self, Status};
 use crate::types::{Place, Split};
+use crate::usage::NAME_MAX;
+use crate::verdict::Reading;
 use crate::wire::{AttachRequest, Attached, Former, SeatMemory, SeatToken};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,10 +21,17 @@ use tokio::sync::watch;
 struct Open {
     feed: Feed,
     spec: FeedSpec,
-    /// Their process ids.
-    trainers: BTreeMap<ReaderId, u32>,
+    trainers: BTreeMap<ReaderId, Trainer>,
     /// What those who opened it again knew of it; none of a feed that was not open before.
     former: Option<Former>,
+}
+
+/// A trainer as it presented itself.
+#[derive(Debug, Clone)]
+struct Trainer {
+    pid: u32,
+    /// Of its script or program.
+    name: String,
 }
 
 /// A trainer at a feed.
@@ -84,6 +94,7 @@ pub struct Daemon {
     next_feed: AtomicU64,
     /// Held while a shared feed is opened, so that the next trainer finds it.
     opening: Mutex<()>,
+    history: Mutex<History>,
     started: Instant,
     draining: watch::Sender<bool>,
     open_feeds: watch::Sender<usize>,
@@ -99,6 +110,7 @@ impl Daemon {
             recipe: recipe.map(Recipe::to_toml),
             next_feed: AtomicU64::new(1),
             opening: Mutex::default(),
+            history: Mutex::default(),
             started: Instant::now(),
             draining: watch::Sender::new(false),
             open_feeds: watch::Sender::new(0),
@@ -118,16 +130,18 @@ impl Daemon {
         if *self.draining.borrow() {
             return Err(AttachError::Draining);
         }
-        let AttachRequest { spec, pid, former, device_uuid } = request;
+        let AttachRequest { spec, pid, name, former, device_uuid } = request;
+        let name = printable(&name).to_string().chars().take(NAME_MAX).collect();
+        let trainer = Trainer { pid, name };
         // Open until the feed has it open, too.
         let (spec, _device) = crate::pipeline::resolve(spec, &device_uuid).map_err(OpenError::Mix)?;
-        let Some(share) = spec.share else { return self.open(spec, pid, None) };
+        let Some(share) = spec.share else { return self.open(spec, trainer, None) };
         // Refused before it is compared, and where a place does not exist.
         self.pipeline.sampler(&spec)?;
         let _one_at_a_time = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.join(share.name, &spec, pid, former)? {
+        match self.join(share.name, &spec, &trainer, former)? {
             Some(joined) => Ok(joined),
-            None => self.open(spec, pid, former),
+            None => self.open(spec, trainer, former),
         }
     }
 
@@ -136,7 +150,7 @@ impl Daemon {
         &self,
         name: ShareName,
         spec: &FeedSpec,
-        pid: u32,
+        trainer: &Trainer,
         former: Option<Former>,
     ) -> Result<Option<(Ticket, Attached)>, AttachError> {
         let mut feeds = self.open_feeds();
@@ -153,13 +167,18 @@ impl Daemon {
             }
             match open.feed.join(spec.start) {
                 Err(OpenError::Ring(RingError::Closed)) => {}
-                seat => return Ok(Some(self.seat(id, open, seat?, pid))),
+                seat => return Ok(Some(self.seat(id, open, seat?, trainer.clone()))),
             }
         }
         Ok(None)
     }
 
-    fn open(&self, spec: FeedSpec, pid: u32, former: Option<Former>) -> Result<(Ticket, Attached), AttachError> {
+    fn open(
+        &self,
+        spec: FeedSpec,
+        trainer: Trainer,
+        former: Option<Former>,
+    ) -> Result<(Ticket, Attached), AttachError> {
         let id = self.next_feed.fetch_add(1, Ordering::Relaxed);
         let origin = match former {
             Some(former) => former.next,
@@ -175,15 +194,16 @@ impl Daemon {
         }
         let open = Open { feed, spec, trainers: BTreeMap::new(), former };
         let open = feeds.entry(id).or_insert(open);
-        let attached = self.seat(id, open, seat, pid);
+        let attached = self.seat(id, open, seat, trainer);
         self.open_feeds.send_replace(feeds.len());
         Ok(attached)
     }
 
     /// Enters a trainer, and keeps the memory of its seat for it.
-    fn seat(&self, id: u64, open: &mut Open, seat: Seat, pid: u32) -> (Ticket, Attached) {
+    fn seat(&self, id: u64, open: &mut Open, seat: Seat, trainer: Trainer) -> (Ticket, Attached) {
         let Open { feed, spec, trainers, former } = open;
-        trainers.insert(seat.reader, pid);
+        let pid = trainer.pid;
+        trainers.insert(seat.reader, trainer);
         let holds = former.is_some_and(|former| (trainers.len() as u32) < former.trainers);
         if !holds {
             feed.release_hold();
@@ -231,7 +251,7 @@ impl Daemon {
         self.seats().remove(&ticket.token);
         let mut feeds = self.open_feeds();
         let Some(open) = feeds.get_mut(&ticket.feed) else { return };
-        let Some(pid) = open.trainers.remove(&ticket.reader) else { return };
+        let Some(Trainer { pid, .. }) = open.trainers.remove(&ticket.reader) else { return };
         tracing::info!(feed = ticket.feed, pid, published = open.feed.ring().published(), "trainer left");
         if !open.trainers.is_empty() {
             return open.feed.leave(ticket.reader);
@@ -270,9 +290,10 @@ impl Daemon {
         let feed = |(&feed_id, Open { feed, spec, trainers, .. }): (&u64, &Open)| {
             let published = feed.ring().published();
             let trainer = |reader: ReaderStatus| {
-                let &pid = trainers.get(&reader.id)?;
+                let Trainer { pid, name } = trainers.get(&reader.id)?;
                 Some(status::Trainer {
-                    pid,
+                    pid: *pid,
+                    name: name.clone(),
                     read: reader.read,
                     skipped: reader.skipped,
                     waited_s: reader.waited.as_secs_f64(),
@@ -296,6 +317,21 @@ impl Daemon {
 
     /// What the daemon is doing.
     pub fn status(&self) -> Status {
+        let status = self.counters();
+        let verdict = self.history().verdict(&Reading::of(&status));
+        Status { verdict: Some(verdict), ..status }
+    }
+
+    /// Adds a reading of the counters to the history; once a second.
+    pub fn record(&self) {
+        self.history().record(Reading::of(&self.counters()));
+    }
+
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn counters(&self) -> Status {
         let (source, options) = (self.pipeline.source(), self.pipeline.options());
         let usage = crate::usage::own();
         let (decode_warnings, last_decode_warning) = self.pipeline.decode_warnings();
@@ -342,6 +378,9 @@ impl Daemon {
             mixed: self.pipeline.stats().mixed(),
             recipe: self.recipe.clone(),
             classes: self.pipeline.source().classes().to_vec(),
+            read_bytes: self.pipeline.stats().read_bytes(),
+            idle_cpu_s: crate::usage::idle().as_secs_f64(),
+            verdict: None,
         }
     }
 }

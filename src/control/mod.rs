@@ -2,6 +2,7 @@
 
 mod connections;
 mod daemon;
+mod history;
 mod metrics;
 mod owners;
 mod server;

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::server::UdsConnectInfo;
@@ -28,6 +29,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// How long readers may take to read what is published once the daemon goes down.
 const GRACE: Duration = Duration::from_secs(3);
+
+/// How often the counters are read for the verdict.
+const RECORD_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a shared feed that is opened again keeps its first batches for the trainers that it had.
 const RETURN_TIME: Duration = Duration::from_secs(10);
@@ -49,6 +53,14 @@ pub async fn serve(
     let accepting = accept(listener, grpc, Arc::clone(&daemon), owners.clone());
     let incoming = ReceiverStream::new(connections);
     let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming);
+    let recording = async {
+        let mut ticks = tokio::time::interval(RECORD_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            daemon.record();
+        }
+    };
     let shutdown = async {
         let reason = tokio::select! {
             reason = stop => reason,
@@ -65,6 +77,7 @@ pub async fn serve(
     tokio::select! {
         served = server => served,
         () = accepting => Ok(()),
+        () = recording => Ok(()),
         () = shutdown => Ok(()),
     }
 }

@@ -142,6 +142,7 @@ struct Worker<'a> {
     bytes: Vec<u8>,
     /// A view that is going to lie in a file: another program may change what is there before it is hashed.
     view: Vec<u8>,
+    reading: Clock<'a>,
     decoding: Clock<'a>,
     rendering: Clock<'a>,
 }
@@ -153,6 +154,7 @@ impl<'a> Worker<'a> {
             loader: Loader::new(shared.options.load),
             bytes: Vec::new(),
             view: Vec::new(),
+            reading: Clock::start(&shared.stats.read),
             decoding: Clock::start(&shared.stats.decode),
             rendering: Clock::start(&shared.stats.render),
         }
@@ -358,9 +360,18 @@ impl<'a> Worker<'a> {
         sample: SampleId,
         is_wanted: &dyn Fn() -> bool,
     ) -> Option<Result<Option<Stamp>, Fault>> {
-        let Shared { source, ledger, reads, .. } = self.shared;
+        let Shared { source, ledger, reads, stats, .. } = self.shared;
         let known = ledger.fault(split, sample);
-        let read = reads.read(&**source, (split, sample), &mut self.bytes, known.is_some(), is_wanted)?;
+        self.decoding.lap(Doing::Busy);
+        self.reading.skip();
+        let read = reads.read(&**source, (split, sample), &mut self.bytes, known.is_some(), is_wanted);
+        self.reading.lap(Doing::Busy);
+        self.decoding.skip();
+        let read = read?;
+        if read.is_ok() {
+            self.reading.count();
+            stats.count_read(self.bytes.len());
+        }
         let read = read.map_err(|error| Fault { cause: error.to_string(), kind: FaultKind::Unread });
         Some(read.and_then(|stamp| match known {
             Some(fault) if fault.is_of(&self.bytes) => Err(fault),

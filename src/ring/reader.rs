@@ -13,6 +13,7 @@ use crate::spec::Delivery;
 use crate::sync::Ordering;
 use crate::types::{Dtype, ImageSize, Layout, Place};
 use bytemuck::Zeroable;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -314,15 +315,25 @@ impl RingReader {
         }
         // After a lease that failed, ordered by its fence: sync point G.
         let evicted = || cursor.words().eviction();
+        // A long wait is counted while it lasts.
+        let waiting_since = Cell::new(None);
+        let count_wait = || {
+            if let Some(since) = waiting_since.get() {
+                let now = Instant::now();
+                waiting_since.set(Some(now));
+                count(&cursor.page().waited_ns, (now - since).as_nanos() as u64);
+            }
+        };
         let gave_up = || {
             count(&cursor.page().looks, 1);
+            count_wait();
             give_up.load(Ordering::SeqCst) || evicted() != 0 || interrupted()
         };
         let (seq, slot) = loop {
-            let since = (!self.is_ready()).then(Instant::now);
+            waiting_since.set((!self.is_ready()).then(Instant::now));
             let woken = Woken { woke_ns: &data.header().woke_ns, wake_ns: &cursor.page().wake_ns };
             let is_there = words.await_published(self.next, cursor.words(), gave_up, &woken);
-            count(&cursor.page().waited_ns, since.map_or(Duration::ZERO, |since| since.elapsed()).as_nanos() as u64);
+            count_wait();
             match evicted() {
                 0 => {}
                 EVICTED_UNLAWFUL => return Ok(Next::Evicted(Eviction::Unlawful)),

@@ -4,7 +4,7 @@ mod spec;
 
 use super::{AttachRequest, Attached, Former, ListFeedsReply, Reason, Refusal, SeatToken, ShutdownReply, WatchRequest};
 use crate::spec::{Consumed, LaterViews, Solarize};
-use crate::status::{BadSample, Feed, Fetched, Mixed, Sources, Stage, Status, Store, Trainer};
+use crate::status::{BadSample, Feed, Fetched, Mixed, Sources, Stage, Status, Store, Trainer, Verdict};
 use crate::types::{Class, ImageSize, LabelSet, ParseError, Place, Split};
 use prost::Message;
 use std::marker::PhantomData;
@@ -249,7 +249,7 @@ macro_rules! as_they_are {
     };
 }
 
-as_they_are!(bool, u32, u64, f64, String, Option<String>, Vec<String>);
+as_they_are!(bool, u32, u64, f64, Option<f64>, String, Option<String>, Vec<String>);
 
 /// Types whose messages have the same fields, and the versions where it says so.
 macro_rules! fields {
@@ -292,9 +292,10 @@ fields! {
     Status {
         pid, version, data, uptime_s, cpu_s, peak_rss_bytes, decode_workers, jpeg_decoder, mixer, train_samples, val_samples,
         stores, sources, feeds, bad_samples, decode_warnings, last_decode_warning, stages, draining, mixed, recipe, classes,
-        notes, fetched
+        notes, fetched, read_bytes, idle_cpu_s, verdict
     }
-    Trainer { pid, read, skipped, waited_s, lag, place, evicted }
+    Trainer { pid, read, skipped, waited_s, lag, place, evicted, name }
+    Verdict { bound, text, seconds, images_per_s, headroom_images_per_s }
 }
 
 impl Crosses for LabelSet {
@@ -327,16 +328,16 @@ impl Crosses for AttachRequest {
     const IS_REQUEST: bool = true;
 
     fn into_message(self) -> proto::AttachRequest {
-        let Self { spec, pid, former, device_uuid } = self;
+        let Self { spec, pid, name, former, device_uuid } = self;
         let (spec, former) = (spec.into_field(), former.into_field());
-        proto::AttachRequest { versions: Some(versions()), spec, pid, former, device_uuid }
+        proto::AttachRequest { versions: Some(versions()), spec, pid, former, device_uuid, name }
     }
 
     /// Versions first: what another version asks for need not make sense here.
     fn from_message(from: proto::AttachRequest) -> Result<Self, Refusal> {
-        let proto::AttachRequest { versions, spec, pid, former, device_uuid } = from;
+        let proto::AttachRequest { versions, spec, pid, former, device_uuid, name } = from;
         check_versions(versions)?;
-        Ok(Self { spec: Field::from_field(spec)?, pid, former: Field::from_field(former)?, device_uuid })
+        Ok(Self { spec: Field::from_field(spec)?, pid, name, former: Field::from_field(former)?, device_uuid })
     }
 }
 

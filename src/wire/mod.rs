@@ -58,6 +58,8 @@ pub struct AttachRequest {
     pub spec: FeedSpec,
     /// The trainer's process id.
     pub pid: u32,
+    /// Name of its script or program.
+    pub name: String,
     /// Of a trainer that comes back to a shared feed whose daemon was gone.
     pub former: Option<Former>,
     /// UUID of the trainer's CUDA device, 16 bytes; empty without one.

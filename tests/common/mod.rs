@@ -58,6 +58,12 @@ pub fn refusal(attached: Result<client::Feed, ClientError>) -> Reason {
     }
 }
 
+/// Whether `strace` is here, and this process may trace others.
+pub fn may_trace() -> bool {
+    let traced = Command::new("strace").args(["-qq", "-e", "trace=none", "true"]).output();
+    traced.is_ok_and(|traced| traced.status.success())
+}
+
 /// Notes that a test is left out, past the harness, which does not print what passing tests print.
 pub fn left_out(why: &str) {
     std::io::stderr().write_all(format!("left out: {why}\n").as_bytes()).expect("standard error is open");

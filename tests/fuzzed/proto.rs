@@ -18,7 +18,13 @@ pub fn proto(bytes: &[u8]) {
         }
         1 => {
             // Merged into a request of this version, since others are refused before they are read.
-            let request = AttachRequest { spec: FeedSpec::train(), pid: 1, former: None, device_uuid: Vec::new() };
+            let request = AttachRequest {
+                spec: FeedSpec::train(),
+                pid: 1,
+                name: "train.py".to_owned(),
+                former: None,
+                device_uuid: Vec::new(),
+            };
             drop(survives::<AttachRequest>(&[&request.into_message().encode_to_vec(), message].concat()));
         }
         2 => drop(survives::<Attached>(message)),

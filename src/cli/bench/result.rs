@@ -2,7 +2,7 @@
 
 use super::Bench;
 use super::measured::DeviceMeasured;
-use super::round::{Round, median};
+use super::round::{Round, median, typical};
 use crate::cli::options::Cache;
 use crate::spec::FeedSpec;
 use crate::status::{Mixed, Stage};
@@ -32,7 +32,7 @@ impl Bench {
         let handoffs = handoff_us.len();
         let [handoff_us_p50, handoff_us_p99] = quantiles(handoff_us);
         let last = &rounds.last().expect("at least one round").after;
-        let stages = stages(rounds);
+        let (stages, verdict) = (stages(rounds), typical(rounds).verdict());
         let views_bytes = last.stores.iter().map(|store| store.bytes).sum::<u64>();
         let sources_bytes = last.sources.iter().map(|kept| kept.bytes).sum::<u64>();
         json!({
@@ -64,7 +64,8 @@ impl Bench {
                 "of_rust": over(&|round| Some(round.python.as_ref()?.images_per_s() / round.images_per_s())),
             })),
             "device": of.device(),
-            "bottleneck": bottleneck(&stages),
+            "bottleneck": verdict.bound,
+            "verdict": verdict.to_json(),
             "stages": stages,
             "trainers": self.trainers,
             "workers": last.decode_workers,
@@ -198,19 +199,4 @@ fn stages(rounds: &[Round]) -> Vec<Value> {
         })
     };
     names.enumerate().map(stage).collect()
-}
-
-/// The stage that is busy for the largest share of its threads' time; the trainers, or the busiest of the stages before, where the mixers mostly
-/// wait for them: they do not hold anybody up then, though none may be busy on a machine that has other work.
-fn bottleneck(stages: &[Value]) -> &str {
-    let time = |stage: &Value, key: &str| stage[key].as_f64().unwrap_or(0.0);
-    let (mix, before) = stages.split_last().expect("the daemon names its stages");
-    let [busy, waiting_in, waiting_out] = ["busy_s", "waiting_in_s", "waiting_out_s"].map(|key| time(mix, key));
-    if waiting_out > busy.max(waiting_in) {
-        return "trainer";
-    }
-    let of_thread = |stage: &Value| time(stage, "busy_s") / time(stage, "threads").max(1.0);
-    let slow = if waiting_in > busy { before } else { stages };
-    let busiest = slow.iter().max_by(|a, b| of_thread(a).total_cmp(&of_thread(b)));
-    busiest.and_then(|stage| stage["name"].as_str()).unwrap_or("unknown")
 }

@@ -5,7 +5,8 @@ use super::measured::Measured;
 use super::report::{Counted, Report};
 use crate::cli::own_daemon::OwnDaemon;
 use crate::client;
-use crate::status::{Mixed, Status};
+use crate::status::{Mixed, Status, Verdict};
+use crate::verdict::{Reading, verdict};
 
 /// A round: what trainers counted, and what the daemon did meanwhile.
 pub struct Round {
@@ -56,6 +57,11 @@ impl Round {
         self.trainers.iter().map(|one| one.seconds).fold(0.0, f64::max)
     }
 
+    /// What bounds the trainers.
+    pub fn verdict(&self) -> Verdict {
+        verdict(&Reading::of(&self.before), &Reading::of(&self.after))
+    }
+
     /// Processor time of the daemon.
     pub fn cpu_seconds(&self) -> f64 {
         self.after.cpu_s - self.before.cpu_s
@@ -76,6 +82,16 @@ impl Round {
     pub fn cpu_ms_per_1000_images(&self) -> Option<f64> {
         Some(self.cpu_seconds() * 1e6 / self.mixed_images()?)
     }
+}
+
+/// The round whose rate is the median, of an even number the lower of the middle two.
+///
+/// # Panics
+/// Without rounds.
+pub fn typical(rounds: &[Round]) -> &Round {
+    let mut rounds: Vec<&Round> = rounds.iter().collect();
+    rounds.sort_by(|a, b| a.images_per_s().total_cmp(&b.images_per_s()));
+    rounds[(rounds.len() - 1) / 2]
 }
 
 /// The median; of an even number of values the mean of the middle two.

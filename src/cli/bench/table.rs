@@ -86,7 +86,7 @@ impl Table {
     }
 
     fn stages(&mut self, result: &Value) {
-        self.row("bottleneck", result["bottleneck"].as_str().unwrap_or_default());
+        self.row("verdict", result["verdict"]["text"].as_str().unwrap_or_default());
         for stage in result["stages"].as_array().into_iter().flatten() {
             let time = |key: &str| stage[key].as_f64().unwrap_or(0.0);
             let name = format!("stage {}", stage["name"].as_str().unwrap_or_default());

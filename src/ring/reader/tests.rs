@@ -14,6 +14,24 @@ use std::os::unix::fs::FileExt;
 
 mod one_mapping;
 
+#[test]
+fn a_wait_is_counted_while_it_lasts() {
+    let Fixture { mut reader, handle, writer, .. } = ring(4);
+    let waited = || handle.readers()[0].waited;
+    let reads = std::thread::scope(|scope| {
+        let reading = scope.spawn(move || reader.next_batch(|| false).map(|next| matches!(next, Next::Ended { .. })));
+        let start = Instant::now();
+        // It looks around four times a second.
+        while waited() < Duration::from_millis(400) {
+            assert!(start.elapsed() < Duration::from_secs(20), "{:?}", waited());
+            std::thread::yield_now();
+        }
+        writer.end("enough", false);
+        reading.join().unwrap()
+    });
+    assert!(reads.unwrap());
+}
+
 struct Fixture {
     writer: RingWriter,
     handle: RingHandle,

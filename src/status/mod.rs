@@ -1,5 +1,7 @@
 //! What a daemon is doing, as data: its feeds and their trainers, what it keeps, what its stages have done.
 
+mod json;
+
 use crate::spec::FeedSpec;
 use crate::types::{Class, ImageSize, Place, SampleId, Split};
 use std::fmt;
@@ -55,6 +57,27 @@ pub struct Status {
     pub recipe: Option<String>,
     /// Classes in the order of their labels.
     pub classes: Vec<Class>,
+    /// Bytes of encoded images read.
+    pub read_bytes: u64,
+    /// Idle time since the machine's start of the processors that the daemon may run on, in seconds.
+    pub idle_cpu_s: f64,
+    /// What bounds the trainers' rate.
+    pub verdict: Option<Verdict>,
+}
+
+/// What bounds the rate of a daemon's trainers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// `idle`, `measuring`, `trainer`, `plan`, `disk`, `decode`, `render` or `mix`.
+    pub bound: String,
+    /// A sentence, with the remedy.
+    pub text: String,
+    /// Seconds that it was measured over.
+    pub seconds: f64,
+    /// Images mixed a second.
+    pub images_per_s: f64,
+    /// Images a second more, about, that the remedy in the sentence brings, where that is known.
+    pub headroom_images_per_s: Option<f64>,
 }
 
 /// The finished views of one split.
@@ -131,6 +154,8 @@ pub struct Trainer {
     pub place: Place,
     /// Whether it was evicted, and is still attached.
     pub evicted: bool,
+    /// Name of its script or program, as it reports it.
+    pub name: String,
 }
 
 /// An image that failed to decode.
@@ -172,9 +197,9 @@ pub struct Fetched {
 /// Counters of one stage of the pipeline since the start, over all its threads.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stage {
-    /// `plan`, `decode`, `render` or `mix`. Decoding and rendering share their threads.
+    /// `plan`, `read`, `decode`, `render` or `mix`. Reading, decoding and rendering share their threads.
     pub name: String,
-    /// Samples (decode), views (render) or batches (others).
+    /// Samples (read, decode), views (render) or batches (others).
     pub items: u64,
     /// Seconds at work.
     pub busy_s: f64,

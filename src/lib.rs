@@ -89,6 +89,9 @@ pub mod pack;
 pub mod view;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
+pub mod web;
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
 pub mod lesson;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]

@@ -40,6 +40,10 @@ pub enum Bound {
 }
 
 impl Bound {
+    /// Each of them.
+    pub const ALL: &[Self] =
+        &[Self::Idle, Self::Measuring, Self::Trainer, Self::Plan, Self::Disk, Self::Decode, Self::Render, Self::Mix];
+
     /// As it is written.
     pub fn name(self) -> &'static str {
         match self {

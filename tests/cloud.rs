@@ -26,7 +26,6 @@ use mixd::spec::{FeedSpec, Shuffle};
 use mixd::types::{ImageSize, Split};
 use server::{BUCKET, Fault, KEY, Proxy, SECRET, Server, Shards, variables};
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::os::unix::fs::MetadataExt;
@@ -365,7 +364,7 @@ fn shards_in_a_bucket_give_the_batches_of_the_same_shards_on_a_disk() {
 fn what_was_fetched_is_shown_by_status_and_metrics() {
     let world = World::new(40, 100_000);
     world.proxy.spoil([Fault::SlowDown; 3]);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let port = common::free_port();
     let daemon = world.daemon(&format!("s3://{BUCKET}/set"), &["--metrics", &port.to_string()]);
     let sizes: std::collections::HashMap<String, u64> = (world.shards.paths().iter())
         .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), path.metadata().unwrap().len()))
@@ -393,14 +392,11 @@ fn what_was_fetched_is_shown_by_status_and_metrics() {
     let end = format!(" of 1024 MiB in the disk cache, {} objects evicted", figure("evictions"));
     let text = status(&[]);
     assert!(text.lines().any(|line| line.starts_with(&begin) && line.ends_with(&end)), "{begin} {end} {text}");
-    let mut metrics = String::new();
-    let mut stream = std::net::TcpStream::connect(port).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: mixd\r\n\r\n").unwrap();
-    stream.read_to_string(&mut metrics).unwrap();
+    let metrics = common::get(port, "/metrics").1;
     for (name, figure_name) in [
-        ("store_fetched_bytes_total", "bytes"),
-        ("store_requests_total", "requests"),
-        ("store_retries_total", "retries"),
+        ("object_store_fetched_bytes_total", "bytes"),
+        ("object_store_requests_total", "requests"),
+        ("object_store_retries_total", "retries"),
         ("disk_cache_evictions_total", "evictions"),
         ("disk_cache_budget_bytes", "budget_bytes"),
     ] {

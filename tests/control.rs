@@ -131,25 +131,6 @@ fn draining_lets_feeds_go_on_and_opens_no_more() {
     });
 }
 
-#[test]
-fn metrics_are_answered_as_text() {
-    use std::io::{Read, Write};
-    // A free port: bound once, let go, and asked for.
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let daemon = Daemon::start(&["--metrics", &address]);
-    let mut feed = daemon.attach(FeedSpec::train()).unwrap();
-    feed.next_batch().unwrap();
-    let mut stream = std::net::TcpStream::connect(&address).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: mixd\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-    assert!(
-        answer.contains("\nmixd_feeds 1\n") && answer.contains("mixd_stage_items_total{stage=\"decode\"} "),
-        "{answer}"
-    );
-}
-
 /// Runs `mixd` where it may open so many files; returns what it says, and whether it ended well, in time.
 fn with_descriptors(count: usize, args: &[&str]) -> (String, bool) {
     let mut command = common::command("sh");

@@ -1,12 +1,13 @@
 //! `mixd serve`: the daemon.
 
 use super::options::{DataArgs, PipelineArgs, SocketArgs};
-use crate::control::{Daemon, Home, Owners, SocketError, serve, serve_metrics};
+use crate::control::{Daemon, Home, Owners, SocketError, serve};
 use crate::decode::JPEG_DECODER_COST;
 use crate::escape::escaped;
 use crate::pipeline::Pipeline;
 use crate::spec::RecipeChoice;
 use crate::types::Split;
+use crate::web::{Site, serve_metrics};
 use anyhow::Context;
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -38,7 +39,7 @@ pub struct Serve {
     /// Recipe of feeds that name none: a name that `mixd recipe` lists, or a .toml file [default: lesson].
     #[arg(long, env = "MIXD_RECIPE", value_name = "NAME|FILE.toml")]
     recipe: Option<RecipeChoice>,
-    /// Also answer HTTP requests here with figures for Prometheus, e.g. 127.0.0.1:9465.
+    /// Also serve /metrics for Prometheus, /healthz and /readyz over HTTP here, e.g. 127.0.0.1:9465.
     #[arg(long, env = "MIXD_METRICS", value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
     /// End when standard input ends: for a daemon that belongs to one process.
@@ -88,6 +89,14 @@ impl Serve {
                 }
                 "the process that the daemon belongs to has ended"
             };
+            // Before the data set is opened, which may take minutes: probes get an answer.
+            let site = Site::default();
+            if let Some(address) = self.metrics {
+                let listener = TcpListener::bind(address)
+                    .await
+                    .with_context(|| format!("cannot listen on {address} (--metrics)"))?;
+                tokio::spawn(serve_metrics(listener, Arc::clone(&site)));
+            }
             let (data, options) = (self.data, options);
             let start = tokio::task::spawn_blocking(move || {
                 let source = data.open()?;
@@ -109,12 +118,7 @@ impl Serve {
             let listener = UnixListener::bind(home.socket())
                 .with_context(|| format!("cannot listen on {}", escaped(&home.socket())))?;
             std::fs::set_permissions(home.socket(), PermissionsExt::from_mode(0o600))?;
-            if let Some(address) = self.metrics {
-                let listener = TcpListener::bind(address)
-                    .await
-                    .with_context(|| format!("cannot listen on {address} (--metrics)"))?;
-                tokio::spawn(serve_metrics(listener, Arc::clone(&daemon)));
-            }
+            let _ = site.set(Arc::clone(&daemon));
             // The one line on standard output: who started us may wait for it, or may have closed it.
             let line = format!("mixd: serving {what} on {} (pid {})", escaped(&home.socket()), std::process::id());
             let _ = writeln!(std::io::stdout(), "{line}");

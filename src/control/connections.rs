@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
 /// How often what takes a file descriptor is retried where there is none.
-pub(super) const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
+pub const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
 
 /// Of the descriptors that the daemon may have, one in so many may be connections of which nothing has come.
 const SILENT_SHARE: u64 = 4;

@@ -1,6 +1,7 @@
 //! The daemon's state: one pipeline, and the feeds that trainers have open.
 
 use super::history::History;
+use super::totals::Totals;
 use crate::escape::printable;
 use crate::pipeline::{Feed, OpenError, Pipeline, Seat, StoreEntry, Views};
 use crate::ring::{ReaderId, ReaderStatus, RingError};
@@ -24,6 +25,21 @@ struct Open {
     trainers: BTreeMap<ReaderId, Trainer>,
     /// What those who opened it again knew of it; none of a feed that was not open before.
     former: Option<Former>,
+}
+
+/// What feeds are counted by.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FeedKind {
+    /// Name of the split.
+    pub split: &'static str,
+    /// Name of the share; empty for private feeds.
+    pub share: String,
+}
+
+impl FeedKind {
+    fn of(spec: &FeedSpec) -> Self {
+        Self { split: spec.split.name(), share: spec.share.map_or(String::new(), |share| share.name.to_string()) }
+    }
 }
 
 /// A trainer as it presented itself.
@@ -95,6 +111,8 @@ pub struct Daemon {
     /// Held while a shared feed is opened, so that the next trainer finds it.
     opening: Mutex<()>,
     history: Mutex<History>,
+    /// Of feeds and trainers that are gone; changed while `feeds` is locked, so that nothing counts twice.
+    gone: Mutex<BTreeMap<FeedKind, Totals>>,
     started: Instant,
     draining: watch::Sender<bool>,
     open_feeds: watch::Sender<usize>,
@@ -111,6 +129,7 @@ impl Daemon {
             next_feed: AtomicU64::new(1),
             opening: Mutex::default(),
             history: Mutex::default(),
+            gone: Mutex::default(),
             started: Instant::now(),
             draining: watch::Sender::new(false),
             open_feeds: watch::Sender::new(0),
@@ -127,7 +146,7 @@ impl Daemon {
     /// # Errors
     /// When the spec cannot be served or the daemon is going down; other feeds are untouched.
     pub fn attach(&self, request: AttachRequest) -> Result<(Ticket, Attached), AttachError> {
-        if *self.draining.borrow() {
+        if self.is_draining() {
             return Err(AttachError::Draining);
         }
         let AttachRequest { spec, pid, name, former, device_uuid } = request;
@@ -188,7 +207,7 @@ impl Daemon {
         let (feed, seat) = self.pipeline.open(spec, origin, hold)?;
         let mut feeds = self.open_feeds();
         // Looked at again here, where `drain` either comes before or finds the feed in the list.
-        if *self.draining.borrow() {
+        if self.is_draining() {
             drop(feeds);
             return Err(AttachError::Draining);
         }
@@ -252,7 +271,17 @@ impl Daemon {
         let mut feeds = self.open_feeds();
         let Some(open) = feeds.get_mut(&ticket.feed) else { return };
         let Some(Trainer { pid, .. }) = open.trainers.remove(&ticket.reader) else { return };
-        tracing::info!(feed = ticket.feed, pid, published = open.feed.ring().published(), "trainer left");
+        let published = open.feed.ring().published();
+        tracing::info!(feed = ticket.feed, pid, published, "trainer left");
+        {
+            let mut gone = self.gone();
+            let totals = gone.entry(FeedKind::of(&open.spec)).or_default();
+            let readers = open.feed.ring().readers();
+            readers.iter().filter(|reader| reader.id == ticket.reader).for_each(|reader| totals.add_reader(reader));
+            if open.trainers.is_empty() {
+                totals.published += published;
+            }
+        }
         if !open.trainers.is_empty() {
             return open.feed.leave(ticket.reader);
         }
@@ -283,6 +312,32 @@ impl Daemon {
     pub async fn closed(&self) {
         // Fails only when the sender is gone, and `self` holds it.
         let _ = self.open_feeds.subscribe().wait_for(|&open| open == 0).await;
+    }
+
+    fn gone(&self) -> MutexGuard<'_, BTreeMap<FeedKind, Totals>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What feeds of each kind have delivered, and for those that are open the largest lag of a trainer, in batches.
+    pub fn totals(&self) -> BTreeMap<FeedKind, (Totals, Option<u64>)> {
+        let feeds = self.open_feeds();
+        let mut all: BTreeMap<_, _> =
+            self.gone().iter().map(|(kind, totals)| (kind.clone(), (*totals, None))).collect();
+        for Open { feed, spec, trainers, .. } in feeds.values() {
+            let (totals, lag) = all.entry(FeedKind::of(spec)).or_default();
+            let published = feed.ring().published();
+            totals.published += published;
+            for reader in feed.ring().readers().iter().filter(|reader| trainers.contains_key(&reader.id)) {
+                totals.add_reader(reader);
+                *lag = (*lag).max(Some(published.saturating_sub(reader.released)));
+            }
+        }
+        all
+    }
+
+    /// Whether it opens no more feeds.
+    pub fn is_draining(&self) -> bool {
+        *self.draining.borrow()
     }
 
     /// The feeds that are open.
@@ -374,7 +429,7 @@ impl Daemon {
             last_decode_warning,
             fetched: source.fetched(),
             stages: self.pipeline.stats().stages().map(stage).to_vec(),
-            draining: *self.draining.borrow(),
+            draining: self.is_draining(),
             mixed: self.pipeline.stats().mixed(),
             recipe: self.recipe.clone(),
             classes: self.pipeline.source().classes().to_vec(),

@@ -100,7 +100,7 @@ mod writer;
 pub use create::create;
 pub use device::{ANY_STREAM, DeviceSlots, Mark};
 pub use error::RingError;
-pub use layout::{BatchHeader, LAYOUT_VERSION};
+pub use layout::{BUCKETS, BatchHeader, LAYOUT_VERSION, bucket_max_ns};
 pub use reader::{Eviction, GiveUp, Lease, Next, RingReader};
 pub use readers::{Pace, ReaderId, ReaderStatus, RingHandle};
 pub use view::{forget, lessee, make_private};

@@ -3,10 +3,10 @@
 
 use super::device::{DeviceSlots, Mark};
 use super::error::RingError;
-use super::layout::{BatchHeader, ENDED_FAILED, EVICTED_UNLAWFUL, SlotLayout};
+use super::layout::{BatchHeader, ENDED_FAILED, EVICTED_UNLAWFUL, SlotLayout, bucket};
 use super::region::{CursorPage, Data};
 use super::view::View;
-use super::wake::{Futex, Woken};
+use super::wake::{Futex, Woken, now_ns};
 use crate::batch::{BatchView, Head, OnDevice};
 use crate::columns::{COLUMNS, Columns};
 use crate::spec::Delivery;
@@ -158,6 +158,8 @@ pub enum Eviction {
 pub struct RingReader {
     inner: Arc<Inner>,
     next: u64,
+    /// Nanoseconds waited for the next batch so far.
+    waited_ns: AtomicU64,
     session: Session,
 }
 
@@ -229,7 +231,7 @@ impl RingReader {
         let (views, pid) = (Mutex::new(vec![None; data.all_slots() as usize]), std::process::id());
         let (give_up, left) = (AtomicBool::new(false), AtomicBool::new(false));
         let inner = Inner { views, data, cursor, device, window, give_up, left, first: next, pid };
-        Ok(Self { inner: Arc::new(inner), next, session: Arc::new(session) })
+        Ok(Self { inner: Arc::new(inner), next, waited_ns: AtomicU64::new(0), session: Arc::new(session) })
     }
 
     /// Keeps the batch that was leased first and is leased still, if there is one: from here on it lies in a copy of this process's own, at
@@ -321,7 +323,9 @@ impl RingReader {
             if let Some(since) = waiting_since.get() {
                 let now = Instant::now();
                 waiting_since.set(Some(now));
-                count(&cursor.page().waited_ns, (now - since).as_nanos() as u64);
+                let waited_ns = (now - since).as_nanos() as u64;
+                count(&cursor.page().waited_ns, waited_ns);
+                count(&self.waited_ns, waited_ns);
             }
         };
         let gave_up = || {
@@ -384,13 +388,20 @@ impl RingReader {
         let on_device = device.as_ref().map(|device| (device.ordinal(), device.address(slot)));
         let leased = Leased { slot, _session: Arc::clone(&self.session), _ring: Arc::clone(&self.inner) };
         lock(window).lease(seq, leased);
+        let waited_ns = std::mem::take(self.waited_ns.get_mut());
         count(&cursor.page().read, 1);
+        count(&cursor.page().waits[bucket(waited_ns)], 1);
         self.next = seq + 1;
         let (ring, streams) = (Arc::downgrade(&self.inner), Mutex::default());
         let (header, layout, images) = (BatchHeader::zeroed(), data.layout, data.images);
         let mut lease = Lease { view, ring, layout, images, header, seq, slot, on_device, streams };
         lease.header = *bytemuck::from_bytes(&lease.slot()[..size_of::<BatchHeader>()]);
-        let BatchHeader { seq: found, len, height, width, .. } = lease.header;
+        let BatchHeader { seq: found, len, height, width, published_ns, .. } = lease.header;
+        if waited_ns > 0 {
+            let handover_ns = now_ns().saturating_sub(published_ns);
+            count(&cursor.page().handovers[bucket(handover_ns)], 1);
+            count(&cursor.page().handover_ns, handover_ns);
+        }
         let size = data.images.0;
         let fits = len <= data.batch_size && u32::from(height) <= size.height && u32::from(width) <= size.width;
         if found == seq && fits { Ok(Next::Batch(lease)) } else { Err(RingError::Torn { seq }) }

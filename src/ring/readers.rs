@@ -2,6 +2,7 @@
 
 use super::READERS_MAX;
 use super::error::RingError;
+use super::layout::BUCKETS;
 use super::protocol::is_lawful;
 use super::region::{CursorPage, Data};
 use super::wake::Futex;
@@ -130,6 +131,12 @@ pub struct ReaderStatus {
     pub skipped: u64,
     /// Time for which it had nothing to read.
     pub waited: Duration,
+    /// Batches by how long it waited for each, [`bucket_max_ns`](super::bucket_max_ns) long at most.
+    pub waits: [u64; BUCKETS],
+    /// Batches that it waited for by the time from their publication until it had them.
+    pub handovers: [u64; BUCKETS],
+    /// Sum of these times.
+    pub handed_over: Duration,
     /// Whether it was evicted.
     pub evicted: bool,
 }
@@ -232,6 +239,9 @@ impl RingHandle {
                 read: load(&page.read),
                 skipped: load(&page.skipped),
                 waited: Duration::from_nanos(load(&page.waited_ns)),
+                waits: page.waits.each_ref().map(load),
+                handovers: page.handovers.each_ref().map(load),
+                handed_over: Duration::from_nanos(load(&page.handover_ns)),
                 evicted,
             }
         };

@@ -6,6 +6,7 @@ pub mod trainer;
 use mixd::client::{self, ClientError, Reason};
 use mixd::spec::FeedSpec;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -56,6 +57,23 @@ pub fn refusal(attached: Result<client::Feed, ClientError>) -> Reason {
         Some(ClientError::Refused(refusal)) => refusal.reason,
         other => panic!("not refused: {other:?}"),
     }
+}
+
+/// A port that is free: bound once, and let go.
+pub fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Status and body of the answer to a GET over HTTP; waits until something listens.
+pub fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = until("a listener", || TcpStream::connect(address).ok());
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+    (status, body.to_owned())
 }
 
 /// Whether `strace` is here, and this process may trace others.

@@ -44,7 +44,11 @@ fn join(handle: &RingHandle, keeps: bool) -> Option<Joined> {
         first: next,
         pid: std::process::id(),
     };
-    Some(Joined { id, reader: RingReader { inner: Arc::new(inner), next, session: Arc::new(()) }, slots })
+    Some(Joined {
+        id,
+        reader: RingReader { inner: Arc::new(inner), next, waited_ns: AtomicU64::new(0), session: Arc::new(()) },
+        slots,
+    })
 }
 
 fn is_whole(lease: &Lease) -> bool {

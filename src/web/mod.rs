@@ -1,0 +1,69 @@
+//! What a daemon answers over HTTP: metrics, health and readiness, and the live page.
+
+mod metrics;
+
+use crate::control::{DESCRIPTOR_PAUSE, Daemon};
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// The most time for the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The daemon, once its data set is indexed. Listeners are open before, so that probes get an answer.
+pub type Site = Arc<OnceLock<Arc<Daemon>>>;
+
+/// Answers requests for metrics, health and readiness until the runtime ends; every other path is not found.
+pub async fn serve_metrics(listener: TcpListener, site: Site) {
+    serve(listener, probes().with_state(site)).await;
+}
+
+fn probes() -> Router<Site> {
+    Router::new()
+        .route(
+            "/metrics",
+            get(|State(site): State<Site>| async move { text(metrics::text(site.get().map(|daemon| &**daemon))) }),
+        )
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(|State(site): State<Site>| async move { readiness(&site) }))
+}
+
+/// Whether trainers may attach.
+fn readiness(site: &Site) -> Response {
+    match site.get() {
+        None => (StatusCode::SERVICE_UNAVAILABLE, "indexing the data set\n").into_response(),
+        Some(daemon) if daemon.is_draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response(),
+        Some(_) => "ready\n".into_response(),
+    }
+}
+
+/// Prometheus's text format.
+fn text(body: String) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body).into_response()
+}
+
+/// Answers each connection's one request. A connection that is closed early, or sends no request in time, is no error of the daemon's.
+async fn serve(listener: TcpListener, router: Router) {
+    let mut http = http1::Builder::new();
+    http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let service = TowerToHyperService::new(router.clone());
+                tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
+            }
+            Err(error) => {
+                tracing::debug!("a connection over HTTP waits: {error}");
+                tokio::time::sleep(DESCRIPTOR_PAUSE).await;
+            }
+        }
+    }
+}

@@ -16,6 +16,7 @@ mod serve;
 mod signals;
 mod status;
 mod stop;
+mod top;
 mod train;
 
 use crate::escape::escaped;
@@ -62,6 +63,7 @@ enum Command {
     Recipe(recipe::PrintRecipe),
     Plot(plot::Plot),
     Status(status::Status),
+    Top(top::Top),
     Stop(stop::Stop),
 }
 
@@ -227,6 +229,7 @@ impl Cli {
             Command::Recipe(recipe) => recipe.run(),
             Command::Plot(plot) => plot.run(),
             Command::Status(status) => status.run(),
+            Command::Top(top) => top.run(),
             Command::Stop(stop) => stop.run(),
         }
     }

@@ -4,7 +4,7 @@ use super::{ClientError, lacks_descriptors};
 use crate::spec::Recipe;
 use crate::status::Status;
 use crate::wire::control_client::ControlClient;
-use crate::wire::too_long;
+use crate::wire::{WatchRequest, too_long};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
@@ -139,4 +139,36 @@ pub fn shutdown(socket: &Path) -> Result<u32, ClientError> {
         Ok(answer.map_err(|status| ClientError::from_status(socket, &status))?.into_inner().pid)
     })?;
     Ok(asked.expect("nobody interrupts"))
+}
+
+/// A stream of statuses, one each interval.
+pub struct Watch {
+    socket: std::path::PathBuf,
+    statuses: tonic::Streaming<Status>,
+    runtime: tokio::runtime::Runtime,
+}
+
+/// Watches the daemon behind a socket; the first status comes at once.
+///
+/// # Errors
+/// When no daemon answers, or the interval is not 100 ms to 60 s.
+pub fn watch(socket: &Path, interval: Duration) -> Result<Watch, ClientError> {
+    let runtime = runtime()?;
+    let statuses = runtime.block_on(async {
+        let answer = connect(socket).await?.watch(WatchRequest { interval }).await;
+        Ok::<_, ClientError>(answer.map_err(|status| ClientError::from_status(socket, &status))?.into_inner())
+    })?;
+    Ok(Watch { socket: socket.to_owned(), statuses, runtime })
+}
+
+impl Watch {
+    /// Waits for the next status.
+    ///
+    /// # Errors
+    /// [`ClientError::DaemonGone`] when the daemon has ended.
+    pub fn next_status(&mut self) -> Result<Status, ClientError> {
+        let status = self.runtime.block_on(self.statuses.message());
+        let status = status.map_err(|status| ClientError::from_status(&self.socket, &status))?;
+        status.ok_or_else(|| ClientError::DaemonGone(self.socket.clone()))
+    }
 }

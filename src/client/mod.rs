@@ -19,7 +19,7 @@ pub use crate::ring::{ANY_STREAM, Lease as Batch, RingError};
 pub use crate::status::Status;
 pub use crate::wire::{Reason, Refusal, default_socket};
 pub use attach::{Feed, RECONNECT, attach, attach_for, attach_unless};
-pub use call::{peer_pid, recipe, shutdown, status, status_unless};
+pub use call::{Watch, peer_pid, recipe, shutdown, status, status_unless, watch};
 
 use crate::escape::escaped;
 use crate::spec::RecipeError;

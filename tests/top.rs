@@ -2,59 +2,49 @@
 
 mod common;
 
-use alacritty_terminal::Term;
-use alacritty_terminal::event::{OnResize, VoidListener, WindowSize};
-use alacritty_terminal::grid::Dimensions;
-use alacritty_terminal::index::{Column, Line};
-use alacritty_terminal::term::{Config, TermMode};
-use alacritty_terminal::tty::{self, Options, Pty, Shell};
-use alacritty_terminal::vte::ansi::Processor;
 use common::{DEADLINE, Daemon, until};
 use mixd::spec::FeedSpec;
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::path::Path;
+use std::num::NonZero;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::time::Instant;
+use vt100::Parser;
 
-/// Columns and lines.
-#[derive(Clone, Copy)]
-struct Size(usize, usize);
-
-impl Dimensions for Size {
-    fn total_lines(&self) -> usize {
-        self.1
-    }
-    fn screen_lines(&self) -> usize {
-        self.1
-    }
-    fn columns(&self) -> usize {
-        self.0
-    }
-}
-
-fn window(size: Size) -> WindowSize {
-    WindowSize { num_cols: size.0 as u16, num_lines: size.1 as u16, cell_width: 8, cell_height: 16 }
+fn cells(count: u16) -> NonZero<u16> {
+    NonZero::new(count).expect("a screen has cells")
 }
 
 /// A terminal in which a shell runs `mixd top`, with a line before it, and its exit code in a line after it.
 struct Terminal {
-    pty: Pty,
+    /// The emulator's end.
     file: File,
-    term: Term<VoidListener>,
-    parser: Processor,
-    size: Size,
+    parser: Parser,
+    shell: Child,
 }
 
 impl Terminal {
-    fn start(socket: &Path, size: Size) -> Self {
+    fn start(socket: &Path, (columns, rows): (u16, u16)) -> Self {
+        let file = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&file).unwrap();
+        unlockpt(&file).unwrap();
+        let path = PathBuf::from(std::ffi::OsString::from_vec(ptsname(&file, Vec::new()).unwrap().into_bytes()));
+        fcntl_setfl(&file, OFlags::NONBLOCK).unwrap();
+        let end = || File::options().read(true).write(true).open(&path).unwrap();
+        let parser = Parser::new(cells(rows), cells(columns), 0);
+        tcsetwinsize(&file, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
         let script = "echo before; \"$0\" top --interval-ms 100 --socket \"$1\"; echo \"exit $?\"; read -r line";
-        let args = ["-c", script, env!("CARGO_BIN_EXE_mixd"), socket.to_str().unwrap()].map(str::to_owned);
-        let env = [("TERM".to_owned(), "xterm-256color".to_owned())].into();
-        let shell = Some(Shell::new("/bin/sh".to_owned(), args.into()));
-        let pty = tty::new(&Options { shell, env, ..Options::default() }, window(size), 0).unwrap();
-        let file = pty.file().try_clone().unwrap();
-        Self { pty, file, term: Term::new(Config::default(), &size, VoidListener), parser: Processor::new(), size }
+        // A session of its own, whose terminal is standard input.
+        let mut command = common::command("setsid");
+        command.args(["--ctty", "sh", "-c", script, env!("CARGO_BIN_EXE_mixd")]).arg(socket);
+        command.env("TERM", "xterm-256color").stdin(end()).stdout(end()).stderr(end());
+        Self { file: file.into(), parser, shell: command.spawn().unwrap() }
     }
 
     /// What the screen shows, a line each.
@@ -63,21 +53,12 @@ impl Terminal {
         loop {
             match self.file.read(&mut bytes) {
                 Ok(0) => break,
-                Ok(count) => self.parser.advance(&mut self.term, &bytes[..count]),
+                Ok(count) => self.parser.process(&bytes[..count]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                // The shell has ended.
-                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => break,
                 Err(error) => panic!("{error}"),
             }
         }
-        let line =
-            |line| (0..self.size.0).map(|column| self.term.grid()[Line(line as i32)][Column(column)].c).collect();
-        (0..self.size.1)
-            .map(|number| {
-                let text: String = line(number);
-                text.trim_end().to_owned() + "\n"
-            })
-            .collect()
+        self.parser.screen().contents()
     }
 
     /// Waits for a screen.
@@ -101,28 +82,27 @@ impl Terminal {
         self.file.write_all(keys).unwrap();
     }
 
-    fn resize(&mut self, size: Size) {
-        self.size = size;
-        self.term.resize(size);
-        self.pty.on_resize(window(size));
+    fn resize(&mut self, (columns, rows): (u16, u16)) {
+        self.parser.screen_mut().set_size(cells(rows), cells(columns));
+        tcsetwinsize(&self.file, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
     }
 
     fn is_alternate(&self) -> bool {
-        self.term.mode().contains(TermMode::ALT_SCREEN)
+        self.parser.screen().alternate_screen()
     }
 
     /// The end of `mixd top`: the screen is as it was before, and lines are typed as usual.
     fn ended(&mut self) {
         let screen = self.contains("exit ");
-        assert!(screen.starts_with("before\nexit 0\n"), "{screen}");
-        assert!(!self.is_alternate() && self.term.mode().contains(TermMode::SHOW_CURSOR));
+        assert!(screen.starts_with("before\nexit 0"), "{screen}");
+        assert!(!self.is_alternate() && !self.parser.screen().hide_cursor());
         self.press(b"typed");
         self.contains("typed");
     }
 
     /// The process of `mixd top`.
     fn top(&self) -> Pid {
-        let shell = self.pty.child().id();
+        let shell = self.shell.id();
         let children = until("a child of the shell", || {
             let children = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap();
             (!children.trim().is_empty()).then_some(children)
@@ -131,10 +111,19 @@ impl Terminal {
     }
 }
 
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // The line that the shell waits for.
+        let _ = self.file.write_all(b"\x03\n");
+        let _ = self.shell.kill();
+        let _ = self.shell.wait();
+    }
+}
+
 #[test]
 fn a_screen_of_80_by_24_shows_verdict_stages_feeds_trainers_and_keys() {
     let daemon = Daemon::start(&[]);
-    let mut terminal = Terminal::start(&daemon.socket(), Size(80, 24));
+    let mut terminal = Terminal::start(&daemon.socket(), (80, 24));
     terminal.contains("idle: no trainer is attached");
     terminal.contains("0 feeds, 0 trainers");
     let mut trainer = daemon.bench_trainer(&["--warmup=0", "--batch-size=16"]);
@@ -171,16 +160,16 @@ fn it_follows_the_size_of_the_terminal() {
     let daemon = Daemon::start(&[]);
     let _feeds: Vec<_> =
         (0..8).map(|_| daemon.attach(FeedSpec { batch_size: 4, ..FeedSpec::train() }).unwrap()).collect();
-    let mut terminal = Terminal::start(&daemon.socket(), Size(80, 24));
+    let mut terminal = Terminal::start(&daemon.socket(), (80, 24));
     let small = terminal.contains("lines below");
     assert!(!small.contains("   8 private"), "{small}");
     terminal.press(b"\x1b[6~");
     terminal.contains("   8 private");
-    terminal.resize(Size(120, 50));
+    terminal.resize((120, 50));
     let large = terminal
         .wait("the keys in the last line", |screen| screen.lines().nth(49).is_some_and(|line| line.contains("q quit")));
     assert!(large.contains("   1 private") && large.contains("   8 private") && !large.contains("below"), "{large}");
-    terminal.resize(Size(30, 8));
+    terminal.resize((30, 8));
     terminal.wait("the keys in line 8", |screen| screen.lines().nth(7).is_some_and(|line| line.contains("q quit")));
     terminal.press(b"\x03");
     terminal.ended();
@@ -190,7 +179,7 @@ fn it_follows_the_size_of_the_terminal() {
 fn a_paused_screen_stays_and_a_daemon_that_is_gone_is_waited_for() {
     let daemon = Daemon::start(&[]);
     let socket = daemon.socket();
-    let mut terminal = Terminal::start(&socket, Size(80, 24));
+    let mut terminal = Terminal::start(&socket, (80, 24));
     terminal.contains("0 feeds");
     terminal.press(b" ");
     terminal.contains("paused");
@@ -198,11 +187,9 @@ fn a_paused_screen_stays_and_a_daemon_that_is_gone_is_waited_for() {
     terminal.press(b" ");
     terminal.contains("1 feed, 1 trainer");
     drop(feed);
-    let Daemon { .. } = &daemon;
     daemon.signal(Signal::TERM);
     terminal.contains("no daemon answers on");
-    let dir = until("its end", || (!socket.exists()).then(tempfile::tempdir)).unwrap();
-    drop(dir);
+    until("its end", || (!socket.exists()).then_some(()));
     let mut again = Daemon::command(socket.parent().unwrap(), &common::sample_data());
     let mut again = again
         .arg("--until-eof")
@@ -224,7 +211,7 @@ fn without_a_terminal_or_a_daemon_it_gives_the_remedy() {
     let output = common::run(&["top", "--socket", daemon.socket().to_str().unwrap()]);
     let text = common::stderr(&output);
     assert!(!output.status.success() && text.contains("use `mixd status`"), "{text}");
-    let mut terminal = Terminal::start(Path::new("/no/such/socket"), Size(100, 24));
+    let mut terminal = Terminal::start(Path::new("/no/such/socket"), (100, 24));
     let screen = terminal.contains("exit 1");
     assert!(screen.contains("no daemon answers on /no/such/socket") && !terminal.is_alternate(), "{screen}");
 }

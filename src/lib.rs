@@ -89,10 +89,10 @@ pub mod pack;
 pub mod view;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
-pub mod web;
+pub mod lesson;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
-pub mod lesson;
+pub mod web;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
 pub mod cli;

@@ -7,7 +7,7 @@ use crate::escape::escaped;
 use crate::pipeline::Pipeline;
 use crate::spec::RecipeChoice;
 use crate::types::Split;
-use crate::web::{Site, serve_metrics};
+use crate::web::{Site, serve_metrics, serve_page};
 use anyhow::Context;
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -42,6 +42,10 @@ pub struct Serve {
     /// Also serve /metrics for Prometheus, /healthz and /readyz over HTTP here, e.g. 127.0.0.1:9465.
     #[arg(long, env = "MIXD_METRICS", value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
+    /// Also serve a live page over HTTP: the last batch, rates, stages, trainers; --web alone is --web 127.0.0.1:9466. Whoever reaches the address
+    /// sees the images.
+    #[arg(long, env = "MIXD_WEB", value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:9466")]
+    web: Option<SocketAddr>,
     /// End when standard input ends: for a daemon that belongs to one process.
     #[arg(long, hide = true)]
     until_eof: bool,
@@ -91,11 +95,15 @@ impl Serve {
             };
             // Before the data set is opened, which may take minutes: probes get an answer.
             let site = Site::default();
+            let listen = async |address, option| {
+                TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} ({option})"))
+            };
             if let Some(address) = self.metrics {
-                let listener = TcpListener::bind(address)
-                    .await
-                    .with_context(|| format!("cannot listen on {address} (--metrics)"))?;
-                tokio::spawn(serve_metrics(listener, Arc::clone(&site)));
+                tokio::spawn(serve_metrics(listen(address, "--metrics").await?, Arc::clone(&site)));
+            }
+            if let Some(address) = self.web {
+                tokio::spawn(serve_page(listen(address, "--web").await?, Arc::clone(&site)));
+                tracing::info!("the live page is at http://{address}/");
             }
             let (data, options) = (self.data, options);
             let start = tokio::task::spawn_blocking(move || {

@@ -382,6 +382,16 @@ impl Daemon {
         self.history().record(Reading::of(&self.counters()));
     }
 
+    /// The rates of the last minutes, as [`History::series`].
+    pub fn series(&self) -> serde_json::Value {
+        self.history().series()
+    }
+
+    /// What makes the batches.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+
     fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }

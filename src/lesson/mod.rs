@@ -6,3 +6,4 @@ mod special;
 pub mod train;
 
 pub use plot::{DrawnOperation, Figure, Material, PlotError, plot};
+pub use special::folded_density;

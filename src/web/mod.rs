@@ -1,6 +1,9 @@
 //! What a daemon answers over HTTP: metrics, health and readiness, and the live page.
 
+mod batch;
+mod laws;
 mod metrics;
+mod page;
 
 use crate::control::{DESCRIPTOR_PAUSE, Daemon};
 use axum::Router;
@@ -24,6 +27,12 @@ pub type Site = Arc<OnceLock<Arc<Daemon>>>;
 /// Answers requests for metrics, health and readiness until the runtime ends; every other path is not found.
 pub async fn serve_metrics(listener: TcpListener, site: Site) {
     serve(listener, probes().with_state(site)).await;
+}
+
+/// Answers requests for the live page until the runtime ends, and what [`serve_metrics`] does.
+pub async fn serve_page(listener: TcpListener, site: Site) {
+    let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    serve(listener, probes().with_state(Arc::clone(&site)).merge(page::routes(site, is_local))).await;
 }
 
 fn probes() -> Router<Site> {

@@ -1,0 +1,143 @@
+//! How λ and the operations of a feed's last batches are distributed, beside their laws.
+
+use super::batch::published;
+use crate::control::Daemon;
+use crate::lesson::folded_density;
+use crate::plan::{Plan, Sampler};
+use crate::spec::{FeedSpec, Mix};
+use crate::types::{EPOCH_BITS, Place, Start};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// The most batches that are looked back.
+const BATCHES_MAX: u64 = 100;
+/// Views that are drawn for the law of the operations.
+const DRAWS: usize = 20_000;
+/// Bins of λ.
+const BINS: usize = 25;
+/// Points of the integral over a bin.
+const POINTS: usize = 64;
+
+/// Counts of λ and of operations.
+#[derive(Default)]
+struct Counts {
+    rows: usize,
+    lambda: [usize; BINS],
+    operations: BTreeMap<&'static str, usize>,
+}
+
+impl Counts {
+    fn add(&mut self, spec: &FeedSpec, plan: &Plan, from: f64) {
+        for row in &plan.rows {
+            let lambda = f64::from(row.mix.lambda());
+            let bin = ((lambda - from) / (1.0 - from) * BINS as f64) as usize;
+            self.rows += 1;
+            self.lambda[bin.min(BINS - 1)] += 1;
+            for operation in row.own.view.operations(&spec.augment, plan.image_size).iter() {
+                *self.operations.entry(operation.name()).or_default() += 1;
+            }
+        }
+    }
+
+    fn shares(&self) -> Vec<f64> {
+        self.lambda.iter().map(|&count| count as f64 / self.rows.max(1) as f64).collect()
+    }
+
+    /// Uses of an operation, a view.
+    fn uses(&self, operation: &str) -> f64 {
+        *self.operations.get(operation).unwrap_or(&0) as f64 / self.rows.max(1) as f64
+    }
+}
+
+/// The λ and the operations of the last hundred batches, and what their laws expect: of mixup's λ alone its density, of everything else
+/// the shares among 20,000 views of another seed.
+///
+/// # Errors
+/// As [`batch::sheet`](super::batch::sheet).
+pub fn laws(daemon: &Daemon, feed: u64) -> Result<Value, String> {
+    let (spec, last, batches) = published(daemon, feed)?;
+    let spec = FeedSpec { start: Start::Now, share: None, ..spec };
+    let sampler = |spec: FeedSpec| daemon.pipeline().sampler(&spec).map_err(|error| error.to_string());
+    let from = if spec.mix.cutmix.is_none() && spec.mix.fold { 0.5 } else { 0.0 };
+    let (last, count) = (
+        last.number(batches),
+        daemon.feeds().iter().find(|open| open.feed_id == feed).map_or(1, |open| open.published),
+    );
+    let mut seen = Counts::default();
+    let places = (0..count.min(BATCHES_MAX)).filter_map(|back| last.checked_sub(back.into()));
+    each(&sampler(spec)?, places.map(|number| Place::of_number(number, batches)), |plan| seen.add(&spec, plan, from));
+    let mut law = Counts::default();
+    let other = sampler(FeedSpec { seed: spec.seed ^ 0x5eed, ..spec })?;
+    // In the epoch of the last batch: mixing may end with an epoch.
+    let first = (last / u128::from(batches)) as u64;
+    let epochs = (first..1 << EPOCH_BITS).flat_map(|epoch| (0..batches).map(move |index| Place { epoch, index }));
+    let enough = DRAWS.div_ceil(spec.batch_size as usize);
+    each(&other, epochs.take(enough), |plan| law.add(&spec, plan, from));
+    let density = mixup_law(&spec.mix, first, from);
+    let names: Vec<&str> = law.operations.keys().copied().collect();
+    let operations = names.iter().map(|name| json!({"name": name, "share": seen.uses(name), "law": law.uses(name)}));
+    Ok(json!({
+        "rows": seen.rows,
+        "lambda": {
+            "from": from, "shares": seen.shares(), "law": density.as_ref().map_or_else(|| law.shares(), |(_, law)| law.clone()),
+            "law_name": density.map_or_else(|| format!("{} rows of another seed", law.rows), |(name, _)| name),
+        },
+        "operations": operations.collect::<Vec<_>>(),
+        "operations_law_name": format!("{} views of another seed", law.rows),
+    }))
+}
+
+/// Plans batches, an epoch's order once as long as they are of the same.
+fn each(sampler: &Sampler, places: impl Iterator<Item = Place>, mut look: impl FnMut(&Plan)) {
+    let mut epoch = None;
+    for place in places {
+        let epoch = match &mut epoch {
+            Some((number, epoch)) if *number == place.epoch => epoch,
+            other => &mut other.insert((place.epoch, sampler.epoch(place.epoch))).1,
+        };
+        look(&epoch.plan(place.index));
+    }
+}
+
+/// Shares of λ in bins from `from` to 1 by mixup's law, max(r, 1−r) with r of Beta(α, α); `None` where rows are cut, λ is not folded, or nothing is
+/// mixed in this epoch. With u = (1−x)^α the integral of x^(α−1)·(1−x)^(α−1) is that of x^(α−1)/α over u, which is bounded.
+fn mixup_law(mix: &Mix, epoch: u64, from: f64) -> Option<(String, Vec<f64>)> {
+    let alpha =
+        mix.mixup.filter(|_| mix.cutmix.is_none() && mix.fold && mix.off_epoch.is_none_or(|off| epoch < off))?;
+    let edge = |bin: usize| (1.0 - (from + (1.0 - from) * bin as f64 / BINS as f64)).max(0.0).powf(alpha);
+    let share = |bin: usize| {
+        let (low, high) = (edge(bin + 1), edge(bin));
+        let step = (high - low) / POINTS as f64;
+        let points = (0..POINTS).map(|nth| {
+            let distance = (low + (nth as f64 + 0.5) * step).powf(1.0 / alpha);
+            // The density over (1−x)^(α−1) is what is left of it after the substitution.
+            folded_density(alpha, 1.0 - distance) / distance.powf(alpha - 1.0) / alpha
+        });
+        mix.prob * points.sum::<f64>() * step
+    };
+    let mut law: Vec<f64> = (0..BINS).map(share).collect();
+    // What is not mixed has λ = 1.
+    law[BINS - 1] += 1.0 - mix.prob;
+    Some((format!("Beta({alpha}, {alpha}), folded"), law))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mixup_s_law_sums_to_one_and_has_known_shares() {
+        let law = |alpha, prob| mixup_law(&Mix { mixup: Some(alpha), prob, ..Mix::NONE }, 0, 0.5).unwrap().1;
+        for alpha in [0.1, 0.4, 1.0, 3.0, 40.0] {
+            let sum: f64 = law(alpha, 1.0).iter().sum();
+            assert!((sum - 1.0).abs() < 1e-3, "{alpha}: {sum}");
+        }
+        // Beta(1, 1) is uniform; Beta(½, ½) has the arcsine's law: P(λ > x) = (4/π)·asin(√(1−x)).
+        law(1.0, 1.0).iter().for_each(|share| assert!((share - 0.04).abs() < 1e-9, "{share}"));
+        let tail = 4.0 / std::f64::consts::PI * 0.02_f64.sqrt().asin();
+        assert!((law(0.5, 1.0)[BINS - 1] - tail).abs() < 1e-4, "{tail}");
+        assert!((law(1.0, 0.25)[BINS - 1] - 0.76).abs() < 1e-9);
+        assert!(mixup_law(&Mix { cutmix: Some(1.0), ..Mix::NONE }, 0, 0.0).is_none());
+        assert!(mixup_law(&Mix { mixup: Some(1.0), off_epoch: Some(3), ..Mix::NONE }, 3, 0.5).is_none());
+    }
+}

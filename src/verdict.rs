@@ -256,21 +256,24 @@ impl Window<'_> {
                 format!("{} trainers read {reads}, and none waits for mixd more than {waits} of its time", many.len())
             }
         };
+        if rate == 0.0 {
+            let nobody = match &self.after.trainers[..] {
+                [one] => format!("{one} has read nothing"),
+                many => format!("none of {} trainers has read anything", many.len()),
+            };
+            let text = format!("trainer-bound: {nobody} for {:.0} s, though batches are there", self.seconds);
+            return Finding { bound: Bound::Trainer, text, headroom: None };
+        }
         // The busiest stage is the first that would be full.
         let workers = self.stage("decode").threads.max(1.0);
         let feeds = self.stage("mix").threads.max(1.0);
         let used = (self.busy_workers() / workers).max(self.busy("mix") / feeds).max(self.busy("plan") / feeds);
         let headroom = (used > BUSY_SHARE_KNOWN).then(|| rate * (1.0 / used - 1.0).max(0.0));
         let room = match headroom {
-            _ if rate == 0.0 => "; nothing was read".to_owned(),
             Some(more) => format!("; mixd has room for ≈ {} more", per_s(more)),
             None => format!("; mixd has room for more than {} times as much", (1.0 / BUSY_SHARE_KNOWN) as u32),
         };
-        Finding {
-            bound: Bound::Trainer,
-            text: format!("trainer-bound: {taken}{room}"),
-            headroom: headroom.filter(|_| rate > 0.0),
-        }
+        Finding { bound: Bound::Trainer, text: format!("trainer-bound: {taken}{room}"), headroom }
     }
 
     /// Where trainers wait for batches.
@@ -467,6 +470,12 @@ mod tests {
             text(&slow),
             "trainer-bound: `a` (pid 7) reads 640 images/s and waits 5 % of its time; mixd has room for ≈ 1.9k images/s more"
         );
+    }
+
+    #[test]
+    fn a_trainer_that_reads_nothing_is_said_to() {
+        let still = Reading { images: 0, trainers: vec![trainer(1, "a", 0.0)], ..after() };
+        assert_eq!(text(&still), "trainer-bound: `a` (pid 7) has read nothing for 10 s, though batches are there");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod recipe;
 mod replay;
 mod rows;
 mod serve;
+mod service;
 mod signals;
 mod status;
 mod stop;
@@ -23,16 +24,17 @@ use crate::escape::escaped;
 use crate::mix::MixerKind;
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use serve::LogFormat;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 /// Decodes images once per machine, mixes batches and serves them to trainers through shared memory.
 #[derive(Debug, Parser)]
@@ -208,6 +210,10 @@ impl Cli {
             .with_target(false)
             // A log that cannot be written, on a full disk or to a reader that is gone, ends nobody.
             .log_internal_errors(false);
+        let lines = match &self.command {
+            Command::Serve(serve) if serve.log_format == LogFormat::Json => lines.json().flatten_event(true).boxed(),
+            _ => lines.boxed(),
+        };
         tracing_subscriber::registry()
             .with(filter.from_env().unwrap_or_else(|_| level.into()))
             .with(filter_fn(|event| !SECRETIVE.iter().any(|target| event.target().starts_with(target))))

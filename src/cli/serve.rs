@@ -1,6 +1,7 @@
 //! `mixd serve`: the daemon.
 
 use super::options::{DataArgs, PipelineArgs, SocketArgs};
+use super::service;
 use crate::control::{Daemon, Home, Owners, SocketError, serve};
 use crate::decode::JPEG_DECODER_COST;
 use crate::escape::escaped;
@@ -9,7 +10,7 @@ use crate::spec::RecipeChoice;
 use crate::types::Split;
 use crate::web::{Site, serve_metrics, serve_page};
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::Write;
 use std::net::SocketAddr;
@@ -26,6 +27,15 @@ const HANDOVER_PAUSE: Duration = Duration::from_millis(20);
 
 /// File descriptors without which no daemon is started: it would have none for feeds and images.
 const DESCRIPTORS_MIN: u64 = 32;
+
+/// How lines of the log are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
 
 /// Serve a data set to trainers on this machine.
 #[derive(Debug, Args)]
@@ -46,6 +56,9 @@ pub struct Serve {
     /// sees the images.
     #[arg(long, env = "MIXD_WEB", value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:9466")]
     web: Option<SocketAddr>,
+    /// How the log is written on standard error: text, or json (one object a line).
+    #[arg(long, env = "MIXD_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
     /// End when standard input ends: for a daemon that belongs to one process.
     #[arg(long, hide = true)]
     until_eof: bool,
@@ -105,6 +118,11 @@ impl Serve {
                 tokio::spawn(serve_page(listen(address, "--web").await?, Arc::clone(&site)));
                 tracing::info!("the live page is at http://{address}/");
             }
+            // A daemon of a trainer's own is none of its service manager's.
+            let is_service = !self.until_eof;
+            if is_service {
+                service::starting().await;
+            }
             let (data, options) = (self.data, options);
             let start = tokio::task::spawn_blocking(move || {
                 let source = data.open()?;
@@ -127,6 +145,9 @@ impl Serve {
                 .with_context(|| format!("cannot listen on {}", escaped(&home.socket())))?;
             std::fs::set_permissions(home.socket(), PermissionsExt::from_mode(0o600))?;
             let _ = site.set(Arc::clone(&daemon));
+            if is_service {
+                tokio::spawn(service::ready(Arc::clone(&daemon)));
+            }
             // The one line on standard output: who started us may wait for it, or may have closed it.
             let line = format!("mixd: serving {what} on {} (pid {})", escaped(&home.socket()), std::process::id());
             let _ = writeln!(std::io::stdout(), "{line}");
@@ -136,7 +157,12 @@ impl Serve {
                     reason = gone(linger) => reason,
                 }
             };
-            serve(listener, daemon, owners.clone(), stop).await.context("the control plane failed")
+            let stopping = async |reason| {
+                if is_service {
+                    service::stopping(reason).await;
+                }
+            };
+            serve(listener, daemon, owners.clone(), stop, stopping).await.context("the control plane failed")
         });
         runtime.shutdown_timeout(Duration::from_secs(1));
         drop(home);

@@ -36,7 +36,7 @@ const RECORD_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a shared feed that is opened again keeps its first batches for the trainers that it had.
 const RETURN_TIME: Duration = Duration::from_secs(10);
 
-/// Serves until `stop` resolves to a reason or a client asks for it; then ends all feeds and waits 3 s for trainers.
+/// Serves until `stop` resolves to a reason or a client asks for it; then reports the reason to `stopping`, ends all feeds and waits 3 s for trainers.
 ///
 /// # Errors
 /// When the listener fails.
@@ -45,6 +45,7 @@ pub async fn serve(
     daemon: Arc<Daemon>,
     owners: Owners,
     stop: impl Future<Output = &'static str>,
+    stopping: impl AsyncFnOnce(&'static str),
 ) -> Result<(), tonic::transport::Error> {
     let asked = Arc::new(Notify::new());
     let service = Service { daemon: Arc::clone(&daemon), asked: Arc::clone(&asked) };
@@ -67,6 +68,7 @@ pub async fn serve(
             () = asked.notified() => "the daemon was stopped",
         };
         tracing::info!("{reason}");
+        stopping(reason).await;
         owners.close();
         daemon.stop_feeds(reason);
         if tokio::time::timeout(GRACE, daemon.closed()).await.is_err() {

@@ -26,14 +26,17 @@ const SECURITY: [(header::HeaderName, &str); 4] = [
     (header::CACHE_CONTROL, "no-store"),
 ];
 
+/// A sheet, and when it was asked for.
+type LastSheet = Option<(Instant, Arc<Sheet>)>;
+
 /// What requests share.
 #[derive(Clone)]
 struct Page {
     site: Site,
     /// Whether requests come from this machine alone.
     is_local: bool,
-    /// The last sheet, and when it was asked for; locked while one is drawn, so that there is one at a time.
-    sheet: Arc<Mutex<Option<(Instant, Arc<Sheet>)>>>,
+    /// Locked while one is drawn, so that there is one at a time.
+    sheet: Arc<Mutex<LastSheet>>,
 }
 
 /// The page and its data; on a loopback address, for hosts of that name only.

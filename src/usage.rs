@@ -39,7 +39,8 @@ fn idle_of(stat: &str, is_allowed: impl Fn(usize) -> bool) -> Duration {
     Duration::from_millis(ticks.sum::<u64>() * 10)
 }
 
-/// Name of this process's script or module where an interpreter runs one, of its program otherwise; at most [`NAME_MAX`] characters.
+/// Name of this process's script or module where an interpreter runs one, of its program otherwise, mixd's with the command; at most [`NAME_MAX`]
+/// characters.
 pub fn own_name() -> String {
     name_of(&std::fs::read("/proc/self/cmdline").unwrap_or_default())
 }
@@ -54,7 +55,9 @@ fn name_of(arguments: &[u8]) -> String {
     let file = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
     let program = file(words.next().unwrap_or_default());
     let mut name = program.clone();
-    if program.starts_with("python") || program.starts_with("pypy") {
+    if program == "mixd" || program == "mixd-torch" {
+        name.extend(words.next().iter().flat_map(|command| [" ", command]));
+    } else if program.starts_with("python") || program.starts_with("pypy") {
         while let Some(word) = words.next() {
             match word {
                 "-m" => name = words.next().unwrap_or_default().to_owned(),
@@ -139,6 +142,10 @@ mod tests {
         assert_eq!(name(&["/usr/bin/trainer", "--epochs", "5"]), "trainer");
         assert_eq!(name(&["/opt/venv/bin/python3", "-u", "-X", "dev", "/home/me/train.py", "-m"]), "train.py");
         assert_eq!(name(&["python", "-m", "mixd.bench", "--socket", "s"]), "mixd.bench");
+        assert_eq!(
+            (name(&["bin/mixd-torch", "train", "--lr=1"]), name(&["mixd"])),
+            ("mixd-torch train".into(), "mixd".into())
+        );
         assert_eq!(name(&["python", "-c", "import mixd"]), "python");
         assert_eq!((name(&["python3"]), name(&[])), ("python3".to_owned(), String::new()));
         assert_eq!(name(&[&"é".repeat(100)]).chars().count(), NAME_MAX);

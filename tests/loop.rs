@@ -9,7 +9,7 @@ use mixd::types::{Dtype, ImageSize, Layout, Place, Split, Start};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use safetensors::SafeTensors;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 

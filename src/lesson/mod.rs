@@ -6,4 +6,4 @@ mod special;
 pub mod train;
 
 pub use plot::{DrawnOperation, Figure, Material, PlotError, plot};
-pub use special::folded_density;
+pub use special::{beta_density, folded_density};

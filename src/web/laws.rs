@@ -2,7 +2,7 @@
 
 use super::batch::published;
 use crate::control::Daemon;
-use crate::lesson::folded_density;
+use crate::lesson::{beta_density, folded_density};
 use crate::plan::{Plan, Sampler};
 use crate::spec::{FeedSpec, Mix};
 use crate::types::{EPOCH_BITS, Place, Start};
@@ -99,11 +99,11 @@ fn each(sampler: &Sampler, places: impl Iterator<Item = Place>, mut look: impl F
     }
 }
 
-/// Shares of λ in bins from `from` to 1 by mixup's law, max(r, 1−r) with r of Beta(α, α); `None` where rows are cut, λ is not folded, or nothing is
-/// mixed in this epoch. With u = (1−x)^α the integral of x^(α−1)·(1−x)^(α−1) is that of x^(α−1)/α over u, which is bounded.
+/// Shares of λ in bins from `from` to 1 by mixup's law, r of Beta(α, α) or, folded, max(r, 1−r); `None` where rows are cut, or nothing is mixed in
+/// this epoch. With u = (1−x)^α the integral of x^(α−1)·(1−x)^(α−1) is that of x^(α−1)/α over u, which is bounded.
 fn mixup_law(mix: &Mix, epoch: u64, from: f64) -> Option<(String, Vec<f64>)> {
-    let alpha =
-        mix.mixup.filter(|_| mix.cutmix.is_none() && mix.fold && mix.off_epoch.is_none_or(|off| epoch < off))?;
+    let alpha = mix.mixup.filter(|_| mix.cutmix.is_none() && mix.off_epoch.is_none_or(|off| epoch < off))?;
+    let density = if mix.fold { folded_density } else { beta_density };
     let edge = |bin: usize| (1.0 - (from + (1.0 - from) * bin as f64 / BINS as f64)).max(0.0).powf(alpha);
     let share = |bin: usize| {
         let (low, high) = (edge(bin + 1), edge(bin));
@@ -111,14 +111,16 @@ fn mixup_law(mix: &Mix, epoch: u64, from: f64) -> Option<(String, Vec<f64>)> {
         let points = (0..POINTS).map(|nth| {
             let distance = (low + (nth as f64 + 0.5) * step).powf(1.0 / alpha);
             // The density over (1−x)^(α−1) is what is left of it after the substitution.
-            folded_density(alpha, 1.0 - distance) / distance.powf(alpha - 1.0) / alpha
+            density(alpha, 1.0 - distance) / distance.powf(alpha - 1.0) / alpha
         });
         mix.prob * points.sum::<f64>() * step
     };
-    let mut law: Vec<f64> = (0..BINS).map(share).collect();
+    // Unfolded it is symmetric, and its lower half unbounded.
+    let upper = |bin: usize| if mix.fold { bin } else { bin.max(BINS - 1 - bin) };
+    let mut law: Vec<f64> = (0..BINS).map(|bin| share(upper(bin))).collect();
     // What is not mixed has λ = 1.
     law[BINS - 1] += 1.0 - mix.prob;
-    Some((format!("Beta({alpha}, {alpha}), folded"), law))
+    Some((format!("Beta({alpha}, {alpha}){}", if mix.fold { ", folded" } else { "" }), law))
 }
 
 #[cfg(test)]
@@ -131,6 +133,10 @@ mod tests {
         for alpha in [0.1, 0.4, 1.0, 3.0, 40.0] {
             let sum: f64 = law(alpha, 1.0).iter().sum();
             assert!((sum - 1.0).abs() < 1e-3, "{alpha}: {sum}");
+        }
+        for alpha in [0.1, 0.4, 1.0, 3.0, 40.0] {
+            let law = mixup_law(&Mix { mixup: Some(alpha), fold: false, ..Mix::NONE }, 0, 0.0).unwrap().1;
+            assert!((law.iter().sum::<f64>() - 1.0).abs() < 1e-3 && law[0] == law[BINS - 1], "{alpha}: {law:?}");
         }
         // Beta(1, 1) is uniform; Beta(½, ½) has the arcsine's law: P(λ > x) = (4/π)·asin(√(1−x)).
         law(1.0, 1.0).iter().for_each(|share| assert!((share - 0.04).abs() < 1e-9, "{share}"));

@@ -59,6 +59,17 @@ pub fn refusal(attached: Result<client::Feed, ClientError>) -> Reason {
     }
 }
 
+/// Whether a program is here that a test needs; the test is left out otherwise, or fails where it must run (`MIXD_TEST_TOOLS=required`, as in CI).
+pub fn has_tool(program: &str) -> bool {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let is_here = std::env::split_paths(&folders).any(|folder| folder.join(program).is_file());
+    if !is_here {
+        assert!(std::env::var_os("MIXD_TEST_TOOLS").is_none(), "no {program} here (.ci/run installs it)");
+        left_out(&format!("no {program} here"));
+    }
+    is_here
+}
+
 /// A port that is free: bound once, and let go.
 pub fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()

@@ -61,6 +61,7 @@ function drawStatus({ status, history }) {
   if (feeds.map(([id]) => id).join() !== [...select.options].map((option) => option.value).join()) {
     const chosen = select.value;
     select.replaceChildren(...feeds.map(([id, name]) => new Option(name, id, false, id === chosen)));
+    if (select.value !== chosen) drawFeed();
   }
   before = status;
 }
@@ -183,6 +184,17 @@ function noFeed(error) {
   shown = null;
 }
 
+const ofFeed = (draw) => async () => {
+  const feed = at("feed").value;
+  if (!feed) return noFeed(new Error("no feed is open"));
+  await draw(feed).catch((error) => { if (draw === drawBatch) noFeed(error); });
+};
+
+function drawFeed() {
+  ofFeed(drawBatch)();
+  ofFeed(drawLaws)();
+}
+
 // One request at a time of each kind, none while the page is hidden or paused.
 function every(interval, work) {
   const run = async () => {
@@ -203,11 +215,6 @@ every(POLL_MS, async () => {
     at("verdict").firstElementChild.textContent = error.isAnswer ? error.message : `the daemon does not answer: ${error.message}`;
   }
 });
-const ofFeed = (draw) => async () => {
-  const feed = at("feed").value;
-  if (!feed) return noFeed(new Error("no feed is open"));
-  await draw(feed).catch((error) => { if (draw === drawBatch) noFeed(error); });
-};
 every(BATCH_MS, ofFeed(drawBatch));
 every(LAWS_MS, ofFeed(drawLaws));
-at("feed").addEventListener("change", () => { ofFeed(drawBatch)(); ofFeed(drawLaws)(); });
+at("feed").addEventListener("change", drawFeed);

@@ -251,7 +251,7 @@ fn the_page_can_be_used_by_keyboard_and_on_a_phone() {
     }
     assert_eq!((browser.run("return window.polled"), browser.text("#place")), (json!(0), place));
     browser.press(" ");
-    browser.wait("#place", |text| text != "");
+    browser.wait("#place", |text| !text.is_empty());
     until("requests", || (browser.run("return window.polled").as_u64() > Some(0)).then_some(()));
 }
 
@@ -287,7 +287,7 @@ fn the_page_is_for_its_machine_reads_only_and_brings_all_it_needs() {
     for place in ["1000/0", "0/999999"] {
         assert_eq!(get(address, &format!("/api/feeds/1/batches/{place}")).0, 404, "{place}");
     }
-    for text in ["index.html", "page.css", "page.js"].map(|name| include_page(name)) {
+    for text in ["index.html", "page.css", "page.js"].map(include_page) {
         let text = text.replace("http://www.w3.org/2000/svg", "");
         assert!(!text.contains("http:") && !text.contains("https:") && !text.contains("innerHTML"), "{text}");
     }

@@ -26,7 +26,7 @@ export LIBTORCH := $(CURDIR)/.libtorch/$(if $(filter 1,$(MIXD_LIBTORCH_CUDA)),cu
 export MIXD_LIBTORCH_CUDA
 endif
 
-.PHONY: help program build python demo test test-rust test-python faults check-replay check-bench check-gpu check-frameworks storm soak tsan fuzz lint bench compare compare-shards compare-training gpu-pack gpu-check libtorch clean-libtorch tools
+.PHONY: help program build python demo test test-rust test-python faults check-replay check-bench check-gpu check-frameworks storm soak tsan fuzz lint bench compare compare-shards compare-training gpu-pack gpu-check libtorch clean-libtorch manuals tools
 .NOTPARALLEL:
 
 help: ## Print the targets
@@ -45,6 +45,9 @@ python: program .venv/plain/ready ## Build the Python package, with the daemon's
 	strip -o python/mixd.data/scripts/mixd $(MIXD)
 	rm -f $(TARGET)/wheels/mixd-*.whl
 	.venv/plain/bin/maturin build --release --locked --manifest-path python/Cargo.toml --out $(TARGET)/wheels
+
+manuals: program ## Write man pages and completions for bash, zsh and fish into target/share
+	$(MIXD) generate --out $(TARGET)/share
 
 # An environment for each file of python/requirements; made anew when the file changes.
 .venv/%/ready: python/requirements/%.txt

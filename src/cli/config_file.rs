@@ -3,6 +3,7 @@
 //! Keys at the top hold for every command that has the option; keys of a table such as `[bench]` hold for that command. Words
 //! are joined by `-` or `_`. What the command line or the environment says goes before the file, and before keys that it excludes.
 
+use super::help::suggestion;
 use crate::escape::escaped;
 use anyhow::{Context, bail};
 use clap::parser::ValueSource;
@@ -35,7 +36,11 @@ pub fn arguments(path: &Path, command: &Command, matches: &ArgMatches) -> anyhow
             (Value::Table(own), Some(_)) if key == name => {
                 for (key, value) in own {
                     let Some(arg) = option(chosen, key) else {
-                        bail!("{}: `{name}` has no option `{key}` (see `mixd {name} --help`)", escaped(&path));
+                        let nearest = suggestion(key, longs(chosen));
+                        bail!(
+                            "{}: `{name}` has no option `{key}`{nearest} (see `mixd {name} --help-all`)",
+                            escaped(&path)
+                        );
                     };
                     add(&mut arguments, chosen, arg, given, value).with_context(|| escaped(&path).to_string())?;
                 }
@@ -49,7 +54,10 @@ pub fn arguments(path: &Path, command: &Command, matches: &ArgMatches) -> anyhow
                 }
                 Some(_) => {}
                 None if command.get_subcommands().any(|other| option(other, key).is_some()) => {}
-                None => bail!("{}: no command has an option `{key}` (see `mixd help`)", escaped(&path)),
+                None => {
+                    let nearest = suggestion(key, command.get_subcommands().flat_map(longs));
+                    bail!("{}: no command has an option `{key}`{nearest} (see `mixd help`)", escaped(&path));
+                }
             },
         }
     }
@@ -59,6 +67,10 @@ pub fn arguments(path: &Path, command: &Command, matches: &ArgMatches) -> anyhow
 fn option<'a>(command: &'a Command, key: &str) -> Option<&'a Arg> {
     let long = key.replace('_', "-");
     command.get_arguments().find(|arg| arg.get_long() == Some(&long) && arg.get_id() != "config")
+}
+
+fn longs(command: &Command) -> impl Iterator<Item = &str> {
+    command.get_arguments().filter_map(Arg::get_long)
 }
 
 fn add(
@@ -85,9 +97,10 @@ fn add(
         _ => bail!("`{long}` must be a text, a number, true or false, or a list of those"),
     };
     let takes_value = arg.get_action().takes_values();
+    let may_stand_alone = arg.get_num_args().is_some_and(|count| count.min_values() == 0);
     match value {
-        Value::Boolean(true) if !takes_value => arguments.push(format!("--{long}").into()),
-        Value::Boolean(false) if !takes_value => {}
+        Value::Boolean(true) if !takes_value || may_stand_alone => arguments.push(format!("--{long}").into()),
+        Value::Boolean(false) if !takes_value || may_stand_alone => {}
         _ if !takes_value => bail!("`{long}` must be true or false"),
         Value::Array(values) => {
             let values = values.iter().map(scalar).collect::<Result<Vec<_>, _>>()?;
@@ -145,7 +158,18 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_refused_by_name() {
-        assert!(shown("batchsize = 5", &["plan"]).contains("no command has an option `batchsize`"));
-        assert!(shown("[plan]\nworkers = 5", &["plan"]).contains("`plan` has no option `workers`"));
+        let anywhere = shown("batchsize = 5", &["plan"]);
+        assert!(anywhere.contains("no command has an option `batchsize`, did you mean `batch-size`?"), "{anywhere}");
+        let own = shown("[plan]\nworkers = 5\n", &["plan"]);
+        assert!(own.contains("`plan` has no option `workers` (see"), "{own}");
+        assert!(shown("[plan]\nlamda = 5\n", &["plan"]).contains(", did you mean `lambda`?"));
+    }
+
+    #[test]
+    fn an_option_whose_value_may_be_left_out_is_switched_by_true_and_false() {
+        let serve = |value: &str| shown(&format!("data = \"/d\"\nweb = {value}"), &["serve"]);
+        assert!(serve("true").contains("web: Some(127.0.0.1:9466)"), "{}", serve("true"));
+        assert!(serve("false").contains("web: None"), "{}", serve("false"));
+        assert!(serve("\"0.0.0.0:80\"").contains("web: Some(0.0.0.0:80)"), "{}", serve("\"0.0.0.0:80\""));
     }
 }

@@ -2,6 +2,9 @@
 
 mod bench;
 mod config_file;
+mod doctor;
+mod generate;
+mod help;
 mod index;
 mod options;
 mod own_daemon;
@@ -23,7 +26,7 @@ mod train;
 use crate::escape::escaped;
 use crate::mix::MixerKind;
 use anyhow::Context;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{FromArgMatches, Parser, Subcommand};
 use serve::LogFormat;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -67,6 +70,9 @@ enum Command {
     Status(status::Status),
     Top(top::Top),
     Stop(stop::Stop),
+    Doctor(doctor::Doctor),
+    Generate(generate::Generate),
+    Help(help::Help),
 }
 
 /// Why there is nothing to run.
@@ -163,7 +169,7 @@ pub fn accepts(args: impl Iterator<Item = OsString>) -> bool {
 /// When either does not make sense.
 fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, ParseFailure> {
     let mut args: Vec<OsString> = args.collect();
-    let command = Cli::command();
+    let command = help::command();
     let matches = command.clone().try_get_matches_from(&args);
     // Before the file was read a required option may be missing; then only the file's path counts.
     let (path, given) = match matches {
@@ -171,11 +177,14 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, ParseFailure> {
             None => return from(&command, &matches),
             Some(path) => (path, matches),
         },
+        Err(error) if error.kind() != clap::error::ErrorKind::MissingRequiredArgument => {
+            return Err(ParseFailure::Usage(error));
+        }
         Err(error) => {
             let lenient = config_file::lenient(&command).ignore_errors(true).get_matches_from(&args);
             match config_file::path(&lenient) {
-                Some(path) if error.kind() == clap::error::ErrorKind::MissingRequiredArgument => (path, lenient),
-                _ => return Err(ParseFailure::Usage(error)),
+                Some(path) => (path, lenient),
+                None => return Err(ParseFailure::Usage(error)),
             }
         }
     };
@@ -237,6 +246,9 @@ impl Cli {
             Command::Status(status) => status.run(),
             Command::Top(top) => top.run(),
             Command::Stop(stop) => stop.run(),
+            Command::Doctor(doctor) => doctor.run(),
+            Command::Generate(generate) => generate.run(),
+            Command::Help(help) => help.run(),
         }
     }
 }
@@ -244,10 +256,11 @@ impl Cli {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        help::command().debug_assert();
     }
 
     #[test]

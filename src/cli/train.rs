@@ -8,7 +8,7 @@ use crate::spec::FeedOptions;
 use clap::Args;
 use std::path::PathBuf;
 
-/// Train the seed's network on a daemon's batches, with mixup and label smoothing.
+/// Train the lesson's network on a daemon's batches, with mixup and label smoothing.
 #[derive(Debug, Args)]
 #[command(mut_arg("data", |data| data.conflicts_with("socket")))]
 pub struct Train {

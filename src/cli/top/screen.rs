@@ -13,7 +13,7 @@ use std::path::Path;
 
 const KEYS: &str = " q quit   space pause   ↑↓ scroll";
 /// Columns of a stage's name, of its share, of its rate.
-const STAGE_COLUMNS: [u16; 3] = [8, 18, 17];
+const STAGE_COLUMNS: [u16; 3] = [8, 21, 18];
 
 /// What keys have changed.
 #[derive(Default)]
@@ -121,7 +121,7 @@ impl Screen<'_> {
             let line = Line::from(vec![
                 Span::raw(format!("{:<width$}", stage.name, width = name.into())),
                 Span::styled(bar(share, bar_width), Style::new().fg(heat(share))),
-                Span::raw(format!("{:>4.0} % of {} {threads}", share * 100.0, stage.threads)),
+                Span::raw(format!("{:>4.0} % of {:>3} {threads:<7}", share * 100.0, stage.threads)),
                 Span::raw(format!("{:>8} {items}", short(done))),
             ]);
             frame.render_widget(line, Rect { y, height: 1, ..left });
@@ -377,11 +377,11 @@ mod tests {
             "mixd 1.2.3 (pid 7), up 0:00:12",
             "imagenette2-160 (9469 train, 3925 val)",
             "stages: 640 images/s mixed",
-            "50 % of 2 threads     100 images/s",
-            "100 % of 2 threads     100 batches/s",
+            "50 % of   2 threads     100 images/s",
+            "100 % of   2 threads     100 batches/s",
             "1 feed, 1 trainer",
             "1 private: train 64x128x128 f32, epoch 1, batch 2 of 148",
-            "train.py                   41    64 images/s  waits  25 %  2 behind  3 skipped",
+            "train.py                   41      64 images/s  waits  25 %  2 behind  3 skipped",
         ] {
             assert!(screen.contains(part), "{part}:\n{screen}");
         }

@@ -100,18 +100,19 @@ fn each(sampler: &Sampler, places: impl Iterator<Item = Place>, mut look: impl F
 }
 
 /// Shares of λ in bins from `from` to 1 by mixup's law, r of Beta(α, α) or, folded, max(r, 1−r); `None` where rows are cut, or nothing is mixed in
-/// this epoch. With u = (1−x)^α the integral of x^(α−1)·(1−x)^(α−1) is that of x^(α−1)/α over u, which is bounded.
+/// this epoch. Below α = 1 the density has a pole at 1; over u = (1−x)^α the integrand is bounded.
 fn mixup_law(mix: &Mix, epoch: u64, from: f64) -> Option<(String, Vec<f64>)> {
     let alpha = mix.mixup.filter(|_| mix.cutmix.is_none() && mix.off_epoch.is_none_or(|off| epoch < off))?;
     let density = if mix.fold { folded_density } else { beta_density };
-    let edge = |bin: usize| (1.0 - (from + (1.0 - from) * bin as f64 / BINS as f64)).max(0.0).powf(alpha);
+    let factor = density(alpha, 0.75) / (0.75_f64 * 0.25).powf(alpha - 1.0);
+    let power = alpha.min(1.0);
+    let edge = |bin: usize| (1.0 - (from + (1.0 - from) * bin as f64 / BINS as f64)).max(0.0).powf(power);
     let share = |bin: usize| {
         let (low, high) = (edge(bin + 1), edge(bin));
         let step = (high - low) / POINTS as f64;
         let points = (0..POINTS).map(|nth| {
-            let distance = (low + (nth as f64 + 0.5) * step).powf(1.0 / alpha);
-            // The density over (1−x)^(α−1) is what is left of it after the substitution.
-            density(alpha, 1.0 - distance) / distance.powf(alpha - 1.0) / alpha
+            let distance = (low + (nth as f64 + 0.5) * step).powf(1.0 / power);
+            factor * (1.0 - distance).powf(alpha - 1.0) * distance.powf(alpha - power) / power
         });
         mix.prob * points.sum::<f64>() * step
     };

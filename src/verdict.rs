@@ -291,17 +291,17 @@ impl Window<'_> {
         let wanted = taken.map_or("trainers could take many times as much".to_owned(), |more| {
             format!("trainers could take ≈ {} more", per_s(more))
         });
-        let mix = self.stage("mix");
-        if mix.waiting_in_s <= mix.busy_s {
+        let (workers, busy) = (self.stage("decode").threads.max(1.0), self.busy_workers());
+        let (mixing, planning, mix) = (self.busy("mix") / feeds, self.busy("plan") / feeds, self.stage("mix"));
+        // A mixer that mostly waits for samples holds nobody up.
+        if mix.waiting_in_s <= mix.busy_s && mixing >= planning.max(busy / workers) {
             let text = format!(
                 "mix-bound: mixing takes {} of a thread; {waits}; {wanted}: dtype u8 or bf16 moves fewer bytes, trainers that share a feed have it mixed \
                  once, --device cuda mixes on a GPU",
-                percent(self.busy("mix") / feeds)
+                percent(mixing)
             );
             return Finding { bound: Bound::Mix, text, headroom: taken };
         }
-        let (workers, busy) = (self.stage("decode").threads.max(1.0), self.busy_workers());
-        let planning = self.busy("plan") / feeds;
         if planning > busy / workers {
             let planning = percent(planning);
             let text = format!(

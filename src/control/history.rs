@@ -4,11 +4,12 @@ use crate::status::Verdict;
 use crate::verdict::{Reading, verdict};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 
 /// Readings that are kept: ten minutes of one a second.
 const READINGS_MAX: usize = 600;
-/// Seconds that a verdict looks back.
-const VERDICT_S: f64 = 10.0;
+/// Seconds that a verdict looks back: less than a moment says nothing.
+const VERDICT_S: RangeInclusive<f64> = 0.5..=10.0;
 
 /// Readings, the oldest first.
 #[derive(Debug, Default)]
@@ -42,10 +43,10 @@ impl History {
         })
     }
 
-    /// What bounds the trainers at `now`: since the first reading of the last ten seconds that has all of them.
+    /// What bounds the trainers at `now`: since the first reading of the last ten seconds, and not of the last moment, that has all of them.
     pub fn verdict(&self, now: &Reading) -> Verdict {
-        let recent = self.0.iter().filter(|then| now.at_s - then.at_s <= VERDICT_S);
-        let before = recent.into_iter().find(|then| then.has_trainers_of(now));
+        let mut recent = self.0.iter().filter(|then| VERDICT_S.contains(&(now.at_s - then.at_s)));
+        let before = recent.find(|then| then.has_trainers_of(now));
         verdict(before.unwrap_or(now), now)
     }
 }

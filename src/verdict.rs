@@ -5,6 +5,7 @@
 
 use crate::spec::Delivery;
 use crate::status::{Stage, Status, Verdict};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Share of its time that a trainer may wait for batches and still count as the bottleneck itself.
@@ -72,6 +73,9 @@ pub struct Reading {
     pub trainers: Vec<TrainerReading>,
     /// Idle time of the processors that the daemon may run on, in seconds.
     idle_cpu_s: f64,
+    /// Processors that it may use, and their time that it has used, in seconds.
+    cpus: f64,
+    cpu_s: f64,
     /// Bytes of encoded images read.
     read_bytes: u64,
     /// Decoded images that are kept, and how many there are to keep.
@@ -86,10 +90,14 @@ pub struct Reading {
 pub struct TrainerReading {
     /// Its feed.
     pub feed: u64,
+    /// Which of the feed's readers it is.
+    pub reader: u64,
     /// Its process id.
     pub pid: u32,
     /// What to call it.
     pub name: String,
+    /// Batches that it has read.
+    pub read: u64,
     /// Seconds for which it had nothing to read.
     pub waited_s: f64,
     /// Whether it waits for nobody but the daemon.
@@ -103,8 +111,10 @@ impl Reading {
             let is_latest = feed.spec.share.is_some_and(|share| share.delivery == Delivery::Latest);
             feed.trainers.iter().filter(|trainer| !trainer.evicted).map(move |trainer| TrainerReading {
                 feed: feed.feed_id,
+                reader: trainer.reader,
                 pid: trainer.pid,
                 name: trainer.name.clone(),
+                read: trainer.read,
                 waited_s: trainer.waited_s,
                 is_latest,
             })
@@ -118,6 +128,8 @@ impl Reading {
             images: status.mixed.images,
             trainers: trainers.collect(),
             idle_cpu_s: status.idle_cpu_s,
+            cpus: status.available_cpus.into(),
+            cpu_s: status.cpu_s,
             read_bytes: status.read_bytes,
             kept: kept.sum(),
             keepable: keepable.map(u64::from).sum(),
@@ -126,7 +138,7 @@ impl Reading {
     }
 
     fn trainer(&self, of: &TrainerReading) -> Option<&TrainerReading> {
-        self.trainers.iter().find(|trainer| (trainer.feed, trainer.pid) == (of.feed, of.pid))
+        self.trainers.iter().find(|trainer| (trainer.feed, trainer.reader) == (of.feed, of.reader))
     }
 
     /// Whether this reading has all trainers of another.
@@ -201,14 +213,14 @@ impl Window<'_> {
         ((trainer.waited_s - before) / self.seconds).clamp(0.0, 1.0)
     }
 
-    /// For each feed that keeps its trainers waiting the one that waits least, the hungriest feed first: who waits more in a lossless feed waits
-    /// for that one, too.
+    /// For each feed that keeps its trainers waiting one of them, the hungriest feed first: the one that waits least, for which the others of a
+    /// lossless feed wait, too; of a latest feed, where nobody does, the one that waits most.
     fn starving(&self) -> Vec<Waiting<'_>> {
         let mut feeds: Vec<Waiting<'_>> = Vec::new();
         for trainer in &self.after.trainers {
             let waiting = Waiting { trainer, share: self.wait_share(trainer) };
-            match feeds.iter_mut().find(|known| known.trainer.feed == trainer.feed && !trainer.is_latest) {
-                Some(known) if known.share <= waiting.share => {}
+            match feeds.iter_mut().find(|known| known.trainer.feed == trainer.feed) {
+                Some(known) if (known.share <= waiting.share) != trainer.is_latest => {}
                 Some(known) => *known = waiting,
                 None => feeds.push(waiting),
             }
@@ -235,13 +247,29 @@ impl Window<'_> {
         self.stage(name).busy_s / self.seconds
     }
 
-    /// Workers that were at work.
-    fn busy_workers(&self) -> f64 {
-        ["read", "decode", "render"].map(|name| self.busy(name)).iter().sum()
+    /// Workers, and how many were at work: all of them at most, though what took longer than the window counts when it ends.
+    fn workers(&self) -> (f64, f64) {
+        let workers = self.stage("decode").threads.max(1.0);
+        (workers, ["read", "decode", "render"].map(|name| self.busy(name)).iter().sum::<f64>().min(workers))
     }
 
+    /// The share of its time that a thread of a stage that has one for each of so many feeds was at work.
+    fn of_feeds(&self, name: &str, feeds: f64) -> f64 {
+        (self.busy(name) / feeds.max(1.0)).min(1.0)
+    }
+
+    /// Processors that nobody used and that this daemon may.
     fn idle_cpus(&self) -> f64 {
-        (self.after.idle_cpu_s - self.before.idle_cpu_s) / self.seconds
+        let left = self.after.cpus - (self.after.cpu_s - self.before.cpu_s) / self.seconds;
+        ((self.after.idle_cpu_s - self.before.idle_cpu_s) / self.seconds).min(left).max(0.0)
+    }
+
+    /// Feeds that were read.
+    fn feeds_read(&self) -> f64 {
+        let reads =
+            |trainer: &&TrainerReading| self.before.trainer(trainer).is_none_or(|before| trainer.read > before.read);
+        let feeds: BTreeSet<u64> = self.after.trainers.iter().filter(reads).map(|trainer| trainer.feed).collect();
+        feeds.len() as f64
     }
 
     /// Where trainers hardly wait.
@@ -264,14 +292,16 @@ impl Window<'_> {
             let text = format!("trainer-bound: {nobody} for {:.0} s, though batches are there", self.seconds);
             return Finding { bound: Bound::Trainer, text, headroom: None };
         }
-        // The busiest stage is the first that would be full.
-        let workers = self.stage("decode").threads.max(1.0);
-        let feeds = self.stage("mix").threads.max(1.0);
-        let used = (self.busy_workers() / workers).max(self.busy("mix") / feeds).max(self.busy("plan") / feeds);
-        let headroom = (used > BUSY_SHARE_KNOWN).then(|| rate * (1.0 / used - 1.0).max(0.0));
+        // The busiest stage is the first that would be full, unless processors are before.
+        let ((workers, busy), feeds) = (self.workers(), self.feeds_read());
+        let (mixing, planning) = (self.of_feeds("mix", feeds), self.of_feeds("plan", feeds));
+        let used = (busy / workers).max(mixing).max(planning);
+        let threads = busy + self.busy("mix") + self.busy("plan");
+        let more = (1.0 / used - 1.0).min(self.idle_cpus() / threads);
+        let headroom = (used > BUSY_SHARE_KNOWN).then_some(rate * more);
         let room = match headroom {
-            Some(more) => format!("; mixd has room for ≈ {} more", per_s(more)),
-            None => format!("; mixd has room for more than {} times as much", (1.0 / BUSY_SHARE_KNOWN) as u32),
+            Some(more) => format!("; mixd could deliver ≈ {} more", per_s(more)),
+            None => "; mixd could deliver many times as much".to_owned(),
         };
         Finding { bound: Bound::Trainer, text: format!("trainer-bound: {taken}{room}"), headroom }
     }
@@ -288,11 +318,20 @@ impl Window<'_> {
         // What the trainers would take if they did not wait.
         let taken = rate / (1.0 - hungriest.share) - rate;
         let taken = (hungriest.share <= WAIT_SHARE_KNOWN).then_some(taken);
-        let wanted = taken.map_or("trainers could take many times as much".to_owned(), |more| {
-            format!("trainers could take ≈ {} more", per_s(more))
+        let wanted = taken.map_or("it could read many times as much".to_owned(), |more| {
+            format!("it could read ≈ {} more", per_s(more))
         });
-        let (workers, busy) = (self.stage("decode").threads.max(1.0), self.busy_workers());
-        let (mixing, planning, mix) = (self.busy("mix") / feeds, self.busy("plan") / feeds, self.stage("mix"));
+        let (workers, busy) = self.workers();
+        let (mixing, planning) = (self.of_feeds("mix", feeds), self.of_feeds("plan", feeds));
+        let mix = self.stage("mix");
+        if rate == 0.0 && mixing.max(planning).max(busy / workers) < BUSY_SHARE_KNOWN {
+            // A stage counts its time when it has an image or a batch; what takes longer than the window is a read that hangs or is retried.
+            let text = format!(
+                "disk-bound: nothing has come for {:.0} s; {waits}: the log names what cannot be read",
+                self.seconds
+            );
+            return Finding { bound: Bound::Disk, text, headroom: None };
+        }
         // A mixer that mostly waits for samples holds nobody up.
         if mix.waiting_in_s <= mix.busy_s && mixing >= planning.max(busy / workers) {
             let text = format!(
@@ -300,14 +339,14 @@ impl Window<'_> {
                  once, --device cuda mixes on a GPU",
                 percent(mixing)
             );
-            return Finding { bound: Bound::Mix, text, headroom: taken };
+            return Finding { bound: Bound::Mix, text, headroom: None };
         }
         if planning > busy / workers {
             let planning = percent(planning);
             let text = format!(
                 "plan-bound: planning takes {planning} of a thread; {waits}; {wanted}: batches of more images take less planning"
             );
-            return Finding { bound: Bound::Plan, text, headroom: taken };
+            return Finding { bound: Bound::Plan, text, headroom: None };
         }
         let [read, decode, render] = ["read", "decode", "render"].map(|name| self.busy(name));
         let busy_of = format!("{busy:.1} of {workers} {} busy", if workers == 1.0 { "worker" } else { "workers" });
@@ -319,9 +358,9 @@ impl Window<'_> {
             };
             let text = format!(
                 "disk-bound: {busy_of}, {} of it reading from {what} ({bytes:.0} MB/s); {waits}; {wanted}: more --workers read more at once, {where_from}",
-                percent(read / busy)
+                percent((read / (read + decode + render)).min(1.0))
             );
-            return Finding { bound: Bound::Disk, text, headroom: taken };
+            return Finding { bound: Bound::Disk, text, headroom: None };
         }
         let bound = if render > decode { Bound::Render } else { Bound::Decode };
         let (remedy, headroom) = self.more_workers(bound, workers, taken);
@@ -397,7 +436,9 @@ mod tests {
     }
 
     fn trainer(feed: u64, name: &str, waited_s: f64) -> TrainerReading {
-        TrainerReading { feed, pid: 7, name: name.to_owned(), waited_s, is_latest: false }
+        // Of one process, whose readers are told apart by their numbers.
+        let reader = name.bytes().map(u64::from).sum();
+        TrainerReading { feed, reader, pid: 7, name: name.to_owned(), read: 100, waited_s, is_latest: false }
     }
 
     /// Ten seconds of two workers that decode, with one trainer that waits for four of them and a processor that idles.
@@ -415,6 +456,8 @@ mod tests {
             images: 6_400,
             trainers: vec![trainer(1, "a", 4.0)],
             idle_cpu_s: 10.0,
+            cpus: 4.0,
+            cpu_s: 20.0,
             read_bytes: 1_000_000_000,
             kept: 0,
             keepable: 0,
@@ -424,8 +467,19 @@ mod tests {
 
     fn before(after: &Reading) -> Reading {
         let stages = after.stages.iter().map(|of| stage(&of.name, of.threads, 0, 0.0, 0.0)).collect();
-        let trainers = after.trainers.iter().map(|of| TrainerReading { waited_s: 0.0, ..of.clone() }).collect();
-        Reading { at_s: 20.0, stages, images: 0, trainers, idle_cpu_s: 0.0, read_bytes: 0, kept: 0, ..after.clone() }
+        let trainers =
+            after.trainers.iter().map(|of| TrainerReading { waited_s: 0.0, read: 0, ..of.clone() }).collect();
+        Reading {
+            at_s: 20.0,
+            stages,
+            images: 0,
+            trainers,
+            idle_cpu_s: 0.0,
+            cpu_s: 0.0,
+            read_bytes: 0,
+            kept: 0,
+            ..after.clone()
+        }
     }
 
     fn text(after: &Reading) -> String {
@@ -446,6 +500,9 @@ mod tests {
         // Half a processor is half a worker.
         let busy = Reading { idle_cpu_s: 5.0, ..after() };
         assert!(text(&busy).ends_with("≈ +160 images/s"), "{}", text(&busy));
+        // A quota is no idle processor.
+        let quota = Reading { cpus: 2.0, ..after() };
+        assert!(text(&quota).contains("every processor is busy"), "{}", text(&quota));
         let full = Reading { idle_cpu_s: 1.0, ..after() };
         assert!(text(&full).contains("every processor is busy: a larger --cache"), "{}", text(&full));
     }
@@ -468,7 +525,7 @@ mod tests {
         slow.stages[2].busy_s = 4.0;
         assert_eq!(
             text(&slow),
-            "trainer-bound: `a` (pid 7) reads 640 images/s and waits 5 % of its time; mixd has room for ≈ 1.9k images/s more"
+            "trainer-bound: `a` (pid 7) reads 640 images/s and waits 5 % of its time; mixd could deliver ≈ 1.0k images/s more"
         );
     }
 
@@ -485,9 +542,23 @@ mod tests {
         let mut latest = shared;
         latest.trainers.iter_mut().for_each(|trainer| trainer.is_latest = true);
         assert!(text(&latest).starts_with("decode-bound: "), "{}", text(&latest));
+        // One mixer of a latest feed is one, however many trainers wait.
+        latest.stages[4] = stage("mix", 1, 100, 9.5, 0.0);
+        latest.stages[2].busy_s = 8.0;
+        assert!(text(&latest).starts_with("mix-bound: mixing takes 95 % of a thread; `fast`"), "{}", text(&latest));
         // One starving feed is enough, whatever others do.
         let two = Reading { trainers: vec![trainer(1, "slow", 0.1), trainer(2, "fast", 8.0)], ..after() };
         assert!(text(&two).contains("`fast` (pid 7) waits 80 % of its time;"), "{}", text(&two));
+    }
+
+    #[test]
+    fn a_standstill_is_the_disk_s() {
+        let mut still = Reading { images: 0, trainers: vec![trainer(1, "a", 10.0)], ..after() };
+        still.stages.iter_mut().for_each(|stage| (stage.busy_s, stage.waiting_in_s, stage.items) = (0.0, 0.0, 0));
+        assert_eq!(
+            text(&still),
+            "disk-bound: nothing has come for 10 s; `a` (pid 7) waits 100 % of its time: the log names what cannot be read"
+        );
     }
 
     #[test]

@@ -127,8 +127,8 @@ fn a_screen_of_80_by_24_shows_verdict_stages_feeds_trainers_and_keys() {
     terminal.contains("idle: no trainer is attached");
     terminal.contains("0 feeds, 0 trainers");
     let mut trainer = daemon.bench_trainer(&["--warmup=0", "--batch-size=16"]);
-    let screen =
-        terminal.wait("a verdict", |screen| screen.contains("-bound: ") && screen.contains("1 feed, 1 trainer"));
+    let is_there = ["-bound: ", "1 feed, 1 trainer", "200 of 200 decoded"];
+    let screen = terminal.wait("a verdict", |screen| is_there.iter().all(|part| screen.contains(part)));
     assert!(terminal.is_alternate());
     for part in [
         "mixd 0",

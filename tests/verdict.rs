@@ -9,7 +9,15 @@ use mixd::status::Verdict;
 use mixd::types::ImageSize;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Held by each test: what others do at the same time would bound its daemon.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The result of `mixd bench`.
 fn bench(program: &mut Command, data: &Path, options: &[&str]) -> serde_json::Value {
@@ -21,6 +29,7 @@ fn bench(program: &mut Command, data: &Path, options: &[&str]) -> serde_json::Va
 
 #[test]
 fn bench_names_the_stage_that_is_starved_of_time() {
+    let _alone = alone();
     // Batches of many images, since what is done once a batch, waking others, takes longer than mixing a few of one pixel.
     let many = small_folder(2_000);
     let cases: [(&str, &Path, &[&str]); 5] = [
@@ -40,6 +49,7 @@ fn bench_names_the_stage_that_is_starved_of_time() {
 
 #[test]
 fn a_slow_disk_is_named() {
+    let _alone = alone();
     if !common::may_trace() {
         return common::left_out("no strace, or no right to trace, here");
     }
@@ -66,10 +76,10 @@ fn small() -> FeedSpec {
 
 #[test]
 fn a_daemon_without_trainers_is_idle_and_one_whose_trainer_works_is_trainer_bound() {
+    let _alone = alone();
     let daemon = Daemon::start(&[]);
     assert_eq!(wait_for(&daemon, "idle", || {}).text, "idle: no trainer is attached");
     let mut feed = daemon.attach(small()).unwrap();
-    wait_for(&daemon, "measuring", || {});
     let mut work = || {
         drop(feed.next_batch().unwrap());
         let until = Instant::now() + Duration::from_millis(5);
@@ -87,6 +97,7 @@ fn a_daemon_without_trainers_is_idle_and_one_whose_trainer_works_is_trainer_boun
 /// Who reads fast waits for the slow trainer, not for the daemon.
 #[test]
 fn a_slow_trainer_of_a_shared_feed_is_not_blamed_on_the_daemon() {
+    let _alone = alone();
     let daemon = Daemon::start(&[]);
     let spec = FeedSpec { share: Some(Share::new("all".parse().unwrap())), ..small() };
     let mut slow = daemon.attach(spec).unwrap();

@@ -37,10 +37,7 @@ pub fn arguments(path: &Path, command: &Command, matches: &ArgMatches) -> anyhow
                 for (key, value) in own {
                     let Some(arg) = option(chosen, key) else {
                         let nearest = suggestion(key, longs(chosen));
-                        bail!(
-                            "{}: `{name}` has no option `{key}`{nearest} (see `mixd {name} --help-all`)",
-                            escaped(&path)
-                        );
+                        bail!("{}: `{name}` has no option `{key}`{nearest} (see `mixd help {name}`)", escaped(&path));
                     };
                     add(&mut arguments, chosen, arg, given, value).with_context(|| escaped(&path).to_string())?;
                 }

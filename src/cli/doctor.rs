@@ -1,7 +1,7 @@
 //! `mixd doctor`: what of this machine mixd's speed depends on, what to change, and what that brings.
 
 use super::options::SocketArgs;
-use crate::client;
+use crate::client::{self, ClientError};
 use crate::cpus;
 use crate::decode::{JPEG_DECODER, JPEG_DECODER_COST};
 use crate::escape::escaped;
@@ -195,7 +195,7 @@ fn shared_memory() -> Finding {
 
 fn descriptors(maximum: Option<u64>) -> Finding {
     match maximum {
-        Some(count) if count < 64 => fail(
+        Some(count) if count < 32 => fail(
             "files",
             format!("{count} may be open"),
             "raise `ulimit -Hn` (LimitNOFILE= of systemd, --ulimit nofile= of docker)",
@@ -280,7 +280,8 @@ fn daemon(socket: &Path) -> Finding {
             note("daemon", found, concat!("this is ", env!("CARGO_PKG_VERSION"), ": use the same mixd on both sides"))
         }
         Ok(status) => ok("daemon", format!("{} (pid {}) on {}", status.data, status.pid, escaped(socket))),
-        Err(_) => ok("daemon", format!("none on {}", escaped(socket))),
+        Err(ClientError::NoDaemon { .. }) if !socket.exists() => ok("daemon", format!("none on {}", escaped(socket))),
+        Err(error) => note("daemon", error, "trainers would meet the same error"),
     }
 }
 

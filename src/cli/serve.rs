@@ -115,8 +115,9 @@ impl Serve {
                 tokio::spawn(serve_metrics(listen(address, "--metrics").await?, Arc::clone(&site)));
             }
             if let Some(address) = self.web {
-                tokio::spawn(serve_page(listen(address, "--web").await?, Arc::clone(&site)));
-                tracing::info!("the live page is at http://{address}/");
+                let listener = listen(address, "--web").await?;
+                tracing::info!("the live page is at http://{}/", listener.local_addr()?);
+                tokio::spawn(serve_page(listener, Arc::clone(&site)));
             }
             // A daemon of a trainer's own is none of its service manager's.
             let is_service = !self.until_eof;

@@ -8,22 +8,16 @@ use std::time::Duration;
 /// How often the status line is sent, where the watchdog does not ask for more.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Sends a state, in a thread of its own: a manager that does not read must not hold up the control plane.
-async fn send(ready: bool, watchdog: bool, status: String) {
-    let send = move || {
-        let mut states = vec![NotifyState::Status(&status)];
-        states.extend(ready.then_some(NotifyState::Ready));
-        states.extend(watchdog.then_some(NotifyState::Watchdog));
-        sd_notify::notify(&states)
-    };
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(send).await {
+/// Notifies in a thread of its own: neither a manager that does not read nor a status that takes long must hold up the control plane.
+async fn notify(notify: impl FnOnce() -> std::io::Result<()> + Send + 'static) {
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(notify).await {
         tracing::debug!("the service manager cannot be notified: {error}");
     }
 }
 
 /// Tells that the daemon starts.
 pub async fn starting() {
-    send(false, false, "indexing the data set".to_owned()).await;
+    notify(|| sd_notify::notify(&[NotifyState::Status("indexing the data set")])).await;
 }
 
 /// Tells that the daemon is ready, and then, until the runtime ends, what bounds its trainers and that its control plane is alive: twice in the
@@ -36,14 +30,20 @@ pub async fn ready(daemon: Arc<Daemon>) {
     let mut ready = true;
     loop {
         ticks.tick().await;
-        let verdict = daemon.status().verdict.map_or(String::new(), |verdict| verdict.text);
-        send(ready, watchdog.is_some(), verdict).await;
+        let daemon = Arc::clone(&daemon);
+        notify(move || {
+            let verdict = daemon.status().verdict.map_or(String::new(), |verdict| verdict.text);
+            let mut states = vec![NotifyState::Status(&verdict)];
+            states.extend(ready.then_some(NotifyState::Ready));
+            states.extend(watchdog.is_some().then_some(NotifyState::Watchdog));
+            sd_notify::notify(&states)
+        })
+        .await;
         ready = false;
     }
 }
 
 /// Tells that the daemon stops, and why.
 pub async fn stopping(reason: &'static str) {
-    let send = move || sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status(reason)]);
-    let _ = tokio::task::spawn_blocking(send).await;
+    notify(move || sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status(reason)])).await;
 }

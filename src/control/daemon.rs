@@ -36,7 +36,15 @@ pub struct FeedKind {
     pub share: String,
 }
 
+/// The most kinds that are counted apart, of feeds that are gone: names of shares are any, and metrics should be few.
+const KINDS_MAX: usize = 100;
+
 impl FeedKind {
+    /// What kinds beyond [`KINDS_MAX`] are counted as.
+    fn other(self) -> Self {
+        Self { share: "(others)".to_owned(), ..self }
+    }
+
     fn of(spec: &FeedSpec) -> Self {
         Self { split: spec.split.name(), share: spec.share.map_or(String::new(), |share| share.name.to_string()) }
     }
@@ -275,7 +283,9 @@ impl Daemon {
         tracing::info!(feed = ticket.feed, pid, published, "trainer left");
         {
             let mut gone = self.gone();
-            let totals = gone.entry(FeedKind::of(&open.spec)).or_default();
+            let kind = FeedKind::of(&open.spec);
+            let is_new = !gone.contains_key(&kind) && gone.len() >= KINDS_MAX;
+            let totals = gone.entry(if is_new { kind.other() } else { kind }).or_default();
             let readers = open.feed.ring().readers();
             readers.iter().filter(|reader| reader.id == ticket.reader).for_each(|reader| totals.add_reader(reader));
             if open.trainers.is_empty() {
@@ -349,6 +359,7 @@ impl Daemon {
                 Some(status::Trainer {
                     pid: *pid,
                     name: name.clone(),
+                    reader: reader.id,
                     read: reader.read,
                     skipped: reader.skipped,
                     waited_s: reader.waited.as_secs_f64(),
@@ -372,9 +383,17 @@ impl Daemon {
 
     /// What the daemon is doing.
     pub fn status(&self) -> Status {
-        let status = self.counters();
-        let verdict = self.history().verdict(&Reading::of(&status));
-        Status { verdict: Some(verdict), ..status }
+        let counters = self.counters();
+        let verdict = self.history().verdict(&Reading::of(&counters));
+        let source = self.pipeline.source();
+        Status {
+            verdict: Some(verdict),
+            notes: source.notes().iter().map(|note| printable(note).to_string()).collect(),
+            bad_samples: self.pipeline.bad_samples(),
+            recipe: self.recipe.clone(),
+            classes: source.classes().to_vec(),
+            ..counters
+        }
     }
 
     /// Adds a reading of the counters to the history; once a second.
@@ -396,6 +415,7 @@ impl Daemon {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The status without its lists, which may be long, and without a verdict.
     fn counters(&self) -> Status {
         let (source, options) = (self.pipeline.source(), self.pipeline.options());
         let usage = crate::usage::own();
@@ -404,7 +424,7 @@ impl Daemon {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             data: source.location(),
-            notes: source.notes().iter().map(|note| printable(note).to_string()).collect(),
+            notes: Vec::new(),
             uptime_s: self.started.elapsed().as_secs_f64(),
             cpu_s: usage.cpu.as_secs_f64(),
             peak_rss_bytes: usage.peak_rss_bytes,
@@ -434,18 +454,19 @@ impl Daemon {
                 })
                 .collect(),
             feeds: self.feeds(),
-            bad_samples: self.pipeline.bad_samples(),
+            bad_samples: Vec::new(),
             decode_warnings,
             last_decode_warning,
             fetched: source.fetched(),
             stages: self.pipeline.stats().stages().map(stage).to_vec(),
             draining: self.is_draining(),
             mixed: self.pipeline.stats().mixed(),
-            recipe: self.recipe.clone(),
-            classes: self.pipeline.source().classes().to_vec(),
+            recipe: None,
+            classes: Vec::new(),
             read_bytes: self.pipeline.stats().read_bytes(),
             idle_cpu_s: crate::usage::idle().as_secs_f64(),
             verdict: None,
+            available_cpus: crate::cpus::available() as u32,
         }
     }
 }

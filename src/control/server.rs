@@ -59,7 +59,9 @@ pub async fn serve(
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            daemon.record();
+            // Opening a feed may hold what it reads for as long as a cache file takes to be made.
+            let daemon = Arc::clone(&daemon);
+            let _ = tokio::task::spawn_blocking(move || daemon.record()).await;
         }
     };
     let shutdown = async {

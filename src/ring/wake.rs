@@ -31,12 +31,12 @@ fn wait(event: &AtomicU32, seen: u32) -> futex::Wait {
     wait
 }
 
-/// Whether this kernel lets a thread sleep on several events (Linux 5.16 or newer).
+/// Whether a thread may sleep on several events: Linux 5.16 or newer, and no filter of system calls that does not know it.
 pub fn can_wait_for_several() -> bool {
     let words = [AtomicU32::new(0), AtomicU32::new(0)];
     let waits = words.each_ref().map(|word| wait(word, 1));
     let refused = futex::waitv(&waits, futex::WaitvFlags::empty(), None, futex::ClockId::Monotonic);
-    refused != Err(rustix::io::Errno::NOSYS)
+    !matches!(refused, Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM))
 }
 
 /// The [`Sleeper`] of real processes.
@@ -59,8 +59,8 @@ impl Sleeper for Futex {
                 let nanos = now.tv_nsec + SLEEP_MAX_NS;
                 let end = Timespec { tv_sec: now.tv_sec + nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 };
                 match futex::waitv(&waits, futex::WaitvFlags::empty(), Some(&end), futex::ClockId::Monotonic) {
-                    // Before Linux 5.16: what happens to the others is seen at the deadline.
-                    Err(rustix::io::Errno::NOSYS) => return self.sleep(&events[..1]),
+                    // Before Linux 5.16, or not allowed: what happens to the others is seen at the deadline.
+                    Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => return self.sleep(&events[..1]),
                     outcome => outcome.map(|_| ()),
                 }
             }

@@ -53,7 +53,7 @@ fn bad_sample(x: &BadSample) -> Value {
 
 fn trainer(x: &Trainer) -> Value {
     json!({
-        "pid": x.pid, "name": x.name, "read": x.read, "skipped": x.skipped, "waited_s": x.waited_s, "lag": x.lag,
+        "pid": x.pid, "name": x.name, "reader": x.reader, "read": x.read, "skipped": x.skipped, "waited_s": x.waited_s, "lag": x.lag,
         "epoch": x.place.epoch, "index": x.place.index, "evicted": x.evicted,
     })
 }

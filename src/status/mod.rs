@@ -63,6 +63,8 @@ pub struct Status {
     pub idle_cpu_s: f64,
     /// What bounds the trainers' rate.
     pub verdict: Option<Verdict>,
+    /// Processors that the daemon may use: those that it may run on, or fewer by a quota.
+    pub available_cpus: u32,
 }
 
 /// What bounds the rate of a daemon's trainers.
@@ -76,7 +78,7 @@ pub struct Verdict {
     pub seconds: f64,
     /// Images mixed a second.
     pub images_per_s: f64,
-    /// Images a second more, about, that the remedy in the sentence brings, where that is known.
+    /// Images a second more, about, that another worker brings (decode, render) or that mixd has room for (trainer), where that is known.
     pub headroom_images_per_s: Option<f64>,
 }
 
@@ -156,6 +158,8 @@ pub struct Trainer {
     pub evicted: bool,
     /// Name of its script or program, as it reports it.
     pub name: String,
+    /// Unique in its feed: a process may read one more than once.
+    pub reader: u64,
 }
 
 /// An image that failed to decode.

@@ -34,31 +34,41 @@ pub struct Sheet {
     pub png: Vec<u8>,
 }
 
-/// Makes the sheet of a batch that a feed has published, the last by default.
+/// A feed that has published.
+pub struct Published {
+    feed: u64,
+    /// What it delivers.
+    pub spec: FeedSpec,
+    /// Its last batch.
+    pub last: Place,
+    /// Batches in each epoch.
+    pub batches: u64,
+    /// Batches published.
+    pub count: u64,
+}
+
+/// What a feed has published; `None` before its first batch.
 ///
 /// # Errors
-/// When there is no such feed or batch, or it cannot be made; for people.
-pub fn sheet(daemon: &Daemon, feed: u64, place: Option<Place>) -> Result<Sheet, String> {
-    let (spec, last, batches) = published(daemon, feed)?;
-    let place = place.unwrap_or(last);
+/// When it is not open.
+pub fn published(daemon: &Daemon, feed: u64) -> Result<Option<Published>, String> {
+    let feeds = daemon.feeds();
+    let open = feeds.iter().find(|open| open.feed_id == feed).ok_or("the feed is closed")?;
+    let last = |number| Place::of_number(number, open.batches);
+    let before = open.next.number(open.batches).checked_sub(1).filter(|_| open.published > 0);
+    let of = |last| Published { feed, spec: open.spec, last, batches: open.batches, count: open.published };
+    Ok(before.map(last).map(of))
+}
+
+/// Makes the sheet of a batch that a feed has published.
+///
+/// # Errors
+/// When there is no such batch, or it cannot be made; for people.
+pub fn sheet(daemon: &Daemon, published: &Published, place: Place) -> Result<Sheet, String> {
+    let &Published { feed, ref spec, last, batches, .. } = published;
     if place > last || place.index >= batches {
         return Err(format!("{place} is not published yet"));
     }
-    draw(daemon, feed, &spec, place, batches)
-}
-
-/// Spec, last published place and batches of an epoch of a feed.
-pub fn published(daemon: &Daemon, feed: u64) -> Result<(FeedSpec, Place, u64), String> {
-    let feeds = daemon.feeds();
-    let open = feeds.iter().find(|open| open.feed_id == feed).ok_or("the feed is closed")?;
-    if open.published == 0 {
-        return Err("nothing is published yet".to_owned());
-    }
-    let last = Place::of_number(open.next.number(open.batches) - 1, open.batches);
-    Ok((open.spec, last, open.batches))
-}
-
-fn draw(daemon: &Daemon, feed: u64, spec: &FeedSpec, place: Place, batches: u64) -> Result<Sheet, String> {
     // A quarter of the bytes; where a feed's options need floating point it keeps its type.
     let small = FeedSpec { dtype: Dtype::U8, share: None, digest: false, start: Start::Now, ..*spec };
     let spec = if small.validate().is_ok() { small } else { FeedSpec { dtype: spec.dtype, ..small } };

@@ -1,18 +1,19 @@
 //! How λ and the operations of a feed's last batches are distributed, beside their laws.
 
-use super::batch::published;
+use super::batch::Published;
 use crate::control::Daemon;
 use crate::lesson::{beta_density, folded_density};
 use crate::plan::{Plan, Sampler};
 use crate::spec::{FeedSpec, Mix};
-use crate::types::{EPOCH_BITS, Place, Start};
+use crate::types::{Place, Start};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// The most batches that are looked back.
 const BATCHES_MAX: u64 = 100;
-/// Views that are drawn for the law of the operations.
+/// Views that are drawn for the law of the operations, and seeds that they are drawn from at most.
 const DRAWS: usize = 20_000;
+const SEEDS_MAX: u64 = 100;
 /// Bins of λ.
 const BINS: usize = 25;
 /// Points of the integral over a bin.
@@ -50,40 +51,42 @@ impl Counts {
 }
 
 /// The λ and the operations of the last hundred batches, and what their laws expect: of mixup's λ alone its density, of everything else
-/// the shares among 20,000 views of another seed.
+/// the shares among 20,000 views of other seeds.
 ///
 /// # Errors
-/// As [`batch::sheet`](super::batch::sheet).
-pub fn laws(daemon: &Daemon, feed: u64) -> Result<Value, String> {
-    let (spec, last, batches) = published(daemon, feed)?;
+/// When the spec cannot be planned; for people.
+pub fn laws(daemon: &Daemon, published: &Published) -> Result<Value, String> {
+    let &Published { spec, last, batches, count, .. } = published;
     let spec = FeedSpec { start: Start::Now, share: None, ..spec };
     let sampler = |spec: FeedSpec| daemon.pipeline().sampler(&spec).map_err(|error| error.to_string());
     let from = if spec.mix.cutmix.is_none() && spec.mix.fold { 0.5 } else { 0.0 };
-    let (last, count) = (
-        last.number(batches),
-        daemon.feeds().iter().find(|open| open.feed_id == feed).map_or(1, |open| open.published),
-    );
+    let last = last.number(batches);
     let mut seen = Counts::default();
     let places = (0..count.min(BATCHES_MAX)).filter_map(|back| last.checked_sub(back.into()));
     each(&sampler(spec)?, places.map(|number| Place::of_number(number, batches)), |plan| seen.add(&spec, plan, from));
     let mut law = Counts::default();
-    let other = sampler(FeedSpec { seed: spec.seed ^ 0x5eed, ..spec })?;
-    // In the epoch of the last batch: mixing may end with an epoch.
-    let first = (last / u128::from(batches)) as u64;
-    let epochs = (first..1 << EPOCH_BITS).flat_map(|epoch| (0..batches).map(move |index| Place { epoch, index }));
-    let enough = DRAWS.div_ceil(spec.batch_size as usize);
-    each(&other, epochs.take(enough), |plan| law.add(&spec, plan, from));
-    let density = mixup_law(&spec.mix, first, from);
+    // In the epoch of the last batch, since mixing may end with an epoch; from other seeds where it has too few.
+    let epoch = (last / u128::from(batches)) as u64;
+    for seed in 1.. {
+        let other = sampler(FeedSpec { seed: spec.seed.wrapping_add(seed << 32), ..spec })?;
+        let enough = (DRAWS - law.rows).div_ceil(spec.batch_size as usize) as u64;
+        let places = (0..batches.min(enough)).map(|index| Place { epoch, index });
+        each(&other, places, |plan| law.add(&spec, plan, from));
+        if law.rows >= DRAWS || seed == SEEDS_MAX {
+            break;
+        }
+    }
+    let density = mixup_law(&spec.mix, epoch, from);
     let names: Vec<&str> = law.operations.keys().copied().collect();
     let operations = names.iter().map(|name| json!({"name": name, "share": seen.uses(name), "law": law.uses(name)}));
     Ok(json!({
         "rows": seen.rows,
         "lambda": {
             "from": from, "shares": seen.shares(), "law": density.as_ref().map_or_else(|| law.shares(), |(_, law)| law.clone()),
-            "law_name": density.map_or_else(|| format!("{} rows of another seed", law.rows), |(name, _)| name),
+            "law_name": density.map_or_else(|| format!("{} rows of other seeds", law.rows), |(name, _)| name),
         },
         "operations": operations.collect::<Vec<_>>(),
-        "operations_law_name": format!("{} views of another seed", law.rows),
+        "operations_law_name": format!("{} views of other seeds", law.rows),
     }))
 }
 
@@ -104,7 +107,8 @@ fn each(sampler: &Sampler, places: impl Iterator<Item = Place>, mut look: impl F
 fn mixup_law(mix: &Mix, epoch: u64, from: f64) -> Option<(String, Vec<f64>)> {
     let alpha = mix.mixup.filter(|_| mix.cutmix.is_none() && mix.off_epoch.is_none_or(|off| epoch < off))?;
     let density = if mix.fold { folded_density } else { beta_density };
-    let factor = density(alpha, 0.75) / (0.75_f64 * 0.25).powf(alpha - 1.0);
+    // Of the density's constant and its powers of x and 1−x, which alone leave the range of f64 for a large α.
+    let factor = density(alpha, 0.5).ln() + 2.0 * 2.0_f64.ln() * (alpha - 1.0);
     let power = alpha.min(1.0);
     let edge = |bin: usize| (1.0 - (from + (1.0 - from) * bin as f64 / BINS as f64)).max(0.0).powf(power);
     let share = |bin: usize| {
@@ -112,7 +116,8 @@ fn mixup_law(mix: &Mix, epoch: u64, from: f64) -> Option<(String, Vec<f64>)> {
         let step = (high - low) / POINTS as f64;
         let points = (0..POINTS).map(|nth| {
             let distance = (low + (nth as f64 + 0.5) * step).powf(1.0 / power);
-            factor * (1.0 - distance).powf(alpha - 1.0) * distance.powf(alpha - power) / power
+            let powers = (alpha - 1.0) * (-distance).ln_1p() + (alpha - power) * distance.ln();
+            (factor + powers).exp() / power
         });
         mix.prob * points.sum::<f64>() * step
     };
@@ -131,11 +136,11 @@ mod tests {
     #[test]
     fn mixup_s_law_sums_to_one_and_has_known_shares() {
         let law = |alpha, prob| mixup_law(&Mix { mixup: Some(alpha), prob, ..Mix::NONE }, 0, 0.5).unwrap().1;
-        for alpha in [0.1, 0.4, 1.0, 3.0, 40.0] {
+        for alpha in [0.1, 0.4, 1.0, 3.0, 40.0, 1000.0] {
             let sum: f64 = law(alpha, 1.0).iter().sum();
             assert!((sum - 1.0).abs() < 1e-3, "{alpha}: {sum}");
         }
-        for alpha in [0.1, 0.4, 1.0, 3.0, 40.0] {
+        for alpha in [0.1, 0.4, 1.0, 3.0, 40.0, 1000.0] {
             let law = mixup_law(&Mix { mixup: Some(alpha), fold: false, ..Mix::NONE }, 0, 0.0).unwrap().1;
             assert!((law.iter().sum::<f64>() - 1.0).abs() < 1e-3 && law[0] == law[BINS - 1], "{alpha}: {law:?}");
         }

@@ -124,8 +124,11 @@ fn stages(to: &mut Document, status: &Status) {
     to.each(("bottleneck", "gauge", help), Bound::ALL, |sample, bound| {
         sample(&[("bound", &bound.name())], f64::from(u8::from(verdict.bound == bound.name())));
     });
-    let help = "Images a second more that the verdict's remedy brings, about; 0 where that is not known.";
-    to.one("headroom_images_per_second", "gauge", help, verdict.headroom_images_per_s.unwrap_or(0.0));
+    let help =
+        "Images a second more, about, that another worker brings (decode, render) or that mixd has room for (trainer).";
+    to.each(("headroom_images_per_second", "gauge", help), &verdict.headroom_images_per_s, |sample, more| {
+        sample(&[], *more)
+    });
 }
 
 fn caches(to: &mut Document, status: &Status) {

@@ -17,9 +17,13 @@ use hyper_util::service::TowerToHyperService;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
-/// The most time for the head of a request.
+/// The most time for the head of a request, and for all of it with its answer.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// The most connections at a time: they must not take the descriptors that feeds and images need.
+const CONNECTIONS_MAX: usize = 32;
 
 /// The daemon, once its data set is indexed. Listeners are open before, so that probes get an answer.
 pub type Site = Arc<OnceLock<Arc<Daemon>>>;
@@ -39,7 +43,10 @@ fn probes() -> Router<Site> {
     Router::new()
         .route(
             "/metrics",
-            get(|State(site): State<Site>| async move { text(metrics::text(site.get().map(|daemon| &**daemon))) }),
+            get(|State(site): State<Site>| async move {
+                let made = tokio::task::spawn_blocking(move || metrics::text(site.get().map(|daemon| &**daemon)));
+                made.await.map_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response(), text)
+            }),
         )
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(|State(site): State<Site>| async move { readiness(&site) }))
@@ -63,11 +70,18 @@ fn text(body: String) -> Response {
 async fn serve(listener: TcpListener, router: Router) {
     let mut http = http1::Builder::new();
     http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let service = TowerToHyperService::new(router.clone());
-                tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
+                // The next one waits in the kernel's queue.
+                let place = Arc::clone(&places).acquire_owned().await;
+                let connection = http.serve_connection(TokioIo::new(stream), service);
+                tokio::spawn(async move {
+                    let _place = place;
+                    let _ = tokio::time::timeout(REQUEST_TIMEOUT, connection).await;
+                });
             }
             Err(error) => {
                 tracing::debug!("a connection over HTTP waits: {error}");

@@ -15,14 +15,16 @@ use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 
 /// A sheet serves for so long: drawing takes time that decoding needs, too.
 const SHEET_TIME: Duration = Duration::from_millis(1_500);
 
-const SECURITY: [(header::HeaderName, &str); 4] = [
+const SECURITY: [(header::HeaderName, &str); 5] = [
     (header::CONTENT_SECURITY_POLICY, "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::REFERRER_POLICY, "no-referrer"),
+    (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     (header::CACHE_CONTROL, "no-store"),
 ];
 
@@ -35,7 +37,8 @@ struct Page {
     site: Site,
     /// Whether requests come from this machine alone.
     is_local: bool,
-    /// Locked while one is drawn, so that there is one at a time.
+    /// Held by whoever draws: one at a time, and the others wait without a thread.
+    drawing: Arc<Semaphore>,
     sheet: Arc<Mutex<LastSheet>>,
 }
 
@@ -53,13 +56,16 @@ pub fn routes(site: Site, is_local: bool) -> Router {
         .route(
             "/api/status",
             get(async |State(page): State<Page>, headers: HeaderMap| {
-                page.answer(&headers, || Ok(Json(status(page.daemon()?))))
+                page.work(headers, |page| Ok(Json(status(page.daemon()?)))).await
             }),
         )
         .route(
             "/api/feeds/{feed}/batch",
             get(async |State(page): State<Page>, Path(feed): Path<u64>, headers: HeaderMap| {
-                page.work(headers, move |page| Ok(Json(page.sheet(feed, None)?.description.clone()))).await
+                page.work(headers, move |page| {
+                    Ok(Json(page.sheet(feed, None)?.map_or(Value::Null, |sheet| sheet.description.clone())))
+                })
+                .await
             }),
         )
         .route(
@@ -67,6 +73,7 @@ pub fn routes(site: Site, is_local: bool) -> Router {
             get(async |State(page): State<Page>, Path((feed, epoch, index)), headers: HeaderMap| {
                 page.work(headers, move |page| {
                     let sheet = page.sheet(feed, Some(Place { epoch, index }))?;
+                    let sheet = sheet.ok_or_else(|| not_found("nothing is published yet".to_owned()))?;
                     Ok(([(header::CONTENT_TYPE, "image/png")], sheet.png.clone()))
                 })
                 .await
@@ -75,10 +82,16 @@ pub fn routes(site: Site, is_local: bool) -> Router {
         .route(
             "/api/feeds/{feed}/laws",
             get(async |State(page): State<Page>, Path(feed): Path<u64>, headers: HeaderMap| {
-                page.work(headers, move |page| laws::laws(page.daemon()?, feed).map(Json).map_err(not_found)).await
+                page.work(headers, move |page| {
+                    let daemon = page.daemon()?;
+                    let published = batch::published(daemon, feed).map_err(not_found)?;
+                    let laws = published.map_or(Ok(Value::Null), |published| laws::laws(daemon, &published));
+                    laws.map(Json).map_err(not_found)
+                })
+                .await
             }),
         )
-        .with_state(Page { site, is_local, sheet: Arc::default() })
+        .with_state(Page { site, is_local, drawing: Arc::new(Semaphore::new(1)), sheet: Arc::default() })
 }
 
 /// An answer that is none.
@@ -95,6 +108,9 @@ impl Page {
             return (StatusCode::FORBIDDEN, "this page is for browsers on its machine: open it by its address")
                 .into_response();
         }
+        if headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site") {
+            return (StatusCode::FORBIDDEN, "this page answers no other site").into_response();
+        }
         (SECURITY, make()).into_response()
     }
 
@@ -104,7 +120,12 @@ impl Page {
         headers: HeaderMap,
         make: impl FnOnce(&Self) -> Result<T, Refused> + Send + 'static,
     ) -> Response {
-        let work = tokio::task::spawn_blocking(move || self.answer(&headers, || make(&self)));
+        // Fails only where the semaphore is closed, which nobody does.
+        let turn = Arc::clone(&self.drawing).acquire_owned().await;
+        let work = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            self.answer(&headers, || make(&self))
+        });
         work.await.unwrap_or_else(|panic| (StatusCode::INTERNAL_SERVER_ERROR, panic.to_string()).into_response())
     }
 
@@ -113,19 +134,25 @@ impl Page {
         self.site.get().map(|daemon| &**daemon).ok_or_else(indexing)
     }
 
-    /// The sheet of a batch of a feed, by default of its last, or of one that was its last a moment ago.
-    fn sheet(&self, feed: u64, place: Option<Place>) -> Result<Arc<Sheet>, Refused> {
+    /// The sheet of a batch of a feed, by default of its last, or of one that was its last a moment ago; `None` before its first.
+    fn sheet(&self, feed: u64, place: Option<Place>) -> Result<Option<Arc<Sheet>>, Refused> {
         let daemon = self.daemon()?;
         let mut last = self.sheet.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(published) = batch::published(daemon, feed).map_err(not_found)? else { return Ok(None) };
+        let is_recent = |since: &Instant, sheet: &Sheet| match place {
+            Some(place) => place == sheet.place,
+            None => since.elapsed() < SHEET_TIME || sheet.place == published.last,
+        };
         if let Some((since, sheet)) = &*last
             && sheet.feed == feed
-            && place.map_or_else(|| since.elapsed() < SHEET_TIME, |place| place == sheet.place)
+            && is_recent(since, sheet)
         {
-            return Ok(Arc::clone(sheet));
+            return Ok(Some(Arc::clone(sheet)));
         }
-        let sheet = Arc::new(batch::sheet(daemon, feed, place).map_err(not_found)?);
+        let sheet = batch::sheet(daemon, &published, place.unwrap_or(published.last)).map_err(not_found)?;
+        let sheet = Arc::new(sheet);
         *last = Some((Instant::now(), Arc::clone(&sheet)));
-        Ok(sheet)
+        Ok(Some(sheet))
     }
 }
 

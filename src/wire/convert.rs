@@ -292,9 +292,9 @@ fields! {
     Status {
         pid, version, data, uptime_s, cpu_s, peak_rss_bytes, decode_workers, jpeg_decoder, mixer, train_samples, val_samples,
         stores, sources, feeds, bad_samples, decode_warnings, last_decode_warning, stages, draining, mixed, recipe, classes,
-        notes, fetched, read_bytes, idle_cpu_s, verdict
+        notes, fetched, read_bytes, idle_cpu_s, verdict, available_cpus
     }
-    Trainer { pid, read, skipped, waited_s, lag, place, evicted, name }
+    Trainer { pid, read, skipped, waited_s, lag, place, evicted, name, reader }
     Verdict { bound, text, seconds, images_per_s, headroom_images_per_s }
 }
 

@@ -73,7 +73,7 @@ impl History {
     pub fn trainer_rate(&self, feed: &Feed, trainer: &Trainer) -> TrainerRate {
         let find = |status: &Status| {
             let feed = status.feeds.iter().find(|other| other.feed_id == feed.feed_id)?;
-            feed.trainers.iter().find(|other| other.pid == trainer.pid).cloned()
+            feed.trainers.iter().find(|other| other.reader == trainer.reader).cloned()
         };
         let rows = f64::from(feed.spec.batch_size);
         match self.before.as_ref().and_then(find) {

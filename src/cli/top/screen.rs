@@ -314,6 +314,7 @@ mod tests {
             place: Place::default(),
             evicted: false,
             name: "train.py".to_owned(),
+            reader: 1,
         };
         let feed = |feed_id| Feed {
             feed_id,
@@ -351,6 +352,7 @@ mod tests {
             classes: Vec::new(),
             read_bytes: 0,
             idle_cpu_s: 0.0,
+            available_cpus: 2,
             verdict: Some(Verdict {
                 bound: "mix".to_owned(),
                 text: "mix-bound: ".to_owned() + &"word ".repeat(40),

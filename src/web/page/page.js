@@ -1,7 +1,7 @@
 "use strict";
 // Draws what the daemon's data say. Text goes into the page as text only: names of files and classes may hold anything.
 
-const POLL_MS = 1000, BATCH_MS = 2000, LAWS_MS = 5000;
+const POLL_MS = 1000, BATCH_MS = 2000, LAWS_MS = 15000;
 const SVG = "http://www.w3.org/2000/svg";
 const at = (id) => document.getElementById(id);
 let before = null, shown = null, failures = 0;
@@ -80,9 +80,9 @@ function drawStages(stages, history) {
 
 function drawTrainers(status) {
   const seconds = before && before.pid === status.pid ? status.uptime_s - before.uptime_s : 0;
-  const find = (feed, pid) => before?.feeds.find((x) => x.feed_id === feed)?.trainers.find((x) => x.pid === pid);
+  const find = (feed, reader) => before?.feeds.find((x) => x.feed_id === feed)?.trainers.find((x) => x.reader === reader);
   const rows = status.feeds.flatMap((feed) => feed.trainers.map((trainer) => {
-    const then = seconds > 0 ? find(feed.feed_id, trainer.pid) : undefined;
+    const then = seconds > 0 ? find(feed.feed_id, trainer.reader) : undefined;
     const rate = then ? (trainer.read - then.read) * feed.batch_size / seconds : 0;
     const waits = then ? Math.min(Math.max((trainer.waited_s - then.waited_s) / seconds, 0), 1) : 0;
     const row = element("tr", undefined, waits >= 0.1 ? "slow" : "");
@@ -124,6 +124,7 @@ function detail(row) {
 
 async function drawBatch(feed) {
   const description = await get(`api/feeds/${feed}/batch`);
+  if (!description) return noFeed(new Error("nothing is published yet"));
   const place = `${description.epoch}/${description.index}`;
   if (shown === `${feed} ${place}`) return;
   const sheet = new Image();
@@ -155,7 +156,9 @@ async function drawBatch(feed) {
 }
 
 async function drawLaws(feed) {
-  const { rows, lambda, operations, operations_law_name } = await get(`api/feeds/${feed}/laws`);
+  const laws = await get(`api/feeds/${feed}/laws`);
+  if (!laws) return;
+  const { rows, lambda, operations, operations_law_name } = laws;
   const svg = at("lambda");
   const top = Math.max(...lambda.shares, ...lambda.law, 1e-9);
   const width = 100 / lambda.shares.length;
@@ -178,7 +181,9 @@ async function drawLaws(feed) {
 }
 
 function noFeed(error) {
-  at("tiles").replaceChildren();
+  for (const id of ["tiles", "lambda", "operations"]) at(id).replaceChildren();
+  for (const id of ["lambda-from", "lambda-seen", "lambda-law", "operations-key"]) at(id).textContent = "";
+  at("detail").hidden = true;
   at("place").textContent = "";
   at("batch-note").textContent = error.message;
   shown = null;

@@ -132,7 +132,7 @@ fn a_screen_of_80_by_24_shows_verdict_stages_feeds_trainers_and_keys() {
     assert!(terminal.is_alternate());
     for part in [
         "mixd 0",
-        "(200 train, 50 val)",
+        "200 train, 50 val: ",
         "plan ",
         "read ",
         "decode ",

@@ -77,9 +77,16 @@ impl Screen<'_> {
             uptime / 60 % 60,
             uptime % 60
         );
-        let data = format!("{} ({} train, {} val)", status.data, status.train_samples, status.val_samples);
-        let line = Line::from(vec![Span::styled(title, Style::new().add_modifier(Modifier::BOLD)), Span::raw(data)]);
-        frame.render_widget(line, area);
+        let title = Span::styled(title, Style::new().add_modifier(Modifier::BOLD));
+        let counts = format!("{} train, {} val: ", status.train_samples, status.val_samples);
+        // Of a long path the end tells more.
+        let room = usize::from(area.width).saturating_sub(title.width() + counts.len());
+        let length = status.data.chars().count();
+        let data = match length <= room {
+            true => status.data.clone(),
+            false => "…".chars().chain(status.data.chars().skip(length + 1 - room.max(1))).collect(),
+        };
+        frame.render_widget(Line::from(vec![title, Span::raw(counts), Span::raw(data)]), area);
     }
 
     fn verdict(&self, status: &Status) -> (String, Color) {
@@ -377,7 +384,7 @@ mod tests {
         let screen = drawn(100, 30, &mut State::default(), vec![status(10.0, 1), status(12.0, 1)]);
         for part in [
             "mixd 1.2.3 (pid 7), up 0:00:12",
-            "imagenette2-160 (9469 train, 3925 val)",
+            "9469 train, 3925 val: imagenette2-160",
             "stages: 640 images/s mixed",
             "50 % of   2 threads     100 images/s",
             "100 % of   2 threads     100 batches/s",
@@ -387,6 +394,18 @@ mod tests {
         ] {
             assert!(screen.contains(part), "{part}:\n{screen}");
         }
+    }
+
+    #[test]
+    fn of_a_long_path_the_end_is_shown() {
+        let data = "/a/very/long/path/to/a/data/set/somewhere/imagenette2-160".to_owned();
+        let first = |width| {
+            let status = Status { data: data.clone(), ..status(1.0, 0) };
+            drawn(width, 24, &mut State::default(), vec![status]).lines().next().unwrap().trim_end().to_owned()
+        };
+        assert!(first(80).ends_with("9469 train, 3925 val: …omewhere/imagenette2-160"), "{}", first(80));
+        assert!(first(120).ends_with(&format!("val: {data}")), "{}", first(120));
+        assert!(first(30).chars().count() <= 30);
     }
 
     #[test]

@@ -4,7 +4,6 @@
 use super::device::{DeviceSlots, Mark};
 use super::error::RingError;
 use super::layout::{BatchHeader, ENDED_FAILED, EVICTED_UNLAWFUL, SlotLayout, bucket};
-use super::protocol::Sleeper;
 use super::region::{CursorPage, Data};
 use super::view::View;
 use super::wake::{Futex, Woken, now_ns};
@@ -174,6 +173,7 @@ impl GiveUp {
         self.0.give_up.store(true, Ordering::SeqCst);
         // The reader may be between its look and its sleep, and this process may not write the event word; then it looks
         // again at its sleep's deadline.
+        use super::protocol::Sleeper;
         Futex.wake(self.0.data.words().event);
     }
 
@@ -334,8 +334,8 @@ impl RingReader {
         };
         let (seq, slot) = loop {
             waiting_since.set((!self.is_ready()).then(Instant::now));
-            let woken = Woken { woke_ns: &data.header().woke_ns, wake_ns: &cursor.page().wake_ns };
-            let woken = Counting { woken, count: &count_wait };
+            let (woke_ns, wake_ns) = (&data.header().woke_ns, &cursor.page().wake_ns);
+            let woken = Woken { woke_ns, wake_ns, slept: &count_wait };
             let is_there = words.await_published(self.next, cursor.words(), gave_up, &woken);
             count_wait();
             match evicted() {
@@ -415,27 +415,6 @@ impl Drop for RingReader {
         if self.inner.is_ours() {
             while self.inner.give_back_read(true) {}
         }
-    }
-}
-
-/// A reader's sleeper that counts after each sleep: not in turns of waiting awake, which a look at the clock would lengthen.
-struct Counting<'a> {
-    woken: Woken<'a>,
-    count: &'a dyn Fn(),
-}
-
-impl Sleeper for Counting<'_> {
-    fn sleep(&self, events: &[(&crate::sync::AtomicU32, u32)]) {
-        self.woken.sleep(events);
-        (self.count)();
-    }
-
-    fn wake(&self, event: &crate::sync::AtomicU32) {
-        self.woken.wake(event);
-    }
-
-    fn spin(&self, turn: u32, near: bool) -> bool {
-        self.woken.spin(turn, near)
     }
 }
 

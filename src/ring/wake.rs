@@ -101,12 +101,14 @@ impl Sleeper for Waker<'_> {
 }
 
 /// The [`Sleeper`] of a ring's reader: notes how long it takes to wake.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Woken<'a> {
     /// [`super::layout::DataHeader::woke_ns`].
     pub woke_ns: &'a AtomicU64,
     /// [`super::layout::Cursor::wake_ns`].
     pub wake_ns: &'a AtomicU64,
+    /// Called after each sleep, and not in turns of waiting awake.
+    pub slept: &'a dyn Fn(),
 }
 
 impl Sleeper for Woken<'_> {
@@ -118,6 +120,7 @@ impl Sleeper for Woken<'_> {
             let (took, usual) = (now_ns().saturating_sub(woke), self.wake_ns.load(Ordering::Relaxed));
             self.wake_ns.store(follow(usual, took), Ordering::Relaxed);
         }
+        (self.slept)();
     }
 
     fn wake(&self, event: &AtomicU32) {
